@@ -1,0 +1,31 @@
+"""The package's exceptions. Each message is one line: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CCFError(Exception):
+    """Base of every error that the package raises on purpose. ``exit_code`` is what ``ccf`` exits with."""
+
+    exit_code = 1
+
+
+class InputError(CCFError, ValueError):
+    """Something that the user gave (a name, a value, a file, a tensor) is not what was expected."""
+
+    exit_code = 2
+
+
+class UnavailableError(CCFError, RuntimeError):
+    """The request is fine but cannot be met here and now: no network, no device, a failed download."""
+
+    exit_code = 1
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"`` for the nearest of ``known``, or ``""`` when nothing is near."""
+    by_lower = {option.lower(): option for option in known}
+    near = [by_lower[match] for match in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.55)]
+    return f"; did you mean {' or '.join(repr(option) for option in near)}?" if near else ""

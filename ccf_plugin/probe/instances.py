@@ -1,0 +1,48 @@
+"""The rows behind I-CAS: attributions of single samples, kept as they come or capped per class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class InstanceRows:
+    """A(x) and y of the measured samples; at most ``max_per_class`` of each class (the first), or all.
+
+    Memory: N · n values, or K · max_per_class · n where capped, in the features' precision (at least float32).
+    """
+
+    def __init__(self, num_classes: int, max_per_class: int | None = None) -> None:
+        self._num_classes = num_classes
+        self._cap = max_per_class
+        self._rows: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._capped: Tensor | None = None
+        self._seen: Tensor | None = None
+
+    def append(self, rows: Tensor, labels: Tensor, valid: Tensor) -> None:
+        """Take a batch: rows (N, n), labels (N,), and which of them count, bool (N,). Nothing synchronises."""
+        if self._cap is None:
+            self._rows.append(rows)
+            self._labels.append(torch.where(valid, labels, -1))
+            return
+        if self._capped is None or self._seen is None:
+            # one spare slot per class takes what is over the cap, one spare class what is not valid
+            self._capped = rows.new_zeros(self._num_classes + 1, self._cap + 1, rows.shape[1])
+            self._seen = torch.zeros(self._num_classes + 1, dtype=torch.int64, device=rows.device)
+        owner = torch.where(valid, labels, self._num_classes)
+        onehot = torch.nn.functional.one_hot(owner, self._num_classes + 1)
+        rank = (onehot.cumsum(0) - onehot).gather(1, owner.unsqueeze(1)).squeeze(1)
+        slot = (self._seen[owner] + rank).clamp(max=self._cap)
+        self._capped[owner, slot] = rows
+        self._seen += onehot.sum(0)
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """All rows (N, n) and their labels (N,)."""
+        if self._capped is not None and self._seen is not None:
+            kept = self._seen[:-1].clamp(max=self._cap)
+            taken = torch.arange(self._capped.shape[1], device=kept.device) < kept.unsqueeze(1)
+            labels = torch.arange(self._num_classes, device=kept.device).unsqueeze(1).expand_as(taken)
+            return self._capped[:-1][taken], labels[taken]
+        labels = torch.cat(self._labels)
+        return torch.cat(self._rows)[labels >= 0], labels[labels >= 0]
