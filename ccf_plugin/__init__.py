@@ -3,8 +3,8 @@
 ``import ccf_plugin`` needs torch and numpy alone; the training and the zoo load their libraries when used.
 """
 
-from .errors import CCFError, InputError, UnavailableError
-from .probe import (
+from ccf_plugin.errors import CCFError, InputError, UnavailableError
+from ccf_plugin.probe import (
     CrossClassProbe,
     CrossClassResult,
     Head,

@@ -1,6 +1,6 @@
 """The measurement: needs torch and numpy alone (and matplotlib when a picture is drawn)."""
 
-from .attribution import (
+from ccf_plugin.probe.attribution import (
     attribution,
     cas_contributions,
     class_attribution,
@@ -8,9 +8,9 @@ from .attribution import (
     correlation_matrix,
     instance_matrix,
 )
-from .head import Head
-from .probe import CrossClassProbe
-from .result import CrossClassResult
+from ccf_plugin.probe.head import Head
+from ccf_plugin.probe.probe import CrossClassProbe
+from ccf_plugin.probe.result import CrossClassResult
 
 __all__ = [
     "CrossClassProbe",

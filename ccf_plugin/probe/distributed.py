@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import InputError
+from ccf_plugin.errors import InputError
 
 _S = TypeVar("_S")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ccf_plugin.errors import InputError
 
 _BY_HAND = "name one by hand with head='its.name'"
 _REDUCED_PRECISION = (torch.float16, torch.bfloat16)

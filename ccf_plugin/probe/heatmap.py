@@ -37,8 +37,7 @@ def draw_heatmap(
         figure = Figure(figsize=(6.4, 5.6), layout="constrained")
         FigureCanvasAgg(figure)  # no pyplot: nothing global, and no display needed
         ax = figure.add_subplot()
-    colours = mpl.colormaps[cmap].copy()
-    colours.set_bad("0.85")
+    colours = mpl.colormaps[cmap].with_extremes(bad="0.85")
     image = ax.imshow(np.ma.masked_invalid(matrix), vmin=vmin, vmax=vmax, cmap=colours, interpolation="nearest")
     classes = len(matrix)
     shown = np.unique(np.linspace(0, classes - 1, min(classes, _MOST_LABELS)).astype(int))
@@ -72,7 +71,7 @@ def draw_heatmap(
 
 def save_figure(ax: Axes, path: Path) -> Path:
     """Write the axes' figure as a PNG, whole or not at all."""
-    from .result import write_atomically
+    from ccf_plugin.probe.result import write_atomically
 
     buffer = BytesIO()
     cast("Figure", ax.figure).savefig(buffer, format="png", dpi=150)

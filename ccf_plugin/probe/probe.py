@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .attribution import attribution, class_means, correlation_matrix, instance_matrix
-from .distributed import gather_rows, num_processes, sum_over_processes
-from .head import Head, find_logits
-from .instances import InstanceRows
-from .result import CrossClassResult
-from .trace import ForwardPass, HeadTracer
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.attribution import attribution, class_means, correlation_matrix, instance_matrix
+from ccf_plugin.probe.distributed import gather_rows, num_processes, sum_over_processes
+from ccf_plugin.probe.head import Head, find_logits
+from ccf_plugin.probe.instances import InstanceRows
+from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.probe.trace import ForwardPass, HeadTracer
 
 _NONE = torch.iinfo(torch.int64).max
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import InputError
-from .attribution import cas_contributions, class_attribution_similarity
-from .head import Head
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
+from ccf_plugin.probe.head import Head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,22 +189,23 @@ class CrossClassResult:
         Raises:
             InputError: ``instances`` where no instance matrix was measured.
         """
-        from .heatmap import draw_heatmap
+        from ccf_plugin.probe.heatmap import draw_heatmap
 
         matrix = self.instance_matrix if instances else self.matrix
         if matrix is None:
             raise InputError("expected a result with an instance matrix, found none; measure with instances=True")
         return draw_heatmap(
-            matrix, self.names, ax=ax, vmin=vmin, vmax=vmax, cmap=cmap, title=title or self._title(instances)
+            matrix, self.names, ax=ax, vmin=vmin, vmax=vmax, cmap=cmap, title=title or self.title(instances)
         )
 
     def save_picture(self, path: str | Path, **options: Any) -> Path:
         """``plot`` into a PNG file; the options are ``plot``'s."""
-        from .heatmap import save_figure
+        from ccf_plugin.probe.heatmap import save_figure
 
         return save_figure(self.plot(**options), Path(path))
 
-    def _title(self, instances: bool) -> str:
+    def title(self, instances: bool = False) -> str:
+        """RA (or clean accuracy) and CAS in one line."""
         number = f"I-CAS = {self.instance_cas:.1f}" if instances else f"CAS = {self.cas:.1f}"
         if self.robust_accuracy is not None:
             return f"RA = {self.robust_accuracy:.1%}, {number}"

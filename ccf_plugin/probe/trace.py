@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import InputError, did_you_mean
-from .head import Head, LayerCall, Part, detect_head, find_logits, head_by_name
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.probe.head import Head, LayerCall, Part, detect_head, find_logits, head_by_name
 
 # Calls noted before the head is known: a bound on the activations that noting them keeps alive.
 _NOTED_CALLS = 64

@@ -1,0 +1,242 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from ccf_plugin.errors import CCFError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ccf_plugin.probe.result import CrossClassResult
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Cross-class features of classifiers: train adversarially, probe any model.",
+)
+
+
+def main() -> NoReturn:
+    """Run ``ccf``. Errors that the package raises become one line on standard error and an exit code."""
+    try:
+        app()
+    except CCFError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 1)
+    sys.exit(0)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (see `ccf recipes`).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: optim.epochs=20."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe's name>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+) -> None:
+    """Train by RECIPE, measuring RA and CAS as it goes."""
+    _quiet_libraries()
+    from rich.console import Console
+
+    from ccf_plugin.training.loop import train as run_training
+    from ccf_plugin.training.progress import ProgressReporter, closing_table
+    from ccf_plugin.training.recipe import load_recipe
+
+    if resume and force:
+        raise InputError("expected --resume or --force, found both; --force starts anew")
+    console = Console()
+    loaded = load_recipe(recipe, overrides or [])
+    with ProgressReporter(console) as reporter:
+        run = run_training(
+            loaded,
+            out or Path("runs") / Path(recipe).stem,
+            reporter,
+            resume=resume,
+            force=force,
+            download=download,
+        )
+    console.print(closing_table(run))
+    console.print(
+        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {run.folder / 'best.safetensors'}"
+    )
+
+
+@app.command()
+def probe(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="robustbench:[dataset/threat/]Name, timm:name, a run folder, a checkpoint of one, "
+            "or python:package.module:factory with --checkpoint."
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="digits, cifar10, cifar100, folder:PATH or npz:PATH. Default: the model's own.")
+    ] = None,
+    clean: Annotated[bool, typer.Option("--clean", help="Measure clean images; no attack.")] = False,
+    attack: Annotated[
+        str | None, typer.Option(help="A torchattacks class. Default: PGD or PGDL2, by the norm.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf or L2. Default: the model's benchmark's, else Linf.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius in [0, 1] pixel units, as in 8/255.")] = None,
+    step_size: Annotated[str | None, typer.Option(help="Default: eps/4 (Linf), eps/8 (L2).")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the attack.")] = 20,
+    instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Only so many test images, evenly over the classes.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per pass.")] = 250,
+    head: Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights for a python: model.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Published weights, or random ones.")] = True,
+    precision: Annotated[str, typer.Option(help="Of the attack's passes: float32, bf16 or auto.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the attack's random start.")] = 0,
+    model_dir: Annotated[Path, typer.Option(help="Where RobustBench's weights lie.")] = Path("models"),
+    data_root: Annotated[Path, typer.Option(help="Where torchvision's data sets lie.")] = Path("data"),
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model's name>.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result's JSON and nothing else.")] = False,
+) -> None:
+    """Measure the cross-class features of MODEL on adversarial examples of the data's test split."""
+    _quiet_libraries()
+    from rich.console import Console
+    from rich.progress import track
+
+    from ccf_plugin.measure.evaluate import measure
+    from ccf_plugin.zoo.datasets import load_data
+    from ccf_plugin.zoo.models import load_model
+    from ccf_plugin.zoo.precision import resolve_device, resolve_precision
+    from ccf_plugin.zoo.threat import threat_model
+
+    on = resolve_device(device)
+    loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, model_dir=model_dir)
+    wanted_norm = norm or loaded.threat["norm"]
+    wanted_eps = eps if eps is not None or wanted_norm != loaded.threat["norm"] else loaded.threat["eps"]
+    threat = None if clean else threat_model(norm=wanted_norm, eps=wanted_eps, step_size=step_size, steps=steps)
+    if data is None and loaded.data is None:
+        raise InputError(f"expected --data for {model}, found none that it belongs to; see ccf probe --help")
+    images = load_data(
+        data or loaded.data or "",
+        splits=("test",),
+        root=data_root,
+        download=download,
+        preprocess=loaded.preprocess,
+        test_limit=limit,
+    )
+    if images.test is None:
+        raise InputError(f"expected a test split in {images.name}, found none")
+    if loaded.num_classes is not None and loaded.num_classes != len(images.classes):
+        raise InputError(
+            f"expected data of {loaded.num_classes} classes for {model}, found {len(images.classes)} in {images.name}; "
+            "choose --data to match"
+        )
+    console = Console(stderr=as_json)
+    result = measure(
+        loaded.model.to(on),
+        images.test,
+        threat,
+        classes=loaded.class_names or images.classes,
+        model_name=loaded.spec,
+        data_name=images.name,
+        attack_name=attack,
+        batch_size=batch_size,
+        instances=instances,
+        head=head,
+        seed=seed,
+        precision=resolve_precision(precision, on),  # type: ignore[arg-type]
+        progress=lambda batches, total: track(
+            batches, "measuring", total=total, console=console, transient=True, disable=not console.is_terminal
+        ),
+    )
+    stem = out or Path("results") / loaded.name
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
+    if as_json:
+        print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
+        return
+    _print_result(console, result)
+    console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ccf_plugin.training.recipe import describe_recipe, shipped_recipes
+
+    table = Table("recipe", "what it is", box=None)
+    for name, path in shipped_recipes().items():
+        table.add_row(name, describe_recipe(path))
+    Console().print(table)
+
+
+def _print_result(console: Console, result: CrossClassResult) -> None:
+    from rich.table import Table
+
+    head = result.head
+    threat = result.threat
+    table = Table(title=f"{result.model} on {_data_line(result)}", show_header=False)
+    if head is not None:
+        table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
+    if threat is None:
+        table.add_row("attack", "none (clean images)")
+    else:
+        table.add_row(
+            "attack",
+            f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {_pixels(threat['eps'])}, "
+            f"step {_pixels(threat['step_size'])}, seed {threat['seed']}, {threat['precision']}",
+        )
+    if result.clean_accuracy is not None:
+        table.add_row("clean accuracy", f"{result.clean_accuracy:.1%}")
+    if result.robust_accuracy is not None and threat is not None:
+        table.add_row(f"RA ({threat['attack']}-{threat['steps']})", f"{result.robust_accuracy:.1%}")
+    table.add_row("CAS", f"{result.cas:.2f} of {len(result.matrix) * (len(result.matrix) - 1)}")
+    if result.instance_cas is not None:
+        table.add_row("I-CAS", f"{result.instance_cas:.2f}")
+    table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
+    if result.missing_classes:
+        table.add_row("left out", f"no samples of {', '.join(result.missing_classes)}: NaN in C, not in CAS")
+    console.print(table)
+
+
+def _data_line(result: CrossClassResult) -> str:
+    return f"{result.data['count']} {result.data['split']} images of {result.data['name']}" if result.data else "data"
+
+
+def _pixels(value: float | None) -> str:
+    return "none" if value is None else f"{value * 255:.4g}/255"
+
+
+def _quiet_libraries() -> None:
+    """Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", module=r"ccf_plugin\..*")
+    warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"ccf: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(exit_code)

@@ -1,0 +1,104 @@
+"""What a person sees while a run trains: a bar with the current figures and the remaining time, then a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.training.run import EpochRow, Run
+
+
+class ProgressReporter:
+    """Shows a run on a terminal; without one, prints one line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._epochs: TaskID | None = None
+        self._steps: TaskID | None = None
+
+    def __enter__(self) -> ProgressReporter:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, run: Run) -> None:
+        """Announce the run."""
+        total = run.recipe.optim.epochs
+        self._console.print(
+            f"[bold]{run.recipe.model.name}[/] on {run.recipe.data.name} → {run.folder}", highlight=False
+        )
+        self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
+        self._steps = self._progress.add_task("starting", total=None)
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        """A training step is done."""
+        if self._steps is not None:
+            self._progress.update(self._steps, description=f"epoch {epoch}: train", completed=done, total=total)
+
+    def evaluating(self, batches: Batches, total: int) -> Batches:
+        """The batches, shown as they are measured."""
+        if self._steps is None:
+            return batches
+        return self._counted(batches, total, self._steps)
+
+    def _counted(self, batches: Batches, total: int, task: TaskID) -> Iterator[tuple[Tensor, Tensor]]:
+        self._progress.update(task, description="test", completed=0, total=total)
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            self._progress.update(task, completed=done)
+
+    def epoch_finished(self, row: EpochRow) -> None:
+        """An epoch's figures are known."""
+        figures = " · ".join(f"{name} {value}" for name, value in _figures(row).items() if value)
+        if self._epochs is not None:
+            self._progress.update(self._epochs, completed=row.epoch, description=figures)
+        if not self._console.is_terminal:
+            self._console.print(figures, highlight=False, soft_wrap=True)
+
+
+def closing_table(run: Run) -> Table:
+    """First, best and last epoch side by side."""
+    table = Table(title=f"{run.folder}: {run.epoch} epochs")
+    rows = {"first": run.rows[0], "best": run.best or run.rows[-1], "last": run.rows[-1]}
+    table.add_column("")
+    for name in _figures(run.rows[0]):
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *_figures(row).values())
+    return table
+
+
+def _figures(row: EpochRow) -> dict[str, str]:
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{value:.1%}"
+
+    figures = {
+        "epoch": str(row.epoch),
+        "loss": f"{row.train_loss:.3f}",
+        "train RA": percent(row.train_robust_accuracy),
+        "test clean": percent(row.test_clean_accuracy),
+        "test RA": percent(row.test_robust_accuracy),
+        "CAS": "" if row.cas is None else f"{row.cas:.2f}",
+    }
+    if row.instance_cas is not None:
+        figures["I-CAS"] = f"{row.instance_cas:.2f}"
+    return figures | {"seconds": f"{row.seconds:.1f}"}

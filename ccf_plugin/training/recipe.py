@@ -1,0 +1,285 @@
+"""Recipes: the TOML schema of a training run, its defaults, and how it is read.
+
+Every fault of a recipe is reported at once, each with its key, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
+
+_LARGEST_RECIPE = 1_000_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(_Section):
+    """[model]: a name that zoo.models.build_model knows; mean and std become a normalisation layer of the model."""
+
+    name: str
+    options: dict[str, Any] = {}
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+
+
+class DataSection(_Section):
+    """[data]: images, augmentation, limits. Image k of class c is the k-th in the data's own order."""
+
+    name: str
+    root: str = "data"
+    augmentation: Literal["none", "crop-flip", "crop"] = "none"
+    crop_padding: Annotated[int, Field(ge=1)] = 4
+    train_per_class: Annotated[int, Field(ge=1)] | None = None
+    test_limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class AttackSection(_Section):
+    """[attack]: the inner maximisation of training, a torchattacks class."""
+
+    name: str | None = None
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: Pixels | None = None
+    step_size: Pixels | None = None
+    steps: Annotated[int, Field(ge=1)] = 10
+    batchnorm: Literal["train", "eval"] = "train"
+    options: dict[str, Any] = {}
+
+
+class ObjectiveSection(_Section):
+    """[objective]: what a step minimises: cross-entropy on clean ("standard") or adversarial images ("madry")."""
+
+    loss: Literal["standard", "madry"] = "madry"
+
+
+class OptimSection(_Section):
+    """[optim]: SGD; the learning rate is multiplied by decay_rate after each of decay_epochs."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    epochs: Annotated[int, Field(ge=1)] = 200
+    decay_epochs: list[Annotated[int, Field(ge=1)]] = [100, 150]
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class EvaluateSection(_Section):
+    """[evaluate]: the attack that measures RA, in eval mode; norm and eps are [attack]'s where silent."""
+
+    name: str | None = None
+    norm: Literal["Linf", "L2"] | None = None
+    eps: Pixels | None = None
+    step_size: Pixels | None = None
+    steps: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 250
+    seed: int = 0
+    every: Annotated[int, Field(ge=1)] = 1
+    select: Literal["test"] = "test"
+
+
+class ProbeSection(_Section):
+    """[probe]: what is measured at evaluated epochs, and which of them leave result files and pictures."""
+
+    inputs: Literal["adversarial", "clean"] = "adversarial"
+    instances: bool = False
+    every: Annotated[int, Field(ge=1)] = 1
+    pictures: bool = True
+
+
+class CheckpointSection(_Section):
+    """[checkpoints]: every so many epochs one is kept in epochs/, beside best and last; 0 for none."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+
+
+class Recipe(_Section):
+    """A training run, fully determined."""
+
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    model: ModelSection
+    data: DataSection
+    attack: AttackSection = AttackSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    optim: OptimSection = OptimSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    probe: ProbeSection = ProbeSection()
+    checkpoints: CheckpointSection = CheckpointSection()
+
+    def training_threat(self) -> ThreatModel:
+        """The threat model that training's attack follows."""
+        return _training_threat(self.attack.model_dump())
+
+    def evaluation_threat(self) -> ThreatModel:
+        """The threat model that measures RA; norm and eps are the training attack's where silent."""
+        return _evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
+
+    def as_toml(self) -> str:
+        """The whole recipe with every default spelled out, as TOML."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path, or a shipped one by name, with ``key=value`` overrides ("optim.epochs=20").
+
+    Raises:
+        InputError: no such recipe, not TOML, or faults in it (all of them, one per line).
+    """
+    path = find_recipe(name_or_path)
+    content = _with_base(path, seen=())
+    for override in overrides:
+        _apply(content, override)
+    faults: list[str] = []
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = _schema_faults(error)
+    faults += _threat_faults(content)
+    if faults:
+        raise InputError("\n".join(f"{path}: {fault}" for fault in faults))
+    return recipe
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The recipe's file: a path that exists, or the name of a shipped recipe."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    looks_like_path = path.suffix == ".toml" or len(path.parts) > 1
+    raise InputError(
+        f"expected {'a recipe file' if looks_like_path else 'a recipe file or the name of a shipped recipe'}, found "
+        f"no {name_or_path!r}{did_you_mean(path.stem, shipped) or '; `ccf recipes` lists the shipped ones'}"
+    )
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    inside_wheel = Path(str(resources.files("ccf_plugin"))) / "recipes"
+    folder = inside_wheel if inside_wheel.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def describe_recipe(path: Path) -> str:
+    """The first comment line of a recipe: what it is, in one line."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()
+
+
+def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tables over those of its ``base``, which is a path beside it or a shipped recipe's name."""
+    if path.resolve() in seen:
+        raise InputError(f"expected recipes to build on others without a circle, found one at {path}")
+    content = _parse(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
+    beside = path.parent / (base if base.endswith(".toml") else f"{base}.toml")
+    below = _with_base(beside if beside.is_file() else find_recipe(base), (*seen, path.resolve()))
+    return _merged(below, content)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_RECIPE:
+            raise InputError(f"expected a recipe under 1 MB, found {path.stat().st_size} bytes in {path}")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"expected TOML in {path}, found a fault: {error}") from None
+    except OSError as error:
+        raise InputError(f"expected a readable recipe, found {path}: {error.strerror}") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both_tables else value
+    return merged
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set ``a.b=value`` in place. The value is read as TOML; what is not TOML is text."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise InputError(f"expected --set key=value such as optim.epochs=20, found {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = (part.strip() for part in key.split("."))
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            raise InputError(f"expected --set to name a key inside a table, found {override!r}; {table} is not a table")
+    content[last] = value
+
+
+def _training_threat(attack: Mapping[str, Any]) -> ThreatModel:
+    given = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
+    return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **given)
+
+
+def _evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
+    norm = evaluate.get("norm") or attack.get("norm", "Linf")
+    given = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
+    if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
+        given.setdefault("eps", attack["eps"])
+    return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
+
+
+def _threat_faults(content: Mapping[str, Any]) -> list[str]:
+    """Faults of the threat models, found beside the schema's so that all are told at once."""
+    attack, evaluate = content.get("attack", {}), content.get("evaluate", {})
+    if not isinstance(attack, dict) or not isinstance(evaluate, dict):
+        return []  # the schema says so
+    try:
+        _training_threat(attack)
+    except InputError as fault:
+        return [f"attack.{fault}"]
+    try:
+        _evaluation_threat(attack, evaluate)
+    except InputError as fault:
+        return [f"evaluate.{fault}"]
+    return []
+
+
+def _schema_faults(error: ValidationError) -> list[str]:
+    faults = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"] if part not in ("str", "float", "int"))
+        if fault["type"] == "extra_forbidden":
+            valid = _valid_keys(fault["loc"][:-1])
+            name = str(fault["loc"][-1])
+            hint = did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}"
+            faults.append(f"{key}: expected a known key, found {name!r}{hint}")
+        elif fault["type"] == "missing":
+            faults.append(f"{key}: expected a value, found none; add it to the recipe")
+        else:
+            expected = str(fault["msg"]).removeprefix("Input should be ")
+            faults.append(f"{key}: expected {expected}, found {fault['input']!r}")
+    return list(dict.fromkeys(faults))
+
+
+def _valid_keys(location: Sequence[str | int]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

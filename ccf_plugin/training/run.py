@@ -1,0 +1,233 @@
+"""The run folder: what training writes and everything else reads (recipe, environment, log, checkpoints, results)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.result import CrossClassResult, write_atomically
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
+
+_VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One row of log.csv. Accuracies are fractions; None (an empty cell) is what was not measured that epoch."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_robust_accuracy: float | None
+    test_clean_accuracy: float | None
+    test_robust_accuracy: float | None
+    cas: float | None
+    instance_cas: float | None
+    seconds: float
+    images_per_second: float
+    alarm: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(EpochRow))
+
+
+class Run:
+    """A run folder. ``rows`` are the epochs so far; ``best`` is the row whose checkpoint is best.safetensors."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.rows: list[EpochRow] = []
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
+        """A new run folder. An existing one is refused, or with ``force`` replaced if it holds a run and nothing else.
+
+        Raises:
+            InputError: the folder exists and is not empty.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if not force:
+                raise InputError(
+                    f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
+                    "or choose another folder with --out"
+                )
+            if not (folder / "recipe.toml").is_file():
+                raise InputError(
+                    f"expected --force to replace a run, found other files in {folder}; choose another --out"
+                )
+            shutil.rmtree(folder)
+        for part in (folder, folder / "probe", folder / "epochs", folder / "state"):
+            part.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, recipe)
+        write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
+        write_atomically(folder / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
+        run._write_log()
+        return run
+
+    @classmethod
+    def reopen(cls, folder: Path, recipe: Recipe) -> Run:
+        """The run to continue; its recipe must be the same, but for more epochs.
+
+        Raises:
+            InputError: there is no run in the folder, or the recipe differs (the differing keys are named).
+        """
+        from ccf_plugin.training.recipe import load_recipe
+
+        if not (folder / "state" / "last.json").is_file():
+            raise InputError(
+                f"expected a run to resume in {folder}, found no finished epoch; start it without --resume"
+            )
+        before = _flat(load_recipe(str(folder / "recipe.toml")).model_dump(exclude_none=True))
+        now = _flat(recipe.model_dump(exclude_none=True))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if [key for key in changed if key != "optim.epochs"]:
+            differences = ", ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed)
+            raise InputError(
+                f"expected the recipe of the run in {folder}, found changes ({differences}); use another --out"
+            )
+        run = cls(folder, recipe)
+        run.rows = read_log(folder)[: json.loads((folder / "state" / "last.json").read_text())["epoch"]]
+        run._write_log()
+        write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
+        return run
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.rows)
+
+    @property
+    def best(self) -> EpochRow | None:
+        """The evaluated epoch of the highest test RA (the first of equals)."""
+        evaluated = [row for row in self.rows if row.test_robust_accuracy is not None]
+        return max(evaluated, key=lambda row: (row.test_robust_accuracy or 0.0, -row.epoch), default=None)
+
+    def finish_epoch(
+        self,
+        row: EpochRow,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        describe: dict[str, Any],
+        result: CrossClassResult | None,
+    ) -> None:
+        """Write an epoch: results, checkpoints, the log's row, and last of all the state that makes it count."""
+        self.rows.append(row)
+        if result is not None:
+            self._save_result(row.epoch, result)
+        described = {**describe, "epoch": row.epoch}
+        if self.best is row:
+            save_checkpoint(self.folder / "best.safetensors", model, described)
+        every = self.recipe.checkpoints.every
+        if every and row.epoch % every == 0:
+            save_checkpoint(self.folder / "epochs" / f"{row.epoch:03}.safetensors", model, described)
+        save_checkpoint(self.folder / "last.safetensors", model, described)
+        self._write_log()
+        self._save_state(row.epoch, model, optimizer)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put the last finished epoch's weights and optimiser state back."""
+        state = self.folder / "state"
+        described = json.loads((state / "last.json").read_text(encoding="utf-8"))
+        tensors = load_state(state / f"{described['epoch']:03}.safetensors")
+        model.load_state_dict({key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")})
+        momentum: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                momentum.setdefault(int(index), {})[name] = tensor
+        optimizer.load_state_dict({"state": momentum, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _save_result(self, epoch: int, result: CrossClassResult) -> None:
+        stem = self.folder / "probe" / f"{epoch:03}"
+        result.save(stem)
+        if self.recipe.probe.pictures:
+            result.save_picture(stem.with_suffix(".png"), title=f"epoch {epoch}: {result.title()}")
+
+    def _save_state(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        from safetensors.torch import save
+
+        tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
+        folder = self.folder / "state"
+        write_atomically(folder / f"{epoch:03}.safetensors", save(tensors))
+        # last.json names the state that counts; only then may the one before it go.
+        write_atomically(folder / "last.json", (json.dumps({"epoch": epoch}) + "\n").encode())
+        for old in folder.glob("*.safetensors"):
+            if old.stem != f"{epoch:03}":
+                old.unlink()
+
+    def _write_log(self) -> None:
+        buffer = StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({key: _cell(value) for key, value in asdict(row).items()})
+        write_atomically(self.folder / "log.csv", buffer.getvalue().encode())
+
+
+def read_log(folder: Path) -> list[EpochRow]:
+    """The rows of a run's log.csv."""
+    with (folder / "log.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            EpochRow(
+                epoch=int(row["epoch"]),
+                alarm=row["alarm"],
+                **{key: float(row[key]) if row[key] else None for key in COLUMNS if key not in ("epoch", "alarm")},  # type: ignore[arg-type]
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def describe_environment(device: torch.device, precision: str, command: list[str] | None = None) -> dict[str, Any]:
+    """What a run ran on: versions, hardware, threads, and the command."""
+    versions = {}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return {
+        "command": sys.argv if command is None else command,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,221 @@
+"""torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.zoo.containment import one_line, quiet
+from ccf_plugin.zoo.threat import ThreatModel
+
+Mode = Literal["eval", "train"]
+
+_DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
+_L2_ATTACKS = {"CW", "DeepFool"}  # besides those whose name ends in L2
+# LGV trains copies of the model and MultiAttack takes attacks instead of a model.
+_NOT_ATTACKS = {"LGV", "MultiAttack"}
+# What the classes call the fields of a threat model.
+_FROM_THREAT = {
+    "eps": "eps",
+    "max_epsilon": "eps",
+    "alpha": "step_size",
+    "steps": "steps",
+    "num_iter_set": "steps",
+    "nb_iter": "steps",
+    "norm": "norm",
+}
+# torchattacks 3.5.1 convolves with kernels written for three channels.
+_THREE_CHANNELS = {"TIFGSM", "PIFGSM", "PIFGSMPP"}
+
+
+class Attack:
+    """A callable: images float (N, C, H, W) in [0, 1] and labels int64 (N,) → adversarial images, detached.
+
+    The result has the shape, dtype and device of ``images``. Whatever happens inside, afterwards every module of the
+    model is in the mode it was in, every parameter requires gradients as it did, and no ``.grad`` has changed. It may
+    be called under ``torch.no_grad`` and ``torch.inference_mode``.
+    """
+
+    def __init__(self, name: str, model: nn.Module, threat: ThreatModel, attack: Any, *, mode: Mode) -> None:
+        self.name = name
+        self.threat = threat
+        self.mode = mode
+        self._model = model
+        self._attack = attack
+        self._taken = {_FROM_THREAT[key] for key in _parameters(type(attack)) if key in _FROM_THREAT}
+        self._seeds = "seed" in _parameters(type(attack))
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.name in _THREE_CHANNELS and images.shape[1] != 3:
+            raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
+        with torch.inference_mode(False), torch.enable_grad(), self._own_rng(), self._only_input_gradients():
+            if images.is_inference():  # such tensors cannot take part in autograd; a copy can
+                images, labels = images.clone(), labels.clone()
+            if self._attack.device != images.device:
+                self._attack.set_device(images.device)  # the library asks the model once, when it is built
+            adversarial: Tensor = self._attack(images, labels)
+            return adversarial.detach()
+
+    def describe(self) -> dict[str, Any]:
+        """What to record: attack, norm, eps, step_size, steps.
+
+        ``steps`` is 1 for an attack without steps. ``eps`` and ``step_size`` are None for an attack that takes none
+        (CW, DeepFool, …): its perturbations are not bounded by the threat model.
+        """
+        return {
+            "attack": self.name,
+            "norm": self.threat.norm,
+            "eps": self.threat.eps if "eps" in self._taken else None,
+            "step_size": self.threat.step_size if "step_size" in self._taken else None,
+            "steps": self.threat.steps if "steps" in self._taken else 1,
+        }
+
+    @contextlib.contextmanager
+    def _only_input_gradients(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self._model.modules()]
+        # Attacks need gradients of the images alone; without those of the weights a step costs a third less.
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            if self.mode == "eval":
+                self._model.eval()
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            for module, training in modes:
+                module.training = training  # not train(): that would also set the module's children
+
+    def _own_rng(self) -> contextlib.AbstractContextManager[None]:
+        # The attacks with a ``seed`` (APGD, FAB, Square, …) set torch's global seed at every call, which would give
+        # each batch of a training run the same augmentation. The others draw from the caller's stream as it is.
+        devices = [torch.cuda.current_device()] if self._seeds and torch.cuda.is_available() else []
+        return torch.random.fork_rng(devices=devices, enabled=self._seeds)
+
+
+class _Facade(nn.Module):
+    """What torchattacks sees: the model, but deaf to ``train()`` and ``eval()``.
+
+    torchattacks 3.5.1 calls ``model.eval()`` before an attack and ``model.train()`` on the whole model after it, which
+    un-freezes BatchNorm layers that were frozen on purpose. It does so only where ``model.training``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+    def train(self, mode: bool = True) -> _Facade:
+        return self
+
+    def eval(self) -> _Facade:
+        return self
+
+
+def build_attack(
+    name: str | None,
+    model: nn.Module,
+    threat: ThreatModel,
+    *,
+    mode: Mode = "eval",
+    options: Mapping[str, Any] | None = None,
+) -> Attack:
+    """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
+
+    ``name=None`` is PGD for Linf and PGDL2 for L2. The class receives the threat model under its own parameter names
+    (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options`` as they are; ``n_classes`` goes there for
+    the targeted attacks, whose default is 10. ``mode`` is what the model runs in during the attack: ``"eval"``, or
+    ``"train"``, which leaves each module's own mode. Build once and call often: torchattacks searches every attribute
+    that is set on an attack for further attacks.
+
+    Raises InputError for an unknown name or option, an attack of another norm, and a value that the class refuses.
+    """
+    if mode not in ("eval", "train"):
+        raise InputError(f"attack mode: expected 'eval' or 'train', found {mode!r}")
+    name, attack_class = _attack_class(_DEFAULT_ATTACK[threat.norm] if name is None else name)
+    parameters = _parameters(attack_class)
+    _check_norm(name, parameters, threat)
+    values = _check_options(name, parameters, options or {})
+    fields = threat.as_dict()
+    values |= {key: fields[field] for key, field in _FROM_THREAT.items() if key in parameters}
+    if "seed" in parameters and values.get("seed") is None and parameters["seed"].default is None:
+        values["seed"] = 0  # AutoAttack would otherwise seed by the clock
+    try:
+        with quiet():  # a model without parameters makes the library print that it found no device
+            attack = attack_class(_Facade(model), **values)
+    except Exception as error:
+        raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
+    return Attack(name, model, threat, attack, mode=mode)
+
+
+def check_images(images: Tensor, source: str) -> None:
+    """Check once per source of batches that ``images`` are floating and in [0, 1] (tolerance 1e-6).
+
+    torchattacks does not check, and clamps to [0, 1]. Waits for the device, hence not part of an attack. Raises
+    InputError with what was found.
+    """
+    if not images.is_floating_point():
+        raise InputError(f"{source}: expected float images in [0, 1], found {images.dtype}; use images.float() / 255")
+    if images.numel() == 0:
+        return
+    low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # also true of NaN
+        remedy = "divide by 255" if low >= 0 and 1 < high <= 255 else "normalisation belongs inside the model"
+        raise InputError(f"{source}: expected images in [0, 1], found {low:.4g} to {high:.4g}; {remedy}")
+
+
+def attack_names() -> list[str]:
+    """The names that ``build_attack`` knows, as torchattacks spells them."""
+    import torchattacks
+
+    return [name for name in torchattacks.__all__ if name not in _NOT_ATTACKS]
+
+
+def _attack_class(name: str) -> tuple[str, type]:
+    import torchattacks
+
+    known = {known.lower(): known for known in attack_names()}
+    if name.lower() in {wrapper.lower() for wrapper in _NOT_ATTACKS}:
+        raise InputError(f"attack {name!r} is not an attack on its own; name one such as PGD, APGD or AutoAttack")
+    if name.lower() not in known:
+        raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
+    exact = known[name.lower()]
+    found: type = getattr(torchattacks, exact)
+    return exact, found
+
+
+def _parameters(attack_class: type) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(attack_class).parameters)
+    parameters.pop("model", None)
+    return parameters
+
+
+def _check_norm(name: str, parameters: Mapping[str, Any], threat: ThreatModel) -> None:
+    if "norm" in parameters:
+        return
+    norm = "L2" if name.endswith("L2") or name in _L2_ATTACKS else "Linf"
+    if norm != threat.norm:
+        other = _DEFAULT_ATTACK[threat.norm]
+        raise InputError(f"attack {name} works in {norm}, but the norm is {threat.norm}; use {other} or norm {norm}")
+
+
+def _check_options(name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    valid = [key for key in parameters if key not in _FROM_THREAT]
+    for key in options:
+        if key in _FROM_THREAT:
+            raise InputError(f"attack {name}: {key} is set through the threat model ({_FROM_THREAT[key]})")
+        if key not in valid:
+            known = ", ".join(valid) or "none"
+            raise InputError(f"attack {name} has no option {key!r}; its options: {known}{did_you_mean(key, valid)}")
+    return dict(options)

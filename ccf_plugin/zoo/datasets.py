@@ -1,0 +1,251 @@
+"""Data by spec: scikit-learn's digits, torchvision's CIFAR, image folders and npz files, as uint8 tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.zoo.cifar import read_cifar
+from ccf_plugin.zoo.image_files import class_folders, image_files, prepare, read_images, stack
+from ccf_plugin.zoo.loaded import Preprocess
+
+_SPLITS = ("train", "test")
+_NAMES = ("digits", "cifar10", "cifar100")
+_FORMS = "digits, cifar10, cifar100, folder:PATH or npz:PATH"
+_NOT_YET = ("imagenet", "tinyimagenet")
+_DIGITS_TEST_PER_CLASS = 45
+
+Keep = Callable[[NDArray[np.int64], str], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` uint8 (N, C, H, W) and ``labels`` int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """In order, (images float32 in [0, 1], labels int64) on ``device``; the last batch may be smaller."""
+        if batch_size < 1:
+            raise InputError(f"batch size: expected at least 1, found {batch_size}")
+        # A tensor, because CUDA divides by a Python number by multiplying with its rounded reciprocal.
+        scale = torch.tensor(255.0, device=device)
+        for start in range(0, len(self), batch_size):
+            rows = slice(start, start + batch_size)
+            yield self.images[rows].to(device).float() / scale, self.labels[rows].to(device)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: ``name`` is its spec; a split is None where it was not asked for or does not exist."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | None
+    test: Split | None
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Which samples to keep."""
+
+    train_per_class: int | None
+    test: int | None
+
+    def __call__(self, labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:
+        """The indices to keep, ascending."""
+        rank = np.empty(len(labels), dtype=np.int64)  # how many of its class stand before each sample
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            rank[rows] = np.arange(len(rows))
+        if split == "train" and self.train_per_class is not None:
+            return np.flatnonzero(rank < self.train_per_class)
+        if split == "test" and self.test is not None:
+            return np.sort(np.lexsort((labels, rank))[: self.test])
+        return np.arange(len(labels))
+
+
+def load_data(
+    spec: str,
+    *,
+    splits: Sequence[str] = _SPLITS,
+    root: Path = Path("data"),
+    download: bool = False,
+    preprocess: Preprocess | None = None,
+    train_per_class: int | None = None,
+    test_limit: int | None = None,
+) -> ImageData:
+    """The data that ``spec`` names.
+
+    ``digits``: scikit-learn's 8×8 scans, 1 channel, 0..16 scaled to 0..255; 45 test images of each class, the rest is
+    for training. ``cifar10``, ``cifar100``: torchvision's, under ``root``; ``download`` fetches them. ``folder:PATH``:
+    PATH/train/<class>/… and PATH/test/<class>/…, classes and images in sorted order, 1 channel where every image that
+    is read is grey, else RGB. ``npz:PATH``: arrays x uint8 (N, H, W, C) or (N, H, W) and y (test split), or x_train,
+    y_train, x_test, y_test, and optionally classes.
+
+    ``preprocess`` resizes and crops each image (PIL to PIL). ``train_per_class`` keeps the first so many training
+    images of each class; ``test_limit`` keeps so many test images, evenly over the classes and the first of each, the
+    remainder going to the first classes. The order of the data stays.
+
+    A split that the data does not have is None; where it has none of ``splits``: InputError. InputError also for an
+    unknown spec and data that are not as described; UnavailableError for CIFAR that is not there.
+    """
+    for split in splits:
+        if split not in _SPLITS:
+            raise InputError(f"splits: expected train or test, found {split!r}{did_you_mean(split, _SPLITS)}")
+    for what, limit in (("train_per_class", train_per_class), ("test_limit", test_limit)):
+        if limit is not None and limit < 1:
+            raise InputError(f"{what}: expected at least 1, found {limit}")
+    keep = _Limits(train_per_class, test_limit)
+    kind, separator, rest = spec.partition(":")
+    if spec == "digits":
+        classes, found = _digits(splits)
+    elif spec in ("cifar10", "cifar100"):
+        classes, found = read_cifar(spec, splits, Path(root), download=download)
+    elif separator and kind == "npz" and rest:
+        classes, found = _npz(Path(rest), splits)
+    elif separator and kind == "folder" and rest:
+        classes, parts = _folder(Path(rest), splits, keep, preprocess)
+        return ImageData(spec, classes, parts.get("train"), parts.get("test"))
+    else:
+        raise _unknown(spec)
+    parts = {split: _split(x, y, split, keep, preprocess) for split, (x, y) in found.items()}
+    return ImageData(spec, classes, parts.get("train"), parts.get("test"))
+
+
+def _unknown(spec: str) -> InputError:
+    if spec in _NOT_YET:
+        return InputError(f"data {spec!r} cannot be named yet; use folder:PATH with PATH/train/<class> and PATH/test")
+    names = (*_NAMES, "folder:PATH", "npz:PATH")
+    return InputError(f"data {spec!r} is unknown; expected {_FORMS}{did_you_mean(spec, names)}")
+
+
+def _split(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], split: str, keep: Keep, preprocess: Preprocess | None
+) -> Split:
+    """From images (N, H, W, C) in memory."""
+    rows = keep(labels, split)
+    images, labels = images[rows], labels[rows]
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if preprocess is not None:
+        squeezed = images[..., 0] if images.shape[-1] == 1 else images
+        decoded = (prepare(Image.fromarray(image), preprocess) for image in squeezed)
+        channels_first = stack(decoded, [f"{split} image {row}" for row in rows])
+    return Split(torch.from_numpy(channels_first), torch.from_numpy(labels))
+
+
+def _digits(splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    # Spread evenly over each class, since neighbours were written by one hand; no random numbers, so that every
+    # machine and every version of NumPy and scikit-learn has the same split.
+    in_test = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        rows = np.flatnonzero(labels == label)
+        in_test[rows[np.arange(_DIGITS_TEST_PER_CLASS) * len(rows) // _DIGITS_TEST_PER_CLASS]] = True
+    masks = {"train": ~in_test, "test": in_test}
+    return tuple(map(str, range(10))), {split: (images[masks[split]], labels[masks[split]]) for split in splits}
+
+
+def _folder(
+    path: Path, splits: Sequence[str], keep: Keep, preprocess: Preprocess | None
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    folders = {split: path / split for split in _SPLITS if (path / split).is_dir()}
+    wanted = [split for split in _SPLITS if split in splits and split in folders]
+    if not wanted:
+        found = "no such folder" if not path.is_dir() else f"{_some([entry.name for entry in path.iterdir()])}"
+        names = " or ".join(str(path / split / "<class>") for split in splits)
+        raise InputError(f"folder:{path}: expected {names}, found {found}")
+    names_of = {split: class_folders(folder) for split, folder in folders.items()}
+    classes = names_of[wanted[0]]
+    for split, split_classes in names_of.items():
+        if split_classes != classes:
+            differing = _some(list(set(split_classes) ^ set(classes)))
+            raise InputError(
+                f"folder:{path}: expected the same classes in {wanted[0]} and {split}, differ: {differing}"
+            )
+    files: list[Path] = []
+    labels: dict[str, NDArray[np.int64]] = {}
+    for split in wanted:
+        by_class = [image_files(folders[split] / name) for name in classes]
+        every = [file for of_class in by_class for file in of_class]
+        all_labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in by_class]).astype(np.int64)
+        rows = keep(all_labels, split)
+        files += [every[row] for row in rows]
+        labels[split] = all_labels[rows]
+    images = torch.from_numpy(read_images(files, preprocess))  # together, so that both splits agree on the channels
+    parts = torch.split(images, [len(labels[split]) for split in wanted])
+    return classes, {s: Split(part, torch.from_numpy(labels[s])) for s, part in zip(wanted, parts, strict=True)}
+
+
+def _npz(path: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"npz:{path}: expected an npz file, found {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        with contextlib.closing(np.load(path, allow_pickle=False)) as file:
+            arrays = {name: file[name] for name in file.files}
+    except CCFError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"npz:{path}: expected plain arrays in an npz file, found a damaged or pickled one") from error
+    names = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test") if "x_test" in arrays else ("x", "y")}
+    pairs = {split: names[split] for split in splits if names[split][0] in arrays}
+    if not pairs:
+        wanted = " or ".join("/".join(names[split]) for split in splits)
+        raise InputError(f"npz:{path}: expected arrays {wanted}, found {_some(list(arrays))}")
+    # Labels of the whole file count, so that the number of classes does not depend on the splits asked for.
+    labels = {split: _npz_labels(path, y, x, arrays) for split, (x, y) in names.items() if x in arrays}
+    highest = max(int(of_split.max()) for of_split in labels.values())
+    named = arrays["classes"].tolist() if "classes" in arrays else range(highest + 1)
+    classes = tuple(str(name) for name in named)
+    if highest >= len(classes):
+        raise InputError(f"npz:{path}: expected labels 0 to {len(classes) - 1} (see classes), found {highest}")
+    return classes, {split: (_npz_images(path, x, arrays), labels[split]) for split, (x, _) in pairs.items()}
+
+
+def _npz_images(path: Path, name: str, arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    images = arrays[name]
+    if images.dtype != np.uint8:
+        raise InputError(f"npz:{path}: expected {name} of uint8 in 0..255, found {images.dtype}; scale and convert it")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) == 0:
+        raise InputError(
+            f"npz:{path}: expected {name} of shape (N, H, W, 1 or 3) or (N, H, W), found {arrays[name].shape}"
+        )
+    return images
+
+
+def _npz_labels(path: Path, name: str, images: str, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+    labels = arrays.get(name)
+    expected = f"npz:{path}: expected {name} of {len(arrays[images])} integers, one per image of {images}"
+    if labels is None:
+        raise InputError(f"{expected}, found {_some(list(arrays))}")
+    if labels.shape != (len(arrays[images]),) or len(labels) == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{expected}, found {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0:
+        raise InputError(f"npz:{path}: expected labels of 0 and above in {name}, found {labels.min()}")
+    return labels.astype(np.int64)
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(sorted(names)[:6]) + (", …" if len(names) > 6 else "")) or "nothing"

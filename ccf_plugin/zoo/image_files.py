@@ -1,0 +1,98 @@
+"""Images on disk, one folder per class, decoded into one uint8 array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.zoo.loaded import Preprocess
+
+Images = NDArray[np.uint8]
+
+_GREY_MODES = {"1", "L", "LA", "La"}
+_WIDE_MODES = ("I", "F")  # also I;16, …
+_PER_TASK = 64  # small images: handing them over one by one would cost more than decoding them
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of the class folders in ``folder``, sorted; hidden ones are left out. InputError where none is."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder}: expected one folder per class, found none")
+    return tuple(names)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files below one class folder, sorted; hidden ones are left out. InputError where none is."""
+    found = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not name.startswith(".")
+    ]
+    if not found:
+        raise InputError(f"{folder}: expected images of this class, found none; add some or remove the folder")
+    return sorted(found)
+
+
+def read_images(paths: Sequence[Path], preprocess: Preprocess | None) -> Images:
+    """The images as uint8 (N, C, H, W): C is 1 where all of them are grey, else 3.
+
+    Raises InputError naming the file for one that is not an 8-bit image, and naming two for sizes that differ.
+    """
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        tasks = pool.map(lambda part: [_decode(path, preprocess) for path in part], _parts(paths))
+        decoded = (image for part in tasks for image in part)
+        return stack(decoded, [str(path) for path in paths])
+
+
+def stack(decoded: Iterable[Images], names: Sequence[str]) -> Images:
+    """Images (H, W) or (H, W, 3) in one array (N, C, H, W). InputError names two whose sizes differ."""
+    images: Images | None = None
+    for i, image in enumerate(decoded):
+        if images is None:
+            images = np.empty((len(names), 1 if image.ndim == 2 else 3, *image.shape[:2]), dtype=np.uint8)
+        if image.shape[:2] != images.shape[2:]:
+            first, other = (f"{shape[1]}×{shape[0]}" for shape in (images.shape[2:], image.shape[:2]))
+            raise InputError(
+                f"expected images of one size, found {names[0]} of {first} and {names[i]} of {other} (width×height); "
+                "resize them, or use a model that brings its own resizing"
+            )
+        if image.ndim == 3 and images.shape[1] == 1:  # the first coloured image after grey ones
+            images = np.repeat(images, 3, axis=1)
+        images[i] = image if image.ndim == 2 else image.transpose(2, 0, 1)
+    if images is None:
+        raise InputError("expected images, found none")
+    return images
+
+
+def prepare(image: Image.Image, preprocess: Preprocess | None) -> Images:
+    """One decoded image as uint8 (H, W) where it is grey, else (H, W, 3)."""
+    grey = image.mode in _GREY_MODES
+    converted = image.convert("L" if grey else "RGB")
+    return np.asarray(converted if preprocess is None else preprocess(converted), dtype=np.uint8)
+
+
+def _decode(path: Path, preprocess: Preprocess | None) -> Images:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # PIL's decoders fail in many ways on damaged files
+        raise InputError(f"{path}: expected an image, found a file that cannot be decoded as one") from error
+    if image.mode.startswith(_WIDE_MODES):
+        raise InputError(f"{path}: expected an image of 8 bits a channel, found mode {image.mode}; convert it")
+    return prepare(image, preprocess)
+
+
+def _parts(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    rest = iter(paths)
+    while part := list(islice(rest, _PER_TASK)):
+        yield part

@@ -1,0 +1,39 @@
+"""The type that every model adapter returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL.Image import Image
+from torch import nn
+
+Preprocess = Callable[[Image], Image]
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def default_threat() -> dict[str, Any]:
+    """The paper's norm and radius, for a model without its own."""
+    return {"norm": "Linf", "eps": 8 / 255}
+
+
+@dataclass
+class LoadedModel:
+    """A classifier with what is known about it.
+
+    ``model`` maps float32 images (N, C, H, W) in [0, 1] to logits (N, K), and is in eval mode. ``data`` is the data
+    spec to probe it on by default, ``threat`` the default norm and eps, ``preprocess`` the resizing and cropping of its
+    own data configuration, ``input_size`` (C, H, W). None means unknown (``preprocess``: images go in as they are).
+    """
+
+    model: nn.Module
+    spec: str
+    name: str
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    data: str | None = None
+    threat: dict[str, Any] = field(default_factory=default_threat)
+    preprocess: Preprocess | None = None
+    input_size: tuple[int, int, int] | None = None

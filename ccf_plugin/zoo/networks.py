@@ -1,0 +1,147 @@
+"""Networks for recipes, by name, and the layer that normalises [0, 1] images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError, did_you_mean
+
+_OWN_NAMES = ("preact_resnet18", "narrow_preact_resnet18")
+_FORMS = (*_OWN_NAMES, "timm:NAME", "robustbench:NAME", "python:package.module:factory")
+
+
+class Normalize(nn.Module):
+    """(images − mean) / std per channel, on images (N, C, H, W) in [0, 1]; C = len(mean)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def with_normalization(
+    network: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, *, channels: int
+) -> nn.Module:
+    """``network`` behind a ``Normalize`` layer, as ``normalize`` and ``model``; itself where both are None.
+
+    Raises InputError where ``mean`` and ``std`` do not have one finite value per channel, or a std is not positive.
+    """
+    if mean is None and std is None:
+        return network
+    for what, values in (("mean", mean), ("std", std)):
+        found = "nothing" if values is None else f"{len(values)} values"
+        if values is None or len(values) != channels:
+            raise InputError(f"{what}: expected {channels} values, one per channel, found {found}")
+        if not all(_is_number(value) and (what == "mean" or value > 0) for value in values):
+            raise InputError(f"{what}: expected {'finite' if what == 'mean' else 'positive'} numbers, found {values}")
+    layers = OrderedDict(normalize=Normalize(mean or (), std or ()), model=network)
+    return nn.Sequential(layers)
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: tuple[int, int, int],
+    options: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """The network ``name`` for ``num_classes`` classes and images of ``input_size`` (C, H, W) in [0, 1].
+
+    Names: ``preact_resnet18`` (the paper's, RobustBench's PreActResNet, 3×32×32), ``narrow_preact_resnet18`` (options
+    ``width``, default 16, and ``blocks``), ``timm:NAME`` (options go to ``timm.create_model``), ``robustbench:NAME``
+    and ``python:package.module:factory`` (options go to the factory). Untrained unless the option ``pretrained`` of
+    timm and RobustBench says so. With ``mean`` and ``std`` a ``Normalize`` layer comes first. Raises InputError for
+    what does not fit, UnavailableError for weights that cannot be downloaded.
+    """
+    options = dict(options or {})
+    kind, separator, rest = name.partition(":")
+    if name == "preact_resnet18":
+        network = _preact_resnet18(num_classes, input_size, options)
+    elif name == "narrow_preact_resnet18":
+        network = _narrow_preact_resnet18(num_classes, input_size, options)
+    elif separator and kind == "timm":
+        from ccf_plugin.zoo.timm_models import build_timm
+
+        network = build_timm(rest, num_classes=num_classes, input_size=input_size, options=options)
+    elif separator and kind == "robustbench":
+        network = _robustbench(rest, num_classes, input_size, options)
+    elif separator and kind == "python":
+        from ccf_plugin.zoo.python_models import build_python
+
+        network = build_python(rest, options, num_classes=num_classes)
+    else:
+        raise InputError(f"model {name!r} is unknown; expected {', '.join(_FORMS)}{did_you_mean(name, _OWN_NAMES)}")
+    return with_normalization(network, mean, std, channels=input_size[0])
+
+
+def _preact_resnet18(num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
+    from ccf_plugin.zoo.robustbench_models import robustbench_resnets
+
+    _check_options("preact_resnet18", options, ())
+    if tuple(input_size) != (3, 32, 32):
+        size = "×".join(map(str, input_size))
+        raise InputError(f"preact_resnet18 takes 3×32×32 images, found {size}; use narrow_preact_resnet18")
+    resnets = robustbench_resnets()
+    network: nn.Module = resnets.PreActResNet(
+        resnets.PreActBlock, [2, 2, 2, 2], num_classes=num_classes, bn_before_fc=True, out_shortcut=True
+    )
+    return network
+
+
+def _narrow_preact_resnet18(
+    num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
+) -> nn.Module:
+    from ccf_plugin.zoo.preact import NarrowPreActResNet
+
+    _check_options("narrow_preact_resnet18", options, ("width", "blocks"))
+    width, blocks = options.get("width", 16), options.get("blocks", [2, 2, 2, 2])
+    if not _is_count(width):
+        raise InputError(f"narrow_preact_resnet18: width: expected a whole number of at least 1, found {width!r}")
+    if not isinstance(blocks, list | tuple) or len(blocks) != 4 or not all(map(_is_count, blocks)):
+        raise InputError(f"narrow_preact_resnet18: blocks: expected four counts such as [2, 2, 2, 2], found {blocks!r}")
+    return NarrowPreActResNet(num_classes=num_classes, channels=input_size[0], width=width, blocks=blocks)
+
+
+def _robustbench(
+    name: str, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
+) -> nn.Module:
+    from ccf_plugin.zoo.robustbench_models import load_robustbench
+
+    _check_options(f"robustbench:{name}", options, ("pretrained", "model_dir"))
+    loaded = load_robustbench(
+        name, pretrained=bool(options.get("pretrained", False)), model_dir=Path(options.get("model_dir", "models"))
+    )
+    if loaded.num_classes != num_classes:
+        raise InputError(f"{loaded.spec} has {loaded.num_classes} classes, the data has {num_classes}")
+    if loaded.input_size is not None and loaded.input_size[0] != input_size[0]:
+        raise InputError(f"{loaded.spec} takes {loaded.input_size[0]} channels, the data has {input_size[0]}")
+    return loaded.model.train()
+
+
+def _check_options(name: str, options: Mapping[str, Any], valid: Sequence[str]) -> None:
+    for key in options:
+        if key not in valid:
+            known = ", ".join(valid) or "none"
+            raise InputError(f"{name} has no option {key!r}; its options: {known}{did_you_mean(key, valid)}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")

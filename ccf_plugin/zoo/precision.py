@@ -1,0 +1,93 @@
+"""Devices, numeric precision, and the one forward pass that training, attacks and measurement share."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+
+Precision = Literal["float32", "bf16"]
+
+_BF16_CAPABILITY = (8, 0)  # NVIDIA Ampere: the first with bfloat16 tensor cores
+
+
+class Forward(nn.Module):
+    """``model`` as every part of the package runs it: channels_last in, float32 logits out.
+
+    forward: images float32 (N, C, H, W) in [0, 1] → logits float32 (N, K). With ``precision="bf16"`` the model runs
+    under bfloat16 autocast; with ``"float32"`` an autocast of the caller is switched off, so that the name holds.
+    Raises InputError for another precision.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: Precision = "float32") -> None:
+        super().__init__()
+        if precision not in ("float32", "bf16"):
+            raise InputError(f"precision: expected 'float32' or 'bf16', found {precision!r}")
+        self.model = model
+        self.precision = precision
+        # The wrapper reports the mode of what it wraps, so that wrapping an evaluating model changes nothing.
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            logits: Tensor = self.model(images)
+        return logits.float()
+
+
+def resolve_precision(name: Literal["auto", "float32", "bf16"], device: torch.device) -> Precision:
+    """The precision to run at on ``device``: ``"auto"`` is bf16 where the hardware computes in it, else float32.
+
+    ``"bf16"`` on hardware without it is allowed and warned about (emulated, so slower). Raises InputError for another
+    name.
+    """
+    if name == "float32":
+        return "float32"
+    if name not in ("auto", "bf16"):
+        options = ("auto", "float32", "bf16")
+        raise InputError(
+            f"precision: expected one of {', '.join(options)}, found {name!r}{did_you_mean(name, options)}"
+        )
+    if _computes_bf16(device):
+        return "bf16"
+    if name == "auto":
+        return "float32"
+    warnings.warn(f"bf16 is emulated on this {device.type} device, so slower than float32", stacklevel=2)
+    return "bf16"
+
+
+def resolve_device(name: str) -> torch.device:
+    """``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+
+    Raises UnavailableError where this machine lacks the device and InputError for another name. MPS is never chosen by
+    itself: it lacks float64.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UnavailableError(f"device {name!r}: torch sees {found} CUDA devices here; use 'cpu' or 'auto'")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UnavailableError(f"device {name!r}: torch sees no MPS device here; use 'cpu' or 'auto'")
+    return device
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+    if device.type != "cpu":
+        return False
+    # Private names that come and go between torch releases; without them the answer is the safe one.
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check() for check in checks if check is not None)

@@ -1,0 +1,124 @@
+"""timm's models by name, with timm's own normalisation as a layer and its own resizing and cropping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+from ccf_plugin.zoo.containment import one_line, quiet, weights_only
+from ccf_plugin.zoo.loaded import LoadedModel
+from ccf_plugin.zoo.networks import with_normalization
+
+
+def load_timm(name: str, *, pretrained: bool) -> LoadedModel:
+    """timm's model ``name`` (with or without a weight tag), taking [0, 1] images.
+
+    Raises InputError for a name, tag or weights that timm does not have, UnavailableError for a failed download.
+    """
+    import timm
+    from timm.data import create_transform, resolve_data_config
+    from torchvision import transforms
+
+    _check_name(name, pretrained=pretrained)
+    network = _create(name, pretrained=pretrained)
+    config = resolve_data_config({}, model=network)
+    pipeline = create_transform(**config, is_training=False).transforms
+    to_tensor = next(i for i, step in enumerate(pipeline) if "ToTensor" in type(step).__name__)
+    channels, height, width = config["input_size"]
+    num_classes = getattr(network, "num_classes", 0) or None
+    weights = timm.get_pretrained_cfg(name) if pretrained else None
+    return LoadedModel(
+        model=with_normalization(network, config["mean"], config["std"], channels=channels).float().eval(),
+        spec=f"timm:{name}",
+        name=name,
+        num_classes=num_classes,
+        data="imagenet" if weights is not None and num_classes == 1000 else None,
+        preprocess=transforms.Compose(pipeline[:to_tensor]),
+        input_size=(channels, height, width),
+    )
+
+
+def build_timm(
+    name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
+) -> nn.Module:
+    """timm's model ``name`` for this many classes and this input; untrained unless ``options["pretrained"]``.
+
+    ``options`` go to ``timm.create_model``. Raises as ``load_timm`` does, and InputError for options that it refuses.
+    """
+    pretrained = bool(options.get("pretrained", False))
+    _check_name(name, pretrained=pretrained)
+    rest = {key: value for key, value in options.items() if key != "pretrained"}
+    own = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": input_size[0], **rest}
+    if "img_size" in rest:
+        return _create(name, **own)
+    size = input_size[1] if input_size[1] == input_size[2] else input_size[1:]
+    try:
+        return _create(name, **own, img_size=size)
+    except InputError as error:
+        # Transformers need the size of the images; convolutional networks do not know the parameter.
+        if "'img_size'" not in str(error):
+            raise
+        return _create(name, **own)
+
+
+def _check_name(name: str, *, pretrained: bool) -> None:
+    import timm
+
+    if not name or not timm.is_model(name):
+        raise InputError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
+    tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(f"timm has no weights {name!r}{did_you_mean(name, tags)}") from error
+    if pretrained and (config is None or not config.has_weights):
+        known = f"; it has {', '.join(tags[:3])}" if tags else ""
+        raise InputError(f"timm has no weights for {name!r}{known}; use another model or --no-pretrained")
+
+
+def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    import timm
+
+    _repair_hub()
+    try:
+        with quiet(), weights_only():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        raise InputError(f"timm:{name} refuses its options: {one_line(error)}") from error
+    except Exception as error:
+        if pretrained:
+            raise UnavailableError(f"could not load the weights of timm:{name} ({one_line(error, 160)})") from error
+        raise InputError(f"timm:{name} cannot be built with {options}: {one_line(error)}") from error
+    return model
+
+
+def _repair_hub() -> None:
+    """Give timm the Hugging Face hub's download function.
+
+    timm 1.0.9, which robustbench pins, imports it together with ``repo_type_and_id_from_hf_id``, which newer
+    huggingface_hub no longer has, and then takes the hub for not installed: no pretrained model could be loaded.
+    """
+    import timm
+    from timm.models import _hub
+
+    if _hub.has_hf_hub():
+        return
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError:
+        return  # it really is not installed, and timm's own message says so
+
+    def download(*arguments: Any, **options: Any) -> str:
+        try:
+            return str(hf_hub_download(*arguments, **options, library_name="timm", library_version=timm.__version__))
+        except LocalEntryNotFoundError as error:
+            # No network. timm would take it for a file that the hub lacks and try the next name, as slowly.
+            raise ConnectionError(f"the Hugging Face hub cannot be reached: {error.__cause__ or error}") from error
+
+    _hub.hf_hub_download = download
+    _hub.EntryNotFoundError = EntryNotFoundError
+    _hub._has_hf_hub = True

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.zoo.attacks import attack_names, build_attack, check_images
+from ccf_plugin.zoo.threat import threat_model
+
+# fmt: off
+LINF = [
+    "FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM",
+    "UPGD", "APGD", "APGDT", "DIFGSM", "TIFGSM", "Jitter", "NIFGSM", "PGDRS",
+    "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "FAB", "Square",
+]
+# fmt: on
+L2 = ["PGDL2", "PGDRSL2", "APGD", "APGDT", "FAB", "Square"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "APGDT": {"n_classes": 5},
+    "FAB": {"n_classes": 5},
+    "Square": {"n_queries": 20},
+    "SPSA": {"nb_sample": 4},
+    "PGDRS": {"noise_batch_size": 2},
+    "PGDRSL2": {"noise_batch_size": 2},
+}
+CASES = [(name, "Linf") for name in LINF] + [(name, "L2") for name in L2]
+Batch = tuple[Tensor, Tensor]
+
+
+class Failing(nn.Module):
+    """A classifier that fails once ``fail`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5), nn.Dropout(0.5))
+        self.fail = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.fail:
+            raise RuntimeError("no memory")
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """Modes, requires_grad and gradients of everything."""
+    modes = [module.training for module in model.modules()]
+    return [modes, [p.requires_grad for p in model.parameters()], [p.grad is None for p in model.parameters()]]
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_attacks_stay_in_the_ball_and_leave_the_model_alone(
+    name: str, norm: str, mode: Any, network: nn.Module, batch: Batch
+) -> None:
+    network.train()
+    frozen = network.get_submodule("layer2.0.bn1")
+    frozen.eval()
+    network.get_parameter("conv1.weight").requires_grad_(False)
+    network.get_parameter("linear.weight").grad = torch.ones_like(network.get_parameter("linear.weight"))
+    before, statistics = state_of(network), [buffer.clone() for buffer in network.buffers()]
+    threat = threat_model(norm=norm, eps="8/255" if norm == "Linf" else 0.5, steps=3)
+    images, labels = batch
+    labels = network.eval()(images).argmax(dim=1)  # else attacks that stop at the first error have nothing to do
+    network.train()
+    frozen.eval()
+
+    attack = build_attack(name.lower(), network, threat, mode=mode, options=OPTIONS.get(name))
+    adversarial = attack(images, labels)
+
+    assert attack.name == name
+    assert adversarial.shape == images.shape
+    assert adversarial.dtype == images.dtype
+    assert not adversarial.requires_grad
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    difference = (adversarial - images).flatten(1)
+    distance = difference.abs().max(dim=1).values if norm == "Linf" else difference.norm(dim=1)
+    assert distance.max() <= threat.eps + 1e-6
+    assert distance.max() > 0 or name in {"APGD", "APGDT", "FAB", "Square"}, (
+        "these keep an image that they cannot break"
+    )
+    assert state_of(network) == before
+    assert torch.equal(network.get_parameter("linear.weight").grad, torch.ones_like(network.linear.weight))
+    same = all(torch.equal(a, b) for a, b in zip(network.buffers(), statistics, strict=True))
+    assert same == (mode == "eval"), "BatchNorm statistics move in train mode only"
+
+
+@pytest.mark.parametrize(("name", "norm"), [("PGD", "Linf"), ("PGDL2", "L2"), ("FFGSM", "Linf"), ("APGD", "Linf")])
+def test_equals_plain_torchattacks_bit_for_bit(name: str, norm: str, network: nn.Module, batch: Batch) -> None:
+    threat = threat_model(norm=norm, steps=4)
+    parameters = {"PGD": "eps alpha steps", "PGDL2": "eps alpha steps", "FFGSM": "eps alpha", "APGD": "eps steps"}
+    values = {"eps": threat.eps, "alpha": threat.step_size, "steps": threat.steps}
+    plain = getattr(torchattacks, name)(network.eval(), **{key: values[key] for key in parameters[name].split()})
+    torch.manual_seed(3)
+    expected = plain(*batch)
+    torch.manual_seed(3)
+    assert torch.equal(build_attack(name, network.train(), threat)(*batch), expected)
+
+
+@pytest.mark.parametrize("name", ["PGD", "APGD"])
+def test_works_without_grad_and_in_inference_mode(name: str, network: nn.Module, batch: Batch) -> None:
+    attack = build_attack(name, network, threat_model(steps=2))
+    torch.manual_seed(0)
+    expected = attack(*batch)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert torch.equal(attack(*batch), expected)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        images, labels = batch[0].clone(), batch[1].clone()
+        assert images.is_inference()
+        assert torch.equal(attack(images, labels), expected)
+
+
+def test_a_failing_model_is_restored(batch: Batch) -> None:
+    model = Failing()
+    model.layers[1].weight.requires_grad_(False)
+    before = state_of(model)
+    attack = build_attack("PGD", model, threat_model(steps=2))
+    model.fail = True
+    with pytest.raises(RuntimeError, match="no memory"):
+        attack(*batch)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("name", ["APGD", "Square", "PGD"])
+def test_the_global_rng_is_not_seeded(name: str, network: nn.Module, batch: Batch) -> None:
+    attack = build_attack(name, network, threat_model(steps=1), options=OPTIONS.get(name))
+    torch.manual_seed(5)
+    attack(*batch)
+    first = torch.rand(3)
+    torch.manual_seed(6)
+    attack(*batch)
+    assert not torch.equal(torch.rand(3), first)
+
+
+def test_autoattack_runs_and_repeats(batch: Batch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+    attack = build_attack("autoattack", model, threat_model(eps=0.3), options={"n_classes": 5})
+    images = batch[0]
+    labels = model(images).argmax(dim=1)
+    adversarial = attack(images, labels)
+    assert (model(adversarial).argmax(dim=1) != labels).all()
+    assert torch.equal(attack(images, labels), adversarial)
+    assert attack.describe() == {"attack": "AutoAttack", "norm": "Linf", "eps": 0.3, "step_size": None, "steps": 1}
+
+
+def test_every_attack_of_the_library_is_built(network: nn.Module) -> None:
+    for name in attack_names():
+        norm = "L2" if name in {"CW", "DeepFool"} or name.endswith("L2") else "Linf"
+        assert build_attack(name.upper(), network, threat_model(norm=norm)).name == name
+
+
+def test_descriptions(network: nn.Module) -> None:
+    threat = threat_model(steps=7)
+    assert build_attack(None, network, threat).describe() == {"attack": "PGD", **threat.as_dict()}
+    assert build_attack("fgsm", network, threat).describe()["steps"] == 1
+    assert build_attack("PIFGSM", network, threat).describe()["steps"] == 7
+    l2 = threat_model(norm="L2", steps=7)
+    assert build_attack(None, network, l2).describe() == {"attack": "PGDL2", **l2.as_dict()}
+    assert build_attack("CW", network, l2).describe()["eps"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "options", "message"),
+    [
+        ("PDG", "Linf", {}, "did you mean 'PGD'"),
+        ("PGD", "L2", {}, "works in Linf, but the norm is L2; use PGDL2"),
+        ("CW", "Linf", {}, "works in L2"),
+        ("MultiAttack", "Linf", {}, "not an attack on its own"),
+        ("lgv", "Linf", {}, "not an attack on its own"),
+        ("PGD", "Linf", {"random_strat": True}, "its options: random_start; did you mean 'random_start'"),
+        ("PGD", "Linf", {"eps": 1}, "threat model"),
+        ("TIFGSM", "Linf", {"kernel_name": "round"}, "refuses its parameters"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    name: str, norm: str, options: dict[str, Any], message: str, network: nn.Module
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_attack(name, network, threat_model(norm=norm), options=options)
+    assert "\n" not in str(caught.value)
+
+
+def test_three_channel_attacks_say_so(network: nn.Module) -> None:
+    attack = build_attack("TIFGSM", network, threat_model())
+    with pytest.raises(InputError, match="3 channels only, found 1"):
+        attack(torch.rand(2, 1, 16, 16), torch.zeros(2, dtype=torch.long))
+
+
+def test_quiet(network: nn.Module, batch: Batch, capfd: pytest.CaptureFixture[str]) -> None:
+    class Plain(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :5]
+
+    build_attack("PGD", Plain(), threat_model(steps=1))(*batch)
+    build_attack("FAB", network, threat_model(steps=1), options={"n_classes": 5})(*batch)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((1, 3, 2, 2), 200.0), "found 200 to 200; divide by 255"),
+        (torch.randint(0, 255, (1, 3, 2, 2), dtype=torch.uint8), "torch.uint8"),
+        (torch.full((1, 3, 2, 2), -2.0), "normalisation belongs inside the model"),
+        (torch.full((1, 3, 2, 2), float("nan")), "found nan"),
+    ],
+)
+def test_images_out_of_range_are_refused(images: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_images(images, "test split")
+
+
+def test_images_within_tolerance_pass() -> None:
+    check_images(torch.tensor([-5e-7, 1 + 5e-7]), "test split")
+    check_images(torch.empty(0, 3, 2, 2), "test split")
