@@ -1,0 +1,55 @@
+"""Small classifiers, and the golden figures where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The networks here are too small to share out among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def golden() -> dict[str, np.ndarray]:
+    """A trained ResNet-18 on 1,000 images: features, labels, weight, and the figures they must give."""
+    folder = REPOSITORY / os.environ.get("CCF_TEST_DATA", "../shared") / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set CCF_TEST_DATA to the folder of outside test data")
+    with np.load(folder / "resnet18_cifar10_clean.npz") as archive:
+        return dict(archive)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A network with everything that a probe could disturb: BatchNorm, dropout, a nested head."""
+    return small_network()
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    return small_batch()
+
+
+def small_network(classes: int = 4, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(body, nn.Dropout(0.2), nn.Linear(24, classes))
+
+
+def small_batch(count: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 8, 8, generator=generator), torch.arange(count) % classes

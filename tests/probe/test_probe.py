@@ -1,0 +1,261 @@
+"""CrossClassProbe in somebody else's loop: which pass counts, what is counted, and when it is not attached."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
+
+from . import oracle
+from .conftest import small_batch, small_network
+
+Batch = tuple[Tensor, Tensor]
+
+
+def features_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The head's input, in eval mode, found without a probe."""
+    with torch.no_grad():
+        return model[1](model[0](images))
+
+
+def expected_matrix(model: nn.Module, images: Tensor, labels: Tensor) -> list[list[float]]:
+    g = features_of(model, images).double()
+    return oracle.correlation_matrix(g.tolist(), model[2].weight.double().tolist(), labels.tolist())
+
+
+def measured(model: nn.Module, *passes: Batch) -> CrossClassResult:
+    with CrossClassProbe(model, instances=True) as probe:
+        for images, labels in passes:
+            model(images)
+            probe.update(labels)
+        return probe.compute()
+
+
+def test_the_result_equals_the_oracle(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    result = measured(model.eval(), batch)
+    np.testing.assert_allclose(result.matrix, expected_matrix(model, images, labels), atol=1e-6)
+    g = features_of(model, images).double().tolist()
+    instances = oracle.instance_matrix(g, model[2].weight.double().tolist(), labels.tolist())
+    np.testing.assert_allclose(result.instance_matrix, instances, atol=1e-5)
+    assert result.counts.tolist() == [3, 3, 3, 3]
+    with torch.no_grad():
+        assert result.robust_accuracy == float((model(images).argmax(1) == labels).float().mean())
+    assert result.clean_accuracy is None
+    assert result.model_mode == "eval"
+    assert result.precision == "float32"
+    assert result.head is not None
+    assert (result.head.name, result.head.kind, result.head.classes, result.head.features) == ("2", "Linear", 4, 24)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_any_split_into_batches_gives_the_same_result(sizes: list[int], seed: int) -> None:
+    model = small_network(seed=seed).eval()
+    images, labels = small_batch(sum(sizes) + 4, seed=seed)
+    whole = measured(model, (images, labels))
+    parts = measured(model, *zip(images.split([*sizes, 4]), labels.split([*sizes, 4]), strict=True))
+    np.testing.assert_allclose(parts.matrix, whole.matrix, atol=1e-6)
+    np.testing.assert_allclose(parts.instance_matrix, whole.instance_matrix, atol=1e-5)
+    assert parts.counts.tolist() == whole.counts.tolist()
+
+
+def test_the_last_pass_before_update_counts(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.eval()
+    with CrossClassProbe(model) as probe:
+        model(images * 0.1)
+        model(images)
+        probe.update(labels)
+        found = probe.compute().matrix
+    np.testing.assert_allclose(found, expected_matrix(model, images, labels), atol=1e-6)
+
+
+def test_capture_chooses_the_pass(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.eval()
+    with CrossClassProbe(model) as probe:
+        model(images * 0.3)
+        with probe.capture():
+            model(images * 0.1)
+            model(images)
+        model(images * 0.7)  # a clean pass for the train accuracy
+        probe.update(labels)
+        np.testing.assert_allclose(probe.compute().matrix, expected_matrix(model, images, labels), atol=1e-6)
+        with probe.capture():
+            pass
+        model(images)
+        with pytest.raises(InputError, match="inside capture"):
+            probe.update(labels)
+
+
+def test_capture_is_left_behind_by_an_exception(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    with CrossClassProbe(model) as probe:
+        with pytest.raises(RuntimeError), probe.capture():
+            model(images[:, :, :1])
+        model(images)
+        probe.update(labels)
+        assert probe.compute().counts.sum() == len(labels)
+
+
+def test_rows_takes_part_of_a_pass(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.eval()
+    with CrossClassProbe(model) as probe:
+        model(torch.cat([images * 0.2, images]))  # clean and adversarial rows together
+        probe.update(labels, rows=slice(len(images), None))
+        result = probe.compute()
+    np.testing.assert_allclose(result.matrix, expected_matrix(model, images, labels), atol=1e-6)
+    assert result.counts.sum() == len(images)
+
+
+def test_every_k_counts_one_update_in_k(model: nn.Module) -> None:
+    model.eval()
+    passes = [small_batch(8, seed=seed) for seed in range(5)]
+    with CrossClassProbe(model, every=2) as probe:
+        for images, labels in passes:
+            model(images)
+            probe.update(labels)
+        found = probe.compute()
+    np.testing.assert_array_equal(found.matrix, measured(model, *passes[::2]).matrix)
+    assert found.counts.sum() == 24
+
+
+def test_reset_forgets_but_stays_attached(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.eval()
+    with CrossClassProbe(model) as probe:
+        model(images * 0.1)
+        probe.update(labels)
+        probe.reset()
+        with pytest.raises(InputError, match="at least one update"):
+            probe.compute()
+        model(images)
+        probe.update(labels)
+        np.testing.assert_array_equal(probe.compute().matrix, measured(model, batch).matrix)
+
+
+def test_update_needs_a_new_pass(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    with CrossClassProbe(model) as probe:
+        with pytest.raises(InputError, match="found none"):
+            probe.update(labels)
+        model(images)
+        probe.update(labels)
+        with pytest.raises(InputError, match="found none"):
+            probe.update(labels)
+        assert probe.compute().counts.sum() == len(labels)
+
+
+def test_a_failed_pass_is_no_pass(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    with CrossClassProbe(model) as probe:
+        model(images)
+        with pytest.raises(RuntimeError):
+            model(images[:, :, :1])
+        with pytest.raises(InputError, match="found none"):
+            probe.update(labels)
+
+
+def test_after_detach(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    probe = CrossClassProbe(model)
+    model(images)
+    probe.update(labels)
+    model(images)
+    probe.detach()
+    probe.detach()
+    with pytest.raises(InputError, match="detach"):
+        probe.update(labels)
+    with pytest.raises(InputError, match="detach"):
+        probe.run([batch])
+    assert probe.compute().counts.sum() == len(labels)  # what was accumulated stays
+
+
+def test_the_weight_of_the_pass_counts(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.eval()
+    expected = expected_matrix(model, images, labels)
+    with CrossClassProbe(model) as probe:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        torch.optim.SGD(model.parameters(), lr=5.0).step()
+        model[2].weight.data.mul_(-3)  # also what no version counter sees
+        probe.update(labels)
+        np.testing.assert_allclose(probe.compute().matrix, expected, atol=1e-6)
+
+
+def test_run_measures_under_attack(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.train()
+    model[0][1].eval()
+    modes = [module.training for module in model.modules()]
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        noise = torch.rand_like(x)
+        model.train()  # as torchattacks does
+        return (x * 0.5 + noise * 0.2).clamp(0, 1)
+
+    state = torch.get_rng_state()
+    with CrossClassProbe(model) as probe:
+        first = probe.run([batch, batch], attack, seed=3)
+        again = probe.run([batch, batch], attack, seed=3)
+        other = probe.run([batch, batch], attack, seed=4)
+        clean = probe.run([batch, batch])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    np.testing.assert_array_equal(first.matrix, again.matrix)
+    assert not np.array_equal(first.matrix, other.matrix)
+    model.eval()
+    with torch.no_grad():
+        accuracy = float((model(images).argmax(1) == labels).double().mean())
+    assert first.clean_accuracy == clean.clean_accuracy == pytest.approx(accuracy)
+    assert first.robust_accuracy is not None
+    assert clean.robust_accuracy is None
+    assert clean.threat is None
+    assert first.threat == {"attack": "function", "seed": 3}
+    np.testing.assert_allclose(clean.matrix, expected_matrix(model, images, labels), atol=1e-6)
+
+
+def test_a_class_without_samples_is_named_once(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    keep = labels != 2
+    with CrossClassProbe(model.eval(), class_names=["ant", "bee", "cow", "doe"]) as probe:
+        model(images[keep])
+        probe.update(labels[keep])
+        with pytest.warns(UserWarning, match="cow") as caught:
+            result = probe.compute()
+    assert len(caught) == 1
+    assert result.missing_classes == ("cow",)
+    assert np.isnan(result.matrix[2]).all()
+    kept = np.delete(np.delete(result.matrix, 2, 0), 2, 1)
+    assert result.cas == pytest.approx(kept[~np.eye(3, dtype=bool)].clip(min=0).sum())
+
+
+def test_max_per_class_keeps_the_first_of_each_class(model: nn.Module) -> None:
+    passes = [small_batch(10, seed=seed) for seed in range(3)]
+    model.eval()
+    with CrossClassProbe(model, instances=True, max_per_class=4) as probe:
+        for images, labels in passes:
+            model(images)
+            probe.update(labels)
+        found = probe.compute()
+    images, labels = (torch.cat(column) for column in zip(*passes, strict=True))
+    keep = torch.cat([(labels == label).nonzero()[:4, 0] for label in range(4)])
+    expected = measured(model, (images[keep], labels[keep]))
+    np.testing.assert_allclose(found.instance_matrix, expected.instance_matrix, atol=1e-6)
+    assert found.counts.sum() == 30  # C itself is of all samples
+
+
+def test_no_warning_where_nothing_is_missing(model: nn.Module, batch: Batch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured(model, batch)

@@ -1,0 +1,171 @@
+"""A result's files and its picture."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccf_plugin import CrossClassResult, Head, InputError
+
+
+@pytest.fixture
+def result() -> CrossClassResult:
+    matrix = np.array([[1.0, 0.6, np.nan], [0.6, 1.0, np.nan], [np.nan, np.nan, np.nan]])
+    return CrossClassResult(
+        matrix=matrix,
+        class_attribution=np.array([[1.0, 0.0], [0.6, 0.8], [np.nan, np.nan]]),
+        counts=np.array([3, 4, 0]),
+        instance_matrix=np.array([[0.9, 0.7, np.nan], [0.5, np.nan, np.nan], [np.nan, np.nan, np.nan]]),
+        clean_accuracy=0.8,
+        robust_accuracy=0.407,
+        class_names=("cat", "dog", "ship"),
+        model="a network",
+        head=Head(name="fc", kind="Linear", classes=3, features=2),
+        data={"name": "digits", "split": "test", "count": 7},
+        threat={"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "steps": 20, "seed": 0},
+        model_mode="eval",
+        precision="float32",
+        versions={"torch": "2.6"},
+    )
+
+
+def test_figures(result: CrossClassResult) -> None:
+    assert result.cas == pytest.approx(1.2)
+    assert result.cas_normalised == pytest.approx(0.2)
+    assert result.instance_cas == pytest.approx(1.2)
+    assert result.missing_classes == ("ship",)
+    assert result.top_pairs() == [("cat", "dog", pytest.approx(0.6))]
+
+
+def test_save_and_load_give_the_same_result(result: CrossClassResult, tmp_path: Path) -> None:
+    files = result.save(tmp_path / "found")
+    assert [file.name for file in files] == ["found.npz", "found.json"]
+    loaded = CrossClassResult.load(tmp_path / "found.json")
+    assert loaded.to_json() == result.to_json()
+    for name in ("matrix", "class_attribution", "counts", "instance_matrix"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(result, name))
+    assert (loaded.head, loaded.class_names) == (result.head, result.class_names)
+    assert sorted(tmp_path.iterdir()) == sorted(files)  # nothing left aside
+
+
+def test_json_is_strict_and_nan_is_null(result: CrossClassResult, tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    _, description = result.save(tmp_path / "found")
+    read = json.loads(description.read_text(), parse_constant=refuse)
+    assert read["matrix"] == [[1.0, 0.6, None], [0.6, 1.0, None], [None, None, None]]
+    assert read["head"] == {"name": "fc", "kind": "Linear", "classes": 3, "features": 2}
+    assert read["cas"] == pytest.approx(1.2)
+    assert read["format"] == 1
+
+
+def test_a_result_without_optional_parts(tmp_path: Path) -> None:
+    plain = CrossClassResult(matrix=np.eye(2), class_attribution=np.eye(2), counts=np.array([1, 1]))
+    plain.save(tmp_path / "plain")
+    loaded = CrossClassResult.load(tmp_path / "plain")
+    assert loaded.instance_cas is None
+    assert loaded.head is None
+    assert loaded.names == ("0", "1")
+    assert loaded.title() == "CAS = 0.0"
+    with pytest.raises(InputError, match="instances=True"):
+        loaded.plot(instances=True)
+
+
+def test_nothing_is_pickled(result: CrossClassResult, tmp_path: Path) -> None:
+    npz, description = result.save(tmp_path / "found")
+    with np.load(npz, allow_pickle=False) as archive:
+        assert set(archive.files) == {"matrix", "class_attribution", "counts", "instance_matrix"}
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    np.savez(npz, matrix=np.array([Bomb()], dtype=object), class_attribution=np.eye(2), counts=np.ones(2))
+    with pytest.raises(InputError):
+        CrossClassResult.load(description)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "not json", "[]", "{}", '{"format": null}', '{"format": 99}', '{"format": 1}', "null"]
+)
+def test_a_broken_description_is_named(result: CrossClassResult, tmp_path: Path, content: str) -> None:
+    _, description = result.save(tmp_path / "found")
+    description.write_text(content)
+    with pytest.raises(InputError, match=r"found\.json"):
+        CrossClassResult.load(description)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", pickle.dumps({"matrix": 1})])
+def test_a_broken_archive_is_named(result: CrossClassResult, tmp_path: Path, content: bytes) -> None:
+    npz, _ = result.save(tmp_path / "found")
+    npz.write_bytes(content)
+    with pytest.raises(InputError, match="found"):
+        CrossClassResult.load(npz)
+
+
+def test_arrays_that_do_not_fit_each_other_are_refused(result: CrossClassResult, tmp_path: Path) -> None:
+    npz, _ = result.save(tmp_path / "found")
+    np.savez(npz, matrix=np.eye(3), class_attribution=np.ones((3, 2)), counts=np.ones(4))
+    with pytest.raises(InputError):
+        CrossClassResult.load(npz)
+
+
+def test_a_missing_file_is_named(result: CrossClassResult, tmp_path: Path) -> None:
+    npz, _ = result.save(tmp_path / "found")
+    npz.unlink()
+    with pytest.raises(InputError, match=r"found\.npz"):
+        CrossClassResult.load(tmp_path / "found")
+
+
+def test_saving_where_there_is_no_folder_leaves_nothing(result: CrossClassResult, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing"):
+        result.save(tmp_path / "missing" / "found")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_picture_shows_the_matrix(result: CrossClassResult) -> None:
+    pytest.importorskip("matplotlib")
+    ax = result.plot()
+    (image,) = ax.get_images()
+    shown = image.get_array()
+    np.testing.assert_array_equal(np.ma.filled(shown, np.nan), result.matrix)
+    assert image.get_clim() == (0.0, 1.0)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["cat", "dog", "ship"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "ship"]
+    assert ax.get_title() == "RA = 40.7%, CAS = 1.2"
+    assert len(ax.figure.axes) == 2  # the colour bar
+
+
+def test_the_picture_of_instances_and_of_many_classes() -> None:
+    pytest.importorskip("matplotlib")
+    matrix = np.full((100, 100), 0.5)
+    many = CrossClassResult(
+        matrix=matrix, class_attribution=np.ones((100, 2)), counts=np.ones(100, dtype=int), instance_matrix=matrix / 2
+    )
+    ax = many.plot(instances=True, vmax=0.5)
+    np.testing.assert_array_equal(ax.get_images()[0].get_array(), matrix / 2)
+    assert ax.get_images()[0].get_clim() == (0.0, 0.5)
+    assert ax.get_title().startswith("I-CAS = ")
+    assert len(ax.get_xticklabels()) <= 25
+
+
+def test_a_picture_file(result: CrossClassResult, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = result.save_picture(tmp_path / "found.png")
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_drawing_needs_no_display_and_leaves_nothing_global(result: CrossClassResult) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    result.plot()
+    assert pyplot.get_fignums() == before
