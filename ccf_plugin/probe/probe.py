@@ -244,7 +244,7 @@ class CrossClassProbe:
         self._inputs = "clean" if attack is None else "adversarial"
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         clean_correct = torch.zeros((), dtype=torch.int64, device=device)
-        with _eval_mode(self.model), _seeded(seed, device):
+        with evaluation_mode(self.model), _seeded(seed, device):
             for images, labels in loader:
                 images, labels = images.to(device), labels.to(device)
                 if attack is not None:
@@ -353,7 +353,7 @@ def _own_version() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
