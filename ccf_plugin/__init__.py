@@ -1,20 +1,27 @@
 """Measure the features that classes share, in any classifier and along adversarial training.
 
-``import ccf_plugin`` needs torch and numpy alone; the training and the zoo load their libraries when used.
+``import ccf_plugin`` needs torch and numpy alone, and loads them when a name is first used, so that ``ccf --help``
+answers at once. The training and the zoo load their libraries when used.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ccf_plugin.errors import CCFError, InputError, UnavailableError
-from ccf_plugin.probe import (
-    CrossClassProbe,
-    CrossClassResult,
-    Head,
-    attribution,
-    cas_contributions,
-    class_attribution,
-    class_attribution_similarity,
-    correlation_matrix,
-    instance_matrix,
-)
+
+if TYPE_CHECKING:
+    from ccf_plugin.probe import (
+        CrossClassProbe,
+        CrossClassResult,
+        Head,
+        attribution,
+        cas_contributions,
+        class_attribution,
+        class_attribution_similarity,
+        correlation_matrix,
+        instance_matrix,
+    )
 
 __all__ = [
     "CCFError",
@@ -30,3 +37,15 @@ __all__ = [
     "correlation_matrix",
     "instance_matrix",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import ccf_plugin.probe
+
+    return getattr(ccf_plugin.probe, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -27,19 +27,23 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run ``ccf``. Errors that the package raises become one line on standard error and an exit code."""
+    """Run ``ccf``. What goes wrong becomes one line on standard error and an exit code: 2 for input, 1 for the rest."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except CCFError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; `ccf train … --resume` continues a run after its last finished epoch", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         _fail(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 1)
-    sys.exit(0)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # of click's errors, wherever this typer keeps its click
+        if usage is None:
+            raise
+        _fail(f"{usage().rstrip('.')}; see ccf --help", 2)
 
 
 @app.command()
@@ -198,7 +202,10 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
 
     head = result.head
     threat = result.threat
-    table = Table(title=f"{result.model} on {_data_line(result)}", show_header=False)
+    table = Table(show_header=False)
+    table.add_row("model", result.model)
+    if result.data is not None:
+        table.add_row("data", f"{result.data['count']} {result.data['split']} images of {result.data['name']}")
     if head is not None:
         table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
     if threat is None:
@@ -220,10 +227,6 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
     if result.missing_classes:
         table.add_row("left out", f"no samples of {', '.join(result.missing_classes)}: NaN in C, not in CAS")
     console.print(table)
-
-
-def _data_line(result: CrossClassResult) -> str:
-    return f"{result.data['count']} {result.data['split']} images of {result.data['name']}" if result.data else "data"
 
 
 def _pixels(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
+from ccf_plugin.probe.probe import evaluation_mode
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.precision import Forward, Precision
@@ -50,13 +51,13 @@ def measure(
         InputError: the head's class count is not the data's, or a fault that the probe or the attack names.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    total = split.count_batches(batch_size)
     attack: Attack | None = None
     if threat is not None:
         attack = build_attack(attack_name, Forward(model, precision=precision), threat)
     with CrossClassProbe(model, head=head, instances=instances, max_per_class=max_per_class) as probe:
-        total = -(-len(split) // batch_size)
-        batches = _checked(split.batches(batch_size, device), probe, len(classes))
-        result = probe.run(progress(batches, total), attack, seed=seed)
+        _check_classes(probe, split, device, len(classes))
+        result = probe.run(progress(split.batches(batch_size, device), total), attack, seed=seed)
     described: dict[str, Any] | None = None if result.threat is None else {**result.threat, "precision": precision}
     return replace(
         result,
@@ -67,12 +68,12 @@ def measure(
     )
 
 
-def _checked(batches: Batches, probe: CrossClassProbe, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, after the first of which the head that the probe found must have the data's number of classes."""
-    for number, batch in enumerate(batches):
-        if number and probe.head is not None and probe.head.classes != classes:
-            raise InputError(
-                f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
-                "choose --data to match the model"
-            )
-        yield batch
+def _check_classes(probe: CrossClassProbe, split: Split, device: torch.device, classes: int) -> None:
+    """Find the head on a few images, before an attack is run for nothing."""
+    with evaluation_mode(probe.model), torch.no_grad():
+        probe.model(next(split.batches(8, device))[0])
+    if probe.head is not None and probe.head.classes != classes:
+        raise InputError(
+            f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
+            "choose data to match the model"
+        )

@@ -5,8 +5,9 @@ Every fault of a recipe is reported at once, each with its key, what was expecte
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,7 +148,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         faults = _schema_faults(error)
-    faults += _threat_faults(content)
+    for fault in _part_faults(content):  # of two faults of one key, the schema's is the nearer
+        if not any(found.split(":")[0] == fault.split(":")[0] for found in faults):
+            faults.append(fault)
     if faults:
         raise InputError("\n".join(f"{path}: {fault}" for fault in faults))
     return recipe
@@ -245,37 +248,59 @@ def _evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -
     return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
 
 
-def _threat_faults(content: Mapping[str, Any]) -> list[str]:
-    """Faults of the threat models, found beside the schema's so that all are told at once."""
-    attack, evaluate = content.get("attack", {}), content.get("evaluate", {})
-    if not isinstance(attack, dict) or not isinstance(evaluate, dict):
-        return []  # the schema says so
-    try:
-        _training_threat(attack)
-    except InputError as fault:
-        return [f"attack.{fault}"]
-    try:
-        _evaluation_threat(attack, evaluate)
-    except InputError as fault:
-        return [f"evaluate.{fault}"]
-    return []
+def _part_faults(content: Mapping[str, Any]) -> list[str]:
+    """What the zoo finds wrong with names and threat models, told together with the schema's faults."""
+    from torch import nn
+
+    from ccf_plugin.zoo.attacks import build_attack
+    from ccf_plugin.zoo.datasets import check_spec
+    from ccf_plugin.zoo.networks import check_name
+
+    model, data, attack, evaluate = (
+        section if isinstance(section := content.get(name, {}), dict) else {}
+        for name in ("model", "data", "attack", "evaluate")
+    )
+
+    def check_attack(section: Mapping[str, Any], threat: ThreatModel) -> None:
+        if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
+            build_attack(section.get("name"), nn.Identity(), threat, options=section.get("options"))
+
+    faults: list[str] = []
+    checks: list[tuple[str, Callable[[], None]]] = [
+        ("model.name", lambda: check_name(model["name"]) if isinstance(model.get("name"), str) else None),
+        ("data.name", lambda: check_spec(data["name"]) if isinstance(data.get("name"), str) else None),
+        ("attack", lambda: check_attack(attack, _training_threat(attack))),
+        ("evaluate", lambda: check_attack(evaluate, _evaluation_threat(attack, evaluate))),
+    ]
+    for key, check in checks:
+        try:
+            check()
+        except InputError as fault:
+            if key == "evaluate" and any(found.startswith("attack.") for found in faults):
+                continue  # it inherits the training attack's fault
+            names_its_key = re.match(r"(eps|step_size|steps|norm): ", str(fault))
+            faults.append(f"{key}.{fault}" if names_its_key else f"{key}: {fault}")
+    return faults
 
 
 def _schema_faults(error: ValidationError) -> list[str]:
-    faults = []
+    """One fault per key; where a key may have several types, all are named."""
+    expected: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"] if part not in ("str", "float", "int"))
+        name = str(fault["loc"][-1])
+        found[key] = repr(fault["input"])
         if fault["type"] == "extra_forbidden":
             valid = _valid_keys(fault["loc"][:-1])
-            name = str(fault["loc"][-1])
-            hint = did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}"
-            faults.append(f"{key}: expected a known key, found {name!r}{hint}")
+            found[key] = repr(name) + (did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}")
+            expected[key] = ["a known key"]
         elif fault["type"] == "missing":
-            faults.append(f"{key}: expected a value, found none; add it to the recipe")
+            found[key] = "none; add it to the recipe"
+            expected[key] = ["a value"]
         else:
-            expected = str(fault["msg"]).removeprefix("Input should be ")
-            faults.append(f"{key}: expected {expected}, found {fault['input']!r}")
-    return list(dict.fromkeys(faults))
+            expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
+    return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
 
 
 def _valid_keys(location: Sequence[str | int]) -> list[str]:

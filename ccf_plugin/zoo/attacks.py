@@ -39,7 +39,7 @@ class Attack:
 
     The result has the shape, dtype and device of ``images``. Whatever happens inside, afterwards every module of the
     model is in the mode it was in, every parameter requires gradients as it did, and no ``.grad`` has changed. It may
-    be called under ``torch.no_grad`` and ``torch.inference_mode``.
+    be called under ``torch.no_grad`` and ``torch.inference_mode``. The first call checks that its images are in [0, 1].
     """
 
     def __init__(self, name: str, model: nn.Module, threat: ThreatModel, attack: Any, *, mode: Mode) -> None:
@@ -50,8 +50,12 @@ class Attack:
         self._attack = attack
         self._taken = {_FROM_THREAT[key] for key in _parameters(type(attack)) if key in _FROM_THREAT}
         self._seeds = "seed" in _parameters(type(attack))
+        self._checked = False
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        if not self._checked:  # once per attack, so that no later step waits for the device
+            check_images(images, f"attack {self.name}")
+            self._checked = True
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
         with torch.inference_mode(False), torch.enable_grad(), self._own_rng(), self._only_input_gradients():

@@ -40,14 +40,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """In order, (images float32 in [0, 1], labels int64) on ``device``; the last batch may be smaller."""
+    def count_batches(self, batch_size: int) -> int:
+        """How many batches ``batches`` gives. Raises InputError for a size below 1."""
         if batch_size < 1:
             raise InputError(f"batch size: expected at least 1, found {batch_size}")
+        return -(-len(self) // batch_size)
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """In order, (images float32 in [0, 1], labels int64) on ``device``; the last batch may be smaller."""
         # A tensor, because CUDA divides by a Python number by multiplying with its rounded reciprocal.
         scale = torch.tensor(255.0, device=device)
-        for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size)
+        for number in range(self.count_batches(batch_size)):
+            rows = slice(number * batch_size, (number + 1) * batch_size)
             yield self.images[rows].to(device).float() / scale, self.labels[rows].to(device)
 
 
@@ -112,21 +116,27 @@ def load_data(
     for what, limit in (("train_per_class", train_per_class), ("test_limit", test_limit)):
         if limit is not None and limit < 1:
             raise InputError(f"{what}: expected at least 1, found {limit}")
+    check_spec(spec)
     keep = _Limits(train_per_class, test_limit)
-    kind, separator, rest = spec.partition(":")
+    kind, _, rest = spec.partition(":")
     if spec == "digits":
         classes, found = _digits(splits)
     elif spec in ("cifar10", "cifar100"):
         classes, found = read_cifar(spec, splits, Path(root), download=download)
-    elif separator and kind == "npz" and rest:
+    elif kind == "npz":
         classes, found = _npz(Path(rest), splits)
-    elif separator and kind == "folder" and rest:
+    else:
         classes, parts = _folder(Path(rest), splits, keep, preprocess)
         return ImageData(spec, classes, parts.get("train"), parts.get("test"))
-    else:
-        raise _unknown(spec)
     parts = {split: _split(x, y, split, keep, preprocess) for split, (x, y) in found.items()}
     return ImageData(spec, classes, parts.get("train"), parts.get("test"))
+
+
+def check_spec(spec: str) -> None:
+    """Raise InputError unless ``spec`` has a form that ``load_data`` knows; whether the data exist is not looked at."""
+    kind, separator, rest = spec.partition(":")
+    if spec not in _NAMES and not (separator and kind in ("npz", "folder") and rest):
+        raise _unknown(spec)
 
 
 def _unknown(spec: str) -> InputError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError, did_you_mean
 
 _OWN_NAMES = ("preact_resnet18", "narrow_preact_resnet18")
+_KINDS = ("timm", "robustbench", "python")
 _FORMS = (*_OWN_NAMES, "timm:NAME", "robustbench:NAME", "python:package.module:factory")
 
 
@@ -67,25 +68,31 @@ def build_model(
     timm and RobustBench says so. With ``mean`` and ``std`` a ``Normalize`` layer comes first. Raises InputError for
     what does not fit, UnavailableError for weights that cannot be downloaded.
     """
+    check_name(name)
     options = dict(options or {})
-    kind, separator, rest = name.partition(":")
+    kind, _, rest = name.partition(":")
     if name == "preact_resnet18":
         network = _preact_resnet18(num_classes, input_size, options)
     elif name == "narrow_preact_resnet18":
         network = _narrow_preact_resnet18(num_classes, input_size, options)
-    elif separator and kind == "timm":
+    elif kind == "timm":
         from ccf_plugin.zoo.timm_models import build_timm
 
         network = build_timm(rest, num_classes=num_classes, input_size=input_size, options=options)
-    elif separator and kind == "robustbench":
+    elif kind == "robustbench":
         network = _robustbench(rest, num_classes, input_size, options)
-    elif separator and kind == "python":
+    else:
         from ccf_plugin.zoo.python_models import build_python
 
         network = build_python(rest, options, num_classes=num_classes)
-    else:
-        raise InputError(f"model {name!r} is unknown; expected {', '.join(_FORMS)}{did_you_mean(name, _OWN_NAMES)}")
     return with_normalization(network, mean, std, channels=input_size[0])
+
+
+def check_name(name: str) -> None:
+    """Raise InputError unless ``name`` has a form that ``build_model`` knows."""
+    kind, separator, rest = name.partition(":")
+    if name not in _OWN_NAMES and not (separator and kind in _KINDS and rest):
+        raise InputError(f"model {name!r} is unknown; expected {', '.join(_FORMS)}{did_you_mean(name, _OWN_NAMES)}")
 
 
 def _preact_resnet18(num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:

@@ -1,0 +1,138 @@
+"""Measuring finished models: against plain passes, on real images, and against the golden figures."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchattacks
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.measure.evaluate import measure
+from ccf_plugin.zoo.datasets import ImageData, Split, load_data
+from ccf_plugin.zoo.models import build_model, load_model
+from ccf_plugin.zoo.threat import threat_model
+
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model("narrow_preact_resnet18", num_classes=3, input_size=(1, 8, 8), options={"width": 4}).eval()
+
+
+@pytest.fixture
+def split() -> Split:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.arange(30) % 3)
+
+
+def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, split: Split) -> None:
+    threat = threat_model(eps="16/255", steps=5)
+    result = measure(model, split, threat, classes=CLASSES, model_name="m", data_name="d", batch_size=30, seed=3)
+    images, labels = split.images.float() / 255, split.labels
+    torch.manual_seed(3)
+    attack = torchattacks.PGD(model, eps=16 / 255, alpha=4 / 255, steps=5)
+    attacked = attack(images, labels)
+    features: list[torch.Tensor] = []
+    handle = model.linear.register_forward_hook(lambda _, args, __: features.append(args[0]))  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        correct = (model(attacked).argmax(1) == labels).double().mean()
+        clean = (model(images).argmax(1) == labels).double().mean()
+    handle.remove()
+    assert result.robust_accuracy == pytest.approx(float(correct))
+    assert result.clean_accuracy == pytest.approx(float(clean))
+    weight = model.linear.weight.detach()  # type: ignore[union-attr]
+    vectors = torch.stack([(features[0][labels == k] * weight[k]).double().mean(0) for k in range(3)])
+    units = vectors / vectors.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(result.matrix, (units @ units.T).numpy(), atol=1e-6)
+
+
+def test_the_result_says_where_it_comes_from(model: torch.nn.Module, split: Split) -> None:
+    threat = threat_model(norm="L2", eps=0.5, steps=2)
+    result = measure(model, split, threat, classes=CLASSES, model_name="mine", data_name="npz:x", seed=7)
+    assert result.threat == {
+        "attack": "PGDL2",
+        "norm": "L2",
+        "eps": 0.5,
+        "step_size": 0.0625,
+        "steps": 2,
+        "seed": 7,
+        "precision": "float32",
+    }
+    assert result.data == {"name": "npz:x", "split": "test", "count": 30}
+    assert (result.model, result.class_names, result.model_mode) == ("mine", CLASSES, "eval")
+    assert measure(model, split, None, classes=CLASSES, model_name="m", data_name="d").threat is None
+
+
+def test_a_seed_repeats_the_figures_and_leaves_the_callers_random_state(model: torch.nn.Module, split: Split) -> None:
+    threat = threat_model(steps=2)
+    before = torch.get_rng_state()
+    first, second = (
+        measure(model, split, threat, classes=CLASSES, model_name="m", data_name="d", seed=1) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.matrix, second.matrix)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_models_modes_are_as_before(model: torch.nn.Module, split: Split) -> None:
+    model.train()
+    model.bn.eval()  # type: ignore[union-attr, operator]
+    before = {name: module.training for name, module in model.named_modules()}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    measure(model, split, threat_model(steps=1), classes=CLASSES, model_name="m", data_name="d")
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+@pytest.mark.parametrize("batch_size", [7, 30])
+def test_another_number_of_classes_is_refused(model: torch.nn.Module, split: Split, batch_size: int) -> None:
+    with pytest.raises(InputError, match="expected a model of 4 classes for this data, found a head of 3"):
+        measure(model, split, None, classes=("a", "b", "c", "d"), model_name="m", data_name="d", batch_size=batch_size)
+
+
+def _trained_resnet18(outside_data: Path, **options: int) -> tuple[torch.nn.Module, ImageData]:
+    checkpoint = Path(str(resources.files("pyautoattack"))) / "examples" / "model_test.pt"
+    loaded = load_model("python:pyautoattack.examples.resnet:ResNet18", checkpoint=checkpoint)
+    data = load_data(f"npz:{outside_data / 'cifar10_test1000.npz'}", splits=("test",), **options)  # type: ignore[arg-type]
+    return loaded.model, data
+
+
+def test_a_trained_network_on_real_images_gives_the_golden_features_figures(outside: Path, outside_data: Path) -> None:
+    network, data = _trained_resnet18(outside_data, test_limit=100)
+    assert data.test is not None
+    golden = np.load(outside / "golden" / "resnet18_cifar10_clean.npz", allow_pickle=False)
+    result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
+    chosen = np.sort(np.concatenate([np.flatnonzero(golden["labels"] == k)[:10] for k in range(10)]))
+    features, labels, weight = golden["features"][chosen].astype(float), golden["labels"][chosen], golden["weight"]
+    vectors = np.stack([(features[labels == k] * weight[k]).mean(0) for k in range(10)])
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(result.matrix, units @ units.T, atol=1e-5)
+    predicted = (golden["features"][chosen] @ weight.T + golden["bias"]).argmax(1)
+    assert result.clean_accuracy == pytest.approx((predicted == labels).mean())
+
+
+@pytest.mark.slow
+def test_the_golden_figures_clean(outside_data: Path) -> None:
+    network, data = _trained_resnet18(outside_data)
+    assert data.test is not None
+    result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
+    assert result.clean_accuracy == pytest.approx(0.937)
+    assert result.cas == pytest.approx(13.479, abs=1e-3)
+    assert result.instance_cas == pytest.approx(18.810, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_golden_figures_under_attack(outside_data: Path) -> None:
+    network, data = _trained_resnet18(outside_data)
+    assert data.test is not None
+    threat = threat_model(eps="1/255", steps=20)
+    result = measure(network, data.test, threat, classes=data.classes, model_name="m", data_name="d", instances=True)
+    assert result.robust_accuracy == pytest.approx(0.407, abs=0.01)
+    assert result.cas == pytest.approx(7.00, abs=0.1)
+    assert result.instance_cas == pytest.approx(14.93, abs=0.1)

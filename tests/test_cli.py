@@ -1,0 +1,270 @@
+"""The command line as a user meets it: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ccf_plugin.cli import main
+from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.zoo.checkpoints import save_checkpoint
+from ccf_plugin.zoo.models import build_model
+
+TINY = [
+    *("--set", "model.options={width=2, blocks=[1,1,1,1]}"),
+    *("--set", "data.train_per_class=4"),
+    *("--set", "data.test_limit=20"),
+    *("--set", "attack.steps=1"),
+    *("--set", "evaluate.steps=1"),
+    *("--set", "optim.epochs=2"),
+    *("--set", "probe.every=2"),
+]
+
+Ccf = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ccf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ccf:
+    """Run ``ccf`` in this process, in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ccf", *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of the digits, in the form that training writes."""
+    torch.manual_seed(0)
+    options = {"width": 2, "blocks": [1, 1, 1, 1]}
+    model = build_model("narrow_preact_resnet18", num_classes=10, input_size=(1, 8, 8), options=options)
+    path = tmp_path_factory.mktemp("checkpoints") / "best.safetensors"
+    save_checkpoint(
+        path,
+        model,
+        {
+            "model": {"name": "narrow_preact_resnet18", "options": options, "mean": None, "std": None},
+            "classes": list("0123456789"),
+            "data": "digits",
+            "input_size": [1, 8, 8],
+            "threat": {"norm": "Linf", "eps": 0.1},
+            "epoch": 1,
+        },
+    )
+    return path
+
+
+def _process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ccf_plugin", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
+    code, out, err = ccf("train", "digits", *TINY)
+    assert (code, err) == (0, "")
+    run = tmp_path / "runs" / "digits"
+    for text in ("epoch 1 ·", "test RA", "CAS", "best", "last", "runs/digits/log.csv"):
+        assert text in out
+    assert (run / "probe" / "002.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, err = ccf("probe", run, "--steps", 2, "--limit", 30, "--instances")
+    assert (code, err) == (0, "")
+    for text in (
+        "linear (Linear), 10 classes × 16 features",
+        "PGD-2, Linf, eps 25.5/255, step 6.375/255, seed 0, float32",
+    ):
+        assert text in out
+    for text in (
+        "clean accuracy",
+        "RA (PGD-2)",
+        "CAS",
+        "of 90",
+        "I-CAS",
+        "strongest pairs",
+        "30 test images of digits",
+    ):
+        assert text in out
+    for suffix in ("npz", "json", "png"):
+        assert (tmp_path / "results" / f"digits.{suffix}").is_file()
+
+
+def test_json_is_all_that_json_prints_and_is_what_is_saved(ccf: Ccf, checkpoint: Path, tmp_path: Path) -> None:
+    code, out, err = ccf("probe", checkpoint, "--json", "--limit", 20, "--steps", 1, "--out", "mine/here", "--seed", 4)
+    assert (code, err) == (0, "")
+    printed = json.loads(out)
+    assert printed == json.loads((tmp_path / "mine" / "here.json").read_text())
+    assert printed["threat"]["seed"] == 4
+    result = CrossClassResult.load(tmp_path / "mine" / "here")
+    assert printed["cas"] == result.cas
+    assert printed["counts"] == [2] * 10
+    assert printed.keys() >= {
+        *("model", "head", "data", "threat", "clean_accuracy", "robust_accuracy", "cas", "cas_normalised"),
+        *("instance_cas", "counts", "class_names", "matrix", "instance_matrix", "versions", "format"),
+    }
+
+
+def test_the_clean_options_and_the_l2_defaults(ccf: Ccf, checkpoint: Path) -> None:
+    _, out, _ = ccf("probe", checkpoint, "--json", "--limit", 20, "--clean")
+    assert json.loads(out)["threat"] is None
+    assert json.loads(out)["robust_accuracy"] is None
+    _, out, _ = ccf("probe", checkpoint, "--json", "--limit", 20, "--norm", "L2", "--steps", 1)
+    threat = json.loads(out)["threat"]
+    assert (threat["attack"], threat["eps"], threat["step_size"]) == ("PGDL2", 128 / 255, 16 / 255)
+    _, out, _ = ccf("probe", checkpoint, "--json", "--limit", 20, "--attack", "fgsm", "--eps", "4/255")
+    threat = json.loads(out)["threat"]
+    assert (threat["attack"], threat["eps"], threat["steps"], threat["step_size"]) == ("FGSM", 4 / 255, 1, None)
+
+
+def test_an_attack_without_a_step_size_is_shown(ccf: Ccf, checkpoint: Path) -> None:
+    code, out, _ = ccf("probe", checkpoint, "--limit", 20, "--attack", "FGSM")
+    assert code == 0
+    assert "FGSM-1, Linf, eps 25.5/255, step none" in out
+
+
+def test_a_class_without_images_is_named_and_left_out(ccf: Ccf, checkpoint: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (18, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "nine.npz", x=images, y=np.arange(18) % 9, classes=np.array(list("abcdefghij")))
+    code, out, err = ccf("probe", checkpoint, "--data", "npz:nine.npz", "--clean", "--out", "nine")
+    assert code == 0
+    assert "no samples of 9: NaN in C, not in CAS" in out
+    assert len(err.splitlines()) <= 1
+    result = CrossClassResult.load(tmp_path / "nine")
+    assert np.isnan(result.matrix[9]).all()
+    assert np.isfinite(result.matrix[:9, :9]).all()
+    assert np.isfinite(result.cas)
+
+
+def test_recipes_lists_every_shipped_one(ccf: Ccf) -> None:
+    code, out, _ = ccf("recipes")
+    assert code == 0
+    for name in ("digits", "preact_linf", "preact_standard", "cifar_small"):
+        assert name in out
+
+
+BAD = {
+    "an unknown command": (["nothing"], "No such command 'nothing'"),
+    "no model": (["probe"], "Missing argument"),
+    "steps that are no number": (["probe", "x", "--steps", "two"], "--steps"),
+    "a model that is nowhere": (["probe", "nowhere"], "no such file or folder"),
+    "an unknown RobustBench model": (["probe", "robustbench:Carmon2019"], "did you mean 'Carmon2019Unlabeled'"),
+    "an unknown timm model": (["probe", "timm:resnet181", "--data", "digits"], "did you mean 'resnet18'"),
+    "eps in the wrong units": (["probe", "{checkpoint}", "--eps", "8"], "'8/255'"),
+    "an unknown norm": (["probe", "{checkpoint}", "--norm", "L3"], "expected 'Linf' or 'L2', found 'L3'"),
+    "an unknown attack": (["probe", "{checkpoint}", "--attack", "PDG"], "did you mean 'PGD'"),
+    "an unknown precision": (["probe", "{checkpoint}", "--precision", "fp8"], "precision"),
+    "unknown data": (["probe", "{checkpoint}", "--data", "digit"], "did you mean 'digits'"),
+    "data that are not there": (["probe", "{checkpoint}", "--data", "npz:absent.npz"], "absent.npz"),
+    "data that are not downloaded": (["probe", "{checkpoint}", "--data", "cifar10"], "--download"),
+    "data of other classes": (["probe", "{checkpoint}", "--data", "npz:three.npz"], "expected data of 10 classes"),
+    "labels that are none": (["probe", "{checkpoint}", "--data", "npz:labels.npz"], "label"),
+    "images in 0..1 floats": (["probe", "{checkpoint}", "--data", "npz:floats.npz"], "uint8"),
+    "a limit of nothing": (["probe", "{checkpoint}", "--limit", "0"], "test_limit"),
+    "a batch of nothing": (["probe", "{checkpoint}", "--batch-size", "0"], "batch"),
+    "a head that is no layer": (["probe", "{checkpoint}", "--head", "linea"], "did you mean 'linear'"),
+    "a checkpoint of another architecture": (
+        ["probe", "python:pyautoattack.examples.resnet:ResNet18", "--checkpoint", "{checkpoint}", "--data", "digits"],
+        "another architecture",
+    ),
+    "a checkpoint that is a web page": (
+        ["probe", "python:pyautoattack.examples.resnet:ResNet18", "--checkpoint", "page.pt", "--data", "digits"],
+        "web page",
+    ),
+    "a module that is not there": (["probe", "python:no_such_module:f", "--data", "digits"], "no_such_module"),
+    "an unknown recipe": (["train", "digit"], "did you mean 'digits'"),
+    "an unknown recipe key": (["train", "digits", "--set", "optim.epoch=3"], "did you mean 'epochs'"),
+    "a recipe of other images": (["train", "preact_linf", "--set", "data.name=digits"], "3×32×32"),
+    "nothing to resume": (["train", "digits", "--resume"], "no finished epoch"),
+    "both resume and force": (["train", "digits", "--resume", "--force"], "--resume or --force"),
+    "a folder that is taken": (["train", "digits", "--out", "taken"], "--force"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_leaves_nothing(ccf: Ccf, checkpoint: Path, tmp_path: Path, case: str) -> None:
+    np.savez(tmp_path / "three.npz", x=np.zeros((3, 8, 8), np.uint8), y=np.arange(3))
+    np.savez(tmp_path / "labels.npz", x=np.zeros((3, 8, 8), np.uint8), y=np.array([0, -1, 2]))
+    np.savez(tmp_path / "floats.npz", x=np.zeros((3, 8, 8)), y=np.arange(3))
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html><html>quota exceeded</html>")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    arguments, message = BAD[case]
+    code, out, err = ccf(*(argument.format(checkpoint=checkpoint) for argument in arguments))
+    assert code in (1, 2)
+    assert out == ""
+    assert err.startswith("ccf: ")
+    assert len(err.splitlines()) == 1, err
+    assert message in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} <= {*(path.name for path in before), "taken"}
+
+
+def test_help_answers_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    heavy = ["torch", "numpy", "matplotlib", "torchattacks", "robustbench", "timm", "torchvision", "accelerate"]
+    code = f"import sys; import ccf_plugin.cli; print([m for m in {heavy} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stdout.strip() == "[]"
+    process = _process("--help", cwd=tmp_path)
+    assert process.returncode == 0
+    assert "probe" in process.stdout
+
+
+def test_a_real_process_prints_errors_without_a_traceback(tmp_path: Path) -> None:
+    process = _process("probe", "nowhere", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.startswith("ccf: model 'nowhere'")
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "ccf_plugin", "probe", str(checkpoint), "--clean", "--limit", "20", "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_quick_start_learns_and_keeps_its_time(tmp_path: Path) -> None:
+    """`recipes/digits.toml`: clean accuracy ≥ 95 %, RA ≥ 70 %; its time is printed, not asserted."""
+    started = time.perf_counter()
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "ccf_plugin", "train", "digits"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    print(f"digits: {time.perf_counter() - started:.1f} s")
+    result = CrossClassResult.load(tmp_path / "runs" / "digits" / "probe" / "020")
+    assert result.clean_accuracy is not None
+    assert result.robust_accuracy is not None
+    assert result.clean_accuracy >= 0.95
+    assert result.robust_accuracy >= 0.70
+
+
+@pytest.mark.slow
+def test_the_golden_figures_through_the_command_line(ccf: Ccf, outside_data: Path) -> None:
+    weights = Path(str(resources.files("pyautoattack"))) / "examples" / "model_test.pt"
+    code, out, _ = ccf(
+        *("probe", "python:pyautoattack.examples.resnet:ResNet18", "--checkpoint", weights),
+        *("--data", f"npz:{outside_data / 'cifar10_test1000.npz'}", "--clean", "--instances"),
+    )
+    assert code == 0
+    for text in ("93.7%", "13.48 of 90", "18.81"):
+        assert text in out

@@ -1,0 +1,165 @@
+"""Recipes: defaults, bases, overrides, and every fault at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.training.recipe import Recipe, describe_recipe, load_recipe, shipped_recipes
+
+MINIMAL = '[model]\nname = "narrow_preact_resnet18"\n[data]\nname = "digits"\n'
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_loads_and_opens_with_its_story(name: str) -> None:
+    recipe = load_recipe(name)
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+    text = shipped_recipes()[name].read_text()
+    assert f"# Command:   ccf train recipes/{name}.toml" in text
+    for word in ("# Source:", "# Published:", "# Measured:"):
+        assert word in text
+    assert len(describe_recipe(shipped_recipes()[name])) > 20
+
+
+def test_preact_linf_states_the_papers_table_2() -> None:
+    recipe = load_recipe("preact_linf")
+    optim, threat, evaluation = recipe.optim, recipe.training_threat(), recipe.evaluation_threat()
+    assert (optim.epochs, optim.momentum, optim.batch_size, optim.weight_decay) == (200, 0.9, 128, 5e-4)
+    assert (optim.lr, optim.decay_epochs, optim.decay_rate) == (0.1, [100, 150], 0.1)
+    assert (threat.norm, threat.eps, threat.step_size, threat.steps) == ("Linf", 8 / 255, 2 / 255, 10)
+    assert (evaluation.eps, evaluation.step_size, evaluation.steps) == (8 / 255, 2 / 255, 20)
+
+
+def test_a_recipe_read_by_path_equals_the_one_by_name() -> None:
+    assert load_recipe(str(shipped_recipes()["digits"])) == load_recipe("digits")
+
+
+def test_what_is_written_is_read_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe("cifar_small", ["attack.eps=2/255"])
+    (tmp_path / "copy.toml").write_text(recipe.as_toml())
+    assert load_recipe(str(tmp_path / "copy.toml")) == recipe
+
+
+def test_base_gives_what_a_recipe_does_not_say() -> None:
+    full, small = load_recipe("preact_linf"), load_recipe("cifar_small")
+    assert small.model.mean == full.model.mean
+    assert small.optim.lr == full.optim.lr
+    assert small.optim.epochs == 120
+
+
+def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('base = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n')
+    with pytest.raises(InputError, match="without a circle"):
+        load_recipe(str(tmp_path / "a.toml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optim.epochs=3", "optim.epochs", 3),
+        ("attack.eps=4/255", "attack.eps", "4/255"),
+        ("data.name=npz:some/file=1.npz", "data.name", "npz:some/file=1.npz"),
+        ("optim.decay_epochs=[1, 2]", "optim.decay_epochs", [1, 2]),
+        ("model.options.width=4", "model.options", {"width": 4}),
+        ("probe.instances=true", "probe.instances", True),
+    ],
+)
+def test_set_changes_one_key(recipe_file: Path, override: str, key: str, value: object) -> None:
+    found = load_recipe(str(recipe_file), [override]).model_dump()
+    for part in key.split("."):
+        found = found[part]
+    assert found == value
+
+
+def test_evaluation_follows_the_training_attack_where_it_is_silent(recipe_file: Path) -> None:
+    recipe = load_recipe(str(recipe_file), ["attack.eps=4/255"])
+    assert recipe.evaluation_threat().eps == 4 / 255
+    assert recipe.evaluation_threat().step_size == 1 / 255
+    recipe = load_recipe(str(recipe_file), ["attack.eps=4/255", "evaluate.norm=L2"])
+    assert recipe.evaluation_threat().eps == 128 / 255  # another norm's radius would mean nothing
+
+
+def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
+    faults = [
+        "optim.epoch=3",
+        "optim.lr=0",
+        "attack.eps=8",
+        "model.name=preact_resnet_18",
+        "data.name=cifar",
+        "objective.loss=madri",
+        "seed=1.5",
+        "atack.steps=3",
+    ]
+    with pytest.raises(InputError) as caught:
+        load_recipe(str(recipe_file), faults)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(faults)
+    assert all(line.startswith(f"{recipe_file}: ") for line in lines)
+    text = str(caught.value)
+    for part in (
+        "optim.epoch: expected a known key, found 'epoch'; did you mean 'epochs'",
+        "optim.lr: expected greater than 0, found 0",
+        "attack.eps: expected 0 to 1 for Linf, found 8; units are pixels in [0, 1], so write e.g. '8/255'",
+        "did you mean 'preact_resnet18'",
+        "did you mean 'cifar10'",
+        "objective.loss: expected 'standard' or 'madry', found 'madri'",
+        "seed: expected a valid integer, found 1.5",
+        "atack: expected a known key, found 'atack'; did you mean 'attack'",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("attack.name=PDG", "did you mean 'PGD'"),
+        ("attack.name=PGDL2", "works in L2, but the norm is Linf"),
+        ("attack.options.colour=3", "no option 'colour'"),
+        ("attack.step_size=eps/0", "step_size"),
+        ("attack.eps='8 / two'", "attack.eps"),
+        ("evaluate.eps=3", "evaluate.eps: expected 0 to 1"),
+        ("attack=3", "attack: expected a valid dictionary"),
+        ("attack.eps.x=3", "attack.eps"),
+        ("model.std=[0]", "model.std.0: expected greater than 0"),
+        ("=3", "expected --set key=value"),
+        ("optim.epochs", "expected --set key=value"),
+        ("model.name.x=3", "not a table"),
+    ],
+)
+def test_one_fault_is_one_line(recipe_file: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(str(recipe_file), [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed = ", "expected TOML"),
+        (b"\xff\xfe", "expected TOML"),
+        (b"seed = 1\nseed = 2\n", "expected TOML"),
+        (b" " * 1_000_001, "under 1 MB"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_recipe(str(tmp_path / "bad.toml"))
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'digits'"):
+        load_recipe("digit")
+    with pytest.raises(InputError, match="expected a recipe file, found"):
+        load_recipe("recipes/nowhere_at_all.toml")

@@ -1,0 +1,243 @@
+"""Whole runs on tiny data: what the folder holds, that it repeats, that it resumes, that it refuses."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.training.loop import train
+from ccf_plugin.training.recipe import Recipe, load_recipe
+from ccf_plugin.training.run import COLUMNS, EpochRow, Run, read_log
+from ccf_plugin.zoo.models import load_model
+
+TINY = [
+    "model.options.width=2",
+    "model.options.blocks=[1,1,1,1]",
+    "data.train_per_class=6",
+    "data.test_limit=20",
+    "attack.steps=2",
+    "evaluate.steps=2",
+    "optim.batch_size=16",
+    "optim.epochs=3",
+    "optim.decay_epochs=[1,2]",
+    "probe.every=1",
+    "probe.pictures=false",
+    "checkpoints.every=2",
+]
+
+
+class Quiet:
+    """A reporter that remembers epochs and shows nothing; it can stop a run after one, as a kill would."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[EpochRow] = []
+        self._stop_after = stop_after
+
+    def started(self, run: Run) -> None: ...
+
+    def step(self, epoch: int, done: int, total: int) -> None: ...
+
+    def evaluating(self, batches: Batches, total: int) -> Batches:
+        return batches
+
+    def epoch_finished(self, row: EpochRow) -> None:
+        self.rows.append(row)
+        if row.epoch == self._stop_after:
+            raise KeyboardInterrupt
+
+
+def tiny(*more: str) -> Recipe:
+    return load_recipe("digits", [*TINY, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny(), tmp_path_factory.mktemp("runs") / "tiny", Quiet())
+
+
+def test_the_folder_holds_what_the_design_says(finished: Run) -> None:
+    folder = finished.folder
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        "recipe.toml",
+        "environment.json",
+        "log.csv",
+        "best.safetensors",
+        "last.safetensors",
+        "epochs/002.safetensors",
+        "state/003.safetensors",
+        "state/last.json",
+        *(f"probe/{epoch:03}.{suffix}" for epoch in (1, 2, 3) for suffix in ("npz", "json")),
+    }
+    assert load_recipe(str(folder / "recipe.toml")) == finished.recipe
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == metadata.version("torch")
+    assert environment["threads"] == 1
+
+
+def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> None:
+    header, *lines = (finished.folder / "log.csv").read_text().splitlines()
+    assert header == (
+        "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
+        "seconds,images_per_second,alarm"
+    )
+    assert len(lines) == 3
+    rows = read_log(finished.folder)
+    assert [row.epoch for row in rows] == [1, 2, 3]
+    np.testing.assert_allclose([row.lr for row in rows], [0.1, 0.01, 0.001])  # decay at 1 shows in epoch 2
+    for row in rows:
+        result = CrossClassResult.load(finished.folder / "probe" / f"{row.epoch:03}")
+        assert row.cas == pytest.approx(result.cas, rel=1e-5)
+        assert row.test_robust_accuracy == pytest.approx(result.robust_accuracy)
+        assert result.counts.tolist() == [2] * 10
+        assert result.model_mode == "eval"
+        assert result.threat is not None
+        assert result.threat["steps"] == 2
+        assert result.threat["eps"] == 0.1
+
+
+def test_best_is_the_highest_test_robust_accuracy_and_the_first_of_equals(finished: Run) -> None:
+    rows = read_log(finished.folder)
+    best = max(row.test_robust_accuracy or 0 for row in rows)
+    first = next(row for row in rows if row.test_robust_accuracy == best)
+    assert finished.best is not None
+    assert finished.best.epoch == first.epoch
+    kept = finished.folder / "epochs" / "002.safetensors"
+    if first.epoch == 2:
+        assert (finished.folder / "best.safetensors").read_bytes() == kept.read_bytes()
+
+
+def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Run) -> None:
+    loaded = load_model(str(finished.folder))
+    plain = load_file(finished.folder / "best.safetensors")
+    assert plain.keys() == loaded.model.state_dict().keys()
+    assert loaded.data == "digits"
+    assert loaded.threat == {"norm": "Linf", "eps": 0.1}
+    assert loaded.class_names == tuple("0123456789")
+    assert loaded.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path) -> None:
+    again = train(tiny(), tmp_path / "again", Quiet())
+    _assert_same_run(again, finished)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished: Run, tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        folder = tmp_path / f"stopped{epoch}"
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), folder, Quiet(stop_after=epoch))
+        reporter = Quiet()
+        resumed = train(tiny(), folder, reporter, resume=True)
+        assert [row.epoch for row in reporter.rows] == list(range(epoch + 1, 4))
+        _assert_same_run(resumed, finished)
+
+
+def test_more_epochs_than_before_continue_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    train(tiny("optim.epochs=1"), folder, Quiet())
+    resumed = train(tiny("optim.epochs=2"), folder, Quiet(), resume=True)
+    assert [row.epoch for row in resumed.rows] == [1, 2]
+
+
+def test_resuming_with_another_recipe_names_the_difference(finished: Run) -> None:
+    with pytest.raises(InputError, match=r"optim\.lr: 0\.1 before, 0\.2 now"):
+        train(tiny("optim.lr=0.2"), finished.folder, Quiet(), resume=True)
+
+
+def test_an_existing_run_is_never_overwritten_by_accident(finished: Run) -> None:
+    before = _bytes(finished.folder)
+    with pytest.raises(InputError, match=r"--resume.*--force.*--out"):
+        train(tiny(), finished.folder, Quiet())
+    assert _bytes(finished.folder) == before
+
+
+def test_force_replaces_a_run_but_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="other files"):
+        train(tiny("optim.epochs=1"), folder, Quiet(), force=True)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    (folder / "recipe.toml").write_text("")
+    train(tiny("optim.epochs=1"), folder, Quiet(), force=True)
+    assert not (folder / "thesis.txt").exists()
+
+
+def test_standard_training_probes_clean_images_and_still_tells_ra(tmp_path: Path) -> None:
+    run = train(tiny("objective.loss=standard", "probe.inputs=clean", "optim.epochs=1"), tmp_path / "standard", Quiet())
+    (row,) = read_log(run.folder)
+    assert row.train_robust_accuracy is None
+    assert row.test_robust_accuracy is not None
+    result = CrossClassResult.load(run.folder / "probe" / "001")
+    assert result.threat is None
+    assert result.clean_accuracy == pytest.approx(row.test_clean_accuracy)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "wild"
+    with pytest.raises(CCFError, match=r"finite loss.*epoch 1.*learning rate 1e\+30"):
+        train(tiny("optim.lr=1e30"), folder, Quiet())
+    assert not (folder / "last.safetensors").exists()
+
+
+def test_epochs_between_evaluations_leave_their_figures_empty(tmp_path: Path) -> None:
+    run = train(tiny("evaluate.every=2", "probe.instances=true"), tmp_path / "sparse", Quiet())
+    rows = read_log(run.folder)
+    assert [row.cas is not None for row in rows] == [False, True, True]  # the last epoch is always evaluated
+    assert rows[2].instance_cas is not None
+    assert not (run.folder / "probe" / "001.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.name=npz:{tmp}/absent.npz"], "absent.npz"),
+        (["model.name=preact_resnet18", "model.options={{}}"], "takes 3×32×32 images, found 1×8×8"),
+        (["model.options.depth=3"], "no option 'depth'"),
+        (["model.mean=[0.5,0.5]", "model.std=[1,1]"], "expected 1 values, one per channel, found 2 values"),
+        (["data.crop_padding=8"], "crop_padding"),
+        (["device=cuda"], "cuda"),
+        (["device=gpu"], "device"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    recipe = load_recipe("digits", [*TINY[2:], *(text.format(tmp=tmp_path) for text in overrides)])
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(CCFError, match=message):
+        train(recipe, tmp_path / "run", Quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_columns_are_those_of_a_row() -> None:
+    assert COLUMNS[0] == "epoch"
+    assert COLUMNS[-1] == "alarm"
+
+
+def _assert_same_run(one: Run, other: Run) -> None:
+    for name in ("best", "last"):
+        first, second = (load_file(run.folder / f"{name}.safetensors") for run in (one, other))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    timed = ("seconds", "images_per_second")
+    for row, twin in zip(read_log(one.folder), read_log(other.folder), strict=True):
+        assert all(getattr(row, key) == getattr(twin, key) for key in COLUMNS if key not in timed)
+    for epoch in (1, 2, 3):
+        first, second = (CrossClassResult.load(run.folder / "probe" / f"{epoch:03}") for run in (one, other))
+        np.testing.assert_array_equal(first.matrix, second.matrix)
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
