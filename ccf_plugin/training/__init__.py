@@ -1,0 +1,1 @@
+"""Training by recipe: the schema, the losses, the one loop, and the run folder."""
