@@ -1,0 +1,46 @@
+"""What is installed: the version, the typing marker, the shipped recipes, and a README whose claims hold."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import ccf_plugin
+from ccf_plugin.training.recipe import shipped_recipes
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_names_that_are_promised_exist() -> None:
+    for name in ccf_plugin.__all__:
+        assert getattr(ccf_plugin, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'CrossClassProbes'"):
+        ccf_plugin.CrossClassProbes  # noqa: B018
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata.version("ccf_plugin") == project["version"]
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_types_are_shipped() -> None:
+    assert (Path(ccf_plugin.__file__).parent / "py.typed").is_file()
+
+
+def test_the_table_of_recipes_names_each_one() -> None:
+    table = (ROOT / "recipes" / "README.md").read_text()
+    for name in shipped_recipes():
+        assert f"`{name}`" in table
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"ccf train (?:recipes/)?([a-z_0-9]+)", text):
+        assert name in shipped_recipes(), name
