@@ -58,6 +58,10 @@ def test_the_probe_works_where_nothing_but_torch_and_numpy_is_installed(tmp_path
                 (packages / top).symlink_to(str(distribution.locate_file(top)))
     (packages / "ccf_plugin").symlink_to(Path(__file__).parents[1] / "ccf_plugin")
     process = subprocess.run(
-        [tmp_path / "env" / "bin" / "python", "-I", "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=False
+        [tmp_path / "env" / "bin" / "python", "-I", "-c", PROGRAM],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (process.returncode, process.stdout) == (0, "done\n"), process.stderr

@@ -13,6 +13,8 @@ from torch import Tensor
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.training.run import EpochRow, Run
 
+_SHORT = ("loss", "test RA", "CAS")
+
 
 class ProgressReporter:
     """Shows a run on a terminal; without one, prints one line per epoch."""
@@ -21,9 +23,8 @@ class ProgressReporter:
         self._console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -68,11 +69,13 @@ class ProgressReporter:
 
     def epoch_finished(self, row: EpochRow) -> None:
         """An epoch's figures are known."""
-        figures = " · ".join(f"{name} {value}" for name, value in _figures(row).items() if value)
+        known = {name: value for name, value in _figures(row).items() if value}
         if self._epochs is not None:
-            self._progress.update(self._epochs, completed=row.epoch, description=figures)
+            short = [f"{name} {known[name]}" for name in _SHORT if name in known]  # fits 80 columns beside the bar
+            self._progress.update(self._epochs, completed=row.epoch, description=" · ".join(short))
         if not self._console.is_terminal:
-            self._console.print(figures, highlight=False, soft_wrap=True)
+            line = " · ".join(f"{name} {value}" for name, value in known.items())
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def closing_table(run: Run) -> Table:
