@@ -144,6 +144,8 @@ def train(
 def _prepare(recipe: Recipe, *, download: bool) -> _Parts:
     """Data, model, device and precision: all that can be wrong is found here, before anything is written."""
     device = resolve_device(recipe.device)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     data = load_data(
         recipe.data.name,
         root=Path(recipe.data.root).expanduser(),

@@ -104,10 +104,11 @@ class CheckpointSection(_Section):
 
 
 class Recipe(_Section):
-    """A training run, fully determined."""
+    """A training run, fully determined. ``threads`` (CPU) is torch's own choice where silent."""
 
     seed: int = 0
     device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "float32", "bf16"] = "auto"
     model: ModelSection
     data: DataSection
