@@ -1,54 +1,19 @@
-"""Networks for recipes, by name, and the layer that normalises [0, 1] images."""
+"""Networks for recipes, by name."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.zoo.normalize import with_normalization
 
 _OWN_NAMES = ("preact_resnet18", "narrow_preact_resnet18")
 _KINDS = ("timm", "robustbench", "python")
 _FORMS = (*_OWN_NAMES, "timm:NAME", "robustbench:NAME", "python:package.module:factory")
-
-
-class Normalize(nn.Module):
-    """(images − mean) / std per channel, on images (N, C, H, W) in [0, 1]; C = len(mean)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
-def with_normalization(
-    network: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, *, channels: int
-) -> nn.Module:
-    """``network`` behind a ``Normalize`` layer, as ``normalize`` and ``model``; itself where both are None.
-
-    Raises InputError where ``mean`` and ``std`` do not have one finite value per channel, or a std is not positive.
-    """
-    if mean is None and std is None:
-        return network
-    for what, values in (("mean", mean), ("std", std)):
-        found = "nothing" if values is None else f"{len(values)} values"
-        if values is None or len(values) != channels:
-            raise InputError(f"{what}: expected {channels} values, one per channel, found {found}")
-        if not all(_is_number(value) and (what == "mean" or value > 0) for value in values):
-            raise InputError(f"{what}: expected {'finite' if what == 'mean' else 'positive'} numbers, found {values}")
-    layers = OrderedDict(normalize=Normalize(mean or (), std or ()), model=network)
-    return nn.Sequential(layers)
 
 
 def build_model(
@@ -148,7 +113,3 @@ def _check_options(name: str, options: Mapping[str, Any], valid: Sequence[str]) 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")

@@ -10,7 +10,7 @@ from torch import nn
 from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
 from ccf_plugin.zoo.containment import one_line, quiet, weights_only
 from ccf_plugin.zoo.loaded import LoadedModel
-from ccf_plugin.zoo.networks import with_normalization
+from ccf_plugin.zoo.normalize import with_normalization
 
 
 def load_timm(name: str, *, pretrained: bool) -> LoadedModel:
