@@ -7,6 +7,7 @@ finding the head waits until the pass has ended (or, in compiled code, until som
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -74,7 +75,8 @@ class HeadTracer:
         self._noting: deque[LayerCall] | None = None
         self._pending: tuple[list[LayerCall], Any, bool] | None = None
         self._last: ForwardPass | InputError | None = None
-        watched = {name: module for name, module in model.named_modules() if _may_be_head(module)}
+        self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        watched = self._unconsidered()
         if self._by_hand is not None:
             if self._by_hand not in watched:
                 raise InputError(
@@ -181,7 +183,26 @@ class HeadTracer:
                     self._find_head(calls, output)
                 self._last = self._read(calls, output, training)
             except InputError as error:
-                self._last = error
+                self._last = self._with_new_layers(error)
+
+    def _unconsidered(self) -> dict[str, nn.Module]:
+        """The layers that may be a head and were not there at the last look, by name."""
+        found = {}
+        for name, module in self._model.named_modules():
+            if module not in self._considered and _may_be_head(module):
+                self._considered.add(module)
+                found[name] = module
+        return found
+
+    def _with_new_layers(self, error: InputError) -> InputError:
+        """Watch layers that the model has got since, and look for the head among them in the next pass."""
+        built = {} if self._by_hand is not None else self._unconsidered()
+        if not built:
+            return error
+        self._head = None
+        self._layers.update({name: list(self._watch(name, module)) for name, module in built.items()})
+        names = ", ".join(map(repr, built))
+        return InputError(f"{error}. The layers {names} were built in this pass or since: run another, then update")
 
     def _read(self, calls: list[LayerCall], output: Any, training: bool) -> ForwardPass:
         runs: dict[str, list[LayerCall]] = {}
