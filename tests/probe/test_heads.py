@@ -180,7 +180,7 @@ class BatchDependent(Body):
         return self.head(g * (1 + g.std()))
 
 
-Output = namedtuple("Output", ["loss", "logits"])  # noqa: PYI024
+Output = namedtuple("Output", ["loss", "logits"])
 
 HEADS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (lambda: Body(nn.Linear(n, K)), "head"),
