@@ -49,7 +49,8 @@ class InstanceRows:
         if self._capped.device != rows.device:
             self._capped, self._seen = self._capped.to(rows.device), self._seen.to(rows.device)
         owner = torch.where(valid, labels, self._num_classes)
-        onehot = torch.nn.functional.one_hot(owner, self._num_classes + 1)
+        classes = torch.arange(self._num_classes + 1, device=rows.device)
+        onehot = (owner.unsqueeze(1) == classes).to(torch.int64)  # F.one_hot looks at the values, which synchronises
         rank = (onehot.cumsum(0) - onehot).gather(1, owner.unsqueeze(1)).squeeze(1)
         slot = (self._seen[owner] + rank).clamp(max=self._cap)
         self._capped[owner, slot] = rows.to(self._capped.dtype)

@@ -42,7 +42,7 @@ class CrossClassProbe:
             the head is linear. It needs the pass's graph: call ``update`` before ``backward``.
         instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3). They take
             4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
-        max_per_class: with ``instances``, at most so many samples of each class (the first).
+        max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
         every: count one ``update`` in so many, beginning with the first.
         inputs: whether the passes that ``update`` counts see adversarial or clean images; decides which accuracy
             the result reports. ``run`` sets it by itself.
