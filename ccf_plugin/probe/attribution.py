@@ -229,7 +229,8 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
             for of_class, values in zip(class_of[start // size : stop // size], column_best, strict=True):
                 torch.maximum(best[of_class, stop:], values, out=best[of_class, stop:])
     best[:, is_padding] = 0
-    by_chunk = best.view(num_classes, -1, size).sum(2, dtype=accumulator_dtype(device))
+    # a chunk's few cosines in their own dtype: summing as float64 at once would copy all of `best`
+    by_chunk = best.view(num_classes, -1, size).sum(2).to(accumulator_dtype(device))
     return by_chunk.new_zeros(num_classes, num_classes).index_add_(0, chunk_class, by_chunk.T)
 
 
