@@ -147,6 +147,18 @@ class CrossClassProbe:
         if counted:
             self._add(latest, labels, slice(None) if rows is None else rows)
 
+    def take_sums(self) -> Sums:
+        """What was accumulated since the last ``reset``, which this is too: for those who add it up themselves.
+
+        Raises:
+            InputError: nothing was.
+        """
+        if self._sums is None:
+            raise InputError(NOTHING_ADDED)
+        sums = self._sums
+        self.reset()
+        return sums
+
     def compute(self, *, sync: bool = True) -> CrossClassResult:
         """The result over all updates since the last ``reset``.
 

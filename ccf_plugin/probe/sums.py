@@ -74,6 +74,14 @@ class Sums:
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
         return replace(self, **moved)
 
+    def has_bad_labels(self) -> Tensor:
+        """Whether any batch had a label outside 0..K-1, () bool; nothing synchronises."""
+        return self.bad_label_batch != _NO_BATCH
+
+    def has_not_finite(self) -> Tensor:
+        """Whether any batch had NaN or infinite features, () bool."""
+        return self.not_finite_batch != _NO_BATCH
+
     def checked_means(self) -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.
 

@@ -108,3 +108,9 @@ def test_distributed_data_parallel(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["trained"] == ranks[1]["trained"]
     assert sum(ranks[0]["trained"]["counts"]) == 48
     assert ranks[0]["trained"]["head"]["name"] == "2"
+
+
+def test_the_metric_adds_up_too(ranks: list[dict[str, Any]]) -> None:
+    pytest.importorskip("torchmetrics")
+    for rank in ranks:
+        assert rank["metric"] == pytest.approx(whole(worker.SHARES["unequal"])["cas"])
