@@ -6,13 +6,16 @@ from ccf_plugin.probe.attribution import (
     class_attribution,
     class_attribution_similarity,
     correlation_matrix,
+    gradient_attribution,
     instance_matrix,
 )
+from ccf_plugin.probe.confidence import Confidence
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.probe import CrossClassProbe
 from ccf_plugin.probe.result import CrossClassResult
 
 __all__ = [
+    "Confidence",
     "CrossClassProbe",
     "CrossClassResult",
     "Head",
@@ -21,5 +24,6 @@ __all__ = [
     "class_attribution",
     "class_attribution_similarity",
     "correlation_matrix",
+    "gradient_attribution",
     "instance_matrix",
 ]

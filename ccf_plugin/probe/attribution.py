@@ -1,13 +1,14 @@
 """The measurement's formulas as pure functions, each once (eqs. 5 to 7, Algorithm 1 and Section 5.3 of
 "Identifying and Understanding Cross-Class Features in Adversarial Training", ICML 2025).
 
-N samples, n features, K classes. Every function keeps its input's dtype and device, and the class-wise ones
-keep gradients, so that CAS can be a term of a training loss. An undefined entry (a class without samples, a
-vector without length) is NaN, and no gradient passes through it.
+N samples, n features, K classes. Every function keeps its input's dtype and device, and keeps gradients, so that CAS
+and I-CAS can be terms of a training loss. An undefined entry (a class without samples, a vector without length) is
+NaN, and no gradient passes through it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,6 +29,29 @@ def attribution(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         (N, n) of the features' dtype.
     """
     return features * weight[labels].to(features.dtype)
+
+
+def gradient_attribution(
+    features: Sequence[Tensor], logits: Tensor, labels: Tensor, *, rows: slice = slice(None)
+) -> list[Tensor]:
+    """A(x) = g(x) ⊙ ∂logit_y/∂g: eq. 5 where no linear head follows g; equal to it where one does.
+
+    Args:
+        features: tensors g that the logits were computed from, each (N, …) float.
+        logits: (N, K) float, with the graph back to the features; the graph is kept.
+        labels: y, (N,) int64 in 0..K-1, or as many as ``rows`` has.
+        rows: the samples to take.
+
+    Returns:
+        One detached tensor per feature tensor, of its shape (its ``rows`` only).
+
+    Raises:
+        RuntimeError: the graph is gone, or there is none.
+    """
+    with torch.enable_grad():
+        own = logits[rows].gather(1, labels.unsqueeze(1)).sum()
+    slopes = torch.autograd.grad(own, list(features), retain_graph=True, allow_unused=True, materialize_grads=True)
+    return [g.detach()[rows] * slope[rows] for g, slope in zip(features, slopes, strict=True)]
 
 
 def class_means(sums: Tensor, counts: Tensor) -> Tensor:
@@ -105,20 +129,28 @@ def instance_matrix(
         num_classes: K.
         reduction: "max" as above, in time O(N² n / 2); "mean" averages over all pairs instead, the paper's
             negative result, in time O(N n).
-        max_bytes: bound on the working memory beyond the rows and a normalised copy of them.
+        max_bytes: bound on the working memory beyond the rows, a normalised copy of them and N · K cosines. Where
+            the rows require gradients, autograd keeps all N² cosines instead.
 
     Returns:
         (K, K) of the same dtype. NaN in the row and column of a class without samples, and on the diagonal of a
         class of one sample.
     """
     counts = torch.bincount(labels, minlength=num_classes)
-    units = _unit_rows(attributions)
     if reduction == "mean":
-        return _mean_pair_cosines(units, labels, counts)
-    nearest = _nearest_cosines(units.detach(), labels, num_classes, max_bytes)
-    sums = nearest.new_zeros(num_classes, num_classes).index_add(0, labels, nearest)
-    means = class_means(sums, counts)
+        return _mean_pair_cosines(_unit_rows(attributions), labels, counts)
+    if attributions.requires_grad and torch.is_grad_enabled():
+        nearest = _nearest_with_gradient(_unit_rows(attributions), labels, num_classes)
+        sums = nearest.new_zeros(num_classes, num_classes).index_add(0, labels, nearest)
+    else:
+        sums = _sum_of_nearest(attributions, labels, counts, max_bytes)
+    means = class_means(sums, counts).to(attributions.dtype)
     return torch.where(means.isfinite(), means, torch.nan)
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """What sums over samples are held in: float64, but on Apple's GPU, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
@@ -136,56 +168,70 @@ def _mean_pair_cosines(units: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     return torch.where(pairs > 0, totals / pairs.clamp(min=1), torch.nan)
 
 
-def _nearest_cosines(units: Tensor, labels: Tensor, num_classes: int, max_bytes: int) -> Tensor:
-    """The largest cosine of each sample to each class, (N, K); -inf where the class has no other sample.
+def _nearest_with_gradient(units: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The largest cosine of each sample to each class, (N, K); -inf where the class has no other sample."""
+    samples = torch.arange(len(units), device=units.device)
+    columns = []
+    for label in range(num_classes):
+        members = torch.nonzero(labels == label).squeeze(1)
+        if len(members) == 0:
+            columns.append(units.new_full((len(units),), -torch.inf))
+            continue
+        itself = samples.unsqueeze(1) == members
+        columns.append((units @ units[members].T).masked_fill(itself, -torch.inf).amax(1))
+    return torch.stack(columns, 1)
+
+
+def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_bytes: int) -> Tensor:
+    """Over the samples of class i, the sum of the largest cosine of each to class j, (K, K).
 
     The rows are sorted by class and cut into chunks of one class each, the last chunk of a class padded, so that
     the maximum over a class is a maximum over whole chunks: strided reductions instead of a loop over pairs of
     classes. The similarity is symmetric, so only blocks from the diagonal to the right are multiplied, and each
     serves its rows and its columns.
     """
-    counts = torch.bincount(labels, minlength=num_classes)
+    num_classes, device = len(counts), attributions.device
     size = _chunk_rows(counts)
     chunks = (counts + size - 1) // size
-    classes = torch.arange(num_classes, device=labels.device)
-    chunk_class = torch.repeat_interleave(classes, chunks)
+    first_chunk = chunks.cumsum(0) - chunks
+    chunk_class = torch.repeat_interleave(torch.arange(num_classes, device=device), chunks)
+    total = len(chunk_class) * size
     # place[k] is where sample order[k] stands in the padded layout
     order = torch.argsort(labels, stable=True)
-    shift = (chunks.cumsum(0) - chunks) * size - (counts.cumsum(0) - counts)
-    place = torch.arange(len(order), device=labels.device) + shift[labels[order]]
-    total = len(chunk_class) * size
-    padded = units.new_zeros(total, units.shape[1])
-    padded[place] = units[order]
-    is_padding = torch.ones(total, dtype=torch.bool, device=units.device)
+    shift = first_chunk * size - (counts.cumsum(0) - counts)
+    place = torch.arange(len(order), device=device) + shift[labels[order]]
+    padded = attributions.new_zeros(total, attributions.shape[1])
+    padded[place] = attributions[order]
+    padded /= torch.linalg.vector_norm(padded, dim=1, keepdim=True).clamp(min=torch.finfo(padded.dtype).tiny)
+    is_padding = torch.ones(total, dtype=torch.bool, device=device)
     is_padding[place] = False
     # the l-th chunks of all classes together: each class at most once, so plain indexing can update them
-    nth = torch.arange(len(chunk_class), device=labels.device) - (chunks.cumsum(0) - chunks)[chunk_class]
+    nth = torch.arange(len(chunk_class), device=device) - first_chunk[chunk_class]
     levels = [torch.nonzero(nth == level).squeeze(1) for level in range(int(chunks.max()))]
     class_of = chunk_class.tolist()
 
     # a block holds rows × total cosines, and its reductions at most half as much again
-    rows = max(1, min(max_bytes // (total * units.element_size() * 2), _BLOCK_ROWS) // size) * size
-    best = units.new_full((num_classes, total), -torch.inf)  # transposed, so that a column's update is contiguous
+    rows = max(1, min(max_bytes // (total * padded.element_size() * 2), _BLOCK_ROWS) // size) * size
+    best = padded.new_full((num_classes, total), -torch.inf)  # transposed, so that a column's update is contiguous
     for start in range(0, total, rows):
         stop = min(start + rows, total)
         block = padded[start:stop] @ padded[start:].T
         block.diagonal().fill_(-torch.inf)
         block[:, is_padding[start:]] = -torch.inf
         row_best = block.view(stop - start, -1, size).amax(2).T  # (chunks from start on, rows)
+        target = best[:, start:stop]
         for level in levels:
             here = level[level >= start // size]
-            target = best[:, start:stop]
             target[chunk_class[here]] = torch.maximum(target[chunk_class[here]], row_best[here - start // size])
         if stop < total:
             block[is_padding[start:stop]] = -torch.inf
-            column_best = (
-                block[:, stop - start :].reshape(-1, size, total - stop).amax(1)
-            )  # (chunks of the block, columns)
+            column_best = block[:, stop - start :].reshape(-1, size, total - stop).amax(1)  # (chunks, columns)
             for of_class, values in zip(class_of[start // size : stop // size], column_best, strict=True):
                 torch.maximum(best[of_class, stop:], values, out=best[of_class, stop:])
-    nearest = units.new_empty(len(units), num_classes)
-    nearest[order] = best[:, place].T
-    return nearest
+    best[:, is_padding] = 0
+    # a chunk's few cosines in their own dtype: summing as float64 at once would copy all of `best`
+    by_chunk = best.view(num_classes, -1, size).sum(2).to(accumulator_dtype(device))
+    return by_chunk.new_zeros(num_classes, num_classes).index_add_(0, chunk_class, by_chunk.T)
 
 
 def _chunk_rows(counts: Tensor) -> int:

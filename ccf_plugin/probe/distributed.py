@@ -1,17 +1,18 @@
-"""Adding a probe's sums over the processes of a job: one exchange of shapes, one of the (K, n) sums."""
+"""Adding what probes saw over the processes of a job; every process ends with the same."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
-
-_S = TypeVar("_S")
+from ccf_plugin.probe.instances import check_row_memory
+from ccf_plugin.probe.sums import Sums
 
 
 def num_processes() -> int:
@@ -19,47 +20,68 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_over_processes(sums: _S | None) -> _S | None:
-    """Add a dataclass of tensors over all processes; a process that has none (None) takes part with zeros.
-
-    Fields named ``*_batch`` take the minimum instead, plain integers are added. Returns None where no process has any.
-    """
-    shapes: list[Any] = [None] * num_processes()
-    own = None
-    if sums is not None:
-        own = [(f.name, _describe(getattr(sums, f.name))) for f in fields(sums)]  # type: ignore[arg-type]
-    dist.all_gather_object(shapes, (own, type(sums)))
-    present = [(shape, kind) for shape, kind in shapes if shape is not None]
-    if not present:
-        return None
-    if any(shape[0] != present[0][0][0] for shape, _ in present):
-        raise InputError(f"expected the same head in every process, found {[shape[0][1][1] for shape, _ in present]}")
-    added: dict[str, Any] = {}
-    for name, (dtype, shape) in present[0][0]:
-        smallest = name.endswith("_batch")
-        value = getattr(sums, name, None)
-        if dtype is int:
-            tensor = torch.tensor(0 if value is None else value)
-        elif value is None:
-            tensor = torch.full(shape, torch.iinfo(dtype).max if smallest else 0, dtype=dtype)
-        else:
-            tensor = value.clone()
-        tensor = tensor.to(_exchange_device())
-        dist.all_reduce(tensor, op=dist.ReduceOp.MIN if smallest else dist.ReduceOp.SUM)
-        added[name] = int(tensor) if dtype is int else tensor
-    return present[0][1](**added) if sums is None else replace(sums, **added)  # type: ignore[type-var]
-
-
-def gather_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows (N, n) and labels (N,) of all processes together, in the order of ranks, on every process."""
+def gather_objects(own: Any) -> list[Any]:
+    """A small picklable object of every process, in the order of ranks."""
     gathered: list[Any] = [None] * num_processes()
-    dist.all_gather_object(gathered, (rows.cpu(), labels.cpu()))
-    present = [(r, y) for r, y in gathered if len(r)]
-    return torch.cat([r for r, _ in present]).to(rows.device), torch.cat([y for _, y in present]).to(labels.device)
+    dist.all_gather_object(gathered, own)
+    return gathered
 
 
-def _describe(value: Any) -> tuple[Any, tuple[int, ...]]:
-    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else (int, ())
+def sum_over_processes(sums: Sums | None) -> Sums | None:
+    """Add over all processes; one that has none (None) takes part with zeros. None where no process has any.
+
+    Raises:
+        InputError: (in every process) the processes' heads differ in shape.
+    """
+    shapes = gather_objects(None if sums is None else tuple(sums.attributions.shape))
+    found = sorted({shape for shape in shapes if shape is not None})
+    if not found:
+        return None
+    if len(found) > 1:
+        raise InputError(f"expected heads of one shape (K, n) in every process, found {found}")
+    own = Sums.zeros(found[0], torch.device("cpu")) if sums is None else sums
+    added: dict[str, Any] = {}
+    for field in fields(own):
+        value = getattr(own, field.name)
+        tensor = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
+        tensor = tensor.to(_exchange_device())
+        # the first batch with a fault is the least
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN if field.name.endswith("_batch") else dist.ReduceOp.SUM)
+        added[field.name] = tensor if isinstance(value, Tensor) else int(tensor)
+    return Sums(**added)
+
+
+def gather_rows(rows: Tensor | None, labels: Tensor | None, max_bytes: int) -> tuple[Tensor, Tensor]:
+    """The rows (N, n) and labels (N,) of all processes, in the order of ranks, on every process.
+
+    Raises:
+        InputError: (in every process) together they take more than ``max_bytes``.
+    """
+    own = None if rows is None else (tuple(rows.shape), rows.dtype)
+    described = gather_objects(own)
+    present = [entry for entry in described if entry is not None]
+    counts = [0 if entry is None else entry[0][0] for entry in described]
+    width, dtype = present[0][0][1], _widest(entry[1] for entry in present)
+    check_row_memory(sum(counts) * width * torch.empty((), dtype=dtype).element_size(), max_bytes)
+    device = _exchange_device()
+    # collectives want equal shapes: the labels travel as one more tensor, and both are padded to the largest count
+    values = torch.zeros(max(counts), width, dtype=dtype, device=device)
+    owners = torch.zeros(max(counts), dtype=torch.int64, device=device)
+    if rows is not None and labels is not None:
+        values[: len(rows)], owners[: len(rows)] = rows.to(device, dtype), labels.to(device)
+    all_values = [torch.empty_like(values) for _ in counts]
+    all_owners = [torch.empty_like(owners) for _ in counts]
+    dist.all_gather(all_values, values)
+    dist.all_gather(all_owners, owners)
+    gathered = [(v[:count], o[:count]) for v, o, count in zip(all_values, all_owners, counts, strict=True)]
+    return torch.cat([v for v, _ in gathered]), torch.cat([o for _, o in gathered])
+
+
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    widest = torch.float32
+    for dtype in dtypes:
+        widest = torch.promote_types(widest, dtype)
+    return widest
 
 
 def _exchange_device() -> torch.device:

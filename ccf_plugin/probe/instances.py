@@ -5,36 +5,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ccf_plugin.errors import InputError
+
 
 class InstanceRows:
     """A(x) and y of the measured samples; at most ``max_per_class`` of each class (the first), or all.
 
     Memory: N · n values, or K · max_per_class · n where capped, in the features' precision (at least float32).
+
+    Args:
+        num_classes: K.
+        max_per_class: the cap.
+        max_bytes: what the rows may take together.
     """
 
-    def __init__(self, num_classes: int, max_per_class: int | None = None) -> None:
+    def __init__(self, num_classes: int, max_per_class: int | None, max_bytes: int) -> None:
         self._num_classes = num_classes
         self._cap = max_per_class
+        self._max_bytes = max_bytes
         self._rows: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._capped: Tensor | None = None
         self._seen: Tensor | None = None
+        self.nbytes = 0
 
     def append(self, rows: Tensor, labels: Tensor, valid: Tensor) -> None:
-        """Take a batch: rows (N, n), labels (N,), and which of them count, bool (N,). Nothing synchronises."""
+        """Take a batch: rows (N, n), labels (N,), and which of them count, bool (N,). Nothing synchronises.
+
+        Raises:
+            InputError: the rows would take more memory than they may.
+        """
         if self._cap is None:
+            self._claim(rows.nbytes)
             self._rows.append(rows)
             self._labels.append(torch.where(valid, labels, -1))
             return
         if self._capped is None or self._seen is None:
             # one spare slot per class takes what is over the cap, one spare class what is not valid
-            self._capped = rows.new_zeros(self._num_classes + 1, self._cap + 1, rows.shape[1])
+            shape = (self._num_classes + 1, self._cap + 1, rows.shape[1])
+            self._claim(rows.element_size() * torch.Size(shape).numel())
+            self._capped = rows.new_zeros(shape)
             self._seen = torch.zeros(self._num_classes + 1, dtype=torch.int64, device=rows.device)
+        if self._capped.device != rows.device:
+            self._capped, self._seen = self._capped.to(rows.device), self._seen.to(rows.device)
         owner = torch.where(valid, labels, self._num_classes)
-        onehot = torch.nn.functional.one_hot(owner, self._num_classes + 1)
+        classes = torch.arange(self._num_classes + 1, device=rows.device)
+        onehot = (owner.unsqueeze(1) == classes).to(torch.int64)  # F.one_hot looks at the values, which synchronises
         rank = (onehot.cumsum(0) - onehot).gather(1, owner.unsqueeze(1)).squeeze(1)
         slot = (self._seen[owner] + rank).clamp(max=self._cap)
-        self._capped[owner, slot] = rows
+        self._capped[owner, slot] = rows.to(self._capped.dtype)
         self._seen += onehot.sum(0)
 
     def collect(self) -> tuple[Tensor, Tensor]:
@@ -44,5 +63,19 @@ class InstanceRows:
             taken = torch.arange(self._capped.shape[1], device=kept.device) < kept.unsqueeze(1)
             labels = torch.arange(self._num_classes, device=kept.device).unsqueeze(1).expand_as(taken)
             return self._capped[:-1][taken], labels[taken]
-        labels = torch.cat(self._labels)
-        return torch.cat(self._rows)[labels >= 0], labels[labels >= 0]
+        device = self._rows[-1].device
+        labels = torch.cat([label.to(device) for label in self._labels])
+        return torch.cat([rows.to(device) for rows in self._rows])[labels >= 0], labels[labels >= 0]
+
+    def _claim(self, nbytes: int) -> None:
+        self.nbytes += nbytes
+        check_row_memory(self.nbytes, self._max_bytes)
+
+
+def check_row_memory(nbytes: int, max_bytes: int) -> None:
+    """Raises InputError where the rows take more than they may."""
+    if nbytes > max_bytes:
+        raise InputError(
+            f"expected single samples' attributions to take at most {max_bytes / 2**30:.2f} GiB, found "
+            f"{nbytes / 2**30:.2f} GiB; cap them with max_per_class=, or allow more with max_bytes="
+        )

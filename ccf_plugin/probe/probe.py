@@ -5,54 +5,49 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import metadata
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.attribution import attribution, class_means, correlation_matrix, instance_matrix
-from ccf_plugin.probe.distributed import gather_rows, num_processes, sum_over_processes
+from ccf_plugin.probe.attribution import attribution, correlation_matrix
+from ccf_plugin.probe.confidence import Samples
+from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, find_logits
+from ccf_plugin.probe.host import describe_attack, seeded
+from ccf_plugin.probe.host import evaluation_mode as evaluation_mode
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.probe.trace import ForwardPass, HeadTracer
-
-_NONE = torch.iinfo(torch.int64).max
-
-
-@dataclass
-class _Sums:
-    """What `update` accumulates, all on the features' device: nothing here synchronises with the host."""
-
-    attributions: Tensor  # (K, n), float64 where the device has it
-    counts: Tensor  # (K,) int64
-    correct: Tensor  # () int64
-    bad_label_batch: Tensor  # () int64: the first batch with such a fault
-    not_finite_batch: Tensor
-    batches: int = 0
+from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels
+from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
 
 
 class CrossClassProbe:
     """Measures how much a classifier relies on features that classes share.
 
-    The head (logits = g(x) Wᵀ + b) is found on the first forward pass. The model itself is not changed: hooks read
-    what passes by. ``update`` adds the last pass to per-class sums of A(x) = g(x) ⊙ W[y] (Algorithm 1), in float64;
-    memory is O(K n).
+    The head (logits = g(x) Wᵀ + b) is found on the first forward pass: the layer nearest the output for which the
+    equation holds, or a few layers that add up to it. The model itself is not changed: hooks read what passes by, and
+    a pass never fails because of them. ``update`` adds the last pass to per-class sums of A(x) = g(x) ⊙ W[y]
+    (Algorithm 1), in float64; memory is O(K n).
 
     Args:
         model: a classifier giving logits (N, K), with K ≥ 2.
-        head: the name of the layer to measure, where it cannot be found.
-        instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3).
-        max_per_class: with ``instances``, at most so many samples of each class (the first).
+        head: the name of the layer to measure, where it cannot be found; or "gradient" for models without a linear
+            head, such as mixtures: A(x) = g ⊙ ∂logit_y/∂g over the members' heads' inputs, equal to the above where
+            the head is linear. It needs the pass's graph: call ``update`` before ``backward``.
+        instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3). They take
+            4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
+        max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
         every: count one ``update`` in so many, beginning with the first.
         inputs: whether the passes that ``update`` counts see adversarial or clean images; decides which accuracy
             the result reports. ``run`` sets it by itself.
         class_names: K names for tables and pictures.
+        max_bytes: with ``instances``, the memory that single samples' attributions may take together.
 
     Example:
         >>> import torch
@@ -65,7 +60,7 @@ class CrossClassProbe:
         (3, 3)
 
     Raises:
-        InputError: see the methods; also for nn.DataParallel, and for a ``head`` that names no layer.
+        InputError: see the methods; also for nn.DataParallel and TorchScript, and for a ``head`` that names no layer.
     """
 
     def __init__(
@@ -78,6 +73,7 @@ class CrossClassProbe:
         every: int = 1,
         inputs: Literal["adversarial", "clean"] = "adversarial",
         class_names: Iterable[str] | None = None,
+        max_bytes: int = 8 * 2**30,
     ) -> None:
         if every < 1:
             raise InputError(f"expected every to be 1 or more, found {every}")
@@ -87,8 +83,11 @@ class CrossClassProbe:
             raise InputError(f"expected inputs to be 'adversarial' or 'clean', found {inputs!r}")
         self.model = model
         self._tracer: HeadTracer | None = HeadTracer(model, head)
+        self._needs_graph = head == GRADIENT
+        self._head: Head | None = None
         self._instances = instances
         self._max_per_class = max_per_class
+        self._max_bytes = max_bytes
         self._every = every
         self._inputs = inputs
         self._class_names = None if class_names is None else tuple(class_names)
@@ -97,23 +96,22 @@ class CrossClassProbe:
     @property
     def head(self) -> Head | None:
         """The layer that makes the logits, or None before the first forward pass."""
-        return None if self._tracer is None else self._tracer.head
+        return self._head if self._tracer is None else self._tracer.head
 
     def reset(self) -> None:
         """Forget what was accumulated; the probe stays attached."""
-        self._sums: _Sums | None = None
+        self._sums: Sums | None = None
         self._rows: InstanceRows | None = None
-        self._modes: set[str] = set()
-        self._precisions: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()  # (mode, precision) of the passes
         self._calls = 0
-        self._captured: ForwardPass | None = None
+        self._captured: ForwardPass | InputError | None = None
         self._captures = False
 
     def detach(self) -> None:
         """Remove the hooks. What was accumulated can still be computed."""
         if self._tracer is not None:
             self._tracer.detach()
-            self._tracer = None
+            self._head, self._tracer = self._tracer.head, None
 
     def __enter__(self) -> CrossClassProbe:
         return self
@@ -127,9 +125,9 @@ class CrossClassProbe:
     def capture(self) -> Iterator[None]:
         """Only the last pass inside this block counts for the next ``update``, whatever passes follow it."""
         tracer = self._attached()
-        tracer.last = None
+        tracer.drop()
         yield
-        self._captured, tracer.last, self._captures = tracer.last, None, True
+        self._captured, self._captures = tracer.take(), True
 
     def update(self, labels: Tensor, *, rows: slice | None = None) -> None:
         """Add the last forward pass (or the last inside ``capture``) to the sums. Does not synchronise.
@@ -139,81 +137,63 @@ class CrossClassProbe:
             rows: take only these samples of the pass; ``labels`` are theirs.
 
         Raises:
-            InputError: no new pass since the last update, use after ``detach``, labels of another form or number.
-                Labels outside 0..K-1 and features that are not finite are noted on the device, and raised by
-                ``compute``.
+            InputError: no new pass since the last update, one whose head cannot be found, use after ``detach``,
+                labels of another form or number. Labels outside 0..K-1 and features that are not finite are noted on
+                the device, and raised by ``compute``.
         """
         latest = self._take_pass()
         counted = self._calls % self._every == 0
         self._calls += 1
-        if not counted:
-            return
-        features, logits = latest.features, latest.logits
-        if rows is not None:
-            features, logits = features[rows], logits[rows]
-        _check_labels(labels, len(features))
-        labels = labels.to(features.device, torch.int64)
+        if counted:
+            self._add(latest, labels, slice(None) if rows is None else rows)
+
+    def take_sums(self) -> Sums:
+        """What was accumulated since the last ``reset``, which this is too: for those who add it up themselves.
+
+        Raises:
+            InputError: nothing was.
+        """
         if self._sums is None:
-            self._sums = _new_sums(latest.weight)
+            raise InputError(NOTHING_ADDED)
         sums = self._sums
-        if sums.attributions.shape != latest.weight.shape:
-            raise InputError(
-                f"expected the head to keep its shape {tuple(sums.attributions.shape)}, found "
-                f"{tuple(latest.weight.shape)}; call reset() after changing the model"
-            )
-        valid = (labels >= 0) & (labels < len(latest.weight))
-        owner = torch.where(valid, labels, 0)
-        values = attribution(features.to(sums.attributions.dtype), latest.weight, owner)
-        finite = torch.isfinite(values).all()
-        _note_first(sums.bad_label_batch, ~valid.all(), sums.batches)
-        _note_first(sums.not_finite_batch, ~finite, sums.batches)
-        sums.attributions.index_add_(0, owner, values * valid.unsqueeze(1))
-        sums.counts.index_add_(0, owner, valid.to(torch.int64))
-        if logits.shape[1] == len(latest.weight):
-            sums.correct += ((logits.argmax(1) == owner) & valid).sum()
-        sums.batches += 1
-        if self._instances:
-            self._rows = self._rows or InstanceRows(len(latest.weight), self._max_per_class)
-            self._rows.append(values.to(torch.promote_types(features.dtype, torch.float32)), owner, valid)
-        self._modes.add("train" if latest.training else "eval")
-        self._precisions.add(str(features.dtype).removeprefix("torch."))
+        self.reset()
+        return sums
 
     def compute(self, *, sync: bool = True) -> CrossClassResult:
         """The result over all updates since the last ``reset``.
 
-        Where torch.distributed runs, the sums of all processes are added, and every process must call this;
-        ``sync=False`` keeps to this process.
+        Where torch.distributed runs, the sums of all processes are added, and every process must call this, those
+        without a single update too; all get the same result. ``sync=False`` keeps to this process.
 
         Raises:
             InputError: nothing was accumulated; a label outside 0..K-1; NaN or infinite features.
         """
-        sums = sum_over_processes(self._sums) if sync and num_processes() > 1 else self._sums
-        if sums is None or sums.batches == 0:
-            raise InputError("expected at least one update before compute, found none; run a pass, then update(labels)")
-        classes = len(sums.counts)
-        if (batch := int(sums.bad_label_batch)) != _NONE:
-            raise InputError(f"expected labels in 0..{classes - 1}, found others in batch {batch} (counted from 0)")
-        if (batch := int(sums.not_finite_batch)) != _NONE:
-            raise InputError(
-                f"expected finite features, found NaN or infinity in batch {batch} (counted from 0); "
-                "check the weights and the learning rate"
-            )
-        vectors = class_means(sums.attributions.cpu().double(), sums.counts.cpu())
-        total = int(sums.counts.sum())
+        together = sync and num_processes() > 1
+        own = self.head if self._sums is not None else None
+        described = gather_objects((own, self._seen)) if together else [(own, self._seen)]
+        sums = sum_over_processes(self._sums) if together else self._sums
+        if sums is None:
+            raise InputError(NOTHING_ADDED)
+        vectors = sums.checked_means()
+        classes, total = len(vectors), int(sums.counts.sum())
         accuracy = int(sums.correct) / total
+        clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
         adversarial = self._inputs == "adversarial"
+        samples = self._samples(together) if self._instances else None
+        seen = set().union(*(entry[1] for entry in described))
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
             class_attribution=vectors.numpy(),
             counts=sums.counts.cpu().numpy(),
-            instance_matrix=self._instance_matrix(classes, sync=sync),
-            clean_accuracy=None if adversarial else accuracy,
+            instance_matrix=None if samples is None else samples.matrix(classes),
+            clean_accuracy=clean_accuracy if adversarial else accuracy,
             robust_accuracy=accuracy if adversarial else None,
             class_names=self._names(classes),
-            head=self.head,
-            model_mode=_only(self._modes),
-            precision=_only(self._precisions),
+            head=next((head for head, _ in described if head is not None), None),
+            model_mode=_only({mode for mode, _ in seen}),
+            precision=_only({precision for _, precision in seen}),
             versions={"torch": torch.__version__, "numpy": np.__version__, **_own_version()},
+            samples=samples,
         )
         if result.missing_classes:
             warnings.warn(
@@ -228,45 +208,59 @@ class CrossClassProbe:
         attack: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         seed: int | None = None,
+        seeds: int = 1,
     ) -> CrossClassResult:
         """Measure the model over a loader: one pass gives RA, C, CAS (and I-CAS), and clean accuracy on the way.
 
         The model is in eval mode meanwhile; afterwards every module's own mode is as before. With a ``seed`` the
-        attack's randomness comes from it, and the host's random state is left as it was.
+        attack's randomness comes from it, and the host's random state is left as it was. Every batch counts,
+        whatever ``every`` is.
 
         Args:
             loader: batches of images (N, C, H, W), float in [0, 1], and labels (N,) int64.
             attack: adversarial examples from images and labels, such as a torchattacks object; None for clean.
             seed: for the attack's random start.
+            seeds: repeat with so many seeds, from ``seed`` (or 0) on. The result is the first's; ``repeats`` holds
+                the figures of all, ``spread`` their mean and standard deviation.
+
+        Raises:
+            InputError: as ``update`` and ``compute``; several ``seeds`` of a clean measurement or of an iterator.
         """
-        self._attached()
+        if seeds == 1:
+            return self._run_once(loader, attack, seed)
+        if seeds < 1 or attack is None or iter(loader) is loader:
+            raise InputError(
+                f"expected seeds=1, or more with an attack and a loader that can be read again, found seeds={seeds} "
+                f"with {'no attack' if attack is None else type(loader).__name__}"
+            )
+        results = [self._run_once(loader, attack, (seed or 0) + number) for number in range(seeds)]
+        return replace(results[0], repeats=tuple(result.figures() for result in results))
+
+    def _run_once(
+        self,
+        loader: Iterable[tuple[Tensor, Tensor]],
+        attack: Callable[[Tensor, Tensor], Tensor] | None,
+        seed: int | None,
+    ) -> CrossClassResult:
+        tracer = self._attached()
         self.reset()
         self._inputs = "clean" if attack is None else "adversarial"
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
-        clean_correct = torch.zeros((), dtype=torch.int64, device=device)
-        with evaluation_mode(self.model), _seeded(seed, device):
+        with evaluation_mode(self.model), seeded(seed, device):
             for images, labels in loader:
                 images, labels = images.to(device), labels.to(device)
+                clean = None
                 if attack is not None:
-                    with torch.no_grad():
-                        logits = find_logits(self.model(images))
-                    if logits is not None:
-                        clean_correct += (logits.argmax(1) == labels).sum()
+                    with torch.set_grad_enabled(self._needs_graph):
+                        clean = find_logits(self.model(images))
+                    tracer.check()  # before an attack is run for nothing
                     images = attack(images, labels)
                     self.model.eval()  # torchattacks turns a model back to train mode
-                with torch.no_grad():
+                with torch.set_grad_enabled(self._needs_graph):
                     self.model(images)
-                self.update(labels)
+                self._add(self._take_pass(), labels, slice(None), None if clean is None else clean.argmax(1))
         result = self.compute()
-        if attack is None:
-            return result
-        from dataclasses import replace
-
-        return replace(
-            result,
-            clean_accuracy=int(clean_correct) / int(result.counts.sum()),
-            threat={**describe_attack(attack), "seed": seed},
-        )
+        return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
     def _attached(self) -> HeadTracer:
         if self._tracer is None:
@@ -275,70 +269,67 @@ class CrossClassProbe:
 
     def _take_pass(self) -> ForwardPass:
         tracer = self._attached()
-        latest, inside = (self._captured, True) if self._captures else (tracer.last, False)
-        self._captured, self._captures, tracer.last = None, False, None
-        if latest is None:
+        taken, inside = (self._captured, True) if self._captures else (tracer.take(), False)
+        self._captured, self._captures = None, False
+        tracer.drop()
+        if isinstance(taken, InputError):
+            raise taken
+        if taken is None:
             raise InputError(
                 f"expected a new forward pass {'inside capture()' if inside else 'of the probed model'} before update, "
                 "found none; call the model (not a copy or a part of it) and then update once, and attach the probe "
-                "before torch.compile's first call"
+                "before torch.compile's first call (or call torch._dynamo.reset() after attaching it)"
             )
-        return latest
+        return taken
 
-    def _instance_matrix(self, classes: int, *, sync: bool) -> Any:
-        if not self._instances:
-            return None
-        rows, labels = self._rows.collect() if self._rows is not None else (torch.empty(0, 0), torch.empty(0))
-        if sync and num_processes() > 1:
-            rows, labels = gather_rows(rows, labels)
-        return instance_matrix(rows, labels, classes).double().cpu().numpy()
+    @torch.no_grad()
+    def _add(self, latest: ForwardPass, labels: Tensor, rows: slice, clean: Tensor | None = None) -> None:
+        # Inside the host's inference mode the sums would become tensors that nothing outside it may change.
+        with torch.inference_mode(False):
+            features, logits = latest.features[rows], latest.logits[rows]
+            check_labels(labels, len(features))
+            device = features.device
+            labels = labels.to(device, torch.int64, non_blocking=device.type == "cuda")
+            sums = self._sums_for(latest)
+            classes = len(sums.counts)
+            valid = (labels >= 0) & (labels < classes)
+            owner = torch.where(valid, labels, 0)
+            if latest.weight is None:
+                values = latest.gradient_attribution(owner, rows).to(sums.attributions.dtype)
+            else:
+                values = attribution(features.to(sums.attributions.dtype), latest.weight, owner)
+            sums.add(values, owner, valid, logits.argmax(1) if logits.shape[1] == classes else None, clean)
+            if self._instances:
+                self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
+                self._rows.append(values.to(torch.promote_types(features.dtype, torch.float32)), owner, valid)
+        self._seen.add(("train" if latest.training else "eval", str(features.dtype).removeprefix("torch.")))
+
+    def _sums_for(self, latest: ForwardPass) -> Sums:
+        head = self.head
+        assert head is not None  # noqa: S101  (a pass was read)
+        shape, device = (head.classes, latest.features.shape[1]), latest.features.device
+        if self._sums is None:
+            self._sums = Sums.zeros(shape, device)
+        if self._sums.attributions.shape != shape:
+            raise InputError(
+                f"expected the head to keep its shape {tuple(self._sums.attributions.shape)}, found {shape}; "
+                "call reset() after changing the model"
+            )
+        if self._sums.counts.device != device:
+            self._sums = self._sums.to(device)
+        return self._sums
+
+    def _samples(self, together: bool) -> Samples:
+        rows, labels = (None, None) if self._rows is None else self._rows.collect()
+        if together:
+            rows, labels = gather_rows(rows, labels, self._max_bytes)
+        assert rows is not None and labels is not None  # noqa: PT018, S101  (something was added)
+        return Samples(rows, labels)
 
     def _names(self, classes: int) -> tuple[str, ...] | None:
         if self._class_names is not None and len(self._class_names) != classes:
             raise InputError(f"expected {classes} class names for this head, found {len(self._class_names)}")
         return self._class_names
-
-
-def describe_attack(attack: object) -> dict[str, Any]:
-    """What an attack says of itself: ``describe()`` where it has one, else what torchattacks' attributes tell."""
-    describe = getattr(attack, "describe", None)
-    if callable(describe):
-        return dict(describe())
-    found = {key: getattr(attack, name) for key, name in _TORCHATTACKS_NAMES.items() if hasattr(attack, name)}
-    return {"attack": type(attack).__name__, **found}
-
-
-_TORCHATTACKS_NAMES = {"eps": "eps", "step_size": "alpha", "steps": "steps"}
-
-
-def _check_labels(labels: object, rows: int) -> None:
-    if not isinstance(labels, Tensor):
-        raise InputError(f"expected labels as an integer tensor of shape ({rows},), found {type(labels).__name__}")
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputError(
-            f"expected labels of shape ({rows},) and an integer dtype, found {tuple(labels.shape)} {labels.dtype}; "
-            "attribution needs the one true class of each sample (one-hot labels: pass labels.argmax(1); mixed "
-            "labels have no true class)"
-        )
-    if len(labels) != rows:
-        raise InputError(f"expected {rows} labels, one per sample of the pass, found {len(labels)}; see rows=")
-
-
-def _new_sums(weight: Tensor) -> _Sums:
-    # Apple's GPU has no float64.
-    dtype = torch.float32 if weight.device.type == "mps" else torch.float64
-    integer = {"dtype": torch.int64, "device": weight.device}
-    return _Sums(
-        attributions=torch.zeros(weight.shape, dtype=dtype, device=weight.device),
-        counts=torch.zeros(len(weight), **integer),  # type: ignore[call-overload]
-        correct=torch.zeros((), **integer),  # type: ignore[call-overload]
-        bad_label_batch=torch.full((), _NONE, **integer),  # type: ignore[call-overload]
-        not_finite_batch=torch.full((), _NONE, **integer),  # type: ignore[call-overload]
-    )
-
-
-def _note_first(flag: Tensor, happened: Tensor, batch: int) -> None:
-    flag.copy_(torch.minimum(flag, torch.where(happened, batch, _NONE)))
 
 
 def _only(values: set[str]) -> str | None:
@@ -350,24 +341,3 @@ def _own_version() -> dict[str, str]:
         return {"ccf_plugin": metadata.version("ccf_plugin")}
     except metadata.PackageNotFoundError:  # used from a source folder
         return {}
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

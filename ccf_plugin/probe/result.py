@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
+from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class CrossClassResult:
         model_mode: "eval" or "train" (or "mixed"): CAS in train mode is not the paper's CAS.
         precision: dtype of the measured features.
         versions: of the libraries that took part.
+        repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
+        samples: single samples' attributions where instances were measured; kept in memory, never saved.
     """
 
     matrix: NDArray[np.float64]
@@ -60,6 +63,8 @@ class CrossClassResult:
     model_mode: str | None = None
     precision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    repeats: tuple[Mapping[str, Any], ...] = ()
+    samples: Samples | None = field(default=None, repr=False, compare=False)
 
     @property
     def cas(self) -> float:
@@ -90,10 +95,92 @@ class CrossClassResult:
 
     def top_pairs(self, count: int = 5) -> list[tuple[str, str, float]]:
         """The pairs of classes that share most: (name, name, C[i, j]), largest first."""
-        upper = np.triu(cas_contributions(torch.from_numpy(self.matrix)).numpy(), 1)
+        upper = np.triu(self.pair_contributions(), 1)
         flat = np.argsort(-upper, axis=None, kind="stable")[:count]
         pairs = [np.unravel_index(index, upper.shape) for index in flat]
         return [(self.names[i], self.names[j], float(self.matrix[i, j])) for i, j in pairs if upper[i, j] > 0]
+
+    def pair_contributions(self) -> NDArray[np.float64]:
+        """What each ordered pair of classes adds to CAS, (K, K) float64; the sum is CAS (eq. 7)."""
+        return np.asarray(cas_contributions(torch.from_numpy(self.matrix)).numpy())
+
+    def shared_features(self, first: str | int, second: str | int, count: int = 10) -> list[tuple[int, float]]:
+        """The features that carry most of C[i, j]: (feature's index, its share of C[i, j]), largest first.
+
+        The shares of all features add up to C[i, j].
+
+        Args:
+            first, second: two classes, by name or index.
+
+        Raises:
+            InputError: an unknown class, or one without samples.
+        """
+        units = []
+        for wanted in (first, second):
+            index = self._index(wanted)
+            vector = self.class_attribution[index]
+            length = float(np.linalg.norm(vector))
+            if not np.isfinite(length) or length == 0:
+                raise InputError(f"expected classes with an attribution, found that {self.names[index]!r} has none")
+            units.append(vector / length)
+        shares = units[0] * units[1]
+        order = np.argsort(-shares, kind="stable")[:count]
+        return [(int(index), float(shares[index])) for index in order]
+
+    def figures(self) -> dict[str, Any]:
+        """The figures that a repeated measurement spreads: seed, accuracies, CAS and I-CAS."""
+        return {
+            "seed": None if self.threat is None else self.threat.get("seed"),
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "cas": self.cas,
+            "instance_cas": self.instance_cas,
+        }
+
+    @property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Mean and (sample) standard deviation of every figure over the repeats; empty where nothing was repeated."""
+        found = {}
+        for name in ("robust_accuracy", "cas", "instance_cas"):
+            values = [repeat[name] for repeat in self.repeats if repeat[name] is not None]
+            if len(values) > 1:
+                found[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
+        return found
+
+    def confidence(
+        self, *, bootstrap: int = 200, level: float = 0.95, seed: int = 0, instances: bool = True
+    ) -> Confidence:
+        """Intervals of CAS and I-CAS over resampled images: no attack is run again.
+
+        They hold at this number of images a class; CAS of 10 images a class and of 1,000 are not comparable.
+
+        Args:
+            bootstrap: how often to resample.
+            level: the interval's probability.
+            seed: of the resampling.
+            instances: also I-CAS, which computes the instance matrix once per resample.
+
+        Raises:
+            InputError: single samples were not kept (measured without ``instances=True``, or loaded from a file).
+        """
+        if self.samples is None:
+            raise InputError(
+                "expected a result that still has its single samples, found none; measure with instances=True "
+                "and ask before saving (files hold no samples)"
+            )
+        return self.samples.confidence(
+            len(self.matrix), bootstrap=bootstrap, level=level, seed=seed, instances=instances
+        )
+
+    def _index(self, wanted: str | int) -> int:
+        if isinstance(wanted, str) and wanted in self.names:
+            return self.names.index(wanted)
+        if isinstance(wanted, int) and 0 <= wanted < len(self.matrix):
+            return wanted
+        raise InputError(
+            f"expected a class's name or its index below {len(self.matrix)}, found {wanted!r}"
+            f"{did_you_mean(str(wanted), self.names)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values; NaN becomes null."""
@@ -114,6 +201,7 @@ class CrossClassResult:
             "matrix": _nullable(self.matrix),
             "instance_matrix": None if self.instance_matrix is None else _nullable(self.instance_matrix),
             "versions": dict(self.versions),
+            "repeats": [dict(repeat) for repeat in self.repeats],
             "format": FORMAT,
         }
 
@@ -165,6 +253,7 @@ class CrossClassResult:
                 instance_matrix=arrays.get("instance_matrix"),
                 head=None if fields["head"] is None else Head(**fields["head"]),
                 class_names=None if fields["class_names"] is None else tuple(fields["class_names"]),
+                repeats=tuple(fields.get("repeats", ())),
                 **{name: fields[name] for name in _PLAIN_FIELDS},
             )
         except InputError:

@@ -1,10 +1,16 @@
-"""The hooks: they watch a model's forward passes and keep what the latest one showed at the head."""
+"""The hooks: they watch a model's forward passes and keep what the latest one showed at the head.
+
+What runs inside the host's pass only notes tensors, so that torch.compile can trace it and nothing in it can fail;
+finding the head waits until the pass has ended (or, in compiled code, until somebody asks).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,150 +19,309 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.probe.head import Head, LayerCall, Part, detect_head, find_logits, head_by_name
+from ccf_plugin.probe.attribution import gradient_attribution
+from ccf_plugin.probe.detect import detect_in_output, gradient_members, head_by_name
+from ccf_plugin.probe.head import Head, LayerCall, Part, find_logits, is_matrix, logit_candidates
 
+GRADIENT = "gradient"
 # Calls noted before the head is known: a bound on the activations that noting them keeps alive.
 _NOTED_CALLS = 64
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What one forward pass showed, detached: features (N, n), logits (N, K), weight (K, n) of that pass."""
+    """What one forward pass showed, detached: features (N, n), logits (N, K), weight (K, n) of that pass.
+
+    With head='gradient' there is no one weight: ``members`` are the calls whose inputs, with ``graph`` (N, K), give
+    g ⊙ ∂logit_y/∂g.
+    """
 
     features: Tensor
     logits: Tensor
-    weight: Tensor
+    weight: Tensor | None
     training: bool
+    members: tuple[LayerCall, ...] = ()
+    graph: Tensor | None = None
+
+    def gradient_attribution(self, labels: Tensor, rows: slice) -> Tensor:
+        """A(x) by gradients, (len(labels), n): members side by side, positions of one member added.
+
+        Raises:
+            InputError: the pass's graph is gone.
+        """
+        assert self.graph is not None  # noqa: S101  (only asked of passes that keep one)
+        try:
+            shares = gradient_attribution([call.inputs for call in self.members], self.graph, labels, rows=rows)
+        except RuntimeError as error:
+            raise InputError(
+                "expected the graph of the pass for head='gradient', found that it is gone; "
+                f"call update before loss.backward() and optimizer.step() ({str(error).splitlines()[0]})"
+            ) from error
+        calls = zip(self.members, shares, strict=True)
+        return torch.cat([replace(call, inputs=share).positions().sum(1) for call, share in calls], 1)
 
 
 class HeadTracer:
-    """Keeps the latest complete forward pass of ``model`` in ``last`` (None before it, and while one runs)."""
+    """Watches ``model``; ``take`` gives the latest complete forward pass, once."""
 
     def __init__(self, model: nn.Module, head: str | None = None) -> None:
-        if isinstance(model, nn.DataParallel):
-            raise InputError(
-                "expected one module per process, found nn.DataParallel, whose replicas hooks cannot follow; "
-                "use one process per GPU (DistributedDataParallel), or probe model.module"
-            )
-        self.head: Head | None = None
-        self.last: ForwardPass | None = None
+        model = _unwrapped(model)
         self._model = model
-        self._by_hand = head
+        self._gradient = head == GRADIENT
+        self._by_hand = None if self._gradient else head
+        self._head: Head | None = None
         self._parts: tuple[Part, ...] = ()
-        self._calls: deque[LayerCall] = deque(maxlen=_NOTED_CALLS)
-        self._computed: dict[tuple[nn.Module, str], Tensor] = {}
-        self._running = False
-        watched = {name: module for name, module in model.named_modules() if _may_be_head(module)}
-        if head is not None:
-            if head not in watched:
+        self._entry = 0  # which of the output's candidates are the logits
+        self._noting: deque[LayerCall] | None = None
+        self._pending: tuple[list[LayerCall], Any, bool] | None = None
+        self._last: ForwardPass | InputError | None = None
+        self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        watched = self._unconsidered()
+        if self._by_hand is not None:
+            if self._by_hand not in watched:
                 raise InputError(
                     f"expected head to name a layer with a weight, found {head!r}"
-                    f"{did_you_mean(head, watched) or '; see model.named_modules()'}"
+                    f"{did_you_mean(self._by_hand, watched) or '; see model.named_modules()'}"
                 )
-            watched = {head: watched[head]}
+            watched = {self._by_hand: watched[self._by_hand]}
         # The root's hooks enclose the layers', also where the root is itself the head.
-        self._root = [model.register_forward_pre_hook(_Hook(self._begin), prepend=True)]
+        self._root = [_Hook(self._begin).on(model.register_forward_pre_hook, prepend=True)]
         self._layers = {name: list(self._watch(name, module)) for name, module in watched.items()}
-        self._root.append(model.register_forward_hook(_Hook(self._end)))
+        self._root.append(_Hook(self._end).on(model.register_forward_hook))
+
+    @property
+    def head(self) -> Head | None:
+        """The head, or None before the first pass, or where it was not found."""
+        self._resolve()
+        return self._head
+
+    def take(self) -> ForwardPass | InputError | None:
+        """The latest pass since the last `take` or `drop`, or why it cannot be measured, or None where none came."""
+        self._resolve()
+        taken, self._last = self._last, None
+        return taken
+
+    def check(self) -> None:
+        """Raises InputError where the latest pass cannot be measured; it stays to be taken."""
+        self._resolve()
+        if isinstance(self._last, InputError):
+            raise self._last
+
+    def drop(self) -> None:
+        """Forget the latest pass."""
+        self._pending = self._last = None
 
     def detach(self) -> None:
         """Remove every hook and drop what was noted."""
-        for handle in self._root:
-            handle.remove()
+        self._resolve()
+        for hook in self._root:
+            hook.remove()
         self._unwatch(set())
-        self._calls.clear()
-        self._computed.clear()
-        self.last = None
+        self._noting = None
+        self.drop()
 
-    def _watch(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+    def _watch(self, name: str, module: nn.Module) -> Iterator[_Hook]:
+        computed: dict[str, Tensor] = {}
+
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if self._running and inputs is not None and inputs.ndim >= 2:
-                computed = {key: tensor for (owner, key), tensor in self._computed.items() if owner is module}
-                self._calls.append(LayerCall(name, module, inputs.detach(), output, _tensors(module) | computed))
+            if self._noting is None or inputs is None or inputs.ndim < 2:
+                return
+            if not self._gradient:
+                inputs = inputs.detach()
+            if self._by_hand is not None and isinstance(output, Tensor):
+                output = output.detach().clone()  # the host may go on to change it in place
+            self._noting.append(LayerCall(name, module, inputs, output, {**_tensors(module), **computed}))
 
-        yield module.register_forward_hook(_Hook(note), with_kwargs=True)
+        yield _Hook(note).on(module.register_forward_hook, with_kwargs=True)
         # Reading a parametrised weight computes it anew (spectral_norm even takes a power-iteration step), so the
         # value that the pass itself computed is noted.
         for key, parametrization in _parametrizations(module).items():
 
             def note_weight(_: nn.Module, args: Any, output: Tensor, key: str = key) -> None:
-                self._computed[module, key] = output.detach()
+                computed[key] = output.detach()
 
-            yield parametrization.register_forward_hook(_Hook(note_weight))
+            yield _Hook(note_weight).on(parametrization.register_forward_hook)
 
     def _unwatch(self, kept: set[str]) -> None:
         for name in set(self._layers) - kept:
-            for handle in self._layers.pop(name):
-                handle.remove()
+            for hook in self._layers.pop(name):
+                hook.remove()
 
     def _begin(self, *_: Any) -> None:
-        self._running = True
-        self._calls.clear()
-        self.last = None
+        self._noting = deque(maxlen=_NOTED_CALLS)
+        self._pending = self._last = None
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
-        calls = list(self._calls)
-        self._running = False
-        self._calls.clear()
-        if self.head is None:
-            self._find_head(calls, output)
-        latest = {call.name: call for call in calls}
-        if not all(part.name in latest for part in self._parts):
-            return  # the pass went around the head: `last` stays None, and `update` says so
-        features = [part.features(latest[part.name]) for part in self._parts]
-        weights = [part.weight_of(latest[part.name]) for part in self._parts]
-        logits = find_logits(latest[self._parts[-1].name].output if self._by_hand is not None else output)
-        if logits is None:
+        if self._noting is None:  # the model called itself: the inner pass was the pass
             return
-        self.last = ForwardPass(
-            features=features[0] if len(features) == 1 else torch.cat(features, 1),
-            logits=logits.detach(),
-            weight=weights[0] if len(weights) == 1 else torch.cat(weights, 1),
-            training=self._model.training,
-        )
+        calls = list(self._noting)
+        self._noting = None
+        if self._by_hand is None:
+            sizes = {logits.shape[1] for logits in logit_candidates(output)}
+            calls = [call for call in calls if any(sizes & set(matrix.shape) for _, matrix in call.matrices())]
+        # W of this pass: an optimiser, a swap of averaged weights or the next pass may change it in place, and writes
+        # through `.data` leave no trace in a version counter.
+        calls = [
+            replace(call, tensors={name: tensor.detach().clone() for name, tensor in call.tensors.items()})
+            for call in calls
+        ]
+        self._pending = calls, output, self._model.training
+        if not torch.compiler.is_compiling():
+            self._resolve()
+
+    def _resolve(self) -> None:
+        """Turn the noted calls into a `ForwardPass`, finding the head where it is not known yet."""
+        if self._pending is None:
+            return
+        calls, output, training = self._pending
+        self._pending = None
+        # Out of inference mode, so that the tensors made here can be used anywhere.
+        with torch.inference_mode(False), torch.set_grad_enabled(self._gradient):
+            try:
+                if self._head is None:
+                    self._find_head(calls, output)
+                self._last = self._read(calls, output, training)
+            except InputError as error:
+                self._last = self._with_new_layers(error)
+
+    def _unconsidered(self) -> dict[str, nn.Module]:
+        """The layers that may be a head and were not there at the last look, by name."""
+        found = {}
+        for name, module in self._model.named_modules():
+            if module not in self._considered and _may_be_head(module):
+                self._considered.add(module)
+                found[name] = module
+        return found
+
+    def _with_new_layers(self, error: InputError) -> InputError:
+        """Watch layers that the model has got since, and look for the head among them in the next pass."""
+        built = {} if self._by_hand is not None else self._unconsidered()
+        if not built:
+            return error
+        self._head = None
+        self._layers.update({name: list(self._watch(name, module)) for name, module in built.items()})
+        names = ", ".join(map(repr, built))
+        return InputError(f"{error}. The layers {names} were built in this pass or since: run another, then update")
+
+    def _read(self, calls: list[LayerCall], output: Any, training: bool) -> ForwardPass:
+        runs: dict[str, list[LayerCall]] = {}
+        for call in calls:
+            runs.setdefault(call.name, []).append(call)
+        missing = [part.name for part in self._parts if len(runs.get(part.name, ())) <= part.call]
+        if missing:
+            raise InputError(
+                f"expected the head {missing[0]!r} to run in every pass, found that the last pass went around it; "
+                "probe the part of the model that always runs, or attach before torch.compile's first call"
+            )
+        used = tuple(runs[part.name][part.call] for part in self._parts)
+        pairs = list(zip(self._parts, used, strict=True))
+        features = [part.features(call).detach() for part, call in pairs]
+        joined = features[0] if len(features) == 1 else torch.cat(features, 1)
+        graph = self._logits(used[-1], output)
+        if self._gradient:
+            return ForwardPass(joined, graph.detach(), None, training, used, graph)
+        weights = [part.weight_of(call) for part, call in pairs]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights, 1)
+        return ForwardPass(joined, graph.detach(), weight, training)
+
+    def _logits(self, call: LayerCall, output: Any) -> Tensor:
+        """The model's (N, K); a head named by hand may have other classes than the model's output: then its own."""
+        candidates = logit_candidates(output)
+        if self._head is not None and len(candidates) > self._entry:
+            logits = candidates[self._entry]
+            if logits.shape[1] == self._head.classes:
+                return logits
+        own = find_logits(call.output)
+        if own is None:
+            raise InputError("expected logits in every pass, found none in the last")
+        return own
 
     def _find_head(self, calls: list[LayerCall], output: Any) -> None:
         if self._by_hand is not None:
             if not calls:
                 raise InputError(f"expected layer {self._by_hand!r} to run in the pass, found that it did not")
-            parts = head_by_name(calls[-1])
+            parts = head_by_name(calls)
+        elif self._gradient:
+            parts = self._find_members(calls, output)
         else:
-            logits = find_logits(output)
-            if logits is None:
-                shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-                raise InputError(
-                    f"expected a classifier's logits of shape (N, K), found an output of {shape}; "
-                    "name the classification head by hand with head='its.name'"
-                )
-            parts = detect_head(calls, logits)
-        used = {call.name: call for call in calls}
-        weights = [part.weight_of(used[part.name]) for part in parts]
-        self.head = Head(
+            self._entry, parts = detect_in_output(calls, output)
+        sizes = []
+        for part in parts:
+            used = [call for call in calls if call.name == part.name][part.call]
+            sizes.append(part.weight_of(used).shape)
+        self._head = Head(
             name=" + ".join(part.name for part in parts),
             kind=" + ".join(part.kind for part in parts),
-            classes=len(weights[0]),
-            features=sum(weight.shape[1] for weight in weights),
+            classes=sizes[0][0],
+            features=sum(size[1] for size in sizes),
         )
         self._parts = parts
         self._unwatch({part.name for part in parts})
 
+    def _find_members(self, calls: list[LayerCall], output: Any) -> tuple[Part, ...]:
+        with contextlib.suppress(InputError):
+            self._entry, parts = detect_in_output(calls, output)
+            return parts
+        logits = find_logits(output)
+        if logits is None:
+            detect_in_output(calls, output)  # says what is wrong with it
+            raise InputError("expected logits, found none")
+        return gradient_members(calls, logits)
+
 
 class _Hook:
-    """A hook that neither a copy nor a pickle of the host model takes along: there it becomes one that does nothing."""
+    """A hook that neither a copy nor a pickle of the host model takes along: there it becomes one that does nothing.
 
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self._call = call
+    What is left there is of the standard library alone, so that the pickle opens where this package is not installed.
+    """
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call: Callable[..., None] | None = call
+        self._handle: RemovableHandle | None = None
+
+    def on(self, register: Callable[..., RemovableHandle], **options: Any) -> _Hook:
+        """Register this hook; ``register`` is a module's method for it."""
+        self._handle = register(self, **options)
+        return self
+
+    def remove(self) -> None:
+        """Take the hook off; code compiled with it is compiled anew, since it watches ``_call``."""
+        self._call = None
+        if self._handle is not None:
+            self._handle.remove()
 
     def __call__(self, *args: Any) -> None:
         if self._call is not None:
             self._call(*args)
 
-    def __deepcopy__(self, memo: Any) -> _Hook:
-        return _Hook()
+    def __deepcopy__(self, memo: Any) -> Any:
+        return contextlib.nullcontext().__exit__
 
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's and DistributedDataParallel's wrappers: passes through either are its passes.
+
+    Raises:
+        InputError: a kind of module whose passes hooks cannot follow.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise InputError(
+            "expected one module per process, found nn.DataParallel, whose replicas hooks cannot follow; "
+            "use one process per GPU (DistributedDataParallel), or probe model.module"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "expected an eager nn.Module, found a TorchScript module, which shows nothing to hooks; "
+            "probe the module that it was made from"
+        )
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _parametrizations(module: nn.Module) -> dict[str, nn.Module]:
@@ -171,7 +336,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _may_be_head(module: nn.Module) -> bool:
-    """Whether a layer has a matrix (a 1×1 kernel counts), or may have one by the end of its first pass."""
+    """Whether a layer has a matrix, or may have one by the end of its first pass."""
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) or _parametrizations(module):
         return True
-    return any(tensor.ndim >= 2 and tensor.shape[2:].numel() == 1 for tensor in _tensors(module).values())
+    return any(is_matrix(tensor) for tensor in _tensors(module).values())

@@ -1,5 +1,4 @@
 """What the probe says to what it cannot measure: expected, found, remedy, and when it says it."""
-# ruff: noqa: PT012, SIM117
 
 from __future__ import annotations
 
@@ -79,16 +78,16 @@ def test_features_that_are_not_finite_are_raised_by_compute(model: nn.Module, ba
 def test_a_single_class_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     with CrossClassProbe(model) as probe:
+        model(torch.rand(5, 1, 2, 2))
         with pytest.raises(InputError, match=r"2 or more classes, found an output of shape \(5, 1\)"):
-            model(torch.rand(5, 1, 2, 2))
             probe.update(torch.zeros(5, dtype=torch.int64))
 
 
 def test_outputs_that_are_no_logits_are_refused() -> None:
     segmenting = nn.Conv2d(3, 5, 1)
     with CrossClassProbe(segmenting) as probe:
+        segmenting(torch.rand(2, 3, 4, 4))
         with pytest.raises(InputError, match=r"logits of shape \(N, K\), found .*\(2, 5, 4, 4\).*head="):
-            segmenting(torch.rand(2, 3, 4, 4))
             probe.update(torch.zeros(2, dtype=torch.int64))
 
 

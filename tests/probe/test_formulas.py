@@ -184,3 +184,63 @@ def test_golden_figures(golden: dict[str, np.ndarray]) -> None:
     instances = instance_matrix(attribution(g, weight, labels), labels, 10)
     np.testing.assert_allclose(instances, golden["instance_matrix"], atol=1e-5)
     assert float(class_attribution_similarity(instances)) == pytest.approx(18.810, abs=1e-3)
+
+
+def test_gradients_of_cas() -> None:
+    g, weight, labels = draw(9, 4, 3)
+
+    def cas(g: Tensor, weight: Tensor) -> Tensor:
+        return class_attribution_similarity(class_wise(g, weight, labels))
+
+    assert torch.autograd.gradcheck(cas, (g.requires_grad_(), weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean"])
+def test_gradients_of_instance_cas(reduction: str) -> None:
+    g, weight, labels = draw(9, 4, 3)
+    labels[0], labels[1:] = 0, labels[1:].clamp(min=1)  # a class of one sample: NaN on its diagonal
+
+    def instance_cas(g: Tensor, weight: Tensor) -> Tensor:
+        rows = attribution(g, weight, labels)
+        return class_attribution_similarity(instance_matrix(rows, labels, 3, reduction=reduction))
+
+    inputs = g.requires_grad_(), weight.requires_grad_()
+    assert torch.autograd.gradcheck(instance_cas, inputs)
+    with torch.no_grad():  # the blocked computation gives the same value
+        blocked = instance_cas(*inputs)
+    torch.testing.assert_close(instance_cas(*inputs).detach(), blocked, rtol=0, atol=1e-12)
+
+
+def test_gradients_are_finite_where_a_class_is_missing_or_zero() -> None:
+    g, weight, _ = draw(6, 3, 4)
+    g[2] = 0
+    g.requires_grad_()
+    labels = torch.tensor([0, 0, 1, 3, 3, 3])  # class 1 has only zeros, class 2 nothing
+    for figures in (class_wise, instance_wise):
+        (gradient,) = torch.autograd.grad(class_attribution_similarity(figures(g, weight, labels)), g)
+        assert gradient.isfinite().all()
+        assert gradient.any()
+
+
+def test_cas_can_be_trained_down() -> None:
+    g, weight, labels = draw(60, 8, 5)
+    weight = weight.abs().requires_grad_()
+    g = g.abs()
+    optimizer = torch.optim.SGD([weight], lr=0.2)
+    found = []
+    for _ in range(60):
+        cas = class_attribution_similarity(class_wise(g, weight, labels))
+        found.append(float(cas.detach()))
+        optimizer.zero_grad()
+        cas.backward()
+        optimizer.step()
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_the_mean_over_all_pairs_hovers_near_zero() -> None:
+    """The paper's negative result (Section 5.3): unlike the nearest sample, the average one says little."""
+    g, weight, labels = draw(200, 64, 4)
+    rows = attribution(g, weight, labels)
+    mean = instance_matrix(rows, labels, 4, reduction="mean")
+    nearest = instance_matrix(rows, labels, 4)
+    assert float(mean.abs().max()) < 0.1 < float(nearest.min())

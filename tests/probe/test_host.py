@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccf_plugin import CrossClassProbe, InputError
 
@@ -153,3 +154,43 @@ def test_a_pass_leaves_no_gradient_and_no_graph_behind() -> None:
         assert all(p.grad is None for p in model.parameters())
         assert probe._sums is not None
         assert not probe._sums.attributions.requires_grad
+
+
+class Synchronising(TorchDispatchMode):
+    """Notes the operations whose result's value or shape the host must wait for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name.startswith("index") and len(args) > 1 else ()
+        by_mask = isinstance(indices, (list, tuple)) and any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices
+        )
+        if by_mask or any(name.startswith(waiting) for waiting in self.WAITING):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"instances": True}, {"instances": True, "max_per_class": 2}], ids=str)
+def test_neither_a_pass_nor_update_waits_for_the_device(options: dict[str, object]) -> None:
+    model = small_network()
+    images, labels = small_batch()
+    with CrossClassProbe(model, **options) as probe:
+        model(images)
+        probe.update(labels)  # finding the head does wait, once
+        with Synchronising() as mode:
+            for _ in range(2):
+                model(images)
+                probe.update(labels)
+                with probe.capture():
+                    model(images)
+                probe.update(labels[:4], rows=slice(4))
+        assert mode.found == []
+        with Synchronising() as mode:
+            probe.compute()
+        assert mode.found != []  # the check itself sees what waits

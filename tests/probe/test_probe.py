@@ -221,7 +221,7 @@ def test_run_measures_under_attack(model: nn.Module, batch: Batch) -> None:
     assert first.robust_accuracy is not None
     assert clean.robust_accuracy is None
     assert clean.threat is None
-    assert first.threat == {"attack": "function", "seed": 3}
+    assert first.threat == {"attack": "attack", "seed": 3}
     np.testing.assert_allclose(clean.matrix, expected_matrix(model, images, labels), atol=1e-6)
 
 

@@ -1,0 +1,83 @@
+"""How far CAS and I-CAS would move with other images of the same kind: the bootstrap, without another attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.attribution import class_attribution_similarity, class_means, correlation_matrix, instance_matrix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Intervals (low, high) of CAS and I-CAS over resampled images, at this ``level``, from so many resamples."""
+
+    cas: Interval
+    instance_cas: Interval | None
+    level: float
+    bootstrap: int
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Attributions of single samples as they were measured: ``rows`` A(x), (N, n) float; ``labels``, (N,) int64."""
+
+    rows: Tensor
+    labels: Tensor
+
+    def matrix(self, classes: int) -> NDArray[np.float64]:
+        """The instance matrix, (K, K)."""
+        return instance_matrix(self.rows, self.labels, classes).double().cpu().numpy()
+
+    def confidence(self, classes: int, *, bootstrap: int, level: float, seed: int, instances: bool) -> Confidence:
+        """Resample the images of every class with replacement, ``bootstrap`` times.
+
+        An interval lies around the figure as measured: it takes the spread of the resampled figures, and leaves out
+        their shift, which comes from a resample's repeated images. It says how far other images would move a figure
+        at THIS number of images a class; it does not correct what few images do to the figure itself.
+        """
+        if bootstrap < 2 or not 0 < level < 1:
+            raise InputError(f"expected bootstrap of 2 or more and level in (0, 1), found {bootstrap} and {level}")
+        order = torch.argsort(self.labels, stable=True)
+        rows, labels = self.rows[order], self.labels[order]
+        counts = torch.bincount(labels, minlength=classes)
+        starts = (counts.cumsum(0) - counts)[labels]
+        generator = torch.Generator().manual_seed(seed)
+        found = []
+        for _ in range(bootstrap):
+            chance = torch.rand(len(labels), generator=generator, dtype=torch.float64).to(labels.device)
+            chosen = rows[starts + (chance * counts[labels]).long()]
+            found.append(_figures(chosen, labels, counts, instances))
+        measured = _figures(rows, labels, counts, instances)
+        bound = float(classes * (classes - 1))
+        intervals = [
+            _interval([figures[index] for figures in found], figure, level, bound)
+            for index, figure in enumerate(measured)
+        ]
+        return Confidence(intervals[0], intervals[1] if instances else None, level, bootstrap)
+
+
+def _figures(rows: Tensor, labels: Tensor, counts: Tensor, instances: bool) -> list[float]:
+    """CAS, and I-CAS where asked."""
+    sums = rows.new_zeros(len(counts), rows.shape[1], dtype=torch.float64).index_add(0, labels, rows.double())
+    matrices = [correlation_matrix(class_means(sums, counts))]
+    if instances:
+        matrices.append(instance_matrix(rows, labels, len(counts)))
+    return [float(class_attribution_similarity(matrix)) for matrix in matrices]
+
+
+def _interval(found: list[float], measured: float, level: float, bound: float) -> Interval:
+    values = torch.tensor(found, dtype=torch.float64)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = (measured + torch.quantile(values, tails) - values.median()).clamp(0, bound).tolist()
+    return low, high

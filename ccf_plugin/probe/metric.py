@@ -1,0 +1,120 @@
+"""CAS as a torchmetrics metric, for loops that log such; needs the optional extra ``metrics``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric  # type: ignore[import-not-found, unused-ignore]
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.attribution import class_attribution_similarity, class_means, correlation_matrix
+from ccf_plugin.probe.heatmap import draw_heatmap
+from ccf_plugin.probe.probe import CrossClassProbe
+from ccf_plugin.probe.sums import Sums
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
+    """CAS (eq. 7) of a classifier's passes, from 0 to K(K-1): a `CrossClassProbe` whose sums are metric states.
+
+    As with the probe, the last pass of the model before ``update`` counts. A clone watches the same model.
+
+    Args:
+        model: the classifier.
+        num_classes: K, rows of the head's weight; states need their shape before the first pass.
+        num_features: n, its columns.
+        head: the head's name, where it cannot be found, or "gradient".
+        options: torchmetrics' own, such as ``sync_on_compute``.
+
+    Example:
+        >>> import torch
+        >>> from ccf_plugin.probe.metric import ClassAttributionSimilarity
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> metric = ClassAttributionSimilarity(model, num_classes=3, num_features=4)
+        >>> _ = model(torch.rand(6, 1, 2, 2))
+        >>> metric.update(torch.tensor([0, 1, 2, 0, 1, 2]))
+        >>> 0 <= metric.compute() <= 6
+        tensor(True)
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    plot_lower_bound = 0.0
+
+    attributions: Tensor
+    counts: Tensor
+    bad_labels: Tensor
+    not_finite: Tensor
+
+    def __init__(
+        self, model: nn.Module, num_classes: int, num_features: int, *, head: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._arguments = (num_classes, num_features, head, options)
+        self._probe = CrossClassProbe(model, head=head)
+        zeros = Sums.zeros((num_classes, num_features), torch.device("cpu"))
+        self.add_state("attributions", zeros.attributions, dist_reduce_fx="sum")
+        self.add_state("counts", zeros.counts, dist_reduce_fx="sum")
+        self.add_state("bad_labels", torch.tensor(False), dist_reduce_fx="max")
+        self.add_state("not_finite", torch.tensor(False), dist_reduce_fx="max")
+
+    def update(self, labels: Tensor) -> None:
+        """Add the last pass; see `CrossClassProbe.update`.
+
+        Raises:
+            InputError: as there, and where the head is not of the K and n that were announced.
+        """
+        self._probe.update(labels)
+        sums = self._probe.take_sums()
+        if sums.attributions.shape != self.attributions.shape:
+            raise InputError(
+                f"expected a head of num_classes, num_features = {tuple(self.attributions.shape)}, "
+                f"found {tuple(sums.attributions.shape)}"
+            )
+        sums = sums.to(self.attributions.device)
+        self.attributions = self.attributions + sums.attributions
+        self.counts = self.counts + sums.counts
+        self.bad_labels = self.bad_labels | sums.has_bad_labels()
+        self.not_finite = self.not_finite | sums.has_not_finite()
+
+    def matrix(self) -> Tensor:
+        """C (eq. 6), (K, K) float64.
+
+        Raises:
+            InputError: a label outside 0..K-1, or NaN or infinite features.
+        """
+        if self.bad_labels:
+            raise InputError(f"expected labels in 0..{len(self.counts) - 1}, found others")
+        if self.not_finite:
+            raise InputError("expected finite features, found NaN or infinity; check the weights and the learning rate")
+        return correlation_matrix(class_means(self.attributions, self.counts))
+
+    def compute(self) -> Tensor:
+        """CAS, a float64 scalar; over all processes, as torchmetrics does it."""
+        return class_attribution_similarity(self.matrix())
+
+    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw C as a heatmap with CAS in the title (``val`` is torchmetrics' and unused)."""
+        matrix = self.matrix()
+        title = f"CAS = {float(class_attribution_similarity(matrix)):.1f}"
+        names = [str(index) for index in range(len(matrix))]
+        ax = draw_heatmap(matrix.cpu().numpy(), names, ax=ax, vmin=0.0, vmax=1.0, cmap="Blues", title=title)
+        return ax.figure, ax  # type: ignore[return-value]
+
+    def detach(self) -> None:
+        """Remove the probe's hooks from the model."""
+        self._probe.detach()
+
+    def __deepcopy__(self, memo: Any) -> ClassAttributionSimilarity:
+        classes, features, head, options = self._arguments
+        copy = type(self)(self._probe.model, classes, features, head=head, **options)
+        for name in self._defaults:
+            setattr(copy, name, getattr(self, name).clone())
+        copy._update_count = self._update_count
+        return copy

@@ -1,0 +1,126 @@
+"""What `update` accumulates: per-class sums on the features' device, and flags for what is wrong with a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.attribution import accumulator_dtype, class_means
+
+_NO_BATCH = torch.iinfo(torch.int64).max
+
+
+@dataclass
+class Sums:
+    """Sums over samples, (K, n) and (K,). Nothing but `checked_means` synchronises with the host."""
+
+    attributions: Tensor  # (K, n), float64 where the device has it
+    counts: Tensor  # (K,) int64
+    correct: Tensor  # () int64
+    clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
+    bad_label_batch: Tensor  # () int64: the first batch with such a fault
+    not_finite_batch: Tensor
+    batches: int = 0
+    clean_batches: int = 0
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int], device: torch.device) -> Sums:
+        """Nothing seen yet, for (K, n) = ``shape``."""
+        number = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(
+            attributions=torch.zeros(shape, dtype=accumulator_dtype(device), device=device),
+            counts=torch.zeros(shape[0], dtype=torch.int64, device=device),
+            correct=number,
+            clean_correct=number.clone(),
+            bad_label_batch=number + _NO_BATCH,
+            not_finite_batch=number + _NO_BATCH,
+        )
+
+    def add(
+        self,
+        attributions: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        predicted: Tensor | None,
+        clean_predicted: Tensor | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            attributions: A(x), (N, n) of the sums' dtype.
+            labels: (N,) int64 in 0..K-1; anything where not ``valid``.
+            valid: (N,) bool, whether the sample's label is a class.
+            predicted: (N,) int64, or None where the model's output has other classes.
+            clean_predicted: the same of the clean images, where there was such a pass.
+        """
+        _note_first(self.bad_label_batch, ~valid.all(), self.batches)
+        _note_first(self.not_finite_batch, ~torch.isfinite(attributions).all(), self.batches)
+        self.attributions.index_add_(0, labels, attributions * valid.unsqueeze(1))
+        self.counts.index_add_(0, labels, valid.to(torch.int64))
+        if predicted is not None:
+            self.correct += ((predicted == labels) & valid).sum()
+        if clean_predicted is not None:
+            self.clean_correct += ((clean_predicted == labels) & valid).sum()
+            self.clean_batches += 1
+        self.batches += 1
+
+    def to(self, device: torch.device) -> Sums:
+        """These sums on another device, where the model went."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **moved)
+
+    def has_bad_labels(self) -> Tensor:
+        """Whether any batch had a label outside 0..K-1, () bool; nothing synchronises."""
+        return self.bad_label_batch != _NO_BATCH
+
+    def has_not_finite(self) -> Tensor:
+        """Whether any batch had NaN or infinite features, () bool."""
+        return self.not_finite_batch != _NO_BATCH
+
+    def checked_means(self) -> Tensor:
+        """The class attribution, (K, n) float64 on the CPU.
+
+        Raises:
+            InputError: nothing was added, or a batch had a label outside 0..K-1, or NaN or infinite features.
+        """
+        if self.batches == 0:
+            raise InputError(NOTHING_ADDED)
+        classes = len(self.counts)
+        if (batch := int(self.bad_label_batch)) != _NO_BATCH:
+            raise InputError(f"expected labels in 0..{classes - 1}, found others in batch {batch} (counted from 0)")
+        if (batch := int(self.not_finite_batch)) != _NO_BATCH:
+            raise InputError(
+                f"expected finite features, found NaN or infinity in batch {batch} (counted from 0); "
+                "check the weights and the learning rate"
+            )
+        return class_means(self.attributions.cpu().double(), self.counts.cpu())
+
+
+NOTHING_ADDED = "expected at least one update before compute, found none; run a pass, then update(labels)"
+
+
+def check_labels(labels: object, rows: int) -> None:
+    """Labels must be (rows,) integers; their values are looked at later, on the device.
+
+    Raises:
+        InputError: they are of another form or number.
+    """
+    if not isinstance(labels, Tensor):
+        raise InputError(f"expected labels as an integer tensor of shape ({rows},), found {type(labels).__name__}")
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(
+            f"expected labels of shape ({rows},) and an integer dtype, found {tuple(labels.shape)} {labels.dtype}; "
+            "attribution needs the one true class of each sample (one-hot labels: pass labels.argmax(1); mixed "
+            "labels have no true class)"
+        )
+    if len(labels) != rows:
+        raise InputError(f"expected {rows} labels, one per sample of the pass, found {len(labels)}; see rows=")
+
+
+def _note_first(flag: Tensor, happened: Tensor, batch: int) -> None:
+    flag.copy_(torch.minimum(flag, torch.where(happened, batch, _NO_BATCH)))

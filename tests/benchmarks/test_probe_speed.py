@@ -1,0 +1,119 @@
+"""What the probe costs, as ratios within one run, so that they hold on any machine (``-m slow -s`` shows them).
+
+CI machines share their cores: each side is timed several times in turn, and the quickest of each counts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ccf_plugin import CrossClassProbe, instance_matrix
+from ccf_plugin.probe import trace
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def quickest(*sides: Callable[[], Any], rounds: int = 3) -> list[float]:
+    """Seconds of each side's quickest run, the sides taking turns."""
+    best = [float("inf")] * len(sides)
+    for _ in range(rounds):
+        for index, side in enumerate(sides):
+            start = time.perf_counter()
+            side()
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+@pytest.mark.parametrize(("count", "features", "classes"), [(8000, 512, 10), (8000, 512, 100), (10000, 2048, 200)])
+def test_instance_matrix_takes_no_longer_than_one_full_similarity_product(
+    count: int, features: int, classes: int
+) -> None:
+    torch.manual_seed(0)
+    rows, labels = torch.randn(count, features), torch.randint(classes, (count,))
+    units = nn.functional.normalize(rows)
+    ours, product = quickest(lambda: instance_matrix(rows, labels, classes), lambda: units @ units.T)
+    print(f"\ninstance matrix {ours:.2f} s, product {product:.2f} s, ratio {ours / product:.2f}")
+    assert ours <= product
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+def test_instance_matrix_stays_within_its_memory_bound() -> None:
+    """ImageNet's 50,000 samples of 1,000 classes, with few features to be quick; the copy of 2,048 is added."""
+    code = """
+import resource, torch
+from ccf_plugin import instance_matrix
+torch.set_num_threads(1)
+N, n, K = 50_000, 64, 1000
+rows, labels = torch.randn(N, n), torch.arange(N) % K
+pages = int(open("/proc/self/statm").read().split()[1])
+instance_matrix(rows, labels, K)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * resource.getpagesize())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    copy = 50_000 * (2048 - 64) * 4
+    beyond = int(done.stdout) + copy
+    print(f"\n{beyond / 2**20:.0f} MiB beyond the rows, {copy / 2**20:.0f} of it the rows' normalised copy")
+    assert copy < beyond <= 2**30
+
+
+def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time in the probe's hooks and in `update`, against the rest of a PreActResNet-18 PGD-10 training step."""
+    from ccf_plugin.zoo.models import build_model
+
+    spent = [0.0]
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[0] += time.perf_counter() - start
+
+        return wrapper
+
+    monkeypatch.setattr(trace._Hook, "__call__", timed(trace._Hook.__call__))
+    torch.manual_seed(0)
+    model = build_model("preact_resnet18", num_classes=10, input_size=(3, 32, 32))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    images, labels = torch.rand(16, 3, 32, 32), torch.randint(10, (16,))
+
+    def step(probe: CrossClassProbe) -> None:
+        adversarial = images.clone()
+        for _ in range(10):
+            adversarial.requires_grad_()
+            loss = nn.functional.cross_entropy(model(adversarial), labels)
+            (gradient,) = torch.autograd.grad(loss, adversarial)
+            adversarial = (adversarial + 0.01 * gradient.sign()).clamp(0, 1).detach()
+        nn.functional.cross_entropy(model(adversarial), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        timed(probe.update)(labels)
+
+    with CrossClassProbe(model) as probe:
+        step(probe)  # finds the head
+        ratios = []
+        for _ in range(3):
+            spent[0] = 0.0
+            start = time.perf_counter()
+            step(probe)
+            whole = time.perf_counter() - start
+            ratios.append(spent[0] / (whole - spent[0]))
+    print(f"\nprobe {min(ratios):.3%} of a step of {whole:.1f} s")
+    assert min(ratios) <= 0.01

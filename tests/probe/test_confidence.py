@@ -1,0 +1,140 @@
+"""More than one number: intervals over images, repeats over seeds, and what pairs and features contribute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
+
+from .conftest import small_batch
+
+Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture
+def result(model: nn.Module) -> CrossClassResult:
+    with CrossClassProbe(model, instances=True, class_names=["ant", "bee", "cow", "doe"]) as probe:
+        return probe.run([small_batch(40)])
+
+
+def sampled(count: int, seed: int) -> CrossClassResult:
+    """``count`` images of each of four classes, drawn from one distribution: features with known shared parts."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(4).repeat_interleave(count)
+    own = nn.functional.one_hot(labels, 4).float()
+    features = torch.cat([own, own.roll(1, 1)], 1) + torch.randn(4 * count, 8, generator=generator)
+    head = nn.Linear(8, 4, bias=False)
+    torch.manual_seed(0)
+    nn.init.normal_(head.weight)
+    with CrossClassProbe(nn.Sequential(head), instances=True) as probe:
+        probe.model(features)
+        probe.update(labels)
+        return probe.compute()
+
+
+def test_intervals_hold_the_figures_and_repeat(result: CrossClassResult) -> None:
+    found = result.confidence(bootstrap=100)
+    for figure, (low, high) in ((result.cas, found.cas), (result.instance_cas, found.instance_cas)):
+        assert 0 <= low <= figure <= high <= 12
+        assert low < high
+    assert result.confidence(bootstrap=100) == found
+    assert result.confidence(bootstrap=100, seed=1) != found
+    narrow = result.confidence(bootstrap=100, level=0.5)
+    assert narrow.cas[1] - narrow.cas[0] < found.cas[1] - found.cas[0]
+    assert result.confidence(bootstrap=10, instances=False).instance_cas is None
+
+
+def test_intervals_are_as_wide_as_new_images_move_the_figures() -> None:
+    figures = np.array([(r.cas, r.instance_cas) for r in (sampled(50, seed) for seed in range(40))])
+    for index, name in enumerate(("cas", "instance_cas")):
+        widths = []
+        for seed in range(5):
+            low, high = getattr(sampled(50, seed).confidence(bootstrap=100, level=0.68), name)
+            widths.append((high - low) / 2)
+        assert 0.6 < np.mean(widths) / figures[:, index].std() < 1.7, name
+
+
+def test_figures_depend_on_the_number_of_images_a_class() -> None:
+    """CAS and I-CAS of 10 images a class are not those of 1,000: compare like with like."""
+    few, many = ([sampled(count, seed) for seed in range(5)] for count in (5, 500))
+    assert np.mean([r.instance_cas for r in many]) > 1.2 * np.mean([r.instance_cas for r in few])
+    assert abs(np.mean([r.cas for r in many]) - np.mean([r.cas for r in few])) > 3 * np.std([r.cas for r in many])
+
+
+def test_intervals_leave_a_missing_class_out(model: nn.Module) -> None:
+    images, labels = small_batch(40)
+    keep = labels != 1
+    with CrossClassProbe(model, instances=True) as probe, pytest.warns(UserWarning, match="no samples"):
+        found = probe.run([(images[keep], labels[keep])])
+    low, high = found.confidence(bootstrap=20).cas
+    assert low <= found.cas <= high
+
+
+def test_intervals_need_the_samples(model: nn.Module, result: CrossClassResult, tmp_path: Path) -> None:
+    with CrossClassProbe(model) as probe, pytest.raises(InputError, match="instances=True"):
+        probe.run([small_batch()]).confidence()
+    result.save(tmp_path / "found")
+    with pytest.raises(InputError, match="before saving"):
+        CrossClassResult.load(tmp_path / "found").confidence()
+    for wrong in ({"bootstrap": 1}, {"level": 0.0}, {"level": 1.0}):
+        with pytest.raises(InputError, match="bootstrap of 2 or more"):
+            result.confidence(**wrong)
+
+
+def test_seeds_repeat_the_attack_and_report_the_spread(model: nn.Module, tmp_path: Path) -> None:
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        return (x + 0.5 * torch.rand_like(x)).clamp(0, 1)
+
+    with CrossClassProbe(model, instances=True) as probe:
+        repeated = probe.run([small_batch()], attack, seed=4, seeds=3)
+        single = [probe.run([small_batch()], attack, seed=seed) for seed in (4, 5, 6)]
+    np.testing.assert_array_equal(repeated.matrix, single[0].matrix)
+    assert [repeat["seed"] for repeat in repeated.repeats] == [4, 5, 6]
+    assert [repeat["cas"] for repeat in repeated.repeats] == [result.cas for result in single]
+    mean, deviation = repeated.spread["cas"]
+    assert mean == pytest.approx(np.mean([result.cas for result in single]))
+    assert deviation == pytest.approx(np.std([result.cas for result in single], ddof=1))
+    assert set(repeated.spread) == {"robust_accuracy", "cas", "instance_cas"}
+    assert single[0].spread == {}
+    repeated.save(tmp_path / "found")
+    assert CrossClassResult.load(tmp_path / "found").spread == repeated.spread
+
+
+def test_seeds_need_an_attack_and_a_loader_that_can_be_read_again(model: nn.Module) -> None:
+    with CrossClassProbe(model) as probe:
+        for loader, attack, seeds in (
+            ([small_batch()], None, 2),
+            (iter([small_batch()]), lambda x, y: x, 2),
+            ([small_batch()], lambda x, y: x, 0),
+        ):
+            with pytest.raises(InputError, match="seeds="):
+                probe.run(loader, attack, seeds=seeds)
+
+
+def test_pair_contributions_add_up_to_cas(result: CrossClassResult) -> None:
+    contributions = result.pair_contributions()
+    assert contributions.sum() == pytest.approx(result.cas)
+    assert (np.diag(contributions) == 0).all()
+    assert (contributions >= 0).all()
+    first, second, value = result.top_pairs(1)[0]
+    assert value == pytest.approx(contributions.max())
+    assert contributions[result.names.index(first), result.names.index(second)] == pytest.approx(value)
+
+
+def test_shared_features_add_up_to_the_correlation(result: CrossClassResult) -> None:
+    shares = result.shared_features("ant", "cow", count=24)
+    assert sum(share for _, share in shares) == pytest.approx(result.matrix[0, 2])
+    assert [share for _, share in shares] == sorted((share for _, share in shares), reverse=True)
+    assert len({feature for feature, _ in shares}) == 24
+    index, share = result.shared_features(0, 2, count=1)[0]
+    a, b = result.class_attribution[0], result.class_attribution[2]
+    assert share == pytest.approx(a[index] * b[index] / np.linalg.norm(a) / np.linalg.norm(b))
+    with pytest.raises(InputError, match="did you mean 'cow'"):
+        result.shared_features("ant", "cows")
+    with pytest.raises(InputError, match="index below 4"):
+        result.shared_features(0, 4)

@@ -1,0 +1,542 @@
+"""Every form of head is found, with features g and weight W that give the logits; the rest is refused with reasons."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+from ccf_plugin import CrossClassProbe, InputError
+from ccf_plugin.probe.head import find_logits
+
+N, n, K = 12, 6, 4
+
+
+class Body(nn.Module):
+    """g, (N, n), from images; a table of heads is put after it."""
+
+    def __init__(self, head: nn.Module | None = None, after: Callable[[Any], Any] = lambda logits: logits) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(16, n), nn.Tanh())
+        self.head = head
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.head(self.features(x)))
+
+
+class Transposed(nn.Module):
+    """A custom layer whose matrix is (n, K)."""
+
+    def __init__(self, rows: int = n, bias: bool = True) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(rows, K))
+        self.offset = nn.Parameter(torch.randn(K)) if bias else None
+
+    def forward(self, g: Tensor) -> Tensor:
+        return g @ self.matrix if self.offset is None else g @ self.matrix + self.offset
+
+
+class Rows(nn.Module):
+    """A custom layer whose matrix is (K, n), kept in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", torch.randn(K, n))
+
+    def forward(self, g: Tensor) -> Tensor:
+        return torch.einsum("ni,ki->nk", g, self.prototypes)
+
+
+class ByKeyword(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=self.features(x))
+
+
+class Convolution(Body):
+    """A 1×1 convolution on a map, then its mean, as in squeezenet."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, K, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.expand(-1, 3, -1, -1) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)).mean((2, 3))
+
+
+class PooledConvolution(Body):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(n, K, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)[:, :, None, None])  # (N, K, 1, 1)
+
+
+class Tokens(Body):
+    """The head runs at every token; one is picked, or all are averaged."""
+
+    def __init__(self, pick: int | None) -> None:
+        super().__init__(nn.Linear(4, K))
+        self.pick = pick
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(x.squeeze(1))  # (N, 4, K)
+        return logits.mean(1) if self.pick is None else logits[:, self.pick]
+
+
+class TwoHeads(Body):
+    """Like deit's distilled models: two heads on different features, averaged."""
+
+    def __init__(self, first: float = 0.5, second: float = 0.5) -> None:
+        super().__init__(nn.Linear(n, K))
+        self.other = nn.Linear(16, K)
+        self.factors = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factors[0] * self.head(self.features(x)) + self.factors[1] * self.other(x.flatten(1))
+
+
+class SharedHead(Body):
+    """One head that runs twice in a pass, on two views."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)) + 0.5 * self.head(self.features(x * 0.1))
+
+
+class Rewriting(Body):
+    """Like Pang2020Boosting: the pass itself normalises the head's weight, and scales the logits."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = nn.functional.normalize(self.features(x))
+        self.head.weight.data = nn.functional.normalize(self.head.weight.data)
+        return self.head(g) * 15
+
+
+class Normalised(nn.Module):
+    """A wrapper that normalises images, around a nested model."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"model": nn.Sequential(inner)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner["model"]((x - 0.5) / 0.25)
+
+
+class SameSize(nn.Module):
+    """Two layers could give (N, K) here: the one nearest the output is the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, K), nn.Linear(K, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.flatten(1)).relu())
+
+
+class Auxiliary(Body):
+    """Two outputs; the second head is not the model's answer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+        self.auxiliary = nn.Linear(n, K)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        g = self.features(x)
+        return self.head(g), self.auxiliary(g)
+
+
+class FeaturesFirst(Body):
+    """The features stand before the logits in the output."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        g = self.features(x)
+        return g, self.head(g)
+
+
+class BatchDependent(Body):
+    """Logits depend on the batch, as those of an adaptive ODE solver do."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.features(x)
+        return self.head(g * (1 + g.std()))
+
+
+Output = namedtuple("Output", ["loss", "logits"])
+
+HEADS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "linear": (lambda: Body(nn.Linear(n, K)), "head"),
+    "linear without bias": (lambda: Body(nn.Linear(n, K, bias=False)), "head"),
+    "the model is the head": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, K)), "1"),
+    "called by keyword": (lambda: ByKeyword(nn.Linear(n, K)), "head"),
+    "1x1 convolution on features": (PooledConvolution, "head"),
+    "1x1 convolution on a map, averaged": (Convolution, "head"),
+    "custom, (n, K)": (lambda: Body(Transposed()), "head"),
+    "custom, (n, K), no bias": (lambda: Body(Transposed(bias=False)), "head"),
+    "custom, buffer (K, n)": (lambda: Body(Rows()), "head"),
+    "square custom, transposed": (lambda: Body(nn.Sequential(nn.Linear(n, K), nn.Tanh(), Transposed(K))), "head.2"),
+    "weight_norm": (lambda: Body(weight_norm(nn.Linear(n, K))), "head"),
+    "parametrised weight_norm": (lambda: Body(parametrizations.weight_norm(nn.Linear(n, K))), "head"),
+    "spectral_norm": (lambda: Body(spectral_norm(nn.Linear(n, K))), "head"),
+    "parametrised spectral_norm": (lambda: Body(parametrizations.spectral_norm(nn.Linear(n, K))), "head"),
+    "orthogonal": (lambda: Body(parametrizations.orthogonal(nn.Linear(n, K))), "head"),
+    "rewritten inside forward": (Rewriting, "head"),
+    "two heads, averaged": (TwoHeads, "head + other"),
+    "two heads, weighted": (lambda: TwoHeads(1.0, -0.3), "head + other"),
+    "one head twice": (SharedHead, "head + head"),
+    "temperature": (lambda: Body(nn.Linear(n, K), lambda logits: logits / 0.07), "head"),
+    "scaled in place": (lambda: Body(nn.Linear(n, K), lambda logits: logits.mul_(3.0)), "head"),
+    "negative": (lambda: Body(nn.Linear(n, K), lambda logits: -logits), "head"),
+    "a position picked": (lambda: Tokens(2), "head"),
+    "positions averaged": (lambda: Tokens(None), "head"),
+    "tuple": (lambda: Body(nn.Linear(n, K), lambda logits: (logits, None)), "head"),
+    "tuple with features first": (FeaturesFirst, "head"),
+    "tuple with an auxiliary head": (Auxiliary, "head"),
+    "dict": (lambda: Body(nn.Linear(n, K), lambda logits: {"loss": logits.sum(), "logits": logits}), "head"),
+    "dict without that key": (lambda: Body(nn.Linear(n, K), lambda logits: {"out": logits}), "head"),
+    ".logits": (lambda: Body(nn.Linear(n, K), lambda logits: SimpleNamespace(logits=logits)), "head"),
+    "named tuple": (lambda: Body(nn.Linear(n, K), lambda logits: Output(logits.sum(), logits)), "head"),
+    "normalised and nested": (lambda: Normalised(Body(nn.Linear(n, K))), "inner.model.0.head"),
+    "lazy": (lambda: Body(nn.LazyLinear(K)), "head"),
+    "two that would do": (SameSize, "second"),
+    "depending on the batch": (BatchDependent, "head"),
+}
+
+
+def images(count: int = N) -> Tensor:
+    return torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("build", "name"), HEADS.values(), ids=HEADS)
+def test_head_is_found_and_gives_the_logits(build: Callable[[], nn.Module], name: str, training: bool) -> None:
+    torch.manual_seed(0)
+    model = build().train(training)
+    with CrossClassProbe(model) as probe:
+        assert probe.head is None
+        output = model(images())
+        assert probe.head is not None
+        assert probe.head.name == name
+        assert probe.head.classes == K
+        latest = probe._take_pass()
+    logits = latest.logits
+    assert logits.shape == (N, K)
+    if name != "head" or not isinstance(output, tuple):
+        assert torch.equal(logits, find_logits(output))
+    assert latest.features.shape == (N, probe.head.features)
+    # g Wᵀ + b = logits: what is left is one bias for all samples
+    rest = logits.double() - latest.features.double() @ latest.weight.double().T
+    scale = logits.detach().abs().max()
+    assert float((rest - rest[:1]).abs().max() / scale) < 1e-5
+
+
+@pytest.mark.parametrize(("build", "name"), HEADS.values(), ids=HEADS)
+def test_gradient_attribution_equals_the_linear_one(build: Callable[[], nn.Module], name: str) -> None:
+    torch.manual_seed(0)
+    model = build()
+    labels = torch.arange(N) % K
+    results = []
+    for head in (None, "gradient"):
+        torch.manual_seed(1)
+        with CrossClassProbe(model, head=head, instances=True) as probe:
+            model(images().requires_grad_())
+            probe.update(labels)
+            results.append(probe.compute())
+    linear, gradient = results
+    np.testing.assert_allclose(gradient.matrix, linear.matrix, atol=2e-5)
+    np.testing.assert_allclose(gradient.instance_matrix, linear.instance_matrix, atol=2e-5)
+    assert gradient.head.name == name
+
+
+@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, spectral_norm])
+def test_spectral_norm_in_train_mode_is_not_disturbed(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """Each read of a spectrally normalised weight takes a power-iteration step: the probe must not add one."""
+    outcomes = []
+    for probed in (False, True):
+        torch.manual_seed(0)
+        model = Body(norm(nn.Linear(n, K))).train()
+        probe = CrossClassProbe(model) if probed else None
+        outputs = []
+        for _ in range(4):
+            outputs.append(model(images()))
+            if probe is not None:
+                probe.update(torch.arange(N) % K)
+        outcomes.append((torch.stack(outputs), {key: value.clone() for key, value in model.state_dict().items()}))
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    for key, value in outcomes[0][1].items():
+        assert torch.equal(value, outcomes[1][1][key])
+
+
+def test_an_unparametrised_name_is_told() -> None:
+    model = Body(parametrizations.spectral_norm(nn.Linear(n, K)))
+    with CrossClassProbe(model) as probe:
+        model(images())
+        assert probe.head.kind == "Linear"
+
+
+# what no linear head makes: (build, what the refusal says)
+class Mixture(nn.Module):
+    """Chen2020Adversarial's kind: the mean of its branches' softmaxes."""
+
+    def __init__(self, log: bool = False) -> None:
+        super().__init__()
+        self.branch1, self.branch2 = Body(nn.Linear(n, K)), Body(nn.Linear(n, K))
+        self.log = log
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = (self.branch1(x).softmax(1) + self.branch2(x).softmax(1)) / 2
+        return mixed.log() if self.log else mixed
+
+
+class Loudest(Tokens):
+    """volo's kind: the maximum over tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.squeeze(1)).amax(1)
+
+
+class Bare(nn.Module):
+    """F.linear with a parameter of the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList([nn.Parameter(torch.randn(K, 16))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1), self.matrices[0])
+
+
+class Cosine(Body):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)) * self.features(x).norm(dim=1, keepdim=True)
+
+
+def zeroed() -> nn.Module:
+    model = Body(nn.Linear(n, K))
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "mean of softmaxes": (Mixture, r"'branch2\.head' \(off by .*'branch1\.head' \(off by .*probabilities, not logits"),
+    "log of a mixture": (lambda: Mixture(log=True), "log-probabilities"),
+    "softmax at the end": (lambda: Body(nn.Linear(n, K), lambda z: z.softmax(1)), "probabilities, not logits"),
+    "maximum over tokens": (lambda: Loudest(0), "several positions"),
+    "all zeros": (zeroed, "all zeros"),
+    "not finite": (lambda: Body(nn.Linear(n, K), lambda z: z / 0), "finite logits"),
+    "bare parameter": (Bare, "F.linear with a bare parameter"),
+    "scaled by sample": (Cosine, r"'head' \(off by"),
+    "no tensor": (lambda: Body(nn.Linear(n, K), lambda z: z.tolist()), "output of type list"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED)
+def test_refusals_say_why_and_leave_the_pass_alone(build: Callable[[], nn.Module], message: str) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    with CrossClassProbe(model) as probe:
+        model(images())  # the host's own pass does not fail
+        assert probe.head is None
+        with pytest.raises(InputError, match=message) as refusal:
+            probe.update(torch.arange(N) % K)
+        assert "\n" not in str(refusal.value)
+
+
+def test_mixtures_by_hand_and_by_gradients() -> None:
+    torch.manual_seed(0)
+    model = Mixture().eval()
+    labels = torch.arange(N) % K
+    with CrossClassProbe(model) as probe:
+        model(images())
+        with pytest.raises(InputError, match=r"head='its\.name'.*head='gradient'"):
+            probe.update(labels)
+    with CrossClassProbe(model, head="branch1.head") as probe:
+        output = model(images())
+        probe.update(labels)
+        by_hand = probe.compute()
+    assert by_hand.head.name == "branch1.head"
+    assert by_hand.robust_accuracy == float((output.argmax(1) == labels).double().mean())  # of the whole model
+    with CrossClassProbe(model.branch1) as probe:
+        model.branch1(images())
+        probe.update(labels)
+        np.testing.assert_allclose(by_hand.matrix, probe.compute().matrix, atol=1e-12)
+
+    with CrossClassProbe(model, head="gradient") as probe:
+        model(images())
+        probe.update(labels)
+        found = probe.compute()
+    assert found.head.name == "branch1.head + branch2.head"
+    assert found.head.features == 2 * n
+    np.testing.assert_allclose(found.class_attribution, expected_gradients(model, labels), atol=1e-9)
+
+
+def expected_gradients(model: Mixture, labels: Tensor) -> Tensor:
+    """g ⊙ ∂p_y/∂g of the mixture p by the softmax's derivative: ½ p_y (W[y] − Σ_k p_k W[k]) per member."""
+    columns = []
+    for branch in (model.branch1, model.branch2):
+        g = branch.features(images()).detach().double()
+        weight = branch.head.weight.detach().double()
+        p = (g @ weight.T + branch.head.bias.detach().double()).softmax(1)
+        own = p.gather(1, labels[:, None])
+        columns.append(g * 0.5 * own * (weight[labels] - p @ weight))
+    rows = torch.cat(columns, 1)
+    return torch.stack([rows[labels == label].mean(0) for label in range(K)])
+
+
+def test_gradients_need_the_graph_of_the_pass() -> None:
+    model = Mixture()
+    labels = torch.arange(N) % K
+    with CrossClassProbe(model, head="gradient") as probe:
+        with torch.no_grad():
+            model(images())
+        with pytest.raises(InputError, match="no_grad"):
+            probe.update(labels)
+        loss = model(images()).log().sum()
+        loss.backward()
+        with pytest.raises(InputError, match=r"before loss\.backward"):
+            probe.update(labels)
+        loss = model(images()).log().sum()
+        probe.update(labels)
+        loss.backward()  # the graph is still there
+        assert probe.run([(images(), labels)]).clean_accuracy is not None
+
+
+def test_gradients_of_some_rows() -> None:
+    model = Mixture()
+    labels = torch.arange(N) % K
+    found = []
+    for rows in (slice(0, 8), None):
+        with CrossClassProbe(model, head="gradient", instances=True) as probe:
+            model(images() if rows else images()[:8])
+            probe.update(labels[:8], rows=rows)
+            found.append(probe.compute())
+    np.testing.assert_allclose(found[0].class_attribution, found[1].class_attribution, atol=1e-7)
+
+
+def test_a_head_by_hand_scaled_in_place_afterwards_is_the_layer_itself() -> None:
+    torch.manual_seed(0)
+    model = Body(nn.Linear(n, K), lambda z: z.exp_())  # not linear any more, and written over the layer's output
+    with CrossClassProbe(model, head="head") as probe:
+        model(images())
+        latest = probe._take_pass()
+        assert probe.head.name == "head"
+    assert torch.equal(latest.weight, model.head.weight)
+
+
+def test_an_all_zero_head_is_found_once_it_is_trained() -> None:
+    model = zeroed()
+    labels = torch.arange(N) % K
+    with CrossClassProbe(model) as probe:
+        model(images())
+        with pytest.raises(InputError, match="zeros"):
+            probe.update(labels)
+        nn.init.normal_(model.head.weight)
+        model(images())
+        probe.update(labels)
+        assert probe.head.name == "head"
+
+
+def test_a_pass_around_the_head_is_told() -> None:
+    class Skipping(Body):
+        skip = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.features(x)[:, :K] if self.skip else super().forward(x)
+
+    model = Skipping(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe:
+        model(images())
+        probe.update(torch.arange(N) % K)
+        model.skip = True
+        model(images())
+        with pytest.raises(InputError, match="went around it"):
+            probe.update(torch.arange(N) % K)
+
+
+def test_a_layer_built_in_the_first_pass_is_found_in_the_second() -> None:
+    class Building(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            g = self.features(x)
+            if self.head is None:
+                self.head = nn.Linear(n, K)
+            return self.head(g)
+
+    model = Building()
+    with CrossClassProbe(model) as probe:
+        model(images())
+        with pytest.raises(InputError, match=r"'head'.*built in this pass or since"):
+            probe.update(torch.arange(N) % K)
+        model(images())
+        probe.update(torch.arange(N) % K)
+        assert probe.head.name == "head"
+
+
+def test_a_head_replaced_after_attaching_is_found_again() -> None:
+    model = Body(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe:
+        model(images())
+        probe.update(torch.arange(N) % K)
+        model.head = nn.Linear(n, K + 1)
+        model(images())
+        with pytest.raises(InputError, match="'head' were built"):
+            probe.update(torch.arange(N) % K)
+        model(images())
+        with pytest.raises(InputError, match=r"reset\(\)"):
+            probe.update(torch.arange(N) % K)
+        probe.reset()
+        model(images())
+        probe.update(torch.arange(N) % K)
+        assert probe.head.classes == K + 1
+
+
+def test_torchscript_is_refused_at_once() -> None:
+    with pytest.warns(FutureWarning):
+        traced = torch.jit.trace(Body(nn.Linear(n, K)), images())
+    with pytest.raises(InputError, match="TorchScript"):
+        CrossClassProbe(traced)
+    with CrossClassProbe(nn.Sequential(traced)) as probe:
+        probe.model(images())
+        with pytest.raises(InputError, match="TorchScript"):
+            probe.update(torch.arange(N) % K)
+
+
+def test_exported_modules_say_that_they_show_nothing() -> None:
+    exported = torch.export.export(Body(nn.Linear(n, K)).eval(), (images(),)).module()
+    with CrossClassProbe(exported) as probe:
+        exported(images())
+        with pytest.raises(InputError, match="exported and quantised"):
+            probe.update(torch.arange(N) % K)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_say_that_they_show_nothing() -> None:
+    quantization = pytest.importorskip("torch.ao.quantization")
+    if not torch.backends.quantized.supported_engines:
+        pytest.skip("this build of torch has no engine for quantised layers")
+    quantised = quantization.quantize_dynamic(Body(nn.Linear(n, K)).eval(), {nn.Linear})
+    with CrossClassProbe(quantised) as probe:
+        quantised(images())
+        with pytest.raises(InputError, match="quantised"):
+            probe.update(torch.arange(N) % K)
