@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ccf_plugin.files import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -54,7 +56,7 @@ def draw_heatmap(
                 ax.text(
                     j,
                     i,
-                    f"{value:.2f}",
+                    f"{value:.2f}".replace("-0.00", "0.00"),
                     ha="center",
                     va="center",
                     fontsize=7.5,
@@ -71,8 +73,6 @@ def draw_heatmap(
 
 def save_figure(ax: Axes, path: Path) -> Path:
     """Write the axes' figure as a PNG, whole or not at all."""
-    from ccf_plugin.probe.result import write_atomically
-
     buffer = BytesIO()
     cast("Figure", ax.figure).savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 
 from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.files import write_atomically
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
@@ -304,21 +303,6 @@ class CrossClassResult:
 
 
 _PLAIN_FIELDS = ("model", "data", "threat", "model_mode", "precision", "clean_accuracy", "robust_accuracy", "versions")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
 
 
 def _cas(matrix: NDArray[np.float64]) -> float:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.result import CrossClassResult, write_atomically
+from ccf_plugin.files import write_atomically
+from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.files import write_atomically
 from ccf_plugin.zoo.containment import one_line, weights_only
 
 FORMAT = 1
@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -
     once per name. ``"format"`` is added to the metadata. Raises InputError where the state dict holds other things than
     tensors.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {}
     for key, value in model.state_dict().items():
@@ -39,14 +39,7 @@ def save_checkpoint(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -
             raise InputError(f"cannot save {key!r} of the model: expected a tensor, found {type(value).__name__}")
         tensors[key.replace("_orig_mod.", "")] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, aside, metadata={METADATA_KEY: json.dumps({"format": FORMAT, **metadata})})
-        with aside.open("rb+") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_atomically(path, save(tensors, metadata={METADATA_KEY: json.dumps({"format": FORMAT, **metadata})}))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
