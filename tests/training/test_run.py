@@ -102,7 +102,7 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
         assert result.model_mode == "eval"
         assert result.threat is not None
         assert result.threat["steps"] == 2
-        assert result.threat["eps"] == 0.1
+        assert result.threat["eps"] == 20 / 255
 
 
 def test_best_is_the_highest_test_robust_accuracy_and_the_first_of_equals(finished: Run) -> None:
@@ -121,7 +121,7 @@ def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Ru
     plain = load_file(finished.folder / "best.safetensors")
     assert plain.keys() == loaded.model.state_dict().keys()
     assert loaded.data == "digits"
-    assert loaded.threat == {"norm": "Linf", "eps": 0.1}
+    assert loaded.threat == {"norm": "Linf", "eps": 20 / 255}
     assert loaded.class_names == tuple("0123456789")
     assert loaded.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
