@@ -19,7 +19,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.objectives import OBJECTIVES
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.training.run import EpochRow, Run, describe_environment
+from ccf_plugin.training.run import EpochRow, Run, check_is_free, describe_environment
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model
@@ -64,6 +64,8 @@ def train(
         InputError: a fault in recipe, data or model (nothing is written then), or an existing run in ``out``.
         CCFError: the loss stopped being finite; the last finished epoch remains.
     """
+    if not resume:
+        check_is_free(out, force=force)  # before the data are loaded for nothing
     parts = _prepare(recipe, download=download)
     device, forward = parts.device, Forward(parts.model, precision=parts.precision)
     accelerator = Accelerator(cpu=device.type == "cpu")

@@ -55,21 +55,9 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
-        """A new run folder. An existing one is refused, or with ``force`` replaced if it holds a run and nothing else.
-
-        Raises:
-            InputError: the folder exists and is not empty.
-        """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not force:
-                raise InputError(
-                    f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
-                    "or choose another folder with --out"
-                )
-            if not (folder / "recipe.toml").is_file():
-                raise InputError(
-                    f"expected --force to replace a run, found other files in {folder}; choose another --out"
-                )
+        """A new run folder, in place of the one that ``check_is_free`` allows to replace; raises as that does."""
+        check_is_free(folder, force=force)
+        if folder.exists():
             shutil.rmtree(folder)
         for part in (folder, folder / "probe", folder / "epochs", folder / "state"):
             part.mkdir(parents=True, exist_ok=True)
@@ -181,6 +169,23 @@ class Run:
         for row in self.rows:
             writer.writerow({key: _cell(value) for key, value in asdict(row).items()})
         write_atomically(self.folder / "log.csv", buffer.getvalue().encode())
+
+
+def check_is_free(folder: Path, *, force: bool = False) -> None:
+    """Refuse a folder that exists and is not empty; with ``force``, one that holds something else than a run.
+
+    Raises:
+        InputError: the message names the ways out.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not force:
+        raise InputError(
+            f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
+            "or choose another folder with --out"
+        )
+    if not (folder / "recipe.toml").is_file():
+        raise InputError(f"expected --force to replace a run, found other files in {folder}; choose another --out")
 
 
 def read_log(folder: Path) -> list[EpochRow]:
