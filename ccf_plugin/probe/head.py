@@ -24,12 +24,13 @@ class Head:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer's run in a pass: its input (N, …), its output, and its tensors by name."""
+    """One layer's run in a pass: its input (N, …), its output (where it is kept) and dtype, its tensors by name."""
 
     name: str
     module: nn.Module
     inputs: Tensor
     output: Any
+    dtype: torch.dtype | None
     tensors: Mapping[str, Tensor]
 
     @property
@@ -48,8 +49,8 @@ class LayerCall:
         return _positions(self.module, self.inputs)
 
     def reduced_precision(self) -> bool:
-        dtypes = {tensor.dtype for tensor in (self.inputs, self.output) if isinstance(tensor, Tensor)}
-        return bool(dtypes & set(REDUCED_PRECISION))
+        """Whether float arithmetic put less than float32's precision into the output."""
+        return self.inputs.dtype in REDUCED_PRECISION or self.dtype in REDUCED_PRECISION
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,12 @@ def logit_candidates(output: Any) -> list[Tensor]:
     return [logits for entry in entries for logits in logit_candidates(entry)]
 
 
+def is_channel_first(module: nn.Module) -> bool:
+    """Whether a layer's features stand in its input's second dimension, not its last."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+
 def _positions(module: nn.Module, tensor: Tensor) -> Tensor:
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if is_channel_first(module):
         return tensor.flatten(2).transpose(1, 2)
     return tensor.unsqueeze(1) if tensor.ndim == 2 else tensor.flatten(1, -2)

@@ -9,23 +9,24 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.attribution import gradient_attribution
 from ccf_plugin.probe.detect import detect_in_output, gradient_members, head_by_name
-from ccf_plugin.probe.head import Head, LayerCall, Part, find_logits, is_matrix, logit_candidates
+from ccf_plugin.probe.head import Head, LayerCall, Part, find_logits, is_channel_first, is_matrix, logit_candidates
+from ccf_plugin.probe.hook import Hook
 
 GRADIENT = "gradient"
-# Calls noted before the head is known: a bound on the activations that noting them keeps alive.
-_NOTED_CALLS = 64
+# Before the head is known, noted calls keep their inputs alive. Those with one row per sample are small and all are
+# kept (an ensemble has many heads); of those with many (tokens, pixels) only the latest so many.
+_WIDE_CALLS = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class HeadTracer:
         self._head: Head | None = None
         self._parts: tuple[Part, ...] = ()
         self._entry = 0  # which of the output's candidates are the logits
-        self._noting: deque[LayerCall] | None = None
+        self._noting: list[tuple[int, LayerCall]] | None = None  # with the call's number in the pass
+        self._wide: deque[tuple[int, LayerCall]] = deque(maxlen=_WIDE_CALLS)
+        self._number = 0
         self._pending: tuple[list[LayerCall], Any, bool] | None = None
         self._last: ForwardPass | InputError | None = None
         self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -85,9 +88,9 @@ class HeadTracer:
                 )
             watched = {self._by_hand: watched[self._by_hand]}
         # The root's hooks enclose the layers', also where the root is itself the head.
-        self._root = [_Hook(self._begin).on(model.register_forward_pre_hook, prepend=True)]
+        self._root = [Hook(self._begin).on(model.register_forward_pre_hook, prepend=True)]
         self._layers = {name: list(self._watch(name, module)) for name, module in watched.items()}
-        self._root.append(_Hook(self._end).on(model.register_forward_hook))
+        self._root.append(Hook(self._end).on(model.register_forward_hook))
 
     @property
     def head(self) -> Head | None:
@@ -118,9 +121,10 @@ class HeadTracer:
             hook.remove()
         self._unwatch(set())
         self._noting = None
+        self._wide.clear()
         self.drop()
 
-    def _watch(self, name: str, module: nn.Module) -> Iterator[_Hook]:
+    def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
         computed: dict[str, Tensor] = {}
 
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -129,11 +133,19 @@ class HeadTracer:
                 return
             if not self._gradient:
                 inputs = inputs.detach()
-            if self._by_hand is not None and isinstance(output, Tensor):
-                output = output.detach().clone()  # the host may go on to change it in place
-            self._noting.append(LayerCall(name, module, inputs, output, {**_tensors(module), **computed}))
+            kept, dtype = None, None
+            if isinstance(output, Tensor):
+                dtype = output.dtype
+                if self._by_hand is not None:
+                    kept = output.detach().clone()  # the host may go on to change it in place
+                elif self._gradient:
+                    kept = output
+            call = LayerCall(name, module, inputs, kept, dtype, {**_tensors(module), **computed})
+            wide = inputs.shape[2:].numel() > 1 if is_channel_first(module) else inputs.ndim > 2
+            self._number += 1
+            (self._wide if wide else self._noting).append((self._number, call))
 
-        yield _Hook(note).on(module.register_forward_hook, with_kwargs=True)
+        yield Hook(note).on(module.register_forward_hook, with_kwargs=True)
         # Reading a parametrised weight computes it anew (spectral_norm even takes a power-iteration step), so the
         # value that the pass itself computed is noted.
         for key, parametrization in _parametrizations(module).items():
@@ -141,7 +153,7 @@ class HeadTracer:
             def note_weight(_: nn.Module, args: Any, output: Tensor, key: str = key) -> None:
                 computed[key] = output.detach()
 
-            yield _Hook(note_weight).on(parametrization.register_forward_hook)
+            yield Hook(note_weight).on(parametrization.register_forward_hook)
 
     def _unwatch(self, kept: set[str]) -> None:
         for name in set(self._layers) - kept:
@@ -149,14 +161,17 @@ class HeadTracer:
                 hook.remove()
 
     def _begin(self, *_: Any) -> None:
-        self._noting = deque(maxlen=_NOTED_CALLS)
+        self._noting = []
+        self._wide = deque(maxlen=_WIDE_CALLS)
+        self._number = 0
         self._pending = self._last = None
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
         if self._noting is None:  # the model called itself: the inner pass was the pass
             return
-        calls = list(self._noting)
+        calls = [call for _, call in sorted([*self._noting, *self._wide], key=lambda noted: noted[0])]
         self._noting = None
+        self._wide = deque(maxlen=_WIDE_CALLS)
         if self._by_hand is None:
             sizes = {logits.shape[1] for logits in logit_candidates(output)}
             calls = [call for call in calls if any(sizes & set(matrix.shape) for _, matrix in call.matrices())]
@@ -268,38 +283,6 @@ class HeadTracer:
             detect_in_output(calls, output)  # says what is wrong with it
             raise InputError("expected logits, found none")
         return gradient_members(calls, logits)
-
-
-class _Hook:
-    """A hook that neither a copy nor a pickle of the host model takes along: there it becomes one that does nothing.
-
-    What is left there is of the standard library alone, so that the pickle opens where this package is not installed.
-    """
-
-    def __init__(self, call: Callable[..., None]) -> None:
-        self._call: Callable[..., None] | None = call
-        self._handle: RemovableHandle | None = None
-
-    def on(self, register: Callable[..., RemovableHandle], **options: Any) -> _Hook:
-        """Register this hook; ``register`` is a module's method for it."""
-        self._handle = register(self, **options)
-        return self
-
-    def remove(self) -> None:
-        """Take the hook off; code compiled with it is compiled anew, since it watches ``_call``."""
-        self._call = None
-        if self._handle is not None:
-            self._handle.remove()
-
-    def __call__(self, *args: Any) -> None:
-        if self._call is not None:
-            self._call(*args)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return contextlib.nullcontext().__exit__
-
-    def __reduce__(self) -> Any:
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ccf_plugin import CrossClassProbe, instance_matrix
-from ccf_plugin.probe import trace
+from ccf_plugin.probe.hook import Hook
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(monkeypatch: pytest.Mo
 
         return wrapper
 
-    monkeypatch.setattr(trace._Hook, "__call__", timed(trace._Hook.__call__))
+    monkeypatch.setattr(Hook, "__call__", timed(Hook.__call__))
     torch.manual_seed(0)
     model = build_model("preact_resnet18", num_classes=10, input_size=(3, 32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -102,6 +102,19 @@ class TwoHeads(Body):
         return self.factors[0] * self.head(self.features(x)) + self.factors[1] * self.other(x.flatten(1))
 
 
+class Ensemble(nn.Module):
+    """The mean of deep members' logits: between their heads lie many layers that could be heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Flatten(), *(nn.Linear(16, 16) for _ in range(50)), nn.Linear(16, K)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
 class SharedHead(Body):
     """One head that runs twice in a pass, on two views."""
 
@@ -201,6 +214,7 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "rewritten inside forward": (Rewriting, "head"),
     "two heads, averaged": (TwoHeads, "head + other"),
     "two heads, weighted": (lambda: TwoHeads(1.0, -0.3), "head + other"),
+    "an ensemble's mean": (Ensemble, "members.0.51 + members.1.51 + members.2.51"),
     "one head twice": (SharedHead, "head + head"),
     "temperature": (lambda: Body(nn.Linear(n, K), lambda logits: logits / 0.07), "head"),
     "scaled in place": (lambda: Body(nn.Linear(n, K), lambda logits: logits.mul_(3.0)), "head"),

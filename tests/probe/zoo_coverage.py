@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -97,10 +99,15 @@ def timm_groups() -> dict[tuple[str, str, str], list[str]]:
     import timm
 
     sizes: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+    on_host = functools.partial(torch.linspace, device="cpu")  # timm reads drop path's rates from it
     for name in timm.list_models():
-        with torch.device("meta"), contextlib.suppress(Exception), warnings.catch_warnings():
+        with torch.device("meta"), mock.patch("torch.linspace", on_host), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = timm.create_model(name)
+            try:
+                model = timm.create_model(name)
+            except Exception as error:
+                print(f"{name}: {_line(error)}", file=sys.stderr)
+                continue
             classifier = model.get_classifier()
             classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
             group = (

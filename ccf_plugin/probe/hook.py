@@ -1,0 +1,41 @@
+"""A forward hook that stays with the module it was put on: copies and pickles of the module do not carry it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+
+class Hook:
+    """A hook that neither a copy nor a pickle of the host model takes along: there it becomes one that does nothing.
+
+    What is left there is of the standard library alone, so that the pickle opens where this package is not installed.
+    """
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call: Callable[..., None] | None = call
+        self._handle: RemovableHandle | None = None
+
+    def on(self, register: Callable[..., RemovableHandle], **options: Any) -> Hook:
+        """Register this hook; ``register`` is a module's method for it."""
+        self._handle = register(self, **options)
+        return self
+
+    def remove(self) -> None:
+        """Take the hook off; code compiled with it is compiled anew, since it watches ``_call``."""
+        self._call = None
+        if self._handle is not None:
+            self._handle.remove()
+
+    def __call__(self, *args: Any) -> None:
+        if self._call is not None:
+            self._call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return contextlib.nullcontext().__exit__
+
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")
