@@ -64,7 +64,7 @@ def train(
 
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, closing_table
-    from ccf_plugin.training.recipe import load_recipe
+    from ccf_plugin.training.recipe_files import load_recipe
 
     if resume and force:
         raise InputError("expected --resume or --force, found both; --force starts anew")
@@ -189,7 +189,7 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ccf_plugin.training.recipe import describe_recipe, shipped_recipes
+    from ccf_plugin.training.recipe_files import describe_recipe, shipped_recipes
 
     table = Table("recipe", "what it is", box=None)
     for name, path in shipped_recipes().items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ccf_plugin
-from ccf_plugin.training.recipe import shipped_recipes
+from ccf_plugin.training.recipe_files import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 

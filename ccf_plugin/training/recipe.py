@@ -1,23 +1,13 @@
-"""Recipes: the TOML schema of a training run, its defaults, and how it is read.
-
-Every fault of a recipe is reported at once, each with its key, what was expected and what was found.
-"""
+"""The schema of a recipe: everything that determines a training run, with its defaults."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
-
-_LARGEST_RECIPE = 1_000_000
 
 
 class _Section(BaseModel):
@@ -121,11 +111,11 @@ class Recipe(_Section):
 
     def training_threat(self) -> ThreatModel:
         """The threat model that training's attack follows."""
-        return _training_threat(self.attack.model_dump())
+        return training_threat(self.attack.model_dump())
 
     def evaluation_threat(self) -> ThreatModel:
         """The threat model that measures RA; norm and eps are the training attack's where silent."""
-        return _evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
+        return evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
 
     def as_toml(self) -> str:
         """The whole recipe with every default spelled out, as TOML."""
@@ -134,178 +124,16 @@ class Recipe(_Section):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by path, or a shipped one by name, with ``key=value`` overrides ("optim.epochs=20").
-
-    Raises:
-        InputError: no such recipe, not TOML, or faults in it (all of them, one per line).
-    """
-    path = find_recipe(name_or_path)
-    content = _with_base(path, seen=())
-    for override in overrides:
-        _apply(content, override)
-    faults: list[str] = []
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        faults = _schema_faults(error)
-    for fault in _part_faults(content):  # of two faults of one key, the schema's is the nearer
-        if not any(found.split(":")[0] == fault.split(":")[0] for found in faults):
-            faults.append(fault)
-    if faults:
-        raise InputError("\n".join(f"{path}: {fault}" for fault in faults))
-    return recipe
-
-
-def find_recipe(name_or_path: str) -> Path:
-    """The recipe's file: a path that exists, or the name of a shipped recipe."""
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    looks_like_path = path.suffix == ".toml" or len(path.parts) > 1
-    raise InputError(
-        f"expected {'a recipe file' if looks_like_path else 'a recipe file or the name of a shipped recipe'}, found "
-        f"no {name_or_path!r}{did_you_mean(path.stem, shipped) or '; `ccf recipes` lists the shipped ones'}"
-    )
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    inside_wheel = Path(str(resources.files("ccf_plugin"))) / "recipes"
-    folder = inside_wheel if inside_wheel.is_dir() else Path(__file__).parents[2] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def describe_recipe(path: Path) -> str:
-    """The first comment line of a recipe: what it is, in one line."""
-    with path.open(encoding="utf-8") as file:
-        return file.readline().lstrip("# ").strip()
-
-
-def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's tables over those of its ``base``, which is a path beside it or a shipped recipe's name."""
-    if path.resolve() in seen:
-        raise InputError(f"expected recipes to build on others without a circle, found one at {path}")
-    content = _parse(path)
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
-    beside = path.parent / (base if base.endswith(".toml") else f"{base}.toml")
-    below = _with_base(beside if beside.is_file() else find_recipe(base), (*seen, path.resolve()))
-    return _merged(below, content)
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_RECIPE:
-            raise InputError(f"expected a recipe under 1 MB, found {path.stat().st_size} bytes in {path}")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"expected TOML in {path}, found a fault: {error}") from None
-    except OSError as error:
-        raise InputError(f"expected a readable recipe, found {path}: {error.strerror}") from None
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both_tables else value
-    return merged
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    """Set ``a.b=value`` in place. The value is read as TOML; what is not TOML is text."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise InputError(f"expected --set key=value such as optim.epochs=20, found {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *tables, last = (part.strip() for part in key.split("."))
-    for table in tables:
-        content = content.setdefault(table, {})
-        if not isinstance(content, dict):
-            raise InputError(f"expected --set to name a key inside a table, found {override!r}; {table} is not a table")
-    content[last] = value
-
-
-def _training_threat(attack: Mapping[str, Any]) -> ThreatModel:
+def training_threat(attack: Mapping[str, Any]) -> ThreatModel:
+    """The threat model of an [attack] table, which may still be unchecked; raises InputError where it is impossible."""
     given = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
     return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **given)
 
 
-def _evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
+def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
+    """That of an [evaluate] table beside an [attack] table."""
     norm = evaluate.get("norm") or attack.get("norm", "Linf")
     given = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
     if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
         given.setdefault("eps", attack["eps"])
     return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
-
-
-def _part_faults(content: Mapping[str, Any]) -> list[str]:
-    """What the zoo finds wrong with names and threat models, told together with the schema's faults."""
-    from torch import nn
-
-    from ccf_plugin.zoo.attacks import build_attack
-    from ccf_plugin.zoo.datasets import check_spec
-    from ccf_plugin.zoo.networks import check_name
-
-    model, data, attack, evaluate = (
-        section if isinstance(section := content.get(name, {}), dict) else {}
-        for name in ("model", "data", "attack", "evaluate")
-    )
-
-    def check_attack(section: Mapping[str, Any], threat: ThreatModel) -> None:
-        if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
-            build_attack(section.get("name"), nn.Identity(), threat, options=section.get("options"))
-
-    faults: list[str] = []
-    checks: list[tuple[str, Callable[[], None]]] = [
-        ("model.name", lambda: check_name(model["name"]) if isinstance(model.get("name"), str) else None),
-        ("data.name", lambda: check_spec(data["name"]) if isinstance(data.get("name"), str) else None),
-        ("attack", lambda: check_attack(attack, _training_threat(attack))),
-        ("evaluate", lambda: check_attack(evaluate, _evaluation_threat(attack, evaluate))),
-    ]
-    for key, check in checks:
-        try:
-            check()
-        except InputError as fault:
-            if key == "evaluate" and any(found.startswith("attack.") for found in faults):
-                continue  # it inherits the training attack's fault
-            names_its_key = re.match(r"(eps|step_size|steps|norm): ", str(fault))
-            faults.append(f"{key}.{fault}" if names_its_key else f"{key}: {fault}")
-    return faults
-
-
-def _schema_faults(error: ValidationError) -> list[str]:
-    """One fault per key; where a key may have several types, all are named."""
-    expected: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
-    for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"] if part not in ("str", "float", "int"))
-        name = str(fault["loc"][-1])
-        found[key] = repr(fault["input"])
-        if fault["type"] == "extra_forbidden":
-            valid = _valid_keys(fault["loc"][:-1])
-            found[key] = repr(name) + (did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}")
-            expected[key] = ["a known key"]
-        elif fault["type"] == "missing":
-            found[key] = "none; add it to the recipe"
-            expected[key] = ["a value"]
-        else:
-            expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
-    return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
-
-
-def _valid_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = Recipe
-    for part in location:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)

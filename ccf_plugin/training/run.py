@@ -74,7 +74,7 @@ class Run:
         Raises:
             InputError: there is no run in the folder, or the recipe differs (the differing keys are named).
         """
-        from ccf_plugin.training.recipe import load_recipe
+        from ccf_plugin.training.recipe_files import load_recipe
 
         if not (folder / "state" / "last.json").is_file():
             raise InputError(

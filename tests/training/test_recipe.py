@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.training.recipe import Recipe, describe_recipe, load_recipe, shipped_recipes
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
 
 MINIMAL = '[model]\nname = "narrow_preact_resnet18"\n[data]\nname = "digits"\n'
 

@@ -15,7 +15,8 @@ from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.loop import train
-from ccf_plugin.training.recipe import Recipe, load_recipe
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import COLUMNS, EpochRow, Run, read_log
 from ccf_plugin.zoo.models import load_model
 
