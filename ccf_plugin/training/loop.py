@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +15,13 @@ from torch import nn
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches, measure
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.training.alarms import alarm
 from ccf_plugin.training.batches import TrainingBatches
-from ccf_plugin.training.objectives import OBJECTIVES
+from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
+from ccf_plugin.training.objectives import build_objective
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import EpochRow, Run, check_is_free, describe_environment
+from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model
@@ -45,6 +47,7 @@ class _Parts:
     train: Split
     test: Split
     model: nn.Module
+    teachers: list[Teacher]
     device: torch.device
     precision: Precision
 
@@ -69,7 +72,7 @@ def train(
     parts = _prepare(recipe, download=download)
     device, forward = parts.device, Forward(parts.model, precision=parts.precision)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    objective = OBJECTIVES[recipe.objective.loss]
+    objective = build_objective(recipe.objective)
     attack = build_attack(
         recipe.attack.name,
         forward,
@@ -98,26 +101,31 @@ def train(
         run = Run.create(out, recipe, describe_environment(device, parts.precision), force=force)
     reporter.started(run)
 
-    for epoch in range(run.epoch + 1, recipe.optim.epochs + 1):
-        started = time.perf_counter()
+    def train_epoch(epoch: int) -> tuple[float, float]:
+        """One pass over the training images: the mean loss, and the accuracy on what the loss saw."""
         # Every epoch draws from its own seed, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-        rate = _learning_rate(recipe, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         parts.model.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         for done, (images, labels) in enumerate(batches.epoch(epoch), 1):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe.optim, epoch - 1 + (done - 1) / len(batches))
             output = objective(forward, images, labels, attack)
+            loss = distilled(output, parts.teachers, epoch)
             optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(output.loss)
+            accelerator.backward(loss)
             optimizer.step()
-            loss_sum += output.loss.detach() * len(labels)
+            # Sums stay on the device until the epoch ends: nothing in a step waits for it.
+            loss_sum += loss.detach() * len(labels)
             correct += (output.logits.detach().argmax(1) == labels).sum()
             reporter.step(epoch, done, len(batches))
-        count = len(parts.train)
-        loss, accuracy = float(loss_sum) / count, int(correct) / count
+        return float(loss_sum) / len(parts.train), int(correct) / len(parts.train)
+
+    for epoch in range(run.epoch + 1, recipe.optim.epochs + 1):
+        started = time.perf_counter()
+        rate = learning_rate(recipe.optim, epoch - 1)
+        loss, accuracy = train_epoch(epoch)
         if not math.isfinite(loss):
             raise CCFError(
                 f"expected a finite loss, found {loss} in epoch {epoch} at learning rate {rate:g}; epoch {epoch - 1} "
@@ -135,8 +143,9 @@ def train(
             cas=result.cas if result else None,
             instance_cas=result.instance_cas if result else None,
             seconds=time.perf_counter() - started,
-            images_per_second=count / trained,
+            images_per_second=len(parts.train) / trained,
         )
+        row = replace(row, alarm=alarm(run.rows, row))
         kept = result if _is_due(recipe.probe.every, epoch, recipe) else None
         run.finish_epoch(row, parts.model, optimizer, _describe_model(parts), kept)
         reporter.epoch_finished(row)
@@ -172,7 +181,18 @@ def _prepare(recipe: Recipe, *, download: bool) -> _Parts:
         std=recipe.model.std,
     )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _Parts(recipe, data, data.train, data.test, model, device, resolve_precision(recipe.precision, device))
+    precision = resolve_precision(recipe.precision, device)
+    teachers = [
+        load_teacher(
+            section,
+            num_classes=len(data.classes),
+            input_size=_input_size(data.train),
+            device=device,
+            precision=precision,
+        )
+        for section in recipe.distill
+    ]
+    return _Parts(recipe, data, data.train, data.test, model, teachers, device, precision)
 
 
 def _evaluate(parts: _Parts, reporter: Reporter) -> CrossClassResult:
@@ -198,11 +218,6 @@ def _evaluate(parts: _Parts, reporter: Reporter) -> CrossClassResult:
     if parts.recipe.probe.inputs == "adversarial":
         return adversarial
     return replace(on_test(None), robust_accuracy=adversarial.robust_accuracy)
-
-
-def _learning_rate(recipe: Recipe, epoch: int) -> float:
-    """lr · decay_rate^d with d the decay epochs that are over: decay at 100 first shows in epoch 101."""
-    return recipe.optim.lr * recipe.optim.decay_rate ** bisect_right(sorted(recipe.optim.decay_epochs), epoch - 1)
 
 
 def _is_due(every: int, epoch: int, recipe: Recipe) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.training.run import EpochRow, Run
 
-_SHORT = ("loss", "test RA", "CAS")
+_SHORT = ("loss", "test RA", "CAS", "alarm")
 
 
 class ProgressReporter:
@@ -104,4 +104,4 @@ def _figures(row: EpochRow) -> dict[str, str]:
     }
     if row.instance_cas is not None:
         figures["I-CAS"] = f"{row.instance_cas:.2f}"
-    return figures | {"seconds": f"{row.seconds:.1f}"}
+    return figures | {"seconds": f"{row.seconds:.1f}", "alarm": row.alarm}

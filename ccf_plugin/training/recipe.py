@@ -47,21 +47,39 @@ class AttackSection(_Section):
 
 
 class ObjectiveSection(_Section):
-    """[objective]: what a step minimises: cross-entropy on clean ("standard") or adversarial images ("madry")."""
+    """[objective]: what a step minimises. beta weighs the divergence of TRADES (default 6) or MART (default 5)."""
 
-    loss: Literal["standard", "madry"] = "madry"
+    loss: Literal["standard", "madry", "trades", "mart"] = "madry"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta: Annotated[float, Field(ge=0)] | None = None
+
+
+class DistillSection(_Section):
+    """[[distill]]: a teacher's share λ = weight of the loss at a temperature T.
+
+    With ramp = [start, end], λ is 0 up to epoch start and rises linearly until end; from there it is weight_after,
+    or weight where that is silent.
+    """
+
+    teacher: str
+    weight: Annotated[float, Field(ge=0, le=1)]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    ramp: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
+    weight_after: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class OptimSection(_Section):
-    """[optim]: SGD; the learning rate is multiplied by decay_rate after each of decay_epochs."""
+    """[optim]: SGD. multistep multiplies the rate by decay_rate after each of decay_epochs; cyclic peaks half-way."""
 
     lr: Annotated[float, Field(gt=0)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     batch_size: Annotated[int, Field(ge=1)] = 128
     epochs: Annotated[int, Field(ge=1)] = 200
+    schedule: Literal["multistep", "cosine", "cyclic", "constant"] = "multistep"
     decay_epochs: list[Annotated[int, Field(ge=1)]] = [100, 150]
     decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluateSection(_Section):
@@ -104,6 +122,7 @@ class Recipe(_Section):
     data: DataSection
     attack: AttackSection = AttackSection()
     objective: ObjectiveSection = ObjectiveSection()
+    distill: list[DistillSection] = []
     optim: OptimSection = OptimSection()
     evaluate: EvaluateSection = EvaluateSection()
     probe: ProbeSection = ProbeSection()

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -136,6 +136,22 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         for name in ("model", "data", "attack", "evaluate")
     )
 
+    def check_parts() -> None:
+        """What no single key shows: parts that contradict one another."""
+        tables = content.get("distill", [])
+        teachers = [table for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
+        weights = [table.get("weight", 0) for table in teachers]
+        if all(isinstance(weight, int | float) for weight in weights) and sum(weights) > 1:
+            raise InputError(f"expected teachers' weights that add up to 1 at most, found {sum(weights):g}")
+        for ramp in (table.get("ramp") for table in teachers):
+            if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
+                raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
+
+    def check_smoothing() -> None:
+        objective = content.get("objective", {})
+        if isinstance(objective, dict) and objective.get("loss") == "mart" and objective.get("label_smoothing", 0):
+            raise InputError("expected 0 with loss 'mart', whose terms need the one true class, found smoothing")
+
     def check_attack(section: Mapping[str, Any], threat: ThreatModel) -> None:
         if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
             build_attack(section.get("name"), nn.Identity(), threat, options=section.get("options"))
@@ -144,6 +160,8 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
     checks: list[tuple[str, Callable[[], None]]] = [
         ("model.name", lambda: check_name(model["name"]) if isinstance(model.get("name"), str) else None),
         ("data.name", lambda: check_spec(data["name"]) if isinstance(data.get("name"), str) else None),
+        ("distill", check_parts),
+        ("objective.label_smoothing", check_smoothing),
         ("attack", lambda: check_attack(attack, training_threat(attack))),
         ("evaluate", lambda: check_attack(evaluate, evaluation_threat(attack, evaluate))),
     ]
@@ -181,5 +199,7 @@ def _schema_faults(error: ValidationError) -> list[str]:
 def _valid_keys(location: Sequence[str | int]) -> list[str]:
     section: Any = Recipe
     for part in location:
-        section = section.model_fields[part].annotation
+        if isinstance(part, str):  # a number counts the tables of a list
+            annotation = section.model_fields[part].annotation
+            section = (get_args(annotation) or (annotation,))[0]
     return list(section.model_fields)

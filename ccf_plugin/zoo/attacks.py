@@ -117,6 +117,9 @@ class _Facade(nn.Module):
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            # PGDL2 and others take `grad.view(N, -1)`, which fails on the gradient of a model that runs channels_last.
+            images.register_hook(Tensor.contiguous)
         logits: Tensor = self.model(images)
         return logits
 

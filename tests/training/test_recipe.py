@@ -25,7 +25,7 @@ def test_every_shipped_recipe_loads_and_opens_with_its_story(name: str) -> None:
     recipe = load_recipe(name)
     assert Recipe.model_validate(recipe.model_dump()) == recipe
     text = shipped_recipes()[name].read_text()
-    assert f"# Command:   ccf train recipes/{name}.toml" in text
+    assert f"ccf train recipes/{name}.toml" in text.split("# Command:", 1)[1].splitlines()[0]
     for word in ("# Source:", "# Published:", "# Measured:"):
         assert word in text
     assert len(describe_recipe(shipped_recipes()[name])) > 20
@@ -113,7 +113,7 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         "attack.eps: expected 0 to 1 for Linf, found 8; units are pixels in [0, 1], so write e.g. '8/255'",
         "did you mean 'preact_resnet18'",
         "did you mean 'cifar10'",
-        "objective.loss: expected 'standard' or 'madry', found 'madri'",
+        "objective.loss: expected 'standard', 'madry', 'trades' or 'mart', found 'madri'",
         "seed: expected a valid integer, found 1.5",
         "atack: expected a known key, found 'atack'; did you mean 'attack'",
     ):
@@ -132,6 +132,14 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ("attack=3", "attack: expected a valid dictionary"),
         ("attack.eps.x=3", "attack.eps"),
         ("model.std=[0]", "model.std.0: expected greater than 0"),
+        ("objective={loss='mart', label_smoothing=0.1}", "objective.label_smoothing: expected 0 with loss 'mart'"),
+        ("distill=[{teacher='a', weight=0.7}, {teacher='b', weight=0.4}]", "distill: expected teachers' weights"),
+        ("distill=[{teacher='a', weight=0.7, ramp=[3, 3]}]", "distill: expected a ramp that ends after it starts"),
+        (
+            "distill=[{teacher='a', weigt=0.7, weight=1}]",
+            "distill.0.weigt: expected a known key, found 'weigt'; did you",
+        ),
+        ("distill=[{teacher='a', weight=-1}]", "distill.0.weight: expected greater than or equal to 0, found -1"),
         ("=3", "expected --set key=value"),
         ("optim.epochs", "expected --set key=value"),
         ("model.name.x=3", "not a table"),

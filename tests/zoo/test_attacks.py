@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.attacks import attack_names, build_attack, check_images
+from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import threat_model
 
 # fmt: off
@@ -220,3 +221,12 @@ def test_images_out_of_range_are_refused(images: Tensor, message: str) -> None:
 def test_images_within_tolerance_pass() -> None:
     check_images(torch.tensor([-5e-7, 1 + 5e-7]), "test split")
     check_images(torch.empty(0, 3, 2, 2), "test split")
+
+
+@pytest.mark.parametrize(("name", "norm"), [("PGD", "Linf"), ("PGDL2", "L2"), ("TPGD", "Linf"), ("FFGSM", "Linf")])
+def test_attacks_run_through_the_channels_last_forward(name: str, norm: str, network: nn.Module, batch: Batch) -> None:
+    threat = threat_model(norm=norm, eps=0.3 if norm == "L2" else 8 / 255, steps=2)
+    channels_last = Forward(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    adversarial = build_attack(name, channels_last, threat)(*batch)
+    assert adversarial.shape == batch[0].shape
+    assert not torch.equal(adversarial, batch[0])

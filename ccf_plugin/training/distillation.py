@@ -1,0 +1,93 @@
+"""Knowledge distillation: teachers that soften the labels of any loss.
+
+The total loss is (1 − Σ λ) · loss + Σ λ · T² · KL(teacher ‖ student), both seeing x + δ. That is the usual form (Hinton
+et al. 2015; Chen et al. 2021); the paper's eq. (3) writes the divergence the other way round, and leaves out T².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.training.objectives import StepOutput, divergence
+from ccf_plugin.training.recipe import DistillSection
+from ccf_plugin.training.recipe_files import shipped_recipes
+from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.precision import Forward, Precision
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model that gives logits (N, K) for images (N, C, H, W) in [0, 1], and how much it counts when."""
+
+    forward: nn.Module
+    section: DistillSection
+
+    def weight(self, epoch: int) -> float:
+        """λ in an epoch (counted from 1): 0 up to the ramp's start, then linear to the weight at its end.
+
+        This is λ_t of the supplement's Algorithm 2, with ``weight_after`` for what follows the ramp.
+        """
+        if self.section.ramp is None:
+            return self.section.weight
+        start, end = self.section.ramp
+        if epoch <= start:
+            return 0.0
+        if epoch < end:
+            return self.section.weight * (epoch - start) / (end - start)
+        return self.section.weight if self.section.weight_after is None else self.section.weight_after
+
+
+def distilled(output: StepOutput, teachers: Sequence[Teacher], epoch: int) -> Tensor:
+    """The step's loss with the teachers' share; without any (or all at weight 0) the loss itself."""
+    weights = [teacher.weight(epoch) for teacher in teachers]
+    if not any(weights):
+        return output.loss
+    total = (1 - sum(weights)) * output.loss
+    for teacher, weight in zip(teachers, weights, strict=True):
+        if weight:
+            with torch.no_grad():
+                target = teacher.forward(output.inputs)
+            temperature = teacher.section.temperature
+            share = divergence(target / temperature, output.logits / temperature).mean()
+            total = total + weight * temperature**2 * share
+    return total
+
+
+def load_teacher(
+    section: DistillSection,
+    *,
+    num_classes: int,
+    input_size: tuple[int, int, int],
+    device: torch.device,
+    precision: Precision,
+) -> Teacher:
+    """The teacher of a [[distill]] table, in eval mode and without gradients.
+
+    Raises:
+        InputError: no such model (for a run that is not there yet: the command that makes it), or one for other
+            classes or images.
+    """
+    spec = section.teacher
+    if ":" not in spec and not Path(spec).exists():
+        recipe = Path(spec).name
+        made_by = f"ccf train {recipe}" if recipe in shipped_recipes() else f"ccf train RECIPE --out {spec}"
+        raise InputError(f"expected the teacher's run at {spec}, found none; make it with `{made_by}`")
+    loaded = load_model(spec)
+    model = loaded.model.to(device).requires_grad_(False)
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, *input_size, device=device))
+    except RuntimeError as error:
+        size = "×".join(map(str, input_size))
+        raise InputError(
+            f"expected a teacher for images of {size}, found that {spec} refuses them: {str(error).splitlines()[0]}"
+        ) from error
+    if logits.shape != (2, num_classes):
+        raise InputError(f"expected a teacher of {num_classes} classes, found {logits.shape[-1]} in {spec}")
+    return Teacher(Forward(model, precision=precision), section)

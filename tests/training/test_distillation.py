@@ -1,0 +1,97 @@
+"""Teachers: their share of the loss, their ramp, and what they are refused for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
+from ccf_plugin.training.objectives import StepOutput
+from ccf_plugin.training.recipe import DistillSection
+
+
+def _teacher(logits: Tensor, weight: float, **options: Any) -> Teacher:
+    class Says(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return logits * 1
+
+    return Teacher(Says(), DistillSection(teacher="t", weight=weight, **options))
+
+
+def _output() -> StepOutput:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    return StepOutput(torch.tensor(1.25, dtype=torch.float64), torch.rand(4, 1, 2, 2, generator=generator), logits)
+
+
+def _softened(logits: Tensor, temperature: float) -> list[list[float]]:
+    rows = [[math.exp(value / temperature) for value in row] for row in logits.tolist()]
+    return [[value / sum(row) for value in row] for row in rows]
+
+
+def test_the_total_is_the_documented_sum_with_two_teachers() -> None:
+    output = _output()
+    targets = [torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+    teachers = [_teacher(targets[0], 0.1, temperature=2.0), _teacher(targets[1], 0.6, temperature=4.0)]
+    expected = (1 - 0.7) * 1.25
+    for target, weight, temperature in zip(targets, (0.1, 0.6), (2.0, 4.0), strict=True):
+        p, q = _softened(target, temperature), _softened(output.logits, temperature)
+        divergences = [sum(a * math.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)]
+        expected += weight * temperature**2 * sum(divergences) / 4
+    assert math.isclose(float(distilled(output, teachers, epoch=1)), expected, rel_tol=1e-12)
+
+
+def test_without_weight_the_loss_is_untouched_and_no_teacher_runs() -> None:
+    output = _output()
+    assert distilled(output, [], 1) is output.loss
+
+    class Never(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("the teacher ran")
+
+    assert distilled(output, [Teacher(Never(), DistillSection(teacher="t", weight=0.0))], 1) is output.loss
+
+
+def test_gradients_reach_the_student_alone() -> None:
+    output = _output()
+    target = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    student = output.logits.clone().requires_grad_()
+    distilled(StepOutput(student.sum(), output.inputs, student), [_teacher(target, 0.5)], 1).backward()
+    assert student.grad is not None
+    assert target.grad is None
+
+
+def test_the_ramp_is_algorithm_2s() -> None:
+    teacher = _teacher(torch.zeros(4, 3), 0.8, ramp=[2, 6], weight_after=1.0)
+    assert [teacher.weight(epoch) for epoch in range(1, 9)] == pytest.approx([0, 0, 0.2, 0.4, 0.6, 1, 1, 1])
+    assert _teacher(torch.zeros(4, 3), 0.8, ramp=[2, 6]).weight(7) == 0.8
+    assert _teacher(torch.zeros(4, 3), 0.8).weight(1) == 0.8
+
+
+@pytest.mark.parametrize(
+    ("spec", "classes", "message"),
+    [
+        ("runs/preact_standard", 10, "make it with `ccf train preact_standard`"),
+        ("runs/mine", 10, "ccf train RECIPE --out runs/mine"),
+        ("python:torch.nn:Flatten", 10, "expected a teacher of 10 classes, found 64"),
+        ("timm:resnet", 10, "timm has no model"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    spec: str, classes: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_teacher(
+            DistillSection(teacher=spec, weight=0.5),
+            num_classes=classes,
+            input_size=(1, 8, 8),
+            device=torch.device("cpu"),
+            precision="float32",
+        )
