@@ -63,7 +63,8 @@ class Attack:
                 images, labels = images.clone(), labels.clone()
             if self._attack.device != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
-            adversarial: Tensor = self._attack(images, labels)
+            # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on those of channels_last models.
+            adversarial: Tensor = self._attack(images.contiguous(), labels)
             return adversarial.detach()
 
     def describe(self) -> dict[str, Any]:
@@ -118,8 +119,7 @@ class _Facade(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
-            # PGDL2 and others take `grad.view(N, -1)`, which fails on the gradient of a model that runs channels_last.
-            images.register_hook(Tensor.contiguous)
+            images.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]  # see Attack.__call__
         logits: Tensor = self.model(images)
         return logits
 
