@@ -109,27 +109,31 @@ def timm_groups() -> dict[tuple[str, str, str], list[str]]:
     import timm
 
     sizes: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
-    on_host = functools.partial(torch.linspace, device="cpu")  # timm reads drop path's rates from it
     for name in timm.list_models():
-        with torch.device("meta"), mock.patch("torch.linspace", on_host), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                model = timm.create_model(name)
-            except Exception as error:
-                print(f"{name}: {_line(error)}", file=sys.stderr)
-                continue
-            try:
-                classifier = model.get_classifier()
-            except AttributeError:  # attention pools that hold their own
-                classifier = None
-            classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-            group = (
-                type(model).__module__.removeprefix("timm.models."),
-                type(model).__name__,
-                "+".join(type(part).__name__ for part in classifiers),
-            )
-            sizes.setdefault(group, []).append((sum(p.numel() for p in model.parameters()), name))
+        model = _skeleton(name)
+        try:
+            classifier = model.get_classifier()
+        except AttributeError:  # attention pools that hold their own
+            classifier = None
+        parts = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+        module = type(model).__module__.removeprefix("timm.models.")
+        group = module, type(model).__name__, "+".join(type(part).__name__ for part in parts)
+        sizes.setdefault(group, []).append((sum(p.numel() for p in model.parameters()), name))
     return {group: [name for _, name in sorted(found)] for group, found in sorted(sizes.items())}
+
+
+def _skeleton(name: str) -> nn.Module:
+    """A timm model without the memory and time of its weights, where it can be built so."""
+    import timm
+
+    on_host = functools.partial(torch.linspace, device="cpu")  # timm reads drop path's rates from it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"), mock.patch("torch.linspace", on_host):
+                return timm.create_model(name)
+        except Exception:  # its constructor looks at values
+            return timm.create_model(name)
 
 
 def timm_row(name: str, stands_for: int = 1) -> Row:
