@@ -25,7 +25,7 @@ class Hook:
         return self
 
     def remove(self) -> None:
-        """Take the hook off; code compiled with it is compiled anew, since it watches ``_call``."""
+        """Take the hook off; compiled code or a copied list of hooks that still holds it holds nothing of the probe."""
         self._call = None
         if self._handle is not None:
             self._handle.remove()

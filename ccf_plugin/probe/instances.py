@@ -29,8 +29,8 @@ class InstanceRows:
         self._seen: Tensor | None = None
         self.nbytes = 0
 
-    def append(self, rows: Tensor, labels: Tensor, valid: Tensor) -> None:
-        """Take a batch: rows (N, n), labels (N,), and which of them count, bool (N,). Nothing synchronises.
+    def append(self, rows: Tensor, labels: Tensor) -> None:
+        """Take a batch: rows (N, n) and labels (N,) int64 in 0..K-1. Nothing synchronises.
 
         Raises:
             InputError: the rows would take more memory than they may.
@@ -38,34 +38,35 @@ class InstanceRows:
         if self._cap is None:
             self._claim(rows.nbytes)
             self._rows.append(rows)
-            self._labels.append(torch.where(valid, labels, -1))
+            self._labels.append(labels)
             return
         if self._capped is None or self._seen is None:
-            # one spare slot per class takes what is over the cap, one spare class what is not valid
-            shape = (self._num_classes + 1, self._cap + 1, rows.shape[1])
+            # one spare slot per class takes what is over the cap
+            shape = (self._num_classes, self._cap + 1, rows.shape[1])
             self._claim(rows.element_size() * torch.Size(shape).numel())
             self._capped = rows.new_zeros(shape)
-            self._seen = torch.zeros(self._num_classes + 1, dtype=torch.int64, device=rows.device)
+            self._seen = torch.zeros(self._num_classes, dtype=torch.int64, device=rows.device)
         if self._capped.device != rows.device:
             self._capped, self._seen = self._capped.to(rows.device), self._seen.to(rows.device)
-        owner = torch.where(valid, labels, self._num_classes)
-        classes = torch.arange(self._num_classes + 1, device=rows.device)
-        onehot = (owner.unsqueeze(1) == classes).to(torch.int64)  # F.one_hot looks at the values, which synchronises
-        rank = (onehot.cumsum(0) - onehot).gather(1, owner.unsqueeze(1)).squeeze(1)
-        slot = (self._seen[owner] + rank).clamp(max=self._cap)
-        self._capped[owner, slot] = rows.to(self._capped.dtype)
+        classes = torch.arange(self._num_classes, device=rows.device)
+        onehot = (labels.unsqueeze(1) == classes).to(torch.int64)  # F.one_hot looks at the values, which synchronises
+        rank = (onehot.cumsum(0) - onehot).gather(1, labels.unsqueeze(1)).squeeze(1)
+        slot = (self._seen[labels] + rank).clamp(max=self._cap)
+        self._capped[labels, slot] = rows.to(self._capped.dtype)
         self._seen += onehot.sum(0)
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """All rows (N, n) and their labels (N,)."""
         if self._capped is not None and self._seen is not None:
-            kept = self._seen[:-1].clamp(max=self._cap)
+            kept = self._seen.clamp(max=self._cap)
             taken = torch.arange(self._capped.shape[1], device=kept.device) < kept.unsqueeze(1)
             labels = torch.arange(self._num_classes, device=kept.device).unsqueeze(1).expand_as(taken)
-            return self._capped[:-1][taken], labels[taken]
+            return self._capped[taken], labels[taken]
         device = self._rows[-1].device
-        labels = torch.cat([label.to(device) for label in self._labels])
-        return torch.cat([rows.to(device) for rows in self._rows])[labels >= 0], labels[labels >= 0]
+        return (
+            torch.cat([rows.to(device) for rows in self._rows]),
+            torch.cat([labels.to(device) for labels in self._labels]),
+        )
 
     def _claim(self, nbytes: int) -> None:
         self.nbytes += nbytes

@@ -291,17 +291,16 @@ class CrossClassProbe:
             device = features.device
             labels = labels.to(device, torch.int64, non_blocking=device.type == "cuda")
             sums = self._sums_for(latest)
-            classes = len(sums.counts)
-            valid = (labels >= 0) & (labels < classes)
-            owner = torch.where(valid, labels, 0)
+            labels = sums.within_classes(labels)
             if latest.weight is None:
-                values = latest.gradient_attribution(owner, rows).to(sums.attributions.dtype)
+                values = latest.gradient_attribution(labels, rows).to(sums.attributions.dtype)
             else:
-                values = attribution(features.to(sums.attributions.dtype), latest.weight, owner)
-            sums.add(values, owner, valid, logits.argmax(1) if logits.shape[1] == classes else None, clean)
+                values = attribution(features.to(sums.attributions.dtype), latest.weight, labels)
+            classes = len(sums.counts)
+            sums.add(values, labels, logits.argmax(1) if logits.shape[1] == classes else None, clean)
             if self._instances:
                 self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
-                self._rows.append(values.to(torch.promote_types(features.dtype, torch.float32)), owner, valid)
+                self._rows.append(values.to(torch.promote_types(features.dtype, torch.float32)), labels)
         self._seen.add(("train" if latest.training else "eval", str(features.dtype).removeprefix("torch.")))
 
     def _sums_for(self, latest: ForwardPass) -> Sums:

@@ -40,11 +40,16 @@ class Sums:
             not_finite_batch=number + _NO_BATCH,
         )
 
+    def within_classes(self, labels: Tensor) -> Tensor:
+        """The next batch's labels; those outside 0..K-1 become 0, and are noted to be raised by `checked_means`."""
+        valid = (labels >= 0) & (labels < len(self.counts))
+        _note_first(self.bad_label_batch, ~valid.all(), self.batches)
+        return torch.where(valid, labels, 0)
+
     def add(
         self,
         attributions: Tensor,
         labels: Tensor,
-        valid: Tensor,
         predicted: Tensor | None,
         clean_predicted: Tensor | None = None,
     ) -> None:
@@ -52,19 +57,17 @@ class Sums:
 
         Args:
             attributions: A(x), (N, n) of the sums' dtype.
-            labels: (N,) int64 in 0..K-1; anything where not ``valid``.
-            valid: (N,) bool, whether the sample's label is a class.
+            labels: (N,) int64 in 0..K-1.
             predicted: (N,) int64, or None where the model's output has other classes.
             clean_predicted: the same of the clean images, where there was such a pass.
         """
-        _note_first(self.bad_label_batch, ~valid.all(), self.batches)
         _note_first(self.not_finite_batch, ~torch.isfinite(attributions).all(), self.batches)
-        self.attributions.index_add_(0, labels, attributions * valid.unsqueeze(1))
-        self.counts.index_add_(0, labels, valid.to(torch.int64))
+        self.attributions.index_add_(0, labels, attributions)
+        self.counts.index_add_(0, labels, torch.ones_like(labels))
         if predicted is not None:
-            self.correct += ((predicted == labels) & valid).sum()
+            self.correct += (predicted == labels).sum()
         if clean_predicted is not None:
-            self.clean_correct += ((clean_predicted == labels) & valid).sum()
+            self.clean_correct += (clean_predicted == labels).sum()
             self.clean_batches += 1
         self.batches += 1
 
@@ -88,7 +91,7 @@ class Sums:
         Raises:
             InputError: nothing was added, or a batch had a label outside 0..K-1, or NaN or infinite features.
         """
-        if self.batches == 0:
+        if not self.counts.any():
             raise InputError(NOTHING_ADDED)
         classes = len(self.counts)
         if (batch := int(self.bad_label_batch)) != _NO_BATCH:

@@ -191,8 +191,7 @@ class HeadTracer:
             return
         calls, output, training = self._pending
         self._pending = None
-        # Out of inference mode, so that the tensors made here can be used anywhere.
-        with torch.inference_mode(False), torch.set_grad_enabled(self._gradient):
+        with torch.set_grad_enabled(self._gradient):
             try:
                 if self._head is None:
                     self._find_head(calls, output)

@@ -109,6 +109,19 @@ def test_impossible_options_are_refused(model: nn.Module, options: dict[str, obj
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_empty_batches_are_nothing(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    model.eval()
+    with CrossClassProbe(model, instances=True) as probe:
+        model(images)
+        probe.update(labels[:0], rows=slice(0, 0))
+        with pytest.raises(InputError, match="at least one update"):
+            probe.compute()
+        model(images)
+        probe.update(labels)
+        assert probe.compute().counts.sum() == len(labels)
+
+
 def test_class_names_must_fit(model: nn.Module, batch: Batch) -> None:
     with CrossClassProbe(model, class_names=["a", "b"]) as probe:
         model(batch[0])

@@ -419,6 +419,28 @@ def expected_gradients(model: Mixture, labels: Tensor) -> Tensor:
     return torch.stack([rows[labels == label].mean(0) for label in range(K)])
 
 
+def test_layers_before_a_members_head_are_no_members() -> None:
+    class Softened(SameSize):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).softmax(1)
+
+    with CrossClassProbe(Softened(), head="gradient") as probe:
+        probe.model(images().requires_grad_())
+        assert probe.head.name == "second"
+
+
+def test_few_activations_of_the_first_pass_are_kept_alive() -> None:
+    """Before the head is known any layer may be it; of those that run at every token only the latest are noted."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)), nn.Flatten(), nn.Linear(64, K))
+    noted = []
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        tracer = probe._tracer
+        model[-1].register_forward_hook(lambda *_: noted.append(len(tracer._noting) + len(tracer._wide)))
+        model(torch.rand(N, 16, 4))
+        assert probe.head.name == "21"
+    assert noted[0] <= 5
+
+
 def test_gradients_need_the_graph_of_the_pass() -> None:
     model = Mixture()
     labels = torch.arange(N) % K

@@ -89,6 +89,8 @@ def test_capture_chooses_the_pass(model: nn.Module, batch: Batch) -> None:
         model(images * 0.7)  # a clean pass for the train accuracy
         probe.update(labels)
         np.testing.assert_allclose(probe.compute().matrix, expected_matrix(model, images, labels), atol=1e-6)
+        with pytest.raises(InputError, match="found none"):
+            probe.update(labels)  # the clean pass is not left over
         with probe.capture():
             pass
         model(images)

@@ -85,10 +85,20 @@ def robustbench_names() -> list[str]:
 
 
 def robustbench_row(name: str) -> Row:
+    import torchvision
+
     from ccf_plugin.zoo.robustbench_models import load_robustbench
 
     try:
-        loaded = load_robustbench(name, pretrained=False, model_dir=Path("absent"))
+        with contextlib.ExitStack() as without:  # some factories move their parts to a GPU, or download weights
+            for target, attribute, stand_in in (
+                (nn.Module, "cuda", lambda module, *_: module),
+                (torch.Tensor, "cuda", lambda tensor, *_: tensor),
+                (nn.Module, "load_state_dict", lambda *_, **__: None),
+                (torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: {}),
+            ):
+                without.enter_context(mock.patch.object(target, attribute, stand_in))
+            loaded = load_robustbench(name, pretrained=False, model_dir=Path("absent"))
     except Exception as error:
         return Row(name, "not built", reason=_line(error))
     return cover(name, loaded.model, loaded.input_size or (3, 32, 32))
@@ -99,24 +109,31 @@ def timm_groups() -> dict[tuple[str, str, str], list[str]]:
     import timm
 
     sizes: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
-    on_host = functools.partial(torch.linspace, device="cpu")  # timm reads drop path's rates from it
     for name in timm.list_models():
-        with torch.device("meta"), mock.patch("torch.linspace", on_host), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                model = timm.create_model(name)
-            except Exception as error:
-                print(f"{name}: {_line(error)}", file=sys.stderr)
-                continue
+        model = _skeleton(name)
+        try:
             classifier = model.get_classifier()
-            classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-            group = (
-                type(model).__module__.removeprefix("timm.models."),
-                type(model).__name__,
-                "+".join(type(part).__name__ for part in classifiers),
-            )
-            sizes.setdefault(group, []).append((sum(p.numel() for p in model.parameters()), name))
+        except AttributeError:  # attention pools that hold their own
+            classifier = None
+        parts = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+        module = type(model).__module__.removeprefix("timm.models.")
+        group = module, type(model).__name__, "+".join(type(part).__name__ for part in parts)
+        sizes.setdefault(group, []).append((sum(p.numel() for p in model.parameters()), name))
     return {group: [name for _, name in sorted(found)] for group, found in sorted(sizes.items())}
+
+
+def _skeleton(name: str) -> nn.Module:
+    """A timm model without the memory and time of its weights, where it can be built so."""
+    import timm
+
+    on_host = functools.partial(torch.linspace, device="cpu")  # timm reads drop path's rates from it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"), mock.patch("torch.linspace", on_host):
+                return timm.create_model(name)
+        except Exception:  # its constructor looks at values
+            return timm.create_model(name)
 
 
 def timm_row(name: str, stands_for: int = 1) -> Row:
