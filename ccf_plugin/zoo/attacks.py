@@ -63,7 +63,7 @@ class Attack:
                 images, labels = images.clone(), labels.clone()
             if self._attack.device != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
-            # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on those of channels_last models.
+            # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
             adversarial: Tensor = self._attack(images.contiguous(), labels)
             return adversarial.detach()
 
