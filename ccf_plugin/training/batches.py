@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class TrainingBatches:
     """Batches of an epoch, determined by the seed and the epoch's number alone.
 
@@ -19,41 +21,34 @@ class TrainingBatches:
         padding: pixels that a crop may be shifted by.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        batch_size: int,
-        seed: int,
-        augmentation: Literal["none", "crop", "crop-flip"] = "none",
-        padding: int = 4,
-    ) -> None:
-        self.images, self.labels = images, labels
-        self._batch_size, self._seed = batch_size, seed
-        self._augmentation, self._padding = augmentation, padding
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    seed: int
+    augmentation: Literal["none", "crop", "crop-flip"] = "none"
+    padding: int = 4
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self._batch_size)
+        return -(-len(self.labels) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images in [0, 1] and labels; each image once, the last batch as large as what remains."""
         device = self.images.device
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = len(self.labels)
         order = torch.randperm(count, generator=generator).to(device)
-        shifts = torch.randint(0, 2 * self._padding + 1, (count, 2), generator=generator).to(device)
+        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator).to(device)
         flips = torch.randint(0, 2, (count,), generator=generator).to(device) > 0
-        if self._augmentation == "none":
-            shifts.fill_(self._padding)
-        if self._augmentation != "crop-flip":
+        if self.augmentation == "none":
+            shifts.fill_(self.padding)
+        if self.augmentation != "crop-flip":
             flips.fill_(False)
-        for start in range(0, count, self._batch_size):
-            chosen = order[start : start + self._batch_size]
+        for start in range(0, count, self.batch_size):
+            chosen = order[start : start + self.batch_size]
             images = self.images[chosen]
-            if self._augmentation != "none":
-                here = slice(start, start + self._batch_size)
-                images = shift_and_flip(images, shifts[here] - self._padding, flips[here])
+            if self.augmentation != "none":
+                here = slice(start, start + self.batch_size)
+                images = shift_and_flip(images, shifts[here] - self.padding, flips[here])
             yield images.float() / 255, self.labels[chosen]
 
 

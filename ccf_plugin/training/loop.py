@@ -16,11 +16,21 @@ from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches, measure
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.alarms import alarm
+from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
 from ccf_plugin.training.objectives import build_objective
-from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.training.run import EpochRow, Run, check_is_free, describe_environment
+from ccf_plugin.training.recipe import DistillSection, Recipe
+from ccf_plugin.training.run import (
+    AVERAGE,
+    EpochRow,
+    Run,
+    Snapshot,
+    check_is_free,
+    describe_environment,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
@@ -47,7 +57,6 @@ class _Parts:
     train: Split
     test: Split
     model: nn.Module
-    teachers: list[Teacher]
     device: torch.device
     precision: Precision
 
@@ -80,23 +89,29 @@ def train(
         mode=recipe.attack.batchnorm,
         options=recipe.attack.options,
     )
-    batches = TrainingBatches(
+    clean_batches = TrainingBatches(
         parts.train.images.to(device),
         parts.train.labels.to(device),
         batch_size=recipe.optim.batch_size,
         seed=recipe.seed,
-        augmentation=recipe.data.augmentation,
         padding=recipe.data.crop_padding,
     )
+    batches = replace(clean_batches, augmentation=recipe.data.augmentation)
     optimizer = torch.optim.SGD(
         parts.model.parameters(),
         lr=recipe.optim.lr,
         momentum=recipe.optim.momentum,
         weight_decay=recipe.optim.weight_decay,
     )
+    average = None if recipe.average is None else WeightAverage(parts.model, recipe.average)
+    teachers = [_teacher(section, parts, average) for section in recipe.distill]
     if resume:
         run = Run.reopen(out, recipe)
-        run.restore(parts.model, optimizer)
+        states = run.restore()
+        parts.model.load_state_dict(states["model"])
+        restore_optimizer(optimizer, states.get("optimizer", {}))
+        if average is not None:
+            average.averaged.load_state_dict(states["average"])
     else:
         run = Run.create(out, recipe, describe_environment(device, parts.precision), force=force)
     reporter.started(run)
@@ -112,10 +127,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe.optim, epoch - 1 + (done - 1) / len(batches))
             output = objective(forward, images, labels, attack)
-            loss = distilled(output, parts.teachers, epoch)
+            loss = distilled(output, teachers, epoch)
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             optimizer.step()
+            if average is not None:
+                average.after_step(parts.model, epoch)
             # Sums stay on the device until the epoch ends: nothing in a step waits for it.
             loss_sum += loss.detach() * len(labels)
             correct += (output.logits.detach().argmax(1) == labels).sum()
@@ -131,23 +148,35 @@ def train(
                 f"expected a finite loss, found {loss} in epoch {epoch} at learning rate {rate:g}; epoch {epoch - 1} "
                 f"remains in {out}: lower optim.lr or use precision float32"
             )
+        if average is not None:
+            average.after_epoch(parts.model, epoch)
         trained = time.perf_counter() - started
-        result = _evaluate(parts, reporter) if _is_due(recipe.evaluate.every, epoch, recipe) else None
+        models = {"": parts.model}
+        if average is not None and average.has_moved:
+            models[AVERAGE] = average.for_evaluation(images for images, _ in clean_batches.epoch(0))
+        due = _is_due(recipe.evaluate.every, epoch, recipe)
+        results = {suffix: _evaluate(parts, model, reporter) for suffix, model in models.items()} if due else {}
         row = EpochRow(
             epoch=epoch,
             lr=rate,
             train_loss=loss,
             train_robust_accuracy=accuracy if recipe.objective.loss != "standard" else None,
-            test_clean_accuracy=result.clean_accuracy if result else None,
-            test_robust_accuracy=result.robust_accuracy if result else None,
-            cas=result.cas if result else None,
-            instance_cas=result.instance_cas if result else None,
             seconds=time.perf_counter() - started,
             images_per_second=len(parts.train) / trained,
+            **_figures(results),  # type: ignore[arg-type]  # none of them is the alarm
         )
         row = replace(row, alarm=alarm(run.rows, row))
-        kept = result if _is_due(recipe.probe.every, epoch, recipe) else None
-        run.finish_epoch(row, parts.model, optimizer, _describe_model(parts), kept)
+        kept = results if _is_due(recipe.probe.every, epoch, recipe) else {}
+        run.finish_epoch(
+            row,
+            {suffix: Snapshot(model, kept.get(suffix)) for suffix, model in models.items()},
+            {
+                "model": parts.model.state_dict(),
+                "optimizer": optimizer_tensors(optimizer),
+                **({} if average is None else {"average": average.averaged.state_dict()}),
+            },
+            _describe_model(parts),
+        )
         reporter.epoch_finished(row)
     return run
 
@@ -181,26 +210,27 @@ def _prepare(recipe: Recipe, *, download: bool) -> _Parts:
         std=recipe.model.std,
     )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    precision = resolve_precision(recipe.precision, device)
-    teachers = [
-        load_teacher(
-            section,
-            num_classes=len(data.classes),
-            input_size=_input_size(data.train),
-            device=device,
-            precision=precision,
-        )
-        for section in recipe.distill
-    ]
-    return _Parts(recipe, data, data.train, data.test, model, teachers, device, precision)
+    return _Parts(recipe, data, data.train, data.test, model, device, resolve_precision(recipe.precision, device))
 
 
-def _evaluate(parts: _Parts, reporter: Reporter) -> CrossClassResult:
+def _teacher(section: DistillSection, parts: _Parts, average: WeightAverage | None) -> Teacher:
+    if section.teacher == "average" and average is not None:
+        return Teacher(Forward(average.averaged, precision=parts.precision), section)
+    return load_teacher(
+        section,
+        num_classes=len(parts.data.classes),
+        input_size=_input_size(parts.train),
+        device=parts.device,
+        precision=parts.precision,
+    )
+
+
+def _evaluate(parts: _Parts, model: nn.Module, reporter: Reporter) -> CrossClassResult:
     """Clean accuracy, RA and CAS on the test split; where the recipe probes clean images, C and CAS are of those."""
 
     def on_test(threat: ThreatModel | None) -> CrossClassResult:
         return measure(
-            parts.model,
+            model,
             parts.test,
             threat,
             classes=parts.data.classes,
@@ -218,6 +248,20 @@ def _evaluate(parts: _Parts, reporter: Reporter) -> CrossClassResult:
     if parts.recipe.probe.inputs == "adversarial":
         return adversarial
     return replace(on_test(None), robust_accuracy=adversarial.robust_accuracy)
+
+
+def _figures(results: dict[str, CrossClassResult]) -> dict[str, float | None]:
+    """An epoch row's figures of the raw weights and, where there are, of the averaged ones."""
+    figures: dict[str, float | None] = dict.fromkeys(
+        ("test_clean_accuracy", "test_robust_accuracy", "cas", "instance_cas")
+    )
+    for suffix, result in results.items():
+        figures[f"test_clean_accuracy{suffix}"] = result.clean_accuracy
+        figures[f"test_robust_accuracy{suffix}"] = result.robust_accuracy
+        figures[f"cas{suffix}"] = result.cas
+        if not suffix:
+            figures["instance_cas"] = result.instance_cas
+    return figures
 
 
 def _is_due(every: int, epoch: int, recipe: Recipe) -> bool:

@@ -55,7 +55,7 @@ class ObjectiveSection(_Section):
 
 
 class DistillSection(_Section):
-    """[[distill]]: a teacher's share λ = weight of the loss at a temperature T.
+    """[[distill]]: a teacher's share λ = weight of the loss at a temperature T; teacher "average" is [average]'s.
 
     With ramp = [start, end], λ is 0 up to epoch start and rises linearly until end; from there it is weight_after,
     or weight where that is silent.
@@ -66,6 +66,19 @@ class DistillSection(_Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     ramp: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
     weight_after: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class AverageSection(_Section):
+    """[average]: an average of the weights, evaluated, probed and saved beside the raw ones.
+
+    It moves in the epochs after start_epoch, up to stop_epoch where that is given.
+    """
+
+    kind: Literal["ema", "swa"]
+    every: Literal["step", "epoch"] = "step"
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+    stop_epoch: Annotated[int, Field(ge=1)] | None = None
 
 
 class OptimSection(_Section):
@@ -123,6 +136,7 @@ class Recipe(_Section):
     attack: AttackSection = AttackSection()
     objective: ObjectiveSection = ObjectiveSection()
     distill: list[DistillSection] = []
+    average: AverageSection | None = None
     optim: OptimSection = OptimSection()
     evaluate: EvaluateSection = EvaluateSection()
     probe: ProbeSection = ProbeSection()

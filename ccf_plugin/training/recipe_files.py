@@ -136,8 +136,7 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         for name in ("model", "data", "attack", "evaluate")
     )
 
-    def check_parts() -> None:
-        """What no single key shows: parts that contradict one another."""
+    def check_teachers() -> None:
         tables = content.get("distill", [])
         teachers = [table for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
         weights = [table.get("weight", 0) for table in teachers]
@@ -146,6 +145,15 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         for ramp in (table.get("ramp") for table in teachers):
             if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
                 raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
+        if "average" not in content and any(table.get("teacher") == "average" for table in teachers):
+            raise InputError("expected an [average] for the teacher 'average', found none")
+
+    def check_average() -> None:
+        table = content.get("average")
+        average = table if isinstance(table, dict) else {}
+        start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
+        if isinstance(stop, int) and isinstance(start, int) and stop <= start:
+            raise InputError(f"expected an epoch after start_epoch {start}, found {stop}")
 
     def check_smoothing() -> None:
         objective = content.get("objective", {})
@@ -160,7 +168,8 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
     checks: list[tuple[str, Callable[[], None]]] = [
         ("model.name", lambda: check_name(model["name"]) if isinstance(model.get("name"), str) else None),
         ("data.name", lambda: check_spec(data["name"]) if isinstance(data.get("name"), str) else None),
-        ("distill", check_parts),
+        ("distill", check_teachers),
+        ("average.stop_epoch", check_average),
         ("objective.label_smoothing", check_smoothing),
         ("attack", lambda: check_attack(attack, training_threat(attack))),
         ("evaluate", lambda: check_attack(evaluate, evaluation_threat(attack, evaluate))),
@@ -201,5 +210,5 @@ def _valid_keys(location: Sequence[str | int]) -> list[str]:
     for part in location:
         if isinstance(part, str):  # a number counts the tables of a list
             annotation = section.model_fields[part].annotation
-            section = (get_args(annotation) or (annotation,))[0]
+            section = (get_args(annotation) or (annotation,))[0]  # of a list, or of a section that may be None
     return list(section.model_fields)

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from io import StringIO
@@ -40,13 +41,24 @@ class EpochRow:
     seconds: float
     images_per_second: float
     alarm: str = ""
+    test_clean_accuracy_average: float | None = None
+    test_robust_accuracy_average: float | None = None
+    cas_average: float | None = None
 
 
-COLUMNS = tuple(field.name for field in fields(EpochRow))
+AVERAGE = "_average"  # marks what belongs to the averaged weights, in the log's columns and in file names
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at an epoch's end, and the result to keep of it."""
+
+    model: nn.Module
+    result: CrossClassResult | None
 
 
 class Run:
-    """A run folder. ``rows`` are the epochs so far; ``best`` is the row whose checkpoint is best.safetensors."""
+    """A run folder. ``rows`` are the epochs so far."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
@@ -100,60 +112,79 @@ class Run:
         return len(self.rows)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """log.csv's columns: those of averaged weights only where the recipe averages."""
+        names = (field.name for field in fields(EpochRow))
+        return tuple(name for name in names if self.recipe.average is not None or not name.endswith(AVERAGE))
+
+    @property
     def best(self) -> EpochRow | None:
-        """The evaluated epoch of the highest test RA (the first of equals)."""
-        evaluated = [row for row in self.rows if row.test_robust_accuracy is not None]
-        return max(evaluated, key=lambda row: (row.test_robust_accuracy or 0.0, -row.epoch), default=None)
+        """The row whose checkpoint is best.safetensors."""
+        return self.best_of("")
+
+    def best_of(self, suffix: str) -> EpochRow | None:
+        """The evaluated epoch of the highest test RA of the raw ("") or averaged weights (the first of equals)."""
+        figures = [(getattr(row, f"test_robust_accuracy{suffix}"), row) for row in self.rows]
+        evaluated = [(accuracy, row) for accuracy, row in figures if accuracy is not None]
+        return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
 
     def finish_epoch(
         self,
         row: EpochRow,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        describe: dict[str, Any],
-        result: CrossClassResult | None,
+        snapshots: Mapping[str, Snapshot],
+        states: Mapping[str, Mapping[str, Any]],
+        describe: Mapping[str, Any],
     ) -> None:
-        """Write an epoch: results, checkpoints, the log's row, and last of all the state that makes it count."""
-        self.rows.append(row)
-        if result is not None:
-            self._save_result(row.epoch, result)
-        described = {**describe, "epoch": row.epoch}
-        if self.best is row:
-            save_checkpoint(self.folder / "best.safetensors", model, described)
-        every = self.recipe.checkpoints.every
-        if every and row.epoch % every == 0:
-            save_checkpoint(self.folder / "epochs" / f"{row.epoch:03}.safetensors", model, described)
-        save_checkpoint(self.folder / "last.safetensors", model, described)
-        self._write_log()
-        self._save_state(row.epoch, model, optimizer)
+        """Write an epoch: results, checkpoints, the log's row, and last of all the state that makes it count.
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put the last finished epoch's weights and optimiser state back."""
+        Args:
+            row: the epoch's figures.
+            snapshots: by suffix, "" for the raw weights and ``AVERAGE`` for the averaged ones.
+            states: state dicts by name, for ``restore``.
+            describe: what checkpoints say of themselves.
+        """
+        self.rows.append(row)
+        described = {**describe, "epoch": row.epoch}
+        every = self.recipe.checkpoints.every
+        for suffix, snapshot in snapshots.items():
+            if snapshot.result is not None:
+                self._save_result(f"{row.epoch:03}{suffix}", snapshot.result)
+            if self.best_of(suffix) is row:
+                save_checkpoint(self.folder / f"best{suffix}.safetensors", snapshot.model, described)
+            if every and row.epoch % every == 0:
+                save_checkpoint(
+                    self.folder / "epochs" / f"{row.epoch:03}{suffix}.safetensors", snapshot.model, described
+                )
+            save_checkpoint(self.folder / f"last{suffix}.safetensors", snapshot.model, described)
+        self._write_log()
+        self._save_state(row.epoch, states)
+
+    def restore(self) -> dict[str, dict[str, Any]]:
+        """The state dicts of the last finished epoch, as ``finish_epoch`` was given them."""
         state = self.folder / "state"
         described = json.loads((state / "last.json").read_text(encoding="utf-8"))
-        tensors = load_state(state / f"{described['epoch']:03}.safetensors")
-        model.load_state_dict({key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")})
-        momentum: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                momentum.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({"state": momentum, "param_groups": optimizer.state_dict()["param_groups"]})
+        states: dict[str, dict[str, Any]] = {}
+        for key, tensor in load_state(state / f"{described['epoch']:03}.safetensors").items():
+            name, rest = key.split(".", 1)
+            states.setdefault(name, {})[rest] = tensor
+        return states
 
-    def _save_result(self, epoch: int, result: CrossClassResult) -> None:
-        stem = self.folder / "probe" / f"{epoch:03}"
+    def _save_result(self, name: str, result: CrossClassResult) -> None:
+        stem = self.folder / "probe" / name
         result.save(stem)
         if self.recipe.probe.pictures:
-            result.save_picture(stem.with_suffix(".png"), title=f"epoch {epoch}: {result.title()}")
+            what = "averaged, epoch" if name.endswith(AVERAGE) else "epoch"
+            title = f"{what} {int(name.removesuffix(AVERAGE))}: {result.title()}"
+            result.save_picture(stem.with_suffix(".png"), title=title)
 
-    def _save_state(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _save_state(self, epoch: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         from safetensors.torch import save
 
-        tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        for index, values in optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
+        tensors = {
+            f"{name}.{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, state in states.items()
+            for key, value in state.items()
+        }
         folder = self.folder / "state"
         write_atomically(folder / f"{epoch:03}.safetensors", save(tensors))
         # last.json names the state that counts; only then may the one before it go.
@@ -164,10 +195,11 @@ class Run:
 
     def _write_log(self) -> None:
         buffer = StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(buffer, self.columns, lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            writer.writerow({key: _cell(value) for key, value in asdict(row).items()})
+            figures = asdict(row)
+            writer.writerow({key: _cell(figures[key]) for key in self.columns})
         write_atomically(self.folder / "log.csv", buffer.getvalue().encode())
 
 
@@ -190,15 +222,31 @@ def check_is_free(folder: Path, *, force: bool = False) -> None:
 
 def read_log(folder: Path) -> list[EpochRow]:
     """The rows of a run's log.csv."""
+
+    def value(key: str, cell: str) -> object:
+        return cell if key == "alarm" else int(cell) if key == "epoch" else float(cell) if cell else None
+
     with (folder / "log.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            EpochRow(
-                epoch=int(row["epoch"]),
-                alarm=row["alarm"],
-                **{key: float(row[key]) if row[key] else None for key in COLUMNS if key not in ("epoch", "alarm")},  # type: ignore[arg-type]
-            )
-            for row in csv.DictReader(file)
-        ]
+        return [EpochRow(**{key: value(key, cell) for key, cell in row.items()}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's tensors by "index.name", for a file; its groups follow from the recipe."""
+    return {
+        f"{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def describe_environment(device: torch.device, precision: str, command: list[str] | None = None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from ccf_plugin.training.run import read_log
 from .test_run import TINY, Quiet
 
 SMALL = [text for text in TINY if not text.startswith(("model.", "optim.epochs"))]
+# a recipe that begins something after an epoch begins it at once
+SOON = ["average.start_epoch=0", "average.stop_epoch=1"]
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -26,11 +28,16 @@ def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: 
     np.savez("made.npz", **arrays, y_train=np.arange(20) % 10, y_test=np.arange(20) % 10)
     short = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=2", "optim.epochs=1", "precision=float32"]
     for section in recipe.distill:
-        if not Path(section.teacher).exists():  # first the teachers, from the recipes that their specs name
+        if (
+            section.teacher != "average" and not Path(section.teacher).exists()
+        ):  # first the teachers, from the recipes that their specs name
             teacher = load_recipe(Path(section.teacher).name, [*short, "model.name=narrow_preact_resnet18"])
             train(teacher, Path(section.teacher), Quiet())
-    run = train(load_recipe(name, [*short, "model.name=narrow_preact_resnet18"]), Path("runs") / "student", Quiet())
+    soon = SOON if recipe.average is not None else []
+    student = load_recipe(name, [*short, *soon, "model.name=narrow_preact_resnet18"])
+    run = train(student, Path("runs") / "student", Quiet())
     (row,) = read_log(run.folder)
     assert np.isfinite(row.train_loss)
     assert row.cas is not None
     assert (run.folder / "best.safetensors").is_file()
+    assert (run.folder / "best_average.safetensors").is_file() == (recipe.average is not None)

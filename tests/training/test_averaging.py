@@ -1,0 +1,100 @@
+"""Averages of the weights: against plain arithmetic, in a run, and through a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ccf_plugin.training.averaging import WeightAverage
+from ccf_plugin.training.loop import train
+from ccf_plugin.training.recipe import AverageSection
+from ccf_plugin.training.run import read_log
+from ccf_plugin.zoo.models import load_model
+
+from .test_run import Quiet, _assert_same_run, tiny
+
+
+def _moves(section: AverageSection, epochs: int, steps: int = 2) -> tuple[list[float], float]:
+    """The weight after each step, 1, 2, 3, …, and the average's at the end."""
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, section)
+    weights = []
+    for epoch in range(1, epochs + 1):
+        for _ in range(steps):
+            with torch.no_grad():
+                model.weight.fill_(len(weights) + 1.0)
+            weights.append(model.weight.item())
+            average.after_step(model, epoch)
+        average.after_epoch(model, epoch)
+    return weights, average.averaged.module.weight.item()
+
+
+def test_ema_is_its_recursion() -> None:
+    weights, found = _moves(AverageSection(kind="ema", decay=0.8), epochs=3)
+    expected = weights[0]
+    for weight in weights[1:]:
+        expected = 0.8 * expected + 0.2 * weight
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_ema_without_decay_is_the_model_itself() -> None:
+    weights, found = _moves(AverageSection(kind="ema", decay=0.0), epochs=2)
+    assert found == weights[-1]
+
+
+def test_swa_is_the_mean_of_the_epochs_ends_between_start_and_stop() -> None:
+    _, found = _moves(AverageSection(kind="swa", every="epoch", start_epoch=1, stop_epoch=3), epochs=5)
+    assert found == pytest.approx((4 + 6) / 2)  # the weights at the ends of epochs 2 and 3
+
+
+def test_evaluation_gets_batchnorm_statistics_of_its_own_and_leaves_the_average_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    average = WeightAverage(model, AverageSection(kind="ema"))
+    average.after_step(model, 1)
+    images = torch.rand(40, 3)
+    evaluated: Any = average.for_evaluation(images.split(10))
+    torch.testing.assert_close(evaluated[0].running_mean, images.mean(0))
+    assert not evaluated.training
+    kept: Any = average.averaged.module
+    assert torch.equal(kept[0].running_mean, torch.zeros(3))
+
+
+WAKE = ["average={kind='ema', decay=0.5}", "distill=[{teacher='average', weight=0.5, ramp=[2, 3], weight_after=1.0}]"]
+
+
+def test_averaged_weights_are_evaluated_probed_and_saved_beside_the_raw_ones(tmp_path: Path) -> None:
+    run = train(tiny(*WAKE), tmp_path / "wake", Quiet())
+    for name in ("best_average", "last_average", "epochs/002_average"):
+        assert load_file(run.folder / f"{name}.safetensors").keys() == load_file(run.folder / "last.safetensors").keys()
+    assert (run.folder / "probe" / "003_average.npz").is_file()
+    rows = read_log(run.folder)
+    assert all(row.cas_average is not None and row.test_robust_accuracy_average is not None for row in rows)
+    best = run.best_of("_average")
+    assert best is not None
+    assert best.test_robust_accuracy_average == max(row.test_robust_accuracy_average or 0 for row in rows)
+    loaded = load_model(str(run.folder / "best_average.safetensors"))
+    assert loaded.num_classes == 10
+
+
+def test_wake_before_its_ramp_is_madry_bit_for_bit(tmp_path: Path) -> None:
+    wake = train(tiny(*WAKE, "optim.epochs=2"), tmp_path / "wake", Quiet())
+    madry = train(tiny("optim.epochs=2"), tmp_path / "madry", Quiet())
+    first, second = (load_file(run.folder / "last.safetensors") for run in (wake, madry))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = train(tiny(*WAKE), tmp_path / "whole", Quiet())
+    for epoch in (1, 2):
+        folder = tmp_path / f"stopped{epoch}"
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(*WAKE), folder, Quiet(stop_after=epoch))
+        resumed = train(tiny(*WAKE), folder, Quiet(), resume=True)
+        _assert_same_run(resumed, whole)
+        first, second = (load_file(run.folder / "last_average.safetensors") for run in (resumed, whole))
+        assert all(torch.equal(first[key], second[key]) for key in first)
