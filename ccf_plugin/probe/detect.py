@@ -214,6 +214,11 @@ def _refusal(calls: Sequence[LayerCall], readings: Sequence[_Reading], wanted: T
     if nearest:
         found = ", ".join(f"{name!r} (off by {error:.0e} of the largest logit)" for name, error in nearest.items())
         found = f"none among {found}{_reason(readings, wanted)}"
+    elif others := sorted({call.inputs.shape[0] for call in calls} - {wanted.shape[0]}):
+        found = (
+            f"that the layers ran on {others[0]} rows, where the logits have {wanted.shape[0]} "
+            "(probe the module inside, which sees them together)"
+        )
     elif calls:
         found = f"none: no layer that ran has a weight for {wanted.shape[1]} classes ({_NOT_SEEN})"
     else:

@@ -233,6 +233,11 @@ class HeadTracer:
         features = [part.features(call).detach() for part, call in pairs]
         joined = features[0] if len(features) == 1 else torch.cat(features, 1)
         graph = self._logits(used[-1], output)
+        if len(joined) != len(graph):
+            raise InputError(
+                f"expected the head to see the batch as the logits show it, found that it ran on {len(joined)} rows, "
+                f"where the logits have {len(graph)}; probe the module inside, which sees them together"
+            )
         if self._gradient:
             return ForwardPass(joined, graph.detach(), None, training, used, graph)
         weights = [part.weight_of(call) for part, call in pairs]

@@ -323,3 +323,40 @@ def test_an_optimiser_step_before_update(network: nn.Module, passes: list[Batch]
                     probe.update(labels)
             results.append(probe.compute())
     np.testing.assert_array_equal(results[0].matrix, results[1].matrix)
+
+
+def test_functional_call_with_other_weights(network: nn.Module, passes: list[Batch]) -> None:
+    """As weight perturbation and meta-learning do: the weight is the one that the pass used."""
+    other = small_network(seed=3).eval()
+    with CrossClassProbe(network) as probe:
+        for images, labels in passes:
+            torch.func.functional_call(network, other.state_dict(), images)
+            probe.update(labels)
+        same(probe.compute(), plainly(other, passes))
+
+
+def test_sharded_passes_are_told(network: nn.Module, passes: list[Batch]) -> None:
+    """A model that runs its head on parts of the batch shows no pass of the whole: an error, never a part."""
+
+    class Sharded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+            self.shards = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.inner(part) for part in x.chunk(self.shards)])
+
+    model = Sharded()
+    images, labels = passes[0]
+    with CrossClassProbe(model) as probe:
+        model(images)
+        probe.update(labels)
+        model.shards = 2
+        model(images)
+        with pytest.raises(InputError, match="6 rows, where the logits have 12"):
+            probe.update(labels)
+    with CrossClassProbe(model) as probe:
+        model(images)
+        with pytest.raises(InputError, match="6 rows, where the logits have 12"):
+            probe.update(labels)

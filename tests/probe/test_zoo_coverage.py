@@ -106,3 +106,13 @@ def test_every_timm_group(row: coverage.Row) -> None:
     with coverage.time_limit(coverage.SECONDS):
         found = coverage.timm_row(row.model)
     assert (found.outcome, found.kind, found.head) == (row.outcome, row.kind, row.head), found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [row.model for row in coverage.read_table("robustbench") if row.outcome == "refused"])
+def test_mixtures_are_measured_by_gradients(name: str) -> None:
+    with coverage.time_limit(coverage.SECONDS):
+        members, cas = coverage.by_gradients(*coverage.robustbench_model(name))
+    assert " + " in members
+    assert 0 <= cas <= 2

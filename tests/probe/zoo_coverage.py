@@ -69,6 +69,21 @@ def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: i
     )
 
 
+def by_gradients(model: nn.Module, size: tuple[int, int, int]) -> tuple[str, float]:
+    """The members that head="gradient" finds in a model without a linear head, and CAS of four random images."""
+    model = model.eval()
+    _wake(model)
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 0, 1])
+    with CrossClassProbe(model, head="gradient") as probe, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two classes have samples
+        model(torch.rand(4, *size).requires_grad_())
+        probe.update(labels)
+        result = probe.compute()
+    assert probe.head is not None
+    return probe.head.name, result.cas
+
+
 def robustbench_names() -> list[str]:
     """All entries, as dataset/threat/Name."""
     from ccf_plugin.zoo.robustbench_models import import_robustbench
@@ -85,23 +100,29 @@ def robustbench_names() -> list[str]:
 
 
 def robustbench_row(name: str) -> Row:
+    try:
+        model, size = robustbench_model(name)
+    except Exception as error:
+        return Row(name, "not built", reason=_line(error))
+    return cover(name, model, size)
+
+
+def robustbench_model(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The architecture with random weights, and its input size."""
     import torchvision
 
     from ccf_plugin.zoo.robustbench_models import load_robustbench
 
-    try:
-        with contextlib.ExitStack() as without:  # some factories move their parts to a GPU, or download weights
-            for target, attribute, stand_in in (
-                (nn.Module, "cuda", lambda module, *_: module),
-                (torch.Tensor, "cuda", lambda tensor, *_: tensor),
-                (nn.Module, "load_state_dict", lambda *_, **__: None),
-                (torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: {}),
-            ):
-                without.enter_context(mock.patch.object(target, attribute, stand_in))
-            loaded = load_robustbench(name, pretrained=False, model_dir=Path("absent"))
-    except Exception as error:
-        return Row(name, "not built", reason=_line(error))
-    return cover(name, loaded.model, loaded.input_size or (3, 32, 32))
+    with contextlib.ExitStack() as without:  # some factories move their parts to a GPU, or download weights
+        for target, attribute, stand_in in (
+            (nn.Module, "cuda", lambda module, *_: module),
+            (torch.Tensor, "cuda", lambda tensor, *_: tensor),
+            (nn.Module, "load_state_dict", lambda *_, **__: None),
+            (torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: {}),
+        ):
+            without.enter_context(mock.patch.object(target, attribute, stand_in))
+        loaded = load_robustbench(name, pretrained=False, model_dir=Path("absent"))
+    return loaded.model, loaded.input_size or (3, 32, 32)
 
 
 def timm_groups() -> dict[tuple[str, str, str], list[str]]:
