@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ccf_plugin.training.recipe_files import load_recipe
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
@@ -21,3 +23,9 @@ def test_a_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_recipe_in_the_readme_is_one(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"^```toml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.toml").write_text(recipe)
+    assert load_recipe(str(tmp_path / "mine.toml")).distill[0].weight == 0.5
