@@ -184,6 +184,42 @@ def probe(
 
 
 @app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    settings: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE…", help="As in attack.eps=2/255,4/255.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key in all runs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>.")] = None,
+    print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+) -> None:
+    """Train by RECIPE once for each combination of values; what is finished is skipped, what is begun is resumed."""
+    _quiet_libraries()
+    from rich.console import Console
+
+    from ccf_plugin.training.sweep import command_of, plan_sweep
+
+    common = overrides or []
+    points = plan_sweep(recipe, settings, common, out or Path("runs") / Path(recipe).stem)
+    if print_only:
+        for point in points:
+            print(command_of(point, recipe, common))  # noqa: T201
+        return
+    from ccf_plugin.training.loop import train as run_training
+    from ccf_plugin.training.progress import ProgressReporter, sweep_table
+
+    console = Console()
+    for point in points:
+        if point.is_finished:
+            console.print(f"{point.name}: finished already in {point.folder}", highlight=False, soft_wrap=True)
+            continue
+        with ProgressReporter(console) as reporter:
+            run_training(point.recipe, point.folder, reporter, resume=point.epochs_done > 0, download=download)
+    console.print(sweep_table({point.name: point.folder for point in points}))
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
     from rich.console import Console

@@ -152,6 +152,38 @@ def test_a_class_without_images_is_named_and_left_out(ccf: Ccf, checkpoint: Path
     assert np.isfinite(result.cas)
 
 
+def test_a_sweep_runs_each_combination_once_and_ends_in_a_table(ccf: Ccf, tmp_path: Path) -> None:
+    arguments = ("sweep", "digits", "attack.eps=4/255,8/255", "optim.decay_epochs=[1],[1,2]", *TINY)
+    code, out, _ = ccf(*arguments, "--print", "--out", "mine")
+    assert code == 0
+    commands = out.splitlines()
+    assert len(commands) == 4
+    assert "--set attack.eps=8/255 --set 'optim.decay_epochs=[1,2]' --out" in commands[3]
+    assert not (tmp_path / "mine").exists()
+
+    code, out, err = ccf("sweep", "digits", "attack.eps=4/255,8/255", *TINY, "--out", "mine")
+    assert (code, err) == (0, "")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"attack.eps=4_255", "attack.eps=8_255"}
+    for text in ("attack.eps=4/255", "attack.eps=8/255", "best CAS", "last RA"):
+        assert text in out
+    result = CrossClassResult.load(tmp_path / "mine" / "attack.eps=4_255" / "probe" / "002")
+    assert result.threat is not None
+    assert (result.threat["eps"], result.threat["step_size"]) == (4 / 255, 1 / 255)  # evaluation follows
+
+    before = (tmp_path / "mine" / "attack.eps=4_255" / "log.csv").read_bytes()
+    code, out, _ = ccf("sweep", "digits", "attack.eps=4/255,8/255", *TINY, "--out", "mine")
+    assert code == 0
+    assert out.count("finished already") == 2
+    assert (tmp_path / "mine" / "attack.eps=4_255" / "log.csv").read_bytes() == before
+
+
+def test_the_closing_table_shows_averaged_weights_too(ccf: Ccf) -> None:
+    code, out, _ = ccf("train", "digits", *TINY, "--set", "average={kind='ema', decay=0.5}")
+    assert code == 0
+    assert "best averaged" in out
+    assert "last averaged" in out
+
+
 def test_recipes_lists_every_shipped_one(ccf: Ccf) -> None:
     code, out, _ = ccf("recipes")
     assert code == 0
@@ -191,6 +223,8 @@ BAD = {
     "an unknown recipe": (["train", "digit"], "did you mean 'digits'"),
     "an unknown recipe key": (["train", "digits", "--set", "optim.epoch=3"], "did you mean 'epochs'"),
     "a recipe of other images": (["train", "preact_linf", "--set", "data.name=digits"], "3×32×32"),
+    "a sweep without values": (["sweep", "digits", "attack.eps"], "expected key=value,value"),
+    "a sweep of an unknown key": (["sweep", "digits", "attack.epz=1/255,2/255"], "did you mean 'eps'"),
     "nothing to resume": (["train", "digits", "--resume"], "no finished epoch"),
     "both resume and force": (["train", "digits", "--resume", "--force"], "--resume or --force"),
     "a folder that is taken": (["train", "digits", "--out", "taken"], "--force"),

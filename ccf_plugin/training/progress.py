@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.training.run import EpochRow, Run
+from ccf_plugin.training.run import AVERAGE, EpochRow, Run, read_log
 
 _SHORT = ("loss", "test RA", "CAS", "alarm")
 
@@ -79,15 +81,40 @@ class ProgressReporter:
 
 
 def closing_table(run: Run) -> Table:
-    """First, best and last epoch side by side."""
+    """First, best and last epoch side by side; where weights are averaged, their best and last epochs too."""
     table = Table(title=f"{run.folder}: {run.epoch} epochs")
     rows = {"first": run.rows[0], "best": run.best or run.rows[-1], "last": run.rows[-1]}
+    shown = {name: _figures(row) for name, row in rows.items()}
+    if (averaged := run.best_of(AVERAGE)) is not None:
+        shown |= {"best averaged": _averaged_figures(averaged), "last averaged": _averaged_figures(run.rows[-1])}
+    columns = [name for name in shown["first"] if any(figures.get(name) for figures in shown.values())]
     table.add_column("")
-    for name in _figures(run.rows[0]):
+    for name in columns:
         table.add_column(name, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *_figures(row).values())
+    for name, figures in shown.items():
+        table.add_row(name, *(figures.get(column, "") for column in columns))
     return table
+
+
+def sweep_table(folders: Mapping[str, Path]) -> Table:
+    """Best and last RA and CAS of several runs, by name."""
+    table = Table("run", "best epoch", "best RA", "best CAS", "last RA", "last CAS")
+    for name, folder in folders.items():
+        rows = [row for row in read_log(folder) if row.test_robust_accuracy is not None]
+        best, last = max(rows, key=lambda row: row.test_robust_accuracy or 0.0), rows[-1]
+        figures = [_figures(row)[key] for row in (best, last) for key in ("test RA", "CAS")]
+        table.add_row(name, str(best.epoch), *figures)
+    return table
+
+
+def _averaged_figures(row: EpochRow) -> dict[str, str]:
+    averaged = replace(
+        row,
+        test_clean_accuracy=row.test_clean_accuracy_average,
+        test_robust_accuracy=row.test_robust_accuracy_average,
+        cas=row.cas_average,
+    )
+    return {key: value for key, value in _figures(averaged).items() if key in ("epoch", "test clean", "test RA", "CAS")}
 
 
 def _figures(row: EpochRow) -> dict[str, str]:

@@ -1,0 +1,72 @@
+"""One recipe over several values of its keys: which runs that means, and what they found."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.training.recipe_files import load_recipe
+from ccf_plugin.training.run import read_log
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    name: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs its folder holds."""
+        return len(read_log(self.folder)) if (self.folder / "state" / "last.json").is_file() else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.epochs_done >= self.recipe.optim.epochs
+
+
+def plan_sweep(name_or_path: str, settings: Sequence[str], common: Sequence[str], folder: Path) -> list[Point]:
+    """Every combination of the settings' values, such as ``attack.eps=2/255,4/255``, each in a folder of its own.
+
+    Args:
+        name_or_path: the recipe.
+        settings: ``key=value,value,…``; commas inside brackets or quotes belong to a value.
+        common: ``key=value`` for all runs.
+        folder: where the runs' folders go.
+
+    Raises:
+        InputError: a setting of another form, or a combination that is no valid recipe (before anything runs).
+    """
+    choices = []
+    for setting in settings:
+        key, equals, values = setting.partition("=")
+        if not equals or not key or not values:
+            raise InputError(f"expected key=value,value such as attack.eps=2/255,4/255, found {setting!r}")
+        choices.append([f"{key}={value}" for value in _split(values)])
+    points = []
+    for overrides in itertools.product(*choices):
+        name = ",".join(overrides)
+        recipe = load_recipe(name_or_path, [*common, *overrides])
+        points.append(Point(name, overrides, recipe, folder / re.sub(r"[^\w.=,+-]", "_", name)))
+    return points
+
+
+def command_of(point: Point, name_or_path: str, common: Sequence[str]) -> str:
+    """The shell command that does this run alone, for a cluster's array job."""
+    sets = [part for override in (*common, *point.overrides) for part in ("--set", override)]
+    return shlex.join(["ccf", "train", name_or_path, *sets, "--out", str(point.folder)])
+
+
+def _split(values: str) -> list[str]:
+    """The values between the commas that are not inside brackets or quotes."""
+    return re.findall(r"(?:[^,\[{\"']|\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*')+", values)
