@@ -43,8 +43,15 @@ class Teacher:
         return self.section.weight if self.section.weight_after is None else self.section.weight_after
 
 
-def distilled(output: StepOutput, teachers: Sequence[Teacher], epoch: int) -> Tensor:
-    """The step's loss with the teachers' share; without any (or all at weight 0) the loss itself."""
+def distilled(output: StepOutput, adversarial: Tensor, teachers: Sequence[Teacher], epoch: int) -> Tensor:
+    """The step's loss with the teachers' share; without any (or all at weight 0) the loss itself.
+
+    Args:
+        output: of the objective, its logits those of ``adversarial``.
+        adversarial: x + δ, (N, C, H, W) in [0, 1].
+        teachers: each gives logits (N, K), without gradients.
+        epoch: counted from 1.
+    """
     weights = [teacher.weight(epoch) for teacher in teachers]
     if not any(weights):
         return output.loss
@@ -52,7 +59,7 @@ def distilled(output: StepOutput, teachers: Sequence[Teacher], epoch: int) -> Te
     for teacher, weight in zip(teachers, weights, strict=True):
         if weight:
             with torch.no_grad():
-                target = teacher.forward(output.inputs)
+                target = teacher.forward(adversarial)
             temperature = teacher.section.temperature
             share = divergence(target / temperature, output.logits / temperature).mean()
             total = total + weight * temperature**2 * share

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches, measure
@@ -19,7 +20,7 @@ from ccf_plugin.training.alarms import alarm
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
-from ccf_plugin.training.objectives import build_objective
+from ccf_plugin.training.objectives import StepOutput, build_objective
 from ccf_plugin.training.recipe import DistillSection, Recipe
 from ccf_plugin.training.run import (
     AVERAGE,
@@ -32,6 +33,7 @@ from ccf_plugin.training.run import (
     restore_optimizer,
 )
 from ccf_plugin.training.schedule import learning_rate
+from ccf_plugin.training.weight_perturbation import perturbed_weights
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model
@@ -116,26 +118,33 @@ def train(
         run = Run.create(out, recipe, describe_environment(device, parts.precision), force=force)
     reporter.started(run)
 
+    def total_loss(epoch: int, images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
+        output = objective(forward, images, adversarial, labels)
+        return replace(output, loss=distilled(output, adversarial, teachers, epoch))
+
     def train_epoch(epoch: int) -> tuple[float, float]:
         """One pass over the training images: the mean loss, and the accuracy on what the loss saw."""
         # Every epoch draws from its own seed, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed(recipe.seed * 1_000_003 + epoch)
         parts.model.train()
+        gamma = recipe.awp.gamma if recipe.awp is not None and epoch > recipe.awp.start_epoch else 0.0
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         for done, (images, labels) in enumerate(batches.epoch(epoch), 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe.optim, epoch - 1 + (done - 1) / len(batches))
-            output = objective(forward, images, labels, attack)
-            loss = distilled(output, teachers, epoch)
+            adversarial = images if recipe.objective.loss == "standard" else attack(images, labels)
+            step = partial(total_loss, epoch, images, adversarial, labels)
             optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
+            with perturbed_weights(parts.model, step, gamma):
+                output = step()
+                accelerator.backward(output.loss)
             optimizer.step()
             if average is not None:
                 average.after_step(parts.model, epoch)
             # Sums stay on the device until the epoch ends: nothing in a step waits for it.
-            loss_sum += loss.detach() * len(labels)
-            correct += (output.logits.detach().argmax(1) == labels).sum()
+            loss_sum += output.loss.detach() * len(labels)
+            correct += (output.logits.argmax(1) == labels).sum()
             reporter.step(epoch, done, len(batches))
         return float(loss_sum) / len(parts.train), int(correct) / len(parts.train)
 

@@ -13,29 +13,25 @@ from torch import Tensor
 from ccf_plugin.training.recipe import ObjectiveSection
 
 Forward = Callable[[Tensor], Tensor]
-Attack = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """loss: a scalar to minimise; inputs (N, C, H, W) and logits (N, K) of the pass that a teacher would soften.
-
-    The training accuracy is that of ``logits``: on adversarial examples, except in standard training.
-    """
+    """loss: a scalar to minimise; logits (N, K): of the adversarial images, which a teacher would soften."""
 
     loss: Tensor
-    inputs: Tensor
     logits: Tensor
 
 
-Objective = Callable[[Forward, Tensor, Tensor, Attack], StepOutput]
+# forward, clean images, adversarial images (both (N, C, H, W) in [0, 1]), labels (N,)
+Objective = Callable[[Forward, Tensor, Tensor, Tensor], StepOutput]
 
 
 def build_objective(section: ObjectiveSection) -> Objective:
     """The loss that a recipe's [objective] names, with its weights."""
     smoothing, beta = section.label_smoothing, section.beta
     objectives: dict[str, Objective] = {
-        "standard": partial(standard, label_smoothing=smoothing),
+        "standard": partial(madry, label_smoothing=smoothing),  # whose "adversarial" images are the clean ones
         "madry": partial(madry, label_smoothing=smoothing),
         "trades": partial(trades, beta=6.0 if beta is None else beta, label_smoothing=smoothing),
         "mart": partial(mart, beta=5.0 if beta is None else beta),
@@ -43,25 +39,19 @@ def build_objective(section: ObjectiveSection) -> Objective:
     return objectives[section.loss]
 
 
-def standard(
-    forward: Forward, images: Tensor, labels: Tensor, attack: Attack, *, label_smoothing: float = 0.0
-) -> StepOutput:
-    """Cross-entropy on the images as they are; the attack is not run (the training of Section 5.4)."""
-    return _cross_entropy(forward, images, labels, label_smoothing)
-
-
 def madry(
-    forward: Forward, images: Tensor, labels: Tensor, attack: Attack, *, label_smoothing: float = 0.0
+    forward: Forward, images: Tensor, adversarial: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
 ) -> StepOutput:
-    """Cross-entropy on adversarial examples (Madry et al. 2018; eq. 1)."""
-    return _cross_entropy(forward, attack(images, labels), labels, label_smoothing)
+    """CE(f(x'), y): cross-entropy on adversarial examples (Madry et al. 2018; eq. 1)."""
+    logits = forward(adversarial)
+    return StepOutput(F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits)
 
 
 def trades(
     forward: Forward,
     images: Tensor,
+    adversarial: Tensor,
     labels: Tensor,
-    attack: Attack,
     *,
     beta: float = 6.0,
     label_smoothing: float = 0.0,
@@ -70,35 +60,28 @@ def trades(
 
     The attack of a recipe should be TPGD, which maximises the KL. Both passes get gradients.
     """
-    adversarial = attack(images, labels)
     clean = forward(images)
     logits = forward(adversarial)
     loss = F.cross_entropy(clean, labels, label_smoothing=label_smoothing)
-    return StepOutput(loss + beta * divergence(clean, logits).mean(), adversarial, logits)
+    return StepOutput(loss + beta * divergence(clean, logits).mean(), logits)
 
 
-def mart(forward: Forward, images: Tensor, labels: Tensor, attack: Attack, *, beta: float = 5.0) -> StepOutput:
+def mart(forward: Forward, images: Tensor, adversarial: Tensor, labels: Tensor, *, beta: float = 5.0) -> StepOutput:
     """BCE(p', y) + β · KL(p ‖ p') · (1 − p_y), p clean and p' adversarial probabilities (MART, Wang et al. 2020).
 
     BCE(p', y) = −log p'_y − log(1 − max_{k≠y} p'_k). That paper calls the weight λ.
     """
-    adversarial = attack(images, labels)
     clean = forward(images)
     logits = forward(adversarial)
     boosted = _boosted_cross_entropy(logits, labels)
     true_probability = clean.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
     loss = boosted.mean() + beta * (divergence(clean, logits) * (1 - true_probability)).mean()
-    return StepOutput(loss, adversarial, logits)
+    return StepOutput(loss, logits)
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
     """KL(softmax(target) ‖ softmax(logits)) per sample, (N,), in log space: no probability of 0 becomes NaN."""
     return F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="none", log_target=True).sum(1)
-
-
-def _cross_entropy(forward: Forward, inputs: Tensor, labels: Tensor, label_smoothing: float) -> StepOutput:
-    logits = forward(inputs)
-    return StepOutput(F.cross_entropy(logits, labels, label_smoothing=label_smoothing), inputs, logits)
 
 
 def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

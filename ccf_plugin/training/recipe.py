@@ -81,6 +81,13 @@ class AverageSection(_Section):
     stop_epoch: Annotated[int, Field(ge=1)] | None = None
 
 
+class PerturbationSection(_Section):
+    """[awp]: adversarial weight perturbation of relative size gamma, after so many epochs."""
+
+    gamma: Annotated[float, Field(gt=0)] = 0.01
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+
+
 class OptimSection(_Section):
     """[optim]: SGD. multistep multiplies the rate by decay_rate after each of decay_epochs; cyclic peaks half-way."""
 
@@ -137,6 +144,7 @@ class Recipe(_Section):
     objective: ObjectiveSection = ObjectiveSection()
     distill: list[DistillSection] = []
     average: AverageSection | None = None
+    awp: PerturbationSection | None = None
     optim: OptimSection = OptimSection()
     evaluate: EvaluateSection = EvaluateSection()
     probe: ProbeSection = ProbeSection()

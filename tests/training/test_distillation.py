@@ -15,6 +15,8 @@ from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
 from ccf_plugin.training.objectives import StepOutput
 from ccf_plugin.training.recipe import DistillSection
 
+IMAGES = torch.zeros(4, 1, 2, 2)
+
 
 def _teacher(logits: Tensor, weight: float, **options: Any) -> Teacher:
     class Says(nn.Module):
@@ -27,7 +29,7 @@ def _teacher(logits: Tensor, weight: float, **options: Any) -> Teacher:
 def _output() -> StepOutput:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    return StepOutput(torch.tensor(1.25, dtype=torch.float64), torch.rand(4, 1, 2, 2, generator=generator), logits)
+    return StepOutput(torch.tensor(1.25, dtype=torch.float64), logits)
 
 
 def _softened(logits: Tensor, temperature: float) -> list[list[float]]:
@@ -44,25 +46,25 @@ def test_the_total_is_the_documented_sum_with_two_teachers() -> None:
         p, q = _softened(target, temperature), _softened(output.logits, temperature)
         divergences = [sum(a * math.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)]
         expected += weight * temperature**2 * sum(divergences) / 4
-    assert math.isclose(float(distilled(output, teachers, epoch=1)), expected, rel_tol=1e-12)
+    assert math.isclose(float(distilled(output, IMAGES, teachers, epoch=1)), expected, rel_tol=1e-12)
 
 
 def test_without_weight_the_loss_is_untouched_and_no_teacher_runs() -> None:
     output = _output()
-    assert distilled(output, [], 1) is output.loss
+    assert distilled(output, IMAGES, [], 1) is output.loss
 
     class Never(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             raise AssertionError("the teacher ran")
 
-    assert distilled(output, [Teacher(Never(), DistillSection(teacher="t", weight=0.0))], 1) is output.loss
+    assert distilled(output, IMAGES, [Teacher(Never(), DistillSection(teacher="t", weight=0.0))], 1) is output.loss
 
 
 def test_gradients_reach_the_student_alone() -> None:
     output = _output()
     target = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     student = output.logits.clone().requires_grad_()
-    distilled(StepOutput(student.sum(), output.inputs, student), [_teacher(target, 0.5)], 1).backward()
+    distilled(StepOutput(student.sum(), student), IMAGES, [_teacher(target, 0.5)], 1).backward()
     assert student.grad is not None
     assert target.grad is None
 
