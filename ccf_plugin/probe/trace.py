@@ -198,6 +198,12 @@ class HeadTracer:
                 self._last = self._read(calls, output, training)
             except InputError as error:
                 self._last = self._with_new_layers(error)
+            except Exception as error:  # whatever it is, the host's pass does not fail for the probe's sake
+                what = " ".join(str(error).split())
+                self._last = InputError(
+                    f"expected a pass that the probe can read, found one where it fails ({type(error).__name__}: "
+                    f"{what}); name the head by hand with head='its.name'"
+                )
 
     def _unconsidered(self) -> dict[str, nn.Module]:
         """The layers that may be a head and were not there at the last look, by name."""

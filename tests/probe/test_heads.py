@@ -378,6 +378,18 @@ def test_refusals_say_why_and_leave_the_pass_alone(build: Callable[[], nn.Module
         assert "\n" not in str(refusal.value)
 
 
+def test_a_fault_of_the_probe_is_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr("ccf_plugin.probe.trace.detect_in_output", broken)
+    model = Body(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe:
+        assert model(images()).shape == (N, K)
+        with pytest.raises(InputError, match=r"RuntimeError: out of luck"):
+            probe.update(torch.arange(N) % K)
+
+
 def test_mixtures_by_hand_and_by_gradients() -> None:
     torch.manual_seed(0)
     model = Mixture().eval()
