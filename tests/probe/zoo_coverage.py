@@ -1,8 +1,8 @@
 """Which models of RobustBench and timm the probe attaches to, on random weights: one row per model.
 
-``python -m probe.zoo_coverage robustbench|timm`` (in ``tests``) tries them all and prints the table that stands beside
-this file; it takes an hour or so on one core, and up to 12 GB of memory. Models already in the table given as
-the second argument are not tried again.
+``python -m probe.zoo_coverage robustbench|timm`` (in ``tests``) tries them all and prints the table that is committed in
+`coverage_tables`. Each takes a quarter of an hour on one core, and up to 8 GB of memory. Models in the table that a
+second argument names are not tried again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from ccf_plugin import CrossClassProbe, InputError
 from ccf_plugin.probe.head import logit_candidates
 
-TABLES = Path(__file__).parent / "zoo_coverage"
+TABLES = Path(__file__).parent / "coverage_tables"
 SECONDS = 600
 
 
