@@ -311,6 +311,12 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             "expected an eager nn.Module, found a TorchScript module, which shows nothing to hooks; "
             "probe the module that it was made from"
         )
+    split = [name for name, m in model.named_modules() if isinstance(m, nn.DataParallel) and len(m.device_ids) > 1]
+    if split:
+        raise InputError(
+            f"expected a model that runs whole in one process, found nn.DataParallel at {split[0]!r}; "
+            "use one process per GPU (DistributedDataParallel)"
+        )
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
         inner = model.module

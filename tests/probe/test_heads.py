@@ -16,6 +16,8 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from ccf_plugin import CrossClassProbe, InputError
 from ccf_plugin.probe.head import find_logits
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+
 N, n, K = 12, 6, 4
 
 

@@ -1,7 +1,7 @@
 """Which models of RobustBench and timm the probe attaches to, on random weights: one row per model.
 
-``python -m probe.zoo_coverage robustbench|timm`` (in ``tests``) tries them all and prints the table that is committed in
-`coverage_tables`. Each takes a quarter of an hour on one core, and up to 8 GB of memory. Models in the table that a
+``python -m probe.zoo_coverage robustbench|timm`` (in ``tests``) tries them all and prints the table, as it is committed
+in `coverage_tables`. Each takes a quarter of an hour on one core, and up to 8 GB of memory. Models in the table that a
 second argument names are not tried again.
 """
 
