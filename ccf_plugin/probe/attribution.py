@@ -228,6 +228,7 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
             column_best = block[:, stop - start :].reshape(-1, size, total - stop).amax(1)  # (chunks, columns)
             for of_class, values in zip(class_of[start // size : stop // size], column_best, strict=True):
                 torch.maximum(best[of_class, stop:], values, out=best[of_class, stop:])
+        del block  # before the next is made
     best[:, is_padding] = 0
     # a chunk's few cosines in their own dtype: summing as float64 at once would copy all of `best`
     by_chunk = best.view(num_classes, -1, size).sum(2).to(accumulator_dtype(device))

@@ -39,6 +39,10 @@ class Samples:
         """The instance matrix, (K, K)."""
         return instance_matrix(self.rows, self.labels, classes).double().cpu().numpy()
 
+    def on_host(self) -> Samples:
+        """The same outside the GPU's memory, where a result that somebody keeps may lie for long."""
+        return Samples(self.rows.cpu(), self.labels.cpu())
+
     def confidence(self, classes: int, *, bootstrap: int, level: float, seed: int, instances: bool) -> Confidence:
         """Resample the images of every class with replacement, ``bootstrap`` times.
 

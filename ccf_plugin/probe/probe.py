@@ -193,7 +193,7 @@ class CrossClassProbe:
             model_mode=_only({mode for mode, _ in seen}),
             precision=_only({precision for _, precision in seen}),
             versions={"torch": torch.__version__, "numpy": np.__version__, **_own_version()},
-            samples=samples,
+            samples=None if samples is None else samples.on_host(),
         )
         if result.missing_classes:
             warnings.warn(

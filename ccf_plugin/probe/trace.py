@@ -198,6 +198,12 @@ class HeadTracer:
                 self._last = self._read(calls, output, training)
             except InputError as error:
                 self._last = self._with_new_layers(error)
+            except Exception as error:  # whatever it is, the host's pass does not fail for the probe's sake
+                what = " ".join(str(error).split())
+                self._last = InputError(
+                    f"expected a pass that the probe can read, found one where it fails ({type(error).__name__}: "
+                    f"{what}); name the head by hand with head='its.name'"
+                )
 
     def _unconsidered(self) -> dict[str, nn.Module]:
         """The layers that may be a head and were not there at the last look, by name."""
@@ -304,6 +310,12 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         raise InputError(
             "expected an eager nn.Module, found a TorchScript module, which shows nothing to hooks; "
             "probe the module that it was made from"
+        )
+    split = [name for name, m in model.named_modules() if isinstance(m, nn.DataParallel) and len(m.device_ids) > 1]
+    if split:
+        raise InputError(
+            f"expected a model that runs whole in one process, found nn.DataParallel at {split[0]!r}; "
+            "use one process per GPU (DistributedDataParallel)"
         )
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):

@@ -133,3 +133,8 @@ def test_class_names_must_fit(model: nn.Module, batch: Batch) -> None:
 def test_data_parallel_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match="one process per GPU"):
         CrossClassProbe(nn.DataParallel(model))
+    inside = nn.Sequential(nn.DataParallel(model))
+    CrossClassProbe(inside).detach()  # where it has one device or none, it runs its module as it is
+    inside[0].device_ids = [0, 1]
+    with pytest.raises(InputError, match="DataParallel at '0'"):
+        CrossClassProbe(inside)

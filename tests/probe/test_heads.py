@@ -16,6 +16,8 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from ccf_plugin import CrossClassProbe, InputError
 from ccf_plugin.probe.head import find_logits
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+
 N, n, K = 12, 6, 4
 
 
@@ -376,6 +378,18 @@ def test_refusals_say_why_and_leave_the_pass_alone(build: Callable[[], nn.Module
         with pytest.raises(InputError, match=message) as refusal:
             probe.update(torch.arange(N) % K)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_fault_of_the_probe_is_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr("ccf_plugin.probe.trace.detect_in_output", broken)
+    model = Body(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe:
+        assert model(images()).shape == (N, K)
+        with pytest.raises(InputError, match=r"RuntimeError: out of luck"):
+            probe.update(torch.arange(N) % K)
 
 
 def test_mixtures_by_hand_and_by_gradients() -> None:

@@ -1,6 +1,6 @@
 """The probe attaches to what RobustBench and timm hold: a few networks always, all of them with ``-m slow``.
 
-`zoo_coverage/*.csv` is the table of a full run on random weights (see `zoo_coverage.py` for the command).
+`coverage_tables/*.csv` is the table of a full run on random weights (see `zoo_coverage.py` for the command).
 """
 
 from __future__ import annotations
