@@ -20,11 +20,10 @@ from ccf_plugin.training.alarms import alarm
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
+from ccf_plugin.training.log import AVERAGE, EpochRow
 from ccf_plugin.training.objectives import StepOutput, build_objective
 from ccf_plugin.training.recipe import DistillSection, Recipe
 from ccf_plugin.training.run import (
-    AVERAGE,
-    EpochRow,
     Run,
     Snapshot,
     check_is_free,

@@ -13,7 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.training.run import AVERAGE, EpochRow, Run, read_log
+from ccf_plugin.training.log import AVERAGE, EpochRow, read_log
+from ccf_plugin.training.run import Run
 
 _SHORT = ("loss", "test RA", "CAS", "alarm")
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import metadata
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,16 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import write_atomically
 from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.training.log import AVERAGE, EpochRow, log_text
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
 
+# All that a run writes into its folder, and all that --force removes from it.
+_NAMES = (
+    *("recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state"),
+    *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
+)
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """One row of log.csv. Accuracies are fractions; None (an empty cell) is what was not measured that epoch."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_robust_accuracy: float | None
-    test_clean_accuracy: float | None
-    test_robust_accuracy: float | None
-    cas: float | None
-    instance_cas: float | None
-    seconds: float
-    images_per_second: float
-    alarm: str = ""
-    test_clean_accuracy_average: float | None = None
-    test_robust_accuracy_average: float | None = None
-    cas_average: float | None = None
-
-
-AVERAGE = "_average"  # marks what belongs to the averaged weights, in the log's columns and in file names
 
 
 @dataclass(frozen=True)
@@ -69,13 +50,16 @@ class Run:
     def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
         """A new run folder, in place of the one that ``check_is_free`` allows to replace; raises as that does."""
         check_is_free(folder, force=force)
-        if folder.exists():
-            shutil.rmtree(folder)
+        for name in _NAMES if folder.exists() else ():
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
         for part in (folder, folder / "probe", folder / "epochs", folder / "state"):
             part.mkdir(parents=True, exist_ok=True)
         run = cls(folder, recipe)
         write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
-        write_atomically(folder / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
+        run._write_json("environment.json", environment)
         run._write_log()
         return run
 
@@ -84,7 +68,8 @@ class Run:
         """The run to continue; its recipe must be the same, but for more epochs.
 
         Raises:
-            InputError: there is no run in the folder, or the recipe differs (the differing keys are named).
+            InputError: there is no run in the folder, its files are damaged, the recipe differs (the differing keys
+                are named), or it has fewer epochs than are done.
         """
         from ccf_plugin.training.recipe_files import load_recipe
 
@@ -92,16 +77,24 @@ class Run:
             raise InputError(
                 f"expected a run to resume in {folder}, found no finished epoch; start it without --resume"
             )
-        before = _flat(load_recipe(str(folder / "recipe.toml")).model_dump(exclude_none=True))
-        now = _flat(recipe.model_dump(exclude_none=True))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if [key for key in changed if key != "optim.epochs"]:
-            differences = ", ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed)
+        before = load_recipe(str(folder / "recipe.toml"))
+        flat_before, flat_now = (_flat(one.model_dump(exclude_none=True)) for one in (before, recipe))
+        keys = sorted(flat_before.keys() | flat_now.keys())
+        changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]
+        may_change = {"optim.epochs"} if recipe.optim.schedule in ("multistep", "constant") else set()
+        if set(changed) - may_change:
+            differences = ", ".join(
+                f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed
+            )
             raise InputError(
                 f"expected the recipe of the run in {folder}, found changes ({differences}); use another --out"
             )
         run = cls(folder, recipe)
-        run.rows = read_log(folder)[: json.loads((folder / "state" / "last.json").read_text())["epoch"]]
+        run.rows = run._read_rows()
+        if run.epoch > recipe.optim.epochs:
+            raise InputError(
+                f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"
+            )
         run._write_log()
         write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
         return run
@@ -112,19 +105,17 @@ class Run:
         return len(self.rows)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """log.csv's columns: those of averaged weights only where the recipe averages."""
-        names = (field.name for field in fields(EpochRow))
-        return tuple(name for name in names if self.recipe.average is not None or not name.endswith(AVERAGE))
-
-    @property
     def best(self) -> EpochRow | None:
         """The row whose checkpoint is best.safetensors."""
         return self.best_of("")
 
     def best_of(self, suffix: str) -> EpochRow | None:
-        """The evaluated epoch of the highest test RA of the raw ("") or averaged weights (the first of equals)."""
-        figures = [(getattr(row, f"test_robust_accuracy{suffix}"), row) for row in self.rows]
+        """The evaluated epoch of the highest test RA of the raw ("") or averaged weights (the first of equals).
+
+        After standard training, whose RA says nothing, the one of the highest clean accuracy.
+        """
+        measure = "test_clean_accuracy" if self.recipe.objective.loss == "standard" else "test_robust_accuracy"
+        figures = [(getattr(row, f"{measure}{suffix}"), row) for row in self.rows]
         evaluated = [(accuracy, row) for accuracy, row in figures if accuracy is not None]
         return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
 
@@ -161,13 +152,22 @@ class Run:
 
     def restore(self) -> dict[str, dict[str, Any]]:
         """The state dicts of the last finished epoch, as ``finish_epoch`` was given them."""
-        state = self.folder / "state"
-        described = json.loads((state / "last.json").read_text(encoding="utf-8"))
         states: dict[str, dict[str, Any]] = {}
-        for key, tensor in load_state(state / f"{described['epoch']:03}.safetensors").items():
+        for key, tensor in load_state(self.folder / "state" / f"{self.epoch:03}.safetensors").items():
             name, rest = key.split(".", 1)
             states.setdefault(name, {})[rest] = tensor
         return states
+
+    def _read_rows(self) -> list[EpochRow]:
+        """The finished epochs as the state has them: the log rounds, and may have been edited."""
+        path = self.folder / "state" / "last.json"
+        try:
+            rows = [EpochRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"expected the state of a run in {path}, found a damaged file ({error})") from None
+        if not rows or [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
+            raise InputError(f"expected the epochs of a run in {path}, found {[row.epoch for row in rows]}")
+        return rows
 
     def _save_result(self, name: str, result: CrossClassResult) -> None:
         stem = self.folder / "probe" / name
@@ -188,46 +188,41 @@ class Run:
         folder = self.folder / "state"
         write_atomically(folder / f"{epoch:03}.safetensors", save(tensors))
         # last.json names the state that counts; only then may the one before it go.
-        write_atomically(folder / "last.json", (json.dumps({"epoch": epoch}) + "\n").encode())
+        self._write_json("state/last.json", {"epoch": epoch, "rows": [asdict(row) for row in self.rows]})
         for old in folder.glob("*.safetensors"):
             if old.stem != f"{epoch:03}":
                 old.unlink()
 
     def _write_log(self) -> None:
-        buffer = StringIO()
-        writer = csv.DictWriter(buffer, self.columns, lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            figures = asdict(row)
-            writer.writerow({key: _cell(figures[key]) for key in self.columns})
-        write_atomically(self.folder / "log.csv", buffer.getvalue().encode())
+        text = log_text(self.rows, averaged=self.recipe.average is not None)
+        write_atomically(self.folder / "log.csv", text.encode())
+
+    def _write_json(self, name: str, content: object) -> None:
+        write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def check_is_free(folder: Path, *, force: bool = False) -> None:
-    """Refuse a folder that exists and is not empty; with ``force``, one that holds something else than a run.
+    """Refuse a folder that holds a run with finished epochs, unless ``force``; refuse one with other files always.
 
     Raises:
         InputError: the message names the ways out.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
         return
-    if not force:
+    if not folder.is_dir():
+        raise InputError(f"expected a folder for the run, found the file {folder}; choose another --out")
+    found = {entry.name for entry in folder.iterdir()}
+    others = sorted(found - set(_NAMES))
+    if others or (found and "environment.json" not in found):
+        named = ", ".join((others or sorted(found))[:3])
+        raise InputError(
+            f"expected an empty folder or a run in {folder}, found other files ({named}); choose another --out"
+        )
+    if (folder / "state" / "last.json").is_file() and not force:
         raise InputError(
             f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
             "or choose another folder with --out"
         )
-    if not (folder / "recipe.toml").is_file():
-        raise InputError(f"expected --force to replace a run, found other files in {folder}; choose another --out")
-
-
-def read_log(folder: Path) -> list[EpochRow]:
-    """The rows of a run's log.csv."""
-
-    def value(key: str, cell: str) -> object:
-        return cell if key == "alarm" else int(cell) if key == "epoch" else float(cell) if cell else None
-
-    with (folder / "log.csv").open(newline="", encoding="utf-8") as file:
-        return [EpochRow(**{key: value(key, cell) for key, cell in row.items()}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -274,10 +269,6 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown"
-
-
-def _cell(value: object) -> object:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.training.log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.training.run import read_log
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ccf_plugin.training.log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
-from ccf_plugin.training.run import read_log
 
 from .test_run import TINY, Quiet
 

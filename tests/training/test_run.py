@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from safetensors.torch import load_file
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.training.log import EpochRow, read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.training.run import EpochRow, Run, read_log
+from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.models import load_model
 
 TINY = [
@@ -162,16 +165,79 @@ def test_an_existing_run_is_never_overwritten_by_accident(finished: Run) -> None
     assert _bytes(finished.folder) == before
 
 
-def test_force_replaces_a_run_but_nothing_else(tmp_path: Path) -> None:
+def test_force_replaces_a_run_and_touches_nothing_else(finished: Run, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="other files"):
-        train(tiny("optim.epochs=1"), folder, Quiet(), force=True)
-    assert (folder / "thesis.txt").read_text() == "years of work"
     (folder / "recipe.toml").write_text("")
-    train(tiny("optim.epochs=1"), folder, Quiet(), force=True)
-    assert not (folder / "thesis.txt").exists()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"found other files \(thesis.txt\)"):
+        train(tiny("optim.epochs=1"), folder, Quiet(), force=True)
+    (folder / "thesis.txt").unlink()
+    with pytest.raises(InputError, match=r"found other files \(recipe.toml\)"):  # somebody's recipe, not a run
+        train(tiny("optim.epochs=1"), folder, Quiet(), force=True)
+    assert (folder / "recipe.toml").read_text() == ""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.folder, copy)
+    train(tiny("optim.epochs=1", "checkpoints.every=0"), copy, Quiet(), force=True)
+    assert not list((copy / "epochs").iterdir())
+    assert len(read_log(copy)) == 1
+
+
+def test_a_run_that_died_before_its_first_epoch_ended_starts_over(tmp_path: Path) -> None:
+    with pytest.raises(CCFError):
+        train(tiny("optim.lr=1e30"), tmp_path / "run", Quiet())
+    with pytest.raises(InputError, match="found no finished epoch; start it without --resume"):
+        train(tiny(), tmp_path / "run", Quiet(), resume=True)
+    assert train(tiny("optim.epochs=1"), tmp_path / "run", Quiet()).epoch == 1
+
+
+def test_resume_follows_the_state_and_not_an_edited_log(finished: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), folder, Quiet(stop_after=2))
+    (folder / "log.csv").write_text("hello")
+    _assert_same_run(train(tiny(), folder, Quiet(), resume=True), finished)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"epoch": 1, "rows": [{"epoch": 2}]}', '{"epoch": 1, "rows": []}'])
+def test_a_damaged_state_is_said(finished: Run, tmp_path: Path, content: str) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run")
+    (tmp_path / "run" / "state" / "last.json").write_text(content)
+    with pytest.raises(InputError, match=r"last\.json"):
+        train(tiny(), tmp_path / "run", Quiet(), resume=True)
+
+
+def test_a_tie_after_a_resume_keeps_the_first_best(tmp_path: Path) -> None:
+    still = tiny("optim.lr=1e-12", "data.test_limit=95")  # RA is a fraction that six digits round
+    with pytest.raises(KeyboardInterrupt):
+        train(still, tmp_path / "run", Quiet(stop_after=1))
+    resumed = train(still, tmp_path / "run", Quiet(), resume=True)
+    accuracies = {row.test_robust_accuracy for row in resumed.rows}
+    if len(accuracies) == 1:
+        assert resumed.best is resumed.rows[0]
+    whole = train(still, tmp_path / "whole", Quiet())
+    assert resumed.best is not None
+    assert whole.best is not None
+    assert resumed.best.epoch == whole.best.epoch
+
+
+def test_fewer_epochs_than_are_done_are_refused(finished: Run) -> None:
+    before = _bytes(finished.folder)
+    with pytest.raises(InputError, match="expected 3 epochs or more, which are done"):
+        train(tiny("optim.epochs=2"), finished.folder, Quiet(), resume=True)
+    assert _bytes(finished.folder) == before
+
+
+def test_a_schedule_that_spans_the_run_cannot_be_stretched(tmp_path: Path) -> None:
+    train(tiny("optim.schedule=cosine", "optim.epochs=1"), tmp_path / "run", Quiet())
+    with pytest.raises(InputError, match=r"optim\.epochs: 1 before, 2 now"):
+        train(tiny("optim.schedule=cosine", "optim.epochs=2"), tmp_path / "run", Quiet(), resume=True)
+
+
+def test_standard_training_keeps_the_epoch_of_the_best_clean_accuracy(tmp_path: Path) -> None:
+    run = train(tiny("objective.loss=standard"), tmp_path / "standard", Quiet())
+    assert run.best is not None
+    assert run.best.test_clean_accuracy == max(row.test_clean_accuracy or 0 for row in run.rows)
 
 
 def test_standard_training_probes_clean_images_and_still_tells_ra(tmp_path: Path) -> None:
@@ -222,6 +288,9 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+COLUMNS = tuple(field.name for field in fields(EpochRow))
+
+
 def _assert_same_run(one: Run, other: Run) -> None:
     for name in ("best", "last"):
         first, second = (load_file(run.folder / f"{name}.safetensors") for run in (one, other))
@@ -229,7 +298,7 @@ def _assert_same_run(one: Run, other: Run) -> None:
         assert all(torch.equal(first[key], second[key]) for key in first)
     timed = ("seconds", "images_per_second")
     for row, twin in zip(read_log(one.folder), read_log(other.folder), strict=True):
-        assert all(getattr(row, key) == getattr(twin, key) for key in one.columns if key not in timed)
+        assert all(getattr(row, key) == getattr(twin, key) for key in COLUMNS if key not in timed)
     for epoch in (1, 2, 3):
         first, second = (CrossClassResult.load(run.folder / "probe" / f"{epoch:03}") for run in (one, other))
         np.testing.assert_array_equal(first.matrix, second.matrix)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ccf_plugin.training.alarms import alarm
+from ccf_plugin.training.log import EpochRow
 from ccf_plugin.training.recipe import OptimSection
-from ccf_plugin.training.run import EpochRow
 from ccf_plugin.training.schedule import learning_rate
 
 

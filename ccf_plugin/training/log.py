@@ -1,0 +1,69 @@
+"""log.csv: one row per epoch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from io import StringIO
+from pathlib import Path
+
+from ccf_plugin.errors import InputError
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One row of log.csv. Accuracies are fractions; None (an empty cell) is what was not measured that epoch."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_robust_accuracy: float | None
+    test_clean_accuracy: float | None
+    test_robust_accuracy: float | None
+    cas: float | None
+    instance_cas: float | None
+    seconds: float
+    images_per_second: float
+    alarm: str = ""
+    test_clean_accuracy_average: float | None = None
+    test_robust_accuracy_average: float | None = None
+    cas_average: float | None = None
+
+
+AVERAGE = "_average"  # marks what belongs to the averaged weights, in the log's columns and in file names
+
+
+def log_text(rows: Sequence[EpochRow], *, averaged: bool) -> str:
+    """The rows as CSV, the columns of averaged weights only where there are such."""
+    names = [field.name for field in fields(EpochRow)]
+    columns = [name for name in names if averaged or not name.endswith(AVERAGE)]
+    buffer = StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        figures = asdict(row)
+        writer.writerow({key: _cell(figures[key]) for key in columns})
+    return buffer.getvalue()
+
+
+def read_log(folder: Path) -> list[EpochRow]:
+    """The rows of a run's log.csv.
+
+    Raises:
+        InputError: there is none, or it is not one that training wrote.
+    """
+
+    def value(key: str, cell: str) -> object:
+        return cell if key == "alarm" else int(cell) if key == "epoch" else float(cell) if cell else None
+
+    path = folder / "log.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [EpochRow(**{key: value(key, cell) for key, cell in row.items()}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"expected the log of a run in {path}, found none that can be read ({error})") from None
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
