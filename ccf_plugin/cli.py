@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Cross-class features of classifiers: train adversarially, probe any model.",
 )
 
@@ -33,7 +34,8 @@ def main() -> NoReturn:
     except CCFError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; `ccf train … --resume` continues a run after its last finished epoch", 130)
+        resumable = "; continue after the last finished epoch with --resume" if sys.argv[1:2] == ["train"] else ""
+        _fail(f"interrupted{resumable}", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -43,7 +45,8 @@ def main() -> NoReturn:
         usage = getattr(error, "format_message", None)  # of click's errors, wherever this typer keeps its click
         if usage is None:
             raise
-        _fail(f"{usage().rstrip('.')}; see ccf --help", 2)
+        command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
+        _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
 
 
 @app.command()
@@ -101,10 +104,13 @@ def probe(
     attack: Annotated[
         str | None, typer.Option(help="A torchattacks class. Default: PGD or PGDL2, by the norm.")
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf or L2. Default: the model's benchmark's, else Linf.")] = None,
-    eps: Annotated[str | None, typer.Option(help="Radius in [0, 1] pixel units, as in 8/255.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf or L2. Default: the benchmark's or run's, else Linf.")] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius in [0, 1] pixel units, as in 8/255. Default: as for the norm."),
+    ] = None,
     step_size: Annotated[str | None, typer.Option(help="Default: eps/4 (Linf), eps/8 (L2).")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the attack.")] = 20,
+    steps: Annotated[int | None, typer.Option(help="Steps of the attack. Default: 20, or the run's own.")] = None,
     instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only so many test images, evenly over the classes.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per pass.")] = 250,
@@ -118,7 +124,8 @@ def probe(
     data_root: Annotated[Path, typer.Option(help="Where torchvision's data sets lie.")] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model's name>.")
+        Path | None,
+        typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result's JSON and nothing else.")] = False,
 ) -> None:
@@ -128,16 +135,28 @@ def probe(
     from rich.progress import track
 
     from ccf_plugin.measure.evaluate import measure
-    from ccf_plugin.zoo.datasets import load_data
+    from ccf_plugin.zoo.attacks import attack_class
+    from ccf_plugin.zoo.datasets import check_spec, load_data
     from ccf_plugin.zoo.models import load_model
     from ccf_plugin.zoo.precision import resolve_device, resolve_precision
     from ccf_plugin.zoo.threat import threat_model
 
+    if clean and (attack or norm or eps or step_size or steps):
+        raise InputError("expected --clean, or an attack's options, found both; leave one out")
     on = resolve_device(device)
+    chosen_precision = resolve_precision(precision, on)  # type: ignore[arg-type]
+    if data is not None:
+        check_spec(data)
+    if attack is not None:
+        attack_class(attack)
+    threat_model(norm=norm or "Linf", eps=eps, step_size=step_size, steps=steps or 20)  # before anything is downloaded
     loaded = load_model(model, pretrained=pretrained, checkpoint=checkpoint, model_dir=model_dir)
-    wanted_norm = norm or loaded.threat["norm"]
-    wanted_eps = eps if eps is not None or wanted_norm != loaded.threat["norm"] else loaded.threat["eps"]
-    threat = None if clean else threat_model(norm=wanted_norm, eps=wanted_eps, step_size=step_size, steps=steps)
+    own = loaded.threat if norm in (None, loaded.threat["norm"]) and not clean else {}
+    options = {"norm": norm, "eps": eps, "step_size": step_size, "steps": steps}
+    given = {key: value for key, value in options.items() if value is not None}
+    if eps is not None:  # a step size belongs to its radius
+        own = {key: value for key, value in own.items() if key != "step_size"}
+    threat = None if clean else threat_model(**(own | given))
     if data is None and loaded.data is None:
         raise InputError(f"expected --data for {model}, found none that it belongs to; see ccf probe --help")
     images = load_data(
@@ -146,7 +165,7 @@ def probe(
         root=data_root,
         download=download,
         preprocess=loaded.preprocess,
-        test_limit=limit,
+        test_limit=loaded.test_limit if limit is None and data is None else limit,
     )
     if images.test is None:
         raise InputError(f"expected a test split in {images.name}, found none")
@@ -155,6 +174,15 @@ def probe(
             f"expected data of {loaded.num_classes} classes for {model}, found {len(images.classes)} in {images.name}; "
             "choose --data to match"
         )
+    if loaded.class_names is not None and images.classes != loaded.class_names and not images.classes[0].isdigit():
+        raise InputError(
+            f"expected data of the classes {', '.join(loaded.class_names[:3])}, …, found "
+            f"{', '.join(images.classes[:3])}, …: their order must be the model's"
+        )
+    described = "clean" if threat is None else f"{attack or 'PGD'}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
+    stem = out or Path("results") / f"{loaded.name}-{described}"
+    if stem.suffix in (".npz", ".json", ".png"):
+        stem = stem.with_suffix("")
     console = Console(stderr=as_json)
     result = measure(
         loaded.model.to(on),
@@ -168,12 +196,11 @@ def probe(
         instances=instances,
         head=head,
         seed=seed,
-        precision=resolve_precision(precision, on),  # type: ignore[arg-type]
+        precision=chosen_precision,
         progress=lambda batches, total: track(
             batches, "measuring", total=total, console=console, transient=True, disable=not console.is_terminal
         ),
     )
-    stem = out or Path("results") / loaded.name
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
     if as_json:
@@ -256,7 +283,8 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("clean accuracy", f"{result.clean_accuracy:.1%}")
     if result.robust_accuracy is not None and threat is not None:
         table.add_row(f"RA ({threat['attack']}-{threat['steps']})", f"{result.robust_accuracy:.1%}")
-    table.add_row("CAS", f"{result.cas:.2f} of {len(result.matrix) * (len(result.matrix) - 1)}")
+    present = len(result.matrix) - len(result.missing_classes)
+    table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))

@@ -27,5 +27,8 @@ class UnavailableError(CCFError, RuntimeError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'a' or 'b'?"`` for the nearest of ``known``, or ``""`` when nothing is near."""
     by_lower = {option.lower(): option for option in known}
-    near = [by_lower[match] for match in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.55)]
+    typed = name.lower()
+    close = get_close_matches(typed, by_lower, n=3, cutoff=0.55)
+    begun = [option for option in by_lower if len(typed) > 2 and option.startswith(typed) and option not in close]
+    near = [by_lower[match] for match in (close + begun)[:3]]
     return f"; did you mean {' or '.join(repr(option) for option in near)}?" if near else ""

@@ -50,26 +50,36 @@ def ccf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return run
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of the digits, in the form that training writes."""
+def _save_untrained(folder: Path, classes: str, data: str) -> Path:
+    """An untrained model, in the form that training writes."""
     torch.manual_seed(0)
     options = {"width": 2, "blocks": [1, 1, 1, 1]}
-    model = build_model("narrow_preact_resnet18", num_classes=10, input_size=(1, 8, 8), options=options)
-    path = tmp_path_factory.mktemp("checkpoints") / "best.safetensors"
-    save_checkpoint(
-        path,
-        model,
-        {
-            "model": {"name": "narrow_preact_resnet18", "options": options, "mean": None, "std": None},
-            "classes": list("0123456789"),
-            "data": "digits",
-            "input_size": [1, 8, 8],
-            "threat": {"norm": "Linf", "eps": 0.1},
-            "epoch": 1,
-        },
-    )
-    return path
+    model = build_model("narrow_preact_resnet18", num_classes=len(classes), input_size=(1, 8, 8), options=options)
+    metadata = {
+        "model": {"name": "narrow_preact_resnet18", "options": options, "mean": None, "std": None},
+        "classes": list(classes),
+        "data": data,
+        "input_size": [1, 8, 8],
+        "threat": {"norm": "Linf", "eps": 0.1},
+        "epoch": 1,
+    }
+    save_checkpoint(folder / "best.safetensors", model, metadata)
+    return folder / "best.safetensors"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the digits."""
+    return _save_untrained(tmp_path_factory.mktemp("ten"), "0123456789", "digits")
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of three classes, with its data."""
+    folder = tmp_path_factory.mktemp("three")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    np.savez(folder / "three.npz", x=images, y=np.arange(6) % 3)
+    return _save_untrained(folder, "012", f"npz:{folder / 'three.npz'}")
 
 
 def _process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -103,7 +113,7 @@ def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
     ):
         assert text in out
     for suffix in ("npz", "json", "png"):
-        assert (tmp_path / "results" / f"digits.{suffix}").is_file()
+        assert (tmp_path / "results" / f"digits-PGD2-Linf-0.07843.{suffix}").is_file()
 
 
 def test_json_is_all_that_json_prints_and_is_what_is_saved(ccf: Ccf, checkpoint: Path, tmp_path: Path) -> None:
@@ -141,7 +151,7 @@ def test_an_attack_without_a_step_size_is_shown(ccf: Ccf, checkpoint: Path) -> N
 
 def test_a_class_without_images_is_named_and_left_out(ccf: Ccf, checkpoint: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (18, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "nine.npz", x=images, y=np.arange(18) % 9, classes=np.array(list("abcdefghij")))
+    np.savez(tmp_path / "nine.npz", x=images, y=np.arange(18) % 9, classes=np.array(list("0123456789")))
     code, out, err = ccf("probe", checkpoint, "--data", "npz:nine.npz", "--clean", "--out", "nine")
     assert code == 0
     assert "no samples of 9: NaN in C, not in CAS" in out
@@ -227,21 +237,48 @@ BAD = {
     "a sweep of an unknown key": (["sweep", "digits", "attack.epz=1/255,2/255"], "did you mean 'eps'"),
     "nothing to resume": (["train", "digits", "--resume"], "no finished epoch"),
     "both resume and force": (["train", "digits", "--resume", "--force"], "--resume or --force"),
-    "a folder that is taken": (["train", "digits", "--out", "taken"], "--force"),
+    "a folder that is taken": (["train", "digits", "--out", "taken"], "other files (notes.txt)"),
+    "a taken folder by force": (["train", "digits", "--out", "taken", "--force"], "other files (notes.txt)"),
+    "a file for a folder": (["train", "digits", "--out", "page.pt"], "found the file page.pt"),
+    "clean and an attack": (["probe", "{checkpoint}", "--clean", "--attack", "PGD"], "leave one out"),
+    "images of another size": (["probe", "{checkpoint}", "--data", "npz:colour.npz"], "refuses them"),
+    "data of other class names": (
+        ["probe", "{checkpoint}", "--data", "npz:named.npz"],
+        "their order must be the model's",
+    ),
+    "an attack for more classes": (
+        ["probe", "{three}", "--attack", "AutoAttack", "--steps", "1"],
+        "cannot attack this",
+    ),
+    "a seed beyond bounds": (["train", "digits", "--set", "seed=99999999999999999999"], "seed: expected less than"),
+    "a batch of one": (
+        ["train", "digits", "--set", "data.train_per_class=13", "--set", "optim.batch_size=129"],
+        "a single image",
+    ),
+    "a network that refuses the images": (
+        ["train", "digits", "--set", "model.options={{}}", "--set", "model.name=timm:vit_tiny_patch16_224"],
+        "vit_tiny_patch16_224",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_line_and_leaves_nothing(ccf: Ccf, checkpoint: Path, tmp_path: Path, case: str) -> None:
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    ccf: Ccf, checkpoint: Path, three_classes: Path, tmp_path: Path, case: str
+) -> None:
     np.savez(tmp_path / "three.npz", x=np.zeros((3, 8, 8), np.uint8), y=np.arange(3))
     np.savez(tmp_path / "labels.npz", x=np.zeros((3, 8, 8), np.uint8), y=np.array([0, -1, 2]))
     np.savez(tmp_path / "floats.npz", x=np.zeros((3, 8, 8)), y=np.arange(3))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "colour.npz", x=rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8), y=np.arange(10))
+    named = np.array([f"class {letter}" for letter in "abcdefghij"])
+    np.savez(tmp_path / "named.npz", x=np.zeros((10, 8, 8), np.uint8), y=np.arange(10), classes=named)
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><html>quota exceeded</html>")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     arguments, message = BAD[case]
-    code, out, err = ccf(*(argument.format(checkpoint=checkpoint) for argument in arguments))
+    code, out, err = ccf(*(argument.format(checkpoint=checkpoint, three=three_classes) for argument in arguments))
     assert code in (1, 2)
     assert out == ""
     assert err.startswith("ccf: ")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
-from ccf_plugin.probe.probe import evaluation_mode
+from ccf_plugin.probe.host import evaluation_mode
+from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.precision import Forward, Precision
 from ccf_plugin.zoo.threat import ThreatModel
+
+_LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -30,6 +35,7 @@ def measure(
     data_name: str,
     split_name: str = "test",
     attack_name: str | None = None,
+    attack_options: Mapping[str, Any] | None = None,
     batch_size: int = 250,
     instances: bool = False,
     max_per_class: int | None = None,
@@ -48,15 +54,25 @@ def measure(
         progress: wraps the batches (and is told their number) to show progress.
 
     Raises:
-        InputError: the head's class count is not the data's, or a fault that the probe or the attack names.
+        InputError: the model refuses such images, its head's class count is not the data's, or a fault that the
+            probe or the attack names.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     total = split.count_batches(batch_size)
     attack: Attack | None = None
     if threat is not None:
-        attack = build_attack(attack_name, Forward(model, precision=precision), threat)
+        attack = build_attack(
+            attack_name,
+            Forward(model, precision=precision),
+            threat,
+            options=attack_options,
+            num_classes=len(classes),
+        )
     with CrossClassProbe(model, head=head, instances=instances, max_per_class=max_per_class) as probe:
-        _check_classes(probe, split, device, len(classes))
+        # Find the head on a few images, before an attack is run for nothing.
+        with torch.set_grad_enabled(head == GRADIENT):
+            check_input(model, tuple(split.images.shape[1:]), model_name)
+        _check_classes(probe, len(classes))
         result = probe.run(progress(split.batches(batch_size, device), total), attack, seed=seed)
     described: dict[str, Any] | None = None if result.threat is None else {**result.threat, "precision": precision}
     return replace(
@@ -65,13 +81,29 @@ def measure(
         model=model_name,
         data={"name": data_name, "split": split_name, "count": len(split)},
         threat=described,
+        versions={**result.versions, **_versions()},
     )
 
 
-def _check_classes(probe: CrossClassProbe, split: Split, device: torch.device, classes: int) -> None:
-    """Find the head on a few images, before an attack is run for nothing."""
-    with evaluation_mode(probe.model), torch.no_grad():
-        probe.model(next(split.batches(8, device))[0])
+def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> None:
+    """Raise InputError where a model refuses images of a size (C, H, W); its modes are as before."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    try:
+        with evaluation_mode(model):
+            model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"expected a model for images of {'×'.join(map(str, size))}, found that {name} refuses them "
+            f"({' '.join(str(error).split())[:120]}); choose data or model to match"
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    """Of the ecosystem's libraries that took part."""
+    return {name: metadata.version(name) for name in _LIBRARIES if name in sys.modules}
+
+
+def _check_classes(probe: CrossClassProbe, classes: int) -> None:
     if probe.head is not None and probe.head.classes != classes:
         raise InputError(
             f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "

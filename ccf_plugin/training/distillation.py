@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.measure.evaluate import check_input
 from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
@@ -87,14 +88,9 @@ def load_teacher(
         raise InputError(f"expected the teacher's run at {spec}, found none; make it with `{made_by}`")
     loaded = load_model(spec)
     model = loaded.model.to(device).requires_grad_(False)
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(2, *input_size, device=device))
-    except RuntimeError as error:
-        size = "×".join(map(str, input_size))
-        raise InputError(
-            f"expected a teacher for images of {size}, found that {spec} refuses them: {str(error).splitlines()[0]}"
-        ) from error
+    check_input(model, input_size, spec)
+    with torch.no_grad():
+        logits = model(torch.zeros(2, *input_size, device=device))
     if logits.shape != (2, num_classes):
         raise InputError(f"expected a teacher of {num_classes} classes, found {logits.shape[-1]} in {spec}")
     return Teacher(Forward(model, precision=precision), section)

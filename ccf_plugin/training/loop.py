@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.measure.evaluate import Batches, measure
+from ccf_plugin.measure.evaluate import Batches, check_input, measure
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.alarms import alarm
 from ccf_plugin.training.averaging import WeightAverage
@@ -77,6 +78,8 @@ def train(
         InputError: a fault in recipe, data or model (nothing is written then), or an existing run in ``out``.
         CCFError: the loss stopped being finite; the last finished epoch remains.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("expected one process, found several: training does not run on more than one device yet")
     if not resume:
         check_is_free(out, force=force)  # before the data are loaded for nothing
     parts = _prepare(recipe, download=download)
@@ -123,8 +126,9 @@ def train(
 
     def train_epoch(epoch: int) -> tuple[float, float]:
         """One pass over the training images: the mean loss, and the accuracy on what the loss saw."""
-        # Every epoch draws from its own seed, so that a resumed run repeats an uninterrupted one.
-        torch.manual_seed(recipe.seed * 1_000_003 + epoch)
+        # Every epoch draws from its own seed, so that a resumed run repeats an uninterrupted one; apart from those of
+        # the batches' order.
+        torch.manual_seed((recipe.seed + 1) * 2_000_003 + epoch)
         parts.model.train()
         gamma = recipe.awp.gamma if recipe.awp is not None and epoch > recipe.awp.start_epoch else 0.0
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -151,10 +155,12 @@ def train(
         started = time.perf_counter()
         rate = learning_rate(recipe.optim, epoch - 1)
         loss, accuracy = train_epoch(epoch)
-        if not math.isfinite(loss):
+        finite = torch.stack([torch.isfinite(value).all() for value in parts.model.parameters()]).all()
+        if not (math.isfinite(loss) and finite):
+            left = f"epoch {epoch - 1} remains in {out}" if epoch > 1 else "nothing was kept"
             raise CCFError(
-                f"expected a finite loss, found {loss} in epoch {epoch} at learning rate {rate:g}; epoch {epoch - 1} "
-                f"remains in {out}: lower optim.lr or use precision float32"
+                f"expected a finite loss and finite weights, found a loss of {loss:g} at the end of epoch {epoch} at "
+                f"learning rate {rate:g}; {left}: lower optim.lr or use precision float32"
             )
         if average is not None:
             average.after_epoch(parts.model, epoch)
@@ -203,6 +209,11 @@ def _prepare(recipe: Recipe, *, download: bool) -> _Parts:
     )
     if data.train is None or data.test is None:
         raise InputError(f"expected data with a train and a test split, found {data.name} without one of them")
+    if len(data.train) % recipe.optim.batch_size == 1:
+        raise InputError(
+            f"optim.batch_size: expected one that leaves no last batch of a single image, which BatchNorm refuses, "
+            f"found {recipe.optim.batch_size} for {len(data.train)} images"
+        )
     size = min(data.train.images.shape[2:])
     if recipe.data.augmentation != "none" and recipe.data.crop_padding >= size:
         raise InputError(
@@ -217,6 +228,7 @@ def _prepare(recipe: Recipe, *, download: bool) -> _Parts:
         mean=recipe.model.mean,
         std=recipe.model.std,
     )
+    check_input(model, _input_size(data.train), recipe.model.name)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Parts(recipe, data, data.train, data.test, model, device, resolve_precision(recipe.precision, device))
 
@@ -245,6 +257,7 @@ def _evaluate(parts: _Parts, model: nn.Module, reporter: Reporter) -> CrossClass
             model_name=parts.recipe.model.name,
             data_name=parts.data.name,
             attack_name=parts.recipe.evaluate.name,
+            attack_options=parts.recipe.evaluate.options,
             batch_size=parts.recipe.evaluate.batch_size,
             instances=parts.recipe.probe.instances,
             seed=parts.recipe.evaluate.seed,
@@ -289,5 +302,6 @@ def _describe_model(parts: _Parts) -> dict[str, Any]:
         "classes": list(parts.data.classes),
         "data": parts.data.name,
         "input_size": list(_input_size(parts.train)),
-        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "test_limit": parts.recipe.data.test_limit,
+        "threat": threat.as_dict(),
     }

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -103,15 +105,19 @@ class OptimSection(_Section):
 
 
 class EvaluateSection(_Section):
-    """[evaluate]: the attack that measures RA, in eval mode; norm and eps are [attack]'s where silent."""
+    """[evaluate]: the attack that measures RA, in eval mode; norm and eps are [attack]'s where silent.
+
+    select names the split whose accuracy chooses the best epoch: RA, or clean accuracy after standard training.
+    """
 
     name: str | None = None
     norm: Literal["Linf", "L2"] | None = None
     eps: Pixels | None = None
     step_size: Pixels | None = None
     steps: Annotated[int, Field(ge=1)] = 20
+    options: dict[str, Any] = {}
     batch_size: Annotated[int, Field(ge=1)] = 250
-    seed: int = 0
+    seed: Seed = 0
     every: Annotated[int, Field(ge=1)] = 1
     select: Literal["test"] = "test"
 
@@ -134,7 +140,7 @@ class CheckpointSection(_Section):
 class Recipe(_Section):
     """A training run, fully determined. ``threads`` (CPU) is torch's own choice where silent."""
 
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "float32", "bf16"] = "auto"

@@ -127,7 +127,7 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
     """What the zoo finds wrong with names and threat models, told together with the schema's faults."""
     from torch import nn
 
-    from ccf_plugin.zoo.attacks import build_attack
+    from ccf_plugin.zoo.attacks import attack_class, build_attack
     from ccf_plugin.zoo.datasets import check_spec
     from ccf_plugin.zoo.networks import check_name
 
@@ -165,12 +165,14 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
             build_attack(section.get("name"), nn.Identity(), threat, options=section.get("options"))
 
     faults: list[str] = []
-    checks: list[tuple[str, Callable[[], None]]] = [
+    checks: list[tuple[str, Callable[[], object]]] = [
         ("model.name", lambda: check_name(model["name"]) if isinstance(model.get("name"), str) else None),
         ("data.name", lambda: check_spec(data["name"]) if isinstance(data.get("name"), str) else None),
         ("distill", check_teachers),
         ("average.stop_epoch", check_average),
         ("objective.label_smoothing", check_smoothing),
+        ("attack.name", lambda: attack_class(attack["name"]) if isinstance(attack.get("name"), str) else None),
+        ("evaluate.name", lambda: attack_class(evaluate["name"]) if isinstance(evaluate.get("name"), str) else None),
         ("attack", lambda: check_attack(attack, training_threat(attack))),
         ("evaluate", lambda: check_attack(evaluate, evaluation_threat(attack, evaluate))),
     ]
@@ -178,8 +180,8 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         try:
             check()
         except InputError as fault:
-            if key == "evaluate" and any(found.startswith("attack.") for found in faults):
-                continue  # it inherits the training attack's fault
+            if any(found.startswith(("attack.", f"{key}.")) for found in faults) and key in ("attack", "evaluate"):
+                continue  # the same fault again, its own or inherited
             names_its_key = re.match(r"(eps|step_size|steps|norm): ", str(fault))
             faults.append(f"{key}.{fault}" if names_its_key else f"{key}: {fault}")
     return faults

@@ -17,7 +17,13 @@ from ccf_plugin.zoo.threat import ThreatModel
 Mode = Literal["eval", "train"]
 
 _DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
-_L2_ATTACKS = {"CW", "DeepFool"}  # besides those whose name ends in L2
+# The norms of those that a name or a parameter does not tell; "none" is bounded in no norm.
+_NORMS = {
+    **dict.fromkeys(("CW", "DeepFool"), "L2"),
+    **dict.fromkeys(("EADL1", "EADEN"), "L1"),
+    **dict.fromkeys(("OnePixel", "Pixle", "JSMA", "SparseFool"), "L0"),
+    **dict.fromkeys(("GN", "VANILA"), "none"),
+}
 # LGV trains copies of the model and MultiAttack takes attacks instead of a model.
 _NOT_ATTACKS = {"LGV", "MultiAttack"}
 # What the classes call the fields of a threat model.
@@ -64,7 +70,10 @@ class Attack:
             if self._attack.device != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
-            adversarial: Tensor = self._attack(images.contiguous(), labels)
+            try:
+                adversarial: Tensor = self._attack(images.contiguous(), labels)
+            except IndexError as error:  # the DLR loss of APGD and AutoAttack sorts four logits
+                raise InputError(f"attack {self.name} cannot attack this model: {one_line(error)}; use PGD") from error
             return adversarial.detach()
 
     def describe(self) -> dict[str, Any]:
@@ -75,7 +84,7 @@ class Attack:
         """
         return {
             "attack": self.name,
-            "norm": self.threat.norm,
+            "norm": self.threat.norm if "norm" in self._taken else _norm_of(self.name),
             "eps": self.threat.eps if "eps" in self._taken else None,
             "step_size": self.threat.step_size if "step_size" in self._taken else None,
             "steps": self.threat.steps if "steps" in self._taken else 1,
@@ -137,30 +146,33 @@ def build_attack(
     *,
     mode: Mode = "eval",
     options: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
     ``name=None`` is PGD for Linf and PGDL2 for L2. The class receives the threat model under its own parameter names
-    (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options`` as they are; ``n_classes`` goes there for
-    the targeted attacks, whose default is 10. ``mode`` is what the model runs in during the attack: ``"eval"``, or
-    ``"train"``, which leaves each module's own mode. Build once and call often: torchattacks searches every attribute
-    that is set on an attack for further attacks.
+    (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options`` as they are; ``num_classes`` goes to those
+    that ask for it (the targeted ones, whose default is 10). ``mode`` is what the model runs in during the attack:
+    ``"eval"``, or ``"train"``, which leaves each module's own mode. Build once and call often: torchattacks searches
+    every attribute that is set on an attack for further attacks.
 
     Raises InputError for an unknown name or option, an attack of another norm, and a value that the class refuses.
     """
     if mode not in ("eval", "train"):
         raise InputError(f"attack mode: expected 'eval' or 'train', found {mode!r}")
-    name, attack_class = _attack_class(_DEFAULT_ATTACK[threat.norm] if name is None else name)
-    parameters = _parameters(attack_class)
+    name, chosen = attack_class(_DEFAULT_ATTACK[threat.norm] if name is None else name)
+    parameters = _parameters(chosen)
     _check_norm(name, parameters, threat)
     values = _check_options(name, parameters, options or {})
+    if "n_classes" in parameters and num_classes is not None:
+        values.setdefault("n_classes", num_classes)
     fields = threat.as_dict()
     values |= {key: fields[field] for key, field in _FROM_THREAT.items() if key in parameters}
     if "seed" in parameters and values.get("seed") is None and parameters["seed"].default is None:
         values["seed"] = 0  # AutoAttack would otherwise seed by the clock
     try:
         with quiet():  # a model without parameters makes the library print that it found no device
-            attack = attack_class(_Facade(model), **values)
+            attack = chosen(_Facade(model), **values)
     except Exception as error:
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     return Attack(name, model, threat, attack, mode=mode)
@@ -189,7 +201,8 @@ def attack_names() -> list[str]:
     return [name for name in torchattacks.__all__ if name not in _NOT_ATTACKS]
 
 
-def _attack_class(name: str) -> tuple[str, type]:
+def attack_class(name: str) -> tuple[str, type]:
+    """The attack's exact name and class. Raises InputError for one that torchattacks does not have."""
     import torchattacks
 
     known = {known.lower(): known for known in attack_names()}
@@ -211,10 +224,14 @@ def _parameters(attack_class: type) -> dict[str, inspect.Parameter]:
 def _check_norm(name: str, parameters: Mapping[str, Any], threat: ThreatModel) -> None:
     if "norm" in parameters:
         return
-    norm = "L2" if name.endswith("L2") or name in _L2_ATTACKS else "Linf"
-    if norm != threat.norm:
+    norm = _norm_of(name)
+    if norm in _DEFAULT_ATTACK and norm != threat.norm:
         other = _DEFAULT_ATTACK[threat.norm]
         raise InputError(f"attack {name} works in {norm}, but the norm is {threat.norm}; use {other} or norm {norm}")
+
+
+def _norm_of(name: str) -> str:
+    return _NORMS.get(name, "L2" if name.endswith("L2") else "Linf")
 
 
 def _check_options(name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

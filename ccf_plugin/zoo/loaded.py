@@ -24,8 +24,9 @@ class LoadedModel:
     """A classifier with what is known about it.
 
     ``model`` maps float32 images (N, C, H, W) in [0, 1] to logits (N, K), and is in eval mode. ``data`` is the data
-    spec to probe it on by default, ``threat`` the default norm and eps, ``preprocess`` the resizing and cropping of its
-    own data configuration, ``input_size`` (C, H, W). None means unknown (``preprocess``: images go in as they are).
+    spec to probe it on by default, and ``test_limit`` how many of its test images; ``threat`` holds the default norm
+    and eps, and of a run also step_size and steps; ``preprocess`` is the resizing and cropping of its own data
+    configuration, ``input_size`` (C, H, W). None means unknown (``preprocess``: images go in as they are).
     """
 
     model: nn.Module
@@ -37,3 +38,4 @@ class LoadedModel:
     threat: dict[str, Any] = field(default_factory=default_threat)
     preprocess: Preprocess | None = None
     input_size: tuple[int, int, int] | None = None
+    test_limit: int | None = None

@@ -81,8 +81,11 @@ def _load_run(spec: str, path: Path) -> LoadedModel:
     if code.startswith("python:"):
         # A file must not choose which code runs; the user names it.
         raise InputError(f"{path}: a model of your own code; run it with {code} --checkpoint {path}")
-    folder = path.parent if path.name == _BEST else path
-    return _from_metadata(metadata, path, spec=spec, name=folder.resolve().stem)
+    run = path.resolve().parent
+    of_epochs = run.parent if run.name == "epochs" else run
+    # runs/mine is mine, runs/mine/last.safetensors mine-last, runs/mine/epochs/010.safetensors mine-010
+    name = run.name if path.name == _BEST else f"{of_epochs.name}-{path.stem}"
+    return _from_metadata(metadata, path, spec=spec, name=name)
 
 
 def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: str) -> LoadedModel:
@@ -116,6 +119,7 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: 
         data=metadata.get("data"),
         threat=threat,
         input_size=(channels, height, width),
+        test_limit=metadata.get("test_limit"),
     )
 
 

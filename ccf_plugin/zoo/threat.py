@@ -75,7 +75,8 @@ def _check_range(what: str, value: float, given: Pixels | None, norm: Norm) -> N
     largest = _LARGEST_EPS[norm]
     if 0 <= value <= largest:
         return
-    example = f"{given}/255" if isinstance(given, int) and 0 < given <= 255 * largest else "8/255"
+    whole = isinstance(given, int | str) and str(given).isdigit() and 0 < int(given) <= 255 * largest
+    example = f"{given}/255" if whole else "8/255"
     raise InputError(
         f"{what}: expected 0 to {largest:g} for {norm}, found {given!r}; "
         f"units are pixels in [0, 1], so write e.g. '{example}'"

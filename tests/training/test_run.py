@@ -125,7 +125,8 @@ def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Ru
     plain = load_file(finished.folder / "best.safetensors")
     assert plain.keys() == loaded.model.state_dict().keys()
     assert loaded.data == "digits"
-    assert loaded.threat == {"norm": "Linf", "eps": 20 / 255}
+    assert loaded.threat == {"norm": "Linf", "eps": 20 / 255, "step_size": 5 / 255, "steps": 2}
+    assert loaded.test_limit == 20
     assert loaded.class_names == tuple("0123456789")
     assert loaded.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
