@@ -12,6 +12,7 @@ from ccf_plugin.errors import CCFError, InputError, UnavailableError
 
 if TYPE_CHECKING:
     from ccf_plugin.probe import (
+        Confidence,
         CrossClassProbe,
         CrossClassResult,
         Head,
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
         class_attribution,
         class_attribution_similarity,
         correlation_matrix,
+        gradient_attribution,
         instance_matrix,
     )
 
 __all__ = [
     "CCFError",
+    "Confidence",
     "CrossClassProbe",
     "CrossClassResult",
     "Head",
@@ -35,6 +38,7 @@ __all__ = [
     "class_attribution",
     "class_attribution_similarity",
     "correlation_matrix",
+    "gradient_attribution",
     "instance_matrix",
 ]
 
