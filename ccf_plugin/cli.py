@@ -84,7 +84,8 @@ def train(
         )
     console.print(closing_table(run))
     console.print(
-        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {run.folder / 'best.safetensors'}"
+        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {run.folder / 'best.safetensors'}",
+        soft_wrap=True,
     )
 
 
@@ -141,6 +142,8 @@ def probe(
     from ccf_plugin.zoo.precision import resolve_device, resolve_precision
     from ccf_plugin.zoo.threat import threat_model
 
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit: expected at least 1, found {limit}")
     if clean and (attack or norm or eps or step_size or steps):
         raise InputError("expected --clean, or an attack's options, found both; leave one out")
     on = resolve_device(device)
@@ -305,5 +308,6 @@ def _quiet_libraries() -> None:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"ccf: {message}", file=sys.stderr)  # noqa: T201
+    for line in message.splitlines():  # several only where a recipe has several faults
+        print(f"ccf: {line}", file=sys.stderr)  # noqa: T201
     sys.exit(exit_code)

@@ -218,7 +218,7 @@ BAD = {
     "data of other classes": (["probe", "{checkpoint}", "--data", "npz:three.npz"], "expected data of 10 classes"),
     "labels that are none": (["probe", "{checkpoint}", "--data", "npz:labels.npz"], "label"),
     "images in 0..1 floats": (["probe", "{checkpoint}", "--data", "npz:floats.npz"], "uint8"),
-    "a limit of nothing": (["probe", "{checkpoint}", "--limit", "0"], "test_limit"),
+    "a limit of nothing": (["probe", "{checkpoint}", "--limit", "0"], "--limit: expected at least 1"),
     "a batch of nothing": (["probe", "{checkpoint}", "--batch-size", "0"], "batch"),
     "a head that is no layer": (["probe", "{checkpoint}", "--head", "linea"], "did you mean 'linear'"),
     "a checkpoint of another architecture": (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.images import check_images
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
@@ -224,7 +225,8 @@ class CrossClassProbe:
                 the figures of all, ``spread`` their mean and standard deviation.
 
         Raises:
-            InputError: as ``update`` and ``compute``; several ``seeds`` of a clean measurement or of an iterator.
+            InputError: as ``update`` and ``compute``; images to attack that are not in [0, 1]; several ``seeds`` of a
+                clean measurement or of an iterator.
         """
         if seeds == 1:
             return self._run_once(loader, attack, seed)
@@ -247,10 +249,12 @@ class CrossClassProbe:
         self._inputs = "clean" if attack is None else "adversarial"
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         with evaluation_mode(self.model), seeded(seed, device):
-            for images, labels in loader:
+            for number, (images, labels) in enumerate(loader):
                 images, labels = images.to(device), labels.to(device)
                 clean = None
                 if attack is not None:
+                    if number == 0:
+                        check_images(images, "the loader's first batch")
                     with torch.set_grad_enabled(self._needs_graph):
                         clean = find_logits(self.model(images))
                     tracer.check()  # before an attack is run for nothing

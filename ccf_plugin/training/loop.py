@@ -109,15 +109,16 @@ def train(
     )
     average = None if recipe.average is None else WeightAverage(parts.model, recipe.average)
     teachers = [_teacher(section, parts, average) for section in recipe.distill]
+    environment = describe_environment(device, parts.precision)
     if resume:
-        run = Run.reopen(out, recipe)
+        run = Run.reopen(out, recipe, environment)
         states = run.restore()
         parts.model.load_state_dict(states["model"])
         restore_optimizer(optimizer, states.get("optimizer", {}))
         if average is not None:
             average.averaged.load_state_dict(states["average"])
     else:
-        run = Run.create(out, recipe, describe_environment(device, parts.precision), force=force)
+        run = Run.create(out, recipe, environment, force=force)
     reporter.started(run)
 
     def total_loss(epoch: int, images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:

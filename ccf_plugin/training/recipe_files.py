@@ -40,7 +40,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         if not any(found.split(":")[0] == fault.split(":")[0] for found in faults):
             faults.append(fault)
     if faults:
-        raise InputError("\n".join(f"{path}: {fault}" for fault in faults))
+        source = f"{path} with --set" if overrides else str(path)
+        raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
     return recipe
 
 

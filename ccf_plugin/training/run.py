@@ -64,8 +64,8 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Path, recipe: Recipe) -> Run:
-        """The run to continue; its recipe must be the same, but for more epochs.
+    def reopen(cls, folder: Path, recipe: Recipe, environment: dict[str, Any]) -> Run:
+        """The run to continue; its recipe must be the same, but for more epochs. The new environment joins the first.
 
         Raises:
             InputError: there is no run in the folder, its files are damaged, the recipe differs (the differing keys
@@ -95,6 +95,9 @@ class Run:
             raise InputError(
                 f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"
             )
+        first = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        resumed = [*first.get("resumed", []), {"after_epoch": run.epoch, **environment}]
+        run._write_json("environment.json", {**first, "resumed": resumed})
         run._write_log()
         write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
         return run

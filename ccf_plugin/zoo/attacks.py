@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.images import check_images
 from ccf_plugin.zoo.containment import one_line, quiet
 from ccf_plugin.zoo.threat import ThreatModel
 
@@ -176,22 +177,6 @@ def build_attack(
     except Exception as error:
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     return Attack(name, model, threat, attack, mode=mode)
-
-
-def check_images(images: Tensor, source: str) -> None:
-    """Check once per source of batches that ``images`` are floating and in [0, 1] (tolerance 1e-6).
-
-    torchattacks does not check, and clamps to [0, 1]. Waits for the device, hence not part of an attack. Raises
-    InputError with what was found.
-    """
-    if not images.is_floating_point():
-        raise InputError(f"{source}: expected float images in [0, 1], found {images.dtype}; use images.float() / 255")
-    if images.numel() == 0:
-        return
-    low, high = (float(bound) for bound in torch.aminmax(images.detach()))
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # also true of NaN
-        remedy = "divide by 255" if low >= 0 and 1 < high <= 255 else "normalisation belongs inside the model"
-        raise InputError(f"{source}: expected images in [0, 1], found {low:.4g} to {high:.4g}; {remedy}")
 
 
 def attack_names() -> list[str]:

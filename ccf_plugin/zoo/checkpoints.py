@@ -92,7 +92,10 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     }
     if any(differences.values()):
         parts = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in differences.items() if keys]
-        raise InputError(f"{source}: a checkpoint of another architecture: {'; '.join(parts)}")
+        raise InputError(
+            f"{source}: expected the weights of this network, found a checkpoint of another architecture: "
+            f"{'; '.join(parts)}; name the factory that made it"
+        )
     model.load_state_dict(dict(state))
 
 

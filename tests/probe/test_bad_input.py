@@ -138,3 +138,17 @@ def test_data_parallel_is_refused(model: nn.Module) -> None:
     inside[0].device_ids = [0, 1]
     with pytest.raises(InputError, match="DataParallel at '0'"):
         CrossClassProbe(inside)
+
+
+def test_images_out_of_range_are_refused_before_they_are_attacked() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    loader = [(torch.rand(4, 3, 2, 2) * 255, torch.zeros(4, dtype=torch.int64))]
+
+    def never(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the attack ran")
+
+    with (
+        CrossClassProbe(model) as probe,
+        pytest.raises(InputError, match=r"images in \[0, 1\].*divide by 255"),
+    ):
+        probe.run(loader, never)

@@ -105,7 +105,7 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         load_recipe(str(recipe_file), faults)
     lines = str(caught.value).splitlines()
     assert len(lines) == len(faults)
-    assert all(line.startswith(f"{recipe_file}: ") for line in lines)
+    assert all(line.startswith(f"{recipe_file} with --set: ") for line in lines)
     text = str(caught.value)
     for part in (
         "optim.epoch: expected a known key, found 'epoch'; did you mean 'epochs'",

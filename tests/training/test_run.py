@@ -144,6 +144,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished: Run, tmp_path: Path
         reporter = Quiet()
         resumed = train(tiny(), folder, reporter, resume=True)
         assert [row.epoch for row in reporter.rows] == list(range(epoch + 1, 4))
+        (continued,) = json.loads((folder / "environment.json").read_text())["resumed"]
+        assert continued["after_epoch"] == epoch
         _assert_same_run(resumed, finished)
 
 

@@ -8,7 +8,8 @@ import torchattacks
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.attacks import attack_names, build_attack, check_images
+from ccf_plugin.images import check_images
+from ccf_plugin.zoo.attacks import attack_names, build_attack
 from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import threat_model
 

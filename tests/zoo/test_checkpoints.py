@@ -152,8 +152,9 @@ def test_another_architecture_is_named_by_its_keys() -> None:
     with pytest.raises(InputError) as caught:
         apply_state(own, state, source="file.pt")
     assert str(caught.value) == (
-        "file.pt: a checkpoint of another architecture: 4 missing (1.weight, 1.bias, 2.weight, …); "
-        "1 unexpected (head.weight); 1 of another shape (0.weight)"
+        "file.pt: expected the weights of this network, found a checkpoint of another architecture: "
+        "4 missing (1.weight, 1.bias, 2.weight, …); 1 unexpected (head.weight); 1 of another shape (0.weight); "
+        "name the factory that made it"
     )
 
 
