@@ -1,4 +1,5 @@
-"""The probe attaches to what RobustBench and timm hold: a few networks always, all of them with ``-m slow``.
+"""The probe attaches to what RobustBench and timm hold: one network of each timm group and a few of RobustBench's
+always, every entry of RobustBench with ``-m slow``.
 
 `coverage_tables/*.csv` is the table of a full run on random weights (see `zoo_coverage.py` for the command).
 """
@@ -16,15 +17,7 @@ timm = pytest.importorskip("timm")
 if importlib.util.find_spec("robustbench") is None:  # importing it needs the zoo's repairs
     pytest.skip("robustbench is not installed", allow_module_level=True)
 
-# the kinds of head that the full table shows, on the smallest network of each: (name, outcome, kind, head)
-TIMM = [
-    ("test_vit", "attached", "Linear", "head"),
-    ("test_efficientnet", "attached", "Linear", "classifier"),
-    ("dla46x_c", "attached", "Conv2d", "fc"),
-    ("deit_tiny_distilled_patch16_224", "attached", "Linear + Linear", "head + head_dist"),
-    ("repvit_m0_9", "attached", None, None),
-    ("levit_128s", "attached", None, None),
-]
+# the kinds of network that the full table shows, on the smallest of each: (name, outcome, kind, head)
 ROBUSTBENCH = [
     ("cifar10/Linf/Wong2020Fast", "attached", "Linear", "linear"),
     ("cifar10/L2/Rice2020Overfitting", "attached", "Linear", "linear"),
@@ -40,13 +33,6 @@ def check(row: coverage.Row, outcome: str, kind: str | None, head: str | None) -
     assert head is None or row.head == head
     if outcome == "attached":
         assert float(row.error) <= 1e-5
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "outcome", "kind", "head"), TIMM)
-def test_timm(name: str, outcome: str, kind: str | None, head: str | None) -> None:
-    with coverage.time_limit(SMALL_SECONDS):
-        check(coverage.timm_row(name), outcome, kind, head)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -99,7 +85,6 @@ def test_every_robustbench_entry(row: coverage.Row) -> None:
     assert (found.outcome, found.kind, found.head) == (row.outcome, row.kind, row.head), found
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", coverage.read_table("timm"), ids=lambda row: row.model)
 def test_every_timm_group(row: coverage.Row) -> None:
