@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,7 +73,7 @@ class HeadTracer:
         self._parts: tuple[Part, ...] = ()
         self._entry = 0  # which of the output's candidates are the logits
         self._noting: list[tuple[int, LayerCall]] | None = None  # with the call's number in the pass
-        self._wide: deque[tuple[int, LayerCall]] = deque(maxlen=_WIDE_CALLS)
+        self._wide: list[tuple[int, LayerCall]] = []
         self._number = 0
         self._pending: tuple[list[LayerCall], Any, bool] | None = None
         self._last: ForwardPass | InputError | None = None
@@ -128,9 +127,10 @@ class HeadTracer:
         computed: dict[str, Tensor] = {}
 
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if self._noting is None or inputs is None or inputs.ndim < 2:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            if self._noting is None or not tensors or tensors[0].ndim < 2:
                 return
+            inputs = tensors[0]
             if not self._gradient:
                 inputs = inputs.detach()
             kept, dtype = None, None
@@ -144,6 +144,9 @@ class HeadTracer:
             wide = inputs.shape[2:].numel() > 1 if is_channel_first(module) else inputs.ndim > 2
             self._number += 1
             (self._wide if wide else self._noting).append((self._number, call))
+            # Written so that torch 2.6 can trace it: no deque with a length, no next() of a generator.
+            if len(self._wide) > _WIDE_CALLS:
+                self._wide.pop(0)
 
         yield Hook(note).on(module.register_forward_hook, with_kwargs=True)
         # Reading a parametrised weight computes it anew (spectral_norm even takes a power-iteration step), so the
@@ -162,7 +165,7 @@ class HeadTracer:
 
     def _begin(self, *_: Any) -> None:
         self._noting = []
-        self._wide = deque(maxlen=_WIDE_CALLS)
+        self._wide = []
         self._number = 0
         self._pending = self._last = None
 
@@ -171,7 +174,7 @@ class HeadTracer:
             return
         calls = [call for _, call in sorted([*self._noting, *self._wide], key=lambda noted: noted[0])]
         self._noting = None
-        self._wide = deque(maxlen=_WIDE_CALLS)
+        self._wide = []
         if self._by_hand is None:
             sizes = {logits.shape[1] for logits in logit_candidates(output)}
             calls = [call for call in calls if any(sizes & set(matrix.shape) for _, matrix in call.matrices())]
