@@ -246,7 +246,7 @@ def sweep(
             continue
         with ProgressReporter(console) as reporter:
             run_training(point.recipe, point.folder, reporter, resume=point.epochs_done > 0, download=download)
-    console.print(sweep_table({point.name: point.folder for point in points}))
+    console.print(sweep_table({point.name: point.run for point in points}))
 
 
 @app.command()

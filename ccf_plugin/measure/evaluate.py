@@ -85,12 +85,16 @@ def measure(
     )
 
 
-def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> None:
-    """Raise InputError where a model refuses images of a size (C, H, W); its modes are as before."""
+def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
+    """The model's output for two images of a size (C, H, W), in eval mode; its modes are as before.
+
+    Raises:
+        InputError: the model refuses such images.
+    """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         with evaluation_mode(model):
-            model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
+            return model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
             f"expected a model for images of {'×'.join(map(str, size))}, found that {name} refuses them "

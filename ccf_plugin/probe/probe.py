@@ -20,8 +20,7 @@ from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, find_logits
-from ccf_plugin.probe.host import describe_attack, seeded
-from ccf_plugin.probe.host import evaluation_mode as evaluation_mode
+from ccf_plugin.probe.host import describe_attack, evaluation_mode, seeded
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels

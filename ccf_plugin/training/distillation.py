@@ -88,9 +88,7 @@ def load_teacher(
         raise InputError(f"expected the teacher's run at {spec}, found none; make it with `{made_by}`")
     loaded = load_model(spec)
     model = loaded.model.to(device).requires_grad_(False)
-    check_input(model, input_size, spec)
-    with torch.no_grad():
-        logits = model(torch.zeros(2, *input_size, device=device))
+    logits = check_input(model, input_size, spec)
     if logits.shape != (2, num_classes):
         raise InputError(f"expected a teacher of {num_classes} classes, found {logits.shape[-1]} in {spec}")
     return Teacher(Forward(model, precision=precision), section)

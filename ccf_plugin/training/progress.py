@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.training.log import AVERAGE, EpochRow, read_log
+from ccf_plugin.training.log import AVERAGE, EpochRow
 from ccf_plugin.training.run import Run
 
 _SHORT = ("loss", "test RA", "CAS", "alarm")
@@ -97,12 +96,11 @@ def closing_table(run: Run) -> Table:
     return table
 
 
-def sweep_table(folders: Mapping[str, Path]) -> Table:
+def sweep_table(runs: Mapping[str, Run]) -> Table:
     """Best and last RA and CAS of several runs, by name."""
     table = Table("run", "best epoch", "best RA", "best CAS", "last RA", "last CAS")
-    for name, folder in folders.items():
-        rows = [row for row in read_log(folder) if row.test_robust_accuracy is not None]
-        best, last = max(rows, key=lambda row: row.test_robust_accuracy or 0.0), rows[-1]
+    for name, run in runs.items():
+        best, last = run.best or run.rows[-1], run.rows[-1]
         figures = [_figures(row)[key] for row in (best, last) for key in ("test RA", "CAS")]
         table.add_row(name, str(best.epoch), *figures)
     return table

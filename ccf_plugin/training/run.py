@@ -64,6 +64,13 @@ class Run:
         return run
 
     @classmethod
+    def read(cls, folder: Path, recipe: Recipe) -> Run:
+        """The run of a recipe with its finished epochs; nothing is written. InputError where its state is damaged."""
+        run = cls(folder, recipe)
+        run.rows = run._read_rows()
+        return run
+
+    @classmethod
     def reopen(cls, folder: Path, recipe: Recipe, environment: dict[str, Any]) -> Run:
         """The run to continue; its recipe must be the same, but for more epochs. The new environment joins the first.
 
@@ -89,8 +96,7 @@ class Run:
             raise InputError(
                 f"expected the recipe of the run in {folder}, found changes ({differences}); use another --out"
             )
-        run = cls(folder, recipe)
-        run.rows = run._read_rows()
+        run = cls.read(folder, recipe)
         if run.epoch > recipe.optim.epochs:
             raise InputError(
                 f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"

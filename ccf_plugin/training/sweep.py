@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.training.log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
+from ccf_plugin.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,14 @@ class Point:
     folder: Path
 
     @property
+    def run(self) -> Run:
+        """The run in its folder."""
+        return Run.read(self.folder, self.recipe)
+
+    @property
     def epochs_done(self) -> int:
         """How many epochs its folder holds."""
-        return len(read_log(self.folder)) if (self.folder / "state" / "last.json").is_file() else 0
+        return self.run.epoch if (self.folder / "state" / "last.json").is_file() else 0
 
     @property
     def is_finished(self) -> bool:

@@ -13,6 +13,8 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.checkpoints import apply_state
 from ccf_plugin.zoo.models import build_model, load_model, load_state, save_checkpoint
 
+from .harmful import Harmful
+
 METADATA: dict[str, Any] = {
     "model": {"name": "narrow_preact_resnet18", "options": {"width": 2}, "mean": [0.5], "std": [0.25]},
     "classes": ["a", "b", "c"],
@@ -21,16 +23,6 @@ METADATA: dict[str, Any] = {
     "threat": {"norm": "L2", "eps": 0.5},
     "epoch": 3,
 }
-
-
-class Harmful:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture

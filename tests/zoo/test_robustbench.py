@@ -11,17 +11,9 @@ import torch
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.zoo.models import load_model
 
+from .harmful import Harmful
+
 NAME = "Rade2021Helper_R18_extra"  # a PreActResNet-18, small enough for tests
-
-
-class Harmful:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture
