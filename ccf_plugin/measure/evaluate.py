@@ -23,6 +23,7 @@ from ccf_plugin.zoo.threat import ThreatModel
 _LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Progress = Callable[[Batches, int], Batches]  # wraps batches, told their number, to show progress
 
 
 def measure(
@@ -42,7 +43,7 @@ def measure(
     head: str | None = None,
     seed: int = 0,
     precision: Precision = "float32",
-    progress: Callable[[Batches, int], Batches] = lambda batches, _: batches,
+    progress: Progress = lambda batches, _: batches,
 ) -> CrossClassResult:
     """Measure a classifier on a split, in eval mode, under an attack (``threat`` None: clean).
 

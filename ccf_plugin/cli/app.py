@@ -1,0 +1,50 @@
+"""What ``ccf`` is made of, and how anything that goes wrong ends: in one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from ccf_plugin.cli import probing, training
+from ccf_plugin.errors import CCFError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Cross-class features of classifiers: train adversarially, probe any model.",
+)
+for command in (training.train, probing.probe, training.sweep, training.recipes):
+    app.command()(command)
+
+
+def main() -> NoReturn:
+    """Run ``ccf``. What goes wrong becomes one line on standard error and an exit code: 2 for input, 1 for the rest."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except CCFError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        resumable = "; continue after the last finished epoch with --resume" if sys.argv[1:2] == ["train"] else ""
+        _fail(f"interrupted{resumable}", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 1)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # of click's errors, wherever this typer keeps its click
+        if usage is None:
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
+        _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    for line in message.splitlines():  # several only where a recipe has several faults
+        print(f"ccf: {line}", file=sys.stderr)  # noqa: T201
+    sys.exit(exit_code)

@@ -1,0 +1,123 @@
+"""probe. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ccf_plugin.cli import options
+from ccf_plugin.cli.console import progress_on, quiet_libraries
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ccf_plugin.probe.result import CrossClassResult
+
+
+def probe(
+    model: options.Model,
+    data: options.Data = None,
+    clean: Annotated[bool, typer.Option("--clean", help="Measure clean images; no attack.")] = False,
+    attack: options.Attack = None,
+    norm: options.Norm = None,
+    eps: options.Eps = None,
+    step_size: options.StepSize = None,
+    steps: options.Steps = None,
+    instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 250,
+    head: Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found.")] = None,
+    checkpoint: options.Checkpoint = None,
+    pretrained: options.Pretrained = True,
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    model_dir: options.ModelDir = Path("models"),
+    data_root: options.DataRoot = Path("data"),
+    download: options.Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result's JSON and nothing else.")] = False,
+) -> None:
+    """Measure the cross-class features of MODEL on adversarial examples of the data's test split."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from ccf_plugin.measure.subject import Choices, load_subject
+
+    choices = Choices(
+        data=data,
+        clean=clean,
+        attack=attack,
+        norm=norm,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        device=device,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        model_dir=model_dir,
+        data_root=data_root,
+        download=download,
+    )
+    subject = load_subject(model, choices)
+    threat = subject.threat
+    described = "clean" if threat is None else f"{attack or 'PGD'}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
+    stem = out or Path("results") / f"{subject.loaded.name}-{described}"
+    if stem.suffix in (".npz", ".json", ".png"):
+        stem = stem.with_suffix("")
+    console = Console(stderr=as_json)
+    result = subject.measure(instances=instances, head=head, progress=progress_on(console, "measuring"))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
+    if as_json:
+        print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
+        return
+    _print_result(console, result)
+    console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+
+
+def _print_result(console: Console, result: CrossClassResult) -> None:
+    from rich.table import Table
+
+    head = result.head
+    threat = result.threat
+    table = Table(show_header=False)
+    table.add_row("model", result.model)
+    if result.data is not None:
+        table.add_row("data", f"{result.data['count']} {result.data['split']} images of {result.data['name']}")
+    if head is not None:
+        table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
+    if threat is None:
+        table.add_row("attack", "none (clean images)")
+    else:
+        table.add_row(
+            "attack",
+            f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {_pixels(threat['eps'])}, "
+            f"step {_pixels(threat['step_size'])}, seed {threat['seed']}, {threat['precision']}",
+        )
+    if result.clean_accuracy is not None:
+        table.add_row("clean accuracy", f"{result.clean_accuracy:.1%}")
+    if result.robust_accuracy is not None and threat is not None:
+        table.add_row(f"RA ({threat['attack']}-{threat['steps']})", f"{result.robust_accuracy:.1%}")
+    present = len(result.matrix) - len(result.missing_classes)
+    table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
+    if result.instance_cas is not None:
+        table.add_row("I-CAS", f"{result.instance_cas:.2f}")
+    table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
+    if result.missing_classes:
+        table.add_row("left out", f"no samples of {', '.join(result.missing_classes)}: NaN in C, not in CAS")
+    console.print(table)
+
+
+def _pixels(value: float | None) -> str:
+    return "none" if value is None else f"{value * 255:.4g}/255"

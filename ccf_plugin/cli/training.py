@@ -1,0 +1,98 @@
+"""train, sweep, recipes. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccf_plugin.cli.console import quiet_libraries
+from ccf_plugin.errors import InputError
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (see `ccf recipes`).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: optim.epochs=20."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe's name>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+) -> None:
+    """Train by RECIPE, measuring RA and CAS as it goes."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from ccf_plugin.training.loop import train as run_training
+    from ccf_plugin.training.progress import ProgressReporter, closing_table
+    from ccf_plugin.training.recipe_files import load_recipe
+
+    if resume and force:
+        raise InputError("expected --resume or --force, found both; --force starts anew")
+    console = Console()
+    loaded = load_recipe(recipe, overrides or [])
+    with ProgressReporter(console) as reporter:
+        run = run_training(
+            loaded,
+            out or Path("runs") / Path(recipe).stem,
+            reporter,
+            resume=resume,
+            force=force,
+            download=download,
+        )
+    console.print(closing_table(run))
+    console.print(
+        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {run.folder / 'best.safetensors'}",
+        soft_wrap=True,
+    )
+
+
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    settings: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE…", help="As in attack.eps=2/255,4/255.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key in all runs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>.")] = None,
+    print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+) -> None:
+    """Train by RECIPE once for each combination of values; what is finished is skipped, what is begun is resumed."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from ccf_plugin.training.sweep import command_of, plan_sweep
+
+    common = overrides or []
+    points = plan_sweep(recipe, settings, common, out or Path("runs") / Path(recipe).stem)
+    if print_only:
+        for point in points:
+            print(command_of(point, recipe, common))  # noqa: T201
+        return
+    from ccf_plugin.training.loop import train as run_training
+    from ccf_plugin.training.progress import ProgressReporter, sweep_table
+
+    console = Console()
+    for point in points:
+        if point.is_finished:
+            console.print(f"{point.name}: finished already in {point.folder}", highlight=False, soft_wrap=True)
+            continue
+        with ProgressReporter(console) as reporter:
+            run_training(point.recipe, point.folder, reporter, resume=point.epochs_done > 0, download=download)
+    console.print(sweep_table({point.name: point.run for point in points}))
+
+
+def recipes() -> None:
+    """List the shipped recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ccf_plugin.training.recipe_files import describe_recipe, shipped_recipes
+
+    table = Table("recipe", "what it is", box=None)
+    for name, path in shipped_recipes().items():
+        table.add_row(name, describe_recipe(path))
+    Console().print(table)
