@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,6 +20,22 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        _flush_folder(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a file is what ``write_atomically`` left behind when it was killed."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _flush_folder(folder: Path) -> None:
+    """The rename too is on disk; where folders cannot be opened (Windows), the system decides when."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -19,7 +19,14 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe's name>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="With --resume: a key of the recipe that may differ, as optim.epochs."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Log to a tracker of accelerate's too: tensorboard, …")
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
 ) -> None:
     """Train by RECIPE, measuring RA and CAS as it goes."""
@@ -32,6 +39,8 @@ def train(
 
     if resume and force:
         raise InputError("expected --resume or --force, found both; --force starts anew")
+    if allow_change and not resume:
+        raise InputError("expected --allow-change with --resume, found it alone; a new run may have any recipe")
     console = Console()
     loaded = load_recipe(recipe, overrides or [])
     with ProgressReporter(console) as reporter:
@@ -40,8 +49,10 @@ def train(
             out or Path("runs") / Path(recipe).stem,
             reporter,
             resume=resume,
+            allow_change=allow_change or [],
             force=force,
             download=download,
+            trackers=track or [],
         )
     console.print(closing_table(run))
     console.print(
@@ -81,7 +92,7 @@ def sweep(
             console.print(f"{point.name}: finished already in {point.folder}", highlight=False, soft_wrap=True)
             continue
         with ProgressReporter(console) as reporter:
-            run_training(point.recipe, point.folder, reporter, resume=point.epochs_done > 0, download=download)
+            run_training(point.recipe, point.folder, reporter, resume=point.has_begun, download=download)
     console.print(sweep_table({point.name: point.run for point in points}))
 
 

@@ -26,15 +26,12 @@ class WeightAverage:
             averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
 
-    def after_step(self, model: nn.Module, epoch: int) -> None:
-        """A training step of an epoch (counted from 1) is done."""
-        if self._section.every == "step":
-            self._move(model, epoch)
-
-    def after_epoch(self, model: nn.Module, epoch: int) -> None:
-        """An epoch is done."""
-        if self._section.every == "epoch":
-            self._move(model, epoch)
+    def after_step(self, model: nn.Module, epoch: int, *, is_last: bool) -> None:
+        """A training step of an epoch (counted from 1) is done, perhaps its last."""
+        stop = self._section.stop_epoch
+        is_open = epoch > self._section.start_epoch and (stop is None or epoch <= stop)
+        if is_open and (is_last or self._section.every == "step"):
+            self.averaged.update_parameters(model)
 
     @property
     def has_moved(self) -> bool:
@@ -46,8 +43,3 @@ class WeightAverage:
         model: nn.Module = copy.deepcopy(self.averaged.module)
         update_bn(clean_batches, model)
         return model.eval()
-
-    def _move(self, model: nn.Module, epoch: int) -> None:
-        stop = self._section.stop_epoch
-        if epoch > self._section.start_epoch and (stop is None or epoch <= stop):
-            self.averaged.update_parameters(model)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Rows of one training step.
+
+    ``images`` float32 (B, C, H, W) in [0, 1], ``labels`` int64 (B,), ``indices`` int64 (B,): which of the training
+    images they are. ``share`` is what their mean weighs in the mean over processes: B · processes / the step's images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    share: float
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,10 @@ class TrainingBatches:
         labels: (N,) int64, there too.
         augmentation: "none", "crop" (random crop with reflected borders) or "crop-flip" (and a random flip).
         padding: pixels that a crop may be shifted by.
+        cutout: side in pixels of a square of zeros around a random pixel of each image, cut off at the borders
+            (DeVries and Taylor 2017); 0 for none.
+        rank, processes: which part of every batch is this process's. Together they are exactly the batches of one
+            process; where a batch has too few images, the first is repeated with a share of 0.
     """
 
     images: Tensor
@@ -27,29 +44,40 @@ class TrainingBatches:
     seed: int
     augmentation: Literal["none", "crop", "crop-flip"] = "none"
     padding: int = 4
+    cutout: int = 0
+    rank: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images in [0, 1] and labels; each image once, the last batch as large as what remains."""
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
         device = self.images.device
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = len(self.labels)
+        height, width = self.images.shape[2:]
         order = torch.randperm(count, generator=generator).to(device)
         shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator).to(device)
         flips = torch.randint(0, 2, (count,), generator=generator).to(device) > 0
+        centres = torch.rand(count, 2, generator=generator) * torch.tensor([height, width])
+        centres = centres.long().to(device)
         if self.augmentation == "none":
             shifts.fill_(self.padding)
         if self.augmentation != "crop-flip":
             flips.fill_(False)
-        for start in range(0, count, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for start in range(skip * self.batch_size, count, self.batch_size):
+            size = min(self.batch_size, count - start)
+            first, end = (size * rank // self.processes for rank in (self.rank, self.rank + 1))
+            share = (end - first) * self.processes / size
+            here = slice(start + first, start + max(end, first + 1))
+            chosen = order[here]
             images = self.images[chosen]
             if self.augmentation != "none":
-                here = slice(start, start + self.batch_size)
                 images = shift_and_flip(images, shifts[here] - self.padding, flips[here])
-            yield images.float() / 255, self.labels[chosen]
+            if self.cutout:
+                images = cut_out(images, centres[here], self.cutout)
+            yield Batch(images.float() / 255, self.labels[chosen], chosen, share)
 
 
 def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
@@ -70,6 +98,18 @@ def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
     which = torch.arange(count, device=images.device)
     channels_last = images.permute(0, 2, 3, 1)
     return channels_last[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
+    """Images (N, C, H, W) with zeros in a square of ``side`` pixels around each one's centre, (N, 2) row and column."""
+    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
+
+    def inside(places: Tensor, centre: Tensor) -> Tensor:
+        first = centre.unsqueeze(1) - side // 2
+        return (places >= first) & (places < first + side)
+
+    square = inside(rows, centres[:, 0]).unsqueeze(2) & inside(columns, centres[:, 1]).unsqueeze(1)
+    return images.masked_fill(square.unsqueeze(1), 0)
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:

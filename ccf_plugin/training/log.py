@@ -26,18 +26,24 @@ class EpochRow:
     seconds: float
     images_per_second: float
     alarm: str = ""
+    selected_by: str = ""  # at an epoch that became the best so far: the figure that says so
+    validation_clean_accuracy: float | None = None
+    validation_robust_accuracy: float | None = None
     test_clean_accuracy_average: float | None = None
     test_robust_accuracy_average: float | None = None
     cas_average: float | None = None
+    validation_clean_accuracy_average: float | None = None
+    validation_robust_accuracy_average: float | None = None
 
 
 AVERAGE = "_average"  # marks what belongs to the averaged weights, in the log's columns and in file names
 
 
-def log_text(rows: Sequence[EpochRow], *, averaged: bool) -> str:
-    """The rows as CSV, the columns of averaged weights only where there are such."""
-    names = [field.name for field in fields(EpochRow)]
-    columns = [name for name in names if averaged or not name.endswith(AVERAGE)]
+def log_text(rows: Sequence[EpochRow], *, averaged: bool, validated: bool) -> str:
+    """The rows as CSV, the columns of averaged weights and of a validation split only where there are such."""
+    columns = [field.name for field in fields(EpochRow)]
+    columns = [name for name in columns if averaged or not name.endswith(AVERAGE)]
+    columns = [name for name in columns if validated or not name.startswith("validation_")]
     buffer = StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
@@ -55,7 +61,9 @@ def read_log(folder: Path) -> list[EpochRow]:
     """
 
     def value(key: str, cell: str) -> object:
-        return cell if key == "alarm" else int(cell) if key == "epoch" else float(cell) if cell else None
+        return (
+            cell if key in ("alarm", "selected_by") else int(cell) if key == "epoch" else float(cell) if cell else None
+        )
 
     path = folder / "log.csv"
     try:

@@ -47,7 +47,10 @@ class ProgressReporter:
         """Announce the run."""
         total = run.recipe.optim.epochs
         self._console.print(
-            f"[bold]{run.recipe.model.name}[/] on {run.recipe.data.name} → {run.folder}", highlight=False
+            f"[bold]{run.recipe.model.name}[/] on {run.recipe.data.name} → {run.folder}; the best epoch is chosen by "
+            f"{run.selected_by.replace('_', ' ')}",
+            highlight=False,
+            soft_wrap=True,
         )
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
@@ -82,7 +85,8 @@ class ProgressReporter:
 
 def closing_table(run: Run) -> Table:
     """First, best and last epoch side by side; where weights are averaged, their best and last epochs too."""
-    table = Table(title=f"{run.folder}: {run.epoch} epochs")
+    ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
+    table = Table(title=f"{run.folder}: {run.epoch} epochs{ended}; best by {run.selected_by.replace('_', ' ')}")
     rows = {"first": run.rows[0], "best": run.best or run.rows[-1], "last": run.rows[-1]}
     shown = {name: _figures(row) for name, row in rows.items()}
     if (averaged := run.best_of(AVERAGE)) is not None:
@@ -126,6 +130,7 @@ def _figures(row: EpochRow) -> dict[str, str]:
         "train RA": percent(row.train_robust_accuracy),
         "test clean": percent(row.test_clean_accuracy),
         "test RA": percent(row.test_robust_accuracy),
+        "validation RA": percent(row.validation_robust_accuracy),
         "CAS": "" if row.cas is None else f"{row.cas:.2f}",
     }
     if row.instance_cas is not None:

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from ccf_plugin.training.alarms import ALARMS
 from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Ramp = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+LOSSES = ("standard", "madry", "trades", "mart")
+
+
+def _check_loss(name: str) -> str:
+    if name not in LOSSES and not name.startswith("python:"):
+        known = ", ".join(f"'{loss}'" for loss in LOSSES)
+        raise PydanticCustomError("loss", f"Input should be {known} or 'python:package.module:function'")
+    return name
 
 
 class _Section(BaseModel):
@@ -26,12 +39,18 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """[data]: images, augmentation, limits. Image k of class c is the k-th in the data's own order."""
+    """[data]: images, augmentation, limits. Image k of class c is the k-th in the data's own order.
+
+    cutout is the side in pixels of a square that is blackened at a random place of each training image; validation is
+    how many training images are held out, evenly over the classes and the last of each.
+    """
 
     name: str
     root: str = "data"
     augmentation: Literal["none", "crop-flip", "crop"] = "none"
     crop_padding: Annotated[int, Field(ge=1)] = 4
+    cutout: Annotated[int, Field(ge=0)] = 0
+    validation: Annotated[int, Field(ge=1)] | None = None
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     test_limit: Annotated[int, Field(ge=1)] | None = None
 
@@ -49,9 +68,13 @@ class AttackSection(_Section):
 
 
 class ObjectiveSection(_Section):
-    """[objective]: what a step minimises. beta weighs the divergence of TRADES (default 6) or MART (default 5)."""
+    """[objective]: what a step minimises. beta weighs the divergence of TRADES (default 6) or MART (default 5).
 
-    loss: Literal["standard", "madry", "trades", "mart"] = "madry"
+    loss = "python:package.module:function" is the user's own (``training.objectives.own``), called with ``options``.
+    """
+
+    loss: Annotated[str, AfterValidator(_check_loss)] = "madry"
+    options: dict[str, Any] = {}
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta: Annotated[float, Field(ge=0)] | None = None
 
@@ -66,7 +89,7 @@ class DistillSection(_Section):
     teacher: str
     weight: Annotated[float, Field(ge=0, le=1)]
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    ramp: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
+    ramp: Ramp | None = None
     weight_after: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
@@ -81,6 +104,17 @@ class AverageSection(_Section):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     start_epoch: Annotated[int, Field(ge=0)] = 0
     stop_epoch: Annotated[int, Field(ge=1)] | None = None
+
+
+class EnsemblingSection(_Section):
+    """[ensembling]: temporal ensembling, an additional loss of this weight towards each image's own past predictions.
+
+    They are averaged with ``decay`` from epoch ramp[0] on; the weight rises from there and is full at ramp[1].
+    """
+
+    weight: Annotated[float, Field(ge=0)] = 30.0
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    ramp: Ramp = [90, 150]
 
 
 class PerturbationSection(_Section):
@@ -107,7 +141,8 @@ class OptimSection(_Section):
 class EvaluateSection(_Section):
     """[evaluate]: the attack that measures RA, in eval mode; norm and eps are [attack]'s where silent.
 
-    select names the split whose accuracy chooses the best epoch: RA, or clean accuracy after standard training.
+    select names the split whose accuracy chooses the best epoch: RA, or clean accuracy after standard training. The
+    test split flatters the best epoch; "validation" needs data.validation.
     """
 
     name: str | None = None
@@ -119,7 +154,7 @@ class EvaluateSection(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 250
     seed: Seed = 0
     every: Annotated[int, Field(ge=1)] = 1
-    select: Literal["test"] = "test"
+    select: Literal["test", "validation"] = "test"
 
 
 class ProbeSection(_Section):
@@ -137,24 +172,38 @@ class CheckpointSection(_Section):
     every: Annotated[int, Field(ge=0)] = 0
 
 
+class StopSection(_Section):
+    """[stop]: end the run when one of these alarms stands at so many evaluated epochs in a row."""
+
+    on: Annotated[list[Literal[ALARMS]], Field(min_length=1)]  # type: ignore[valid-type]
+    patience: Annotated[int, Field(ge=1)] = 1
+
+
 class Recipe(_Section):
-    """A training run, fully determined. ``threads`` (CPU) is torch's own choice where silent."""
+    """A training run, fully determined. ``threads`` (CPU) is torch's own choice where silent.
+
+    The state that --resume needs is saved at every epoch's end and within it every ``checkpoint_minutes``.
+    """
 
     seed: Seed = 0
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    sync_batchnorm: bool = False
     model: ModelSection
     data: DataSection
     attack: AttackSection = AttackSection()
     objective: ObjectiveSection = ObjectiveSection()
     distill: list[DistillSection] = []
     average: AverageSection | None = None
+    ensembling: EnsemblingSection | None = None
     awp: PerturbationSection | None = None
     optim: OptimSection = OptimSection()
     evaluate: EvaluateSection = EvaluateSection()
     probe: ProbeSection = ProbeSection()
     checkpoints: CheckpointSection = CheckpointSection()
+    stop: StopSection | None = None
 
     def training_threat(self) -> ThreatModel:
         """The threat model that training's attack follows."""
@@ -163,6 +212,10 @@ class Recipe(_Section):
     def evaluation_threat(self) -> ThreatModel:
         """The threat model that measures RA; norm and eps are the training attack's where silent."""
         return evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
+
+    def flat(self) -> dict[str, Any]:
+        """Every key that has a value, as in "optim.epochs"."""
+        return _flat(self.model_dump(exclude_none=True))
 
     def as_toml(self) -> str:
         """The whole recipe with every default spelled out, as TOML."""
@@ -184,3 +237,10 @@ def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) ->
     if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
         given.setdefault("eps", attack["eps"])
     return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -132,9 +132,9 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
     from ccf_plugin.zoo.datasets import check_spec
     from ccf_plugin.zoo.networks import check_name
 
-    model, data, attack, evaluate = (
+    model, data, attack, evaluate, objective = (
         section if isinstance(section := content.get(name, {}), dict) else {}
-        for name in ("model", "data", "attack", "evaluate")
+        for name in ("model", "data", "attack", "evaluate", "objective")
     )
 
     def check_teachers() -> None:
@@ -157,9 +157,29 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
             raise InputError(f"expected an epoch after start_epoch {start}, found {stop}")
 
     def check_smoothing() -> None:
-        objective = content.get("objective", {})
-        if isinstance(objective, dict) and objective.get("loss") == "mart" and objective.get("label_smoothing", 0):
+        if objective.get("loss") == "mart" and objective.get("label_smoothing", 0):
             raise InputError("expected 0 with loss 'mart', whose terms need the one true class, found smoothing")
+        if str(objective.get("loss")).startswith("python:") and objective.get("label_smoothing", 0):
+            raise InputError("expected 0 with a loss of your own, which may take it from objective.options")
+
+    def check_beta() -> None:
+        loss = objective.get("loss", "madry")
+        if objective.get("beta") is not None and loss not in ("trades", "mart"):
+            raise InputError(f"expected no beta with loss {loss!r}, which has no second term, found one")
+
+    def check_options() -> None:
+        if objective.get("options") and not str(objective.get("loss")).startswith("python:"):
+            raise InputError("expected options with a loss of your own alone ('python:…'), found some")
+
+    def check_select() -> None:
+        if evaluate.get("select") == "validation" and data.get("validation") is None:
+            raise InputError("expected data.validation images to select by, found none")
+
+    def check_ensembling() -> None:
+        ensembling = content.get("ensembling", {})
+        ramp = ensembling.get("ramp", [0, 1]) if isinstance(ensembling, dict) else [0, 1]
+        if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
+            raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
 
     def check_attack(section: Mapping[str, Any], threat: ThreatModel) -> None:
         if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
@@ -172,6 +192,10 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         ("distill", check_teachers),
         ("average.stop_epoch", check_average),
         ("objective.label_smoothing", check_smoothing),
+        ("objective.beta", check_beta),
+        ("objective.options", check_options),
+        ("evaluate.select", check_select),
+        ("ensembling.ramp", check_ensembling),
         ("attack.name", lambda: attack_class(attack["name"]) if isinstance(attack.get("name"), str) else None),
         ("evaluate.name", lambda: attack_class(evaluate["name"]) if isinstance(evaluate.get("name"), str) else None),
         ("attack", lambda: check_attack(attack, training_threat(attack))),

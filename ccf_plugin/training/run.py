@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import write_atomically
+from ccf_plugin.files import is_aside, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.training.log import AVERAGE, EpochRow, log_text
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
 
 # All that a run writes into its folder, and all that --force removes from it.
 _NAMES = (
-    *("recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state"),
+    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state"),
     *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
 )
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
@@ -45,6 +47,7 @@ class Run:
         self.folder = folder
         self.recipe = recipe
         self.rows: list[EpochRow] = []
+        self.step = 0  # steps done of the epoch after those
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
@@ -55,57 +58,48 @@ class Run:
                 shutil.rmtree(folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)
-        for part in (folder, folder / "probe", folder / "epochs", folder / "state"):
-            part.mkdir(parents=True, exist_ok=True)
         run = cls(folder, recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        run._write_json("environment.json", environment)  # first: by it the folder is known as a run's
+        for part in ("probe", "epochs", "state"):
+            (folder / part).mkdir(exist_ok=True)
         write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
-        run._write_json("environment.json", environment)
         run._write_log()
         return run
 
     @classmethod
     def read(cls, folder: Path, recipe: Recipe) -> Run:
-        """The run of a recipe with its finished epochs; nothing is written. InputError where its state is damaged."""
+        """The run of a recipe as its state has it; nothing is written. InputError where that is damaged."""
         run = cls(folder, recipe)
-        run.rows = run._read_rows()
+        run._read_state()
         return run
 
     @classmethod
-    def reopen(cls, folder: Path, recipe: Recipe, environment: dict[str, Any]) -> Run:
-        """The run to continue; its recipe must be the same, but for more epochs. The new environment joins the first.
+    def reopen(
+        cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, allow_change: Collection[str] = ()
+    ) -> Run:
+        """The run to continue; the new environment joins the first.
+
+        Args:
+            allow_change: keys whose values may differ from the run's recipe, such as "optim.epochs".
 
         Raises:
             InputError: there is no run in the folder, its files are damaged, the recipe differs (the differing keys
                 are named), or it has fewer epochs than are done.
         """
-        from ccf_plugin.training.recipe_files import load_recipe
-
-        if not (folder / "state" / "last.json").is_file():
-            raise InputError(
-                f"expected a run to resume in {folder}, found no finished epoch; start it without --resume"
-            )
-        before = load_recipe(str(folder / "recipe.toml"))
-        flat_before, flat_now = (_flat(one.model_dump(exclude_none=True)) for one in (before, recipe))
-        keys = sorted(flat_before.keys() | flat_now.keys())
-        changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]
-        may_change = {"optim.epochs"} if recipe.optim.schedule in ("multistep", "constant") else set()
-        if set(changed) - may_change:
-            differences = ", ".join(
-                f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed
-            )
-            raise InputError(
-                f"expected the recipe of the run in {folder}, found changes ({differences}); use another --out"
-            )
         run = cls.read(folder, recipe)
         if run.epoch > recipe.optim.epochs:
             raise InputError(
                 f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"
             )
+        _check_changes(folder, recipe, allow_change)
         first = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        resumed = [*first.get("resumed", []), {"after_epoch": run.epoch, **environment}]
+        resumed = [*first.get("resumed", []), {"after_epoch": run.epoch, "after_step": run.step, **environment}]
         run._write_json("environment.json", {**first, "resumed": resumed})
         run._write_log()
         write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
+        for left in folder.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
         return run
 
     @property
@@ -114,36 +108,51 @@ class Run:
         return len(self.rows)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether its epochs are done, or its alarms ended it."""
+        stop = self.recipe.stop
+        is_stopped = stop is not None and should_stop(self.rows, stop.on, stop.patience)
+        return is_stopped or self.epoch >= self.recipe.optim.epochs
+
+    @property
+    def selected_by(self) -> str:
+        """The figure of log.csv that chooses the best epoch."""
+        figure = "clean" if self.recipe.objective.loss == "standard" else "robust"
+        return f"{self.recipe.evaluate.select}_{figure}_accuracy"
+
+    @property
     def best(self) -> EpochRow | None:
         """The row whose checkpoint is best.safetensors."""
         return self.best_of("")
 
     def best_of(self, suffix: str) -> EpochRow | None:
-        """The evaluated epoch of the highest test RA of the raw ("") or averaged weights (the first of equals).
+        """The evaluated epoch where ``selected_by`` is highest for the raw ("") or averaged weights (first of equals).
 
-        After standard training, whose RA says nothing, the one of the highest clean accuracy.
+        That is RA, or after standard training, whose RA says nothing, clean accuracy.
         """
-        measure = "test_clean_accuracy" if self.recipe.objective.loss == "standard" else "test_robust_accuracy"
-        figures = [(getattr(row, f"{measure}{suffix}"), row) for row in self.rows]
+        figures = [(getattr(row, f"{self.selected_by}{suffix}"), row) for row in self.rows]
         evaluated = [(accuracy, row) for accuracy, row in figures if accuracy is not None]
         return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
 
     def finish_epoch(
-        self,
-        row: EpochRow,
-        snapshots: Mapping[str, Snapshot],
-        states: Mapping[str, Mapping[str, Any]],
-        describe: Mapping[str, Any],
-    ) -> None:
-        """Write an epoch: results, checkpoints, the log's row, and last of all the state that makes it count.
+        self, row: EpochRow, snapshots: Mapping[str, Snapshot], describe: Mapping[str, Any], *, write: bool = True
+    ) -> EpochRow:
+        """Write an epoch: results, checkpoints, the log's row. It counts once ``save_state`` has followed.
 
         Args:
             row: the epoch's figures.
             snapshots: by suffix, "" for the raw weights and ``AVERAGE`` for the averaged ones.
-            states: state dicts by name, for ``restore``.
             describe: what checkpoints say of themselves.
+            write: False in a process that only keeps count.
+
+        Returns:
+            The row as it is logged, with ``selected_by`` filled in.
         """
         self.rows.append(row)
+        if self.best is row:
+            self.rows[-1] = row = replace(row, selected_by=self.selected_by)
+        if not write:
+            return row
         described = {**describe, "epoch": row.epoch}
         every = self.recipe.checkpoints.every
         for suffix, snapshot in snapshots.items():
@@ -157,26 +166,50 @@ class Run:
                 )
             save_checkpoint(self.folder / f"last{suffix}.safetensors", snapshot.model, described)
         self._write_log()
-        self._save_state(row.epoch, states)
+        return row
+
+    def save_state(self, states: Mapping[str, Mapping[str, Tensor]], step: int = 0) -> None:
+        """Write what ``restore`` gives back: after the finished epochs, or ``step`` steps into the next."""
+        from safetensors.torch import save
+
+        self.step = step
+        tensors = {
+            f"{name}.{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, state in states.items()
+            for key, value in state.items()
+        }
+        folder = self.folder / "state"
+        file = f"{self.epoch:03}-{step}.safetensors" if step else f"{self.epoch:03}.safetensors"
+        write_atomically(folder / file, save(tensors))
+        # last.json names the state that counts; only then may the one before it go.
+        rows = [asdict(row) for row in self.rows]
+        self._write_json("state/last.json", {"epoch": self.epoch, "step": step, "file": file, "rows": rows})
+        for old in folder.glob("*.safetensors"):
+            if old.name != file:
+                old.unlink()
 
     def restore(self) -> dict[str, dict[str, Any]]:
-        """The state dicts of the last finished epoch, as ``finish_epoch`` was given them."""
+        """The states as ``save_state`` was given them last."""
         states: dict[str, dict[str, Any]] = {}
-        for key, tensor in load_state(self.folder / "state" / f"{self.epoch:03}.safetensors").items():
+        for key, tensor in load_state(self.folder / "state" / self._read_state()).items():
             name, rest = key.split(".", 1)
             states.setdefault(name, {})[rest] = tensor
         return states
 
-    def _read_rows(self) -> list[EpochRow]:
-        """The finished epochs as the state has them: the log rounds, and may have been edited."""
+    def _read_state(self) -> str:
+        """Take over the finished epochs as the state has them (the log rounds); its file's name."""
         path = self.folder / "state" / "last.json"
+        if not path.is_file():
+            raise InputError(f"expected a run to resume in {self.folder}, found none with a saved state")
         try:
-            rows = [EpochRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self.rows, self.step = [EpochRow(**row) for row in state["rows"]], int(state["step"])
+            file = Path(state["file"]).name
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"expected the state of a run in {path}, found a damaged file ({error})") from None
-        if not rows or [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
-            raise InputError(f"expected the epochs of a run in {path}, found {[row.epoch for row in rows]}")
-        return rows
+        if [row.epoch for row in self.rows] != list(range(1, state["epoch"] + 1)):
+            raise InputError(f"expected the epochs of a run in {path}, found {[row.epoch for row in self.rows]}")
+        return file
 
     def _save_result(self, name: str, result: CrossClassResult) -> None:
         stem = self.folder / "probe" / name
@@ -186,24 +219,9 @@ class Run:
             title = f"{what} {int(name.removesuffix(AVERAGE))}: {result.title()}"
             result.save_picture(stem.with_suffix(".png"), title=title)
 
-    def _save_state(self, epoch: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        from safetensors.torch import save
-
-        tensors = {
-            f"{name}.{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, state in states.items()
-            for key, value in state.items()
-        }
-        folder = self.folder / "state"
-        write_atomically(folder / f"{epoch:03}.safetensors", save(tensors))
-        # last.json names the state that counts; only then may the one before it go.
-        self._write_json("state/last.json", {"epoch": epoch, "rows": [asdict(row) for row in self.rows]})
-        for old in folder.glob("*.safetensors"):
-            if old.stem != f"{epoch:03}":
-                old.unlink()
-
     def _write_log(self) -> None:
-        text = log_text(self.rows, averaged=self.recipe.average is not None)
+        averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None
+        text = log_text(self.rows, averaged=averaged, validated=validated)
         write_atomically(self.folder / "log.csv", text.encode())
 
     def _write_json(self, name: str, content: object) -> None:
@@ -220,17 +238,63 @@ def check_is_free(folder: Path, *, force: bool = False) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"expected a folder for the run, found the file {folder}; choose another --out")
-    found = {entry.name for entry in folder.iterdir()}
+    found = {entry.name for entry in folder.iterdir() if not is_aside(entry)} - {".lock"}
     others = sorted(found - set(_NAMES))
     if others or (found and "environment.json" not in found):
         named = ", ".join((others or sorted(found))[:3])
         raise InputError(
             f"expected an empty folder or a run in {folder}, found other files ({named}); choose another --out"
         )
-    if (folder / "state" / "last.json").is_file() and not force:
+    if has_begun(folder) and not force:
         raise InputError(
             f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
             "or choose another folder with --out"
+        )
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the folder holds a run that has saved a state."""
+    return (folder / "state" / "last.json").is_file()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep the folder to this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        InputError: another process writes there.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / ".lock", timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise InputError(
+            f"expected a run folder that no other process writes, found {folder} locked by one; wait for it to end, "
+            "or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) -> None:
+    from ccf_plugin.training.recipe_files import load_recipe
+
+    before = load_recipe(str(folder / "recipe.toml"))
+    flat_before, flat_now = (one.flat() for one in (before, recipe))
+    keys = sorted(flat_before.keys() | flat_now.keys())
+    changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]
+    forbidden = [key for key in changed if key not in allow_change]
+    if forbidden:
+        differences = ", ".join(f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed)
+        allowed = " ".join(f"--allow-change {key}" for key in forbidden)
+        raise InputError(
+            f"expected the recipe of the run in {folder}, found changes ({differences}); resume with {allowed}, or use "
+            "another --out"
         )
 
 
@@ -278,10 +342,3 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

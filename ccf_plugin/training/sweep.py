@@ -12,7 +12,7 @@ from pathlib import Path
 from ccf_plugin.errors import InputError
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.training.run import Run
+from ccf_plugin.training.run import Run, has_begun
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Point:
         return Run.read(self.folder, self.recipe)
 
     @property
-    def epochs_done(self) -> int:
-        """How many epochs its folder holds."""
-        return self.run.epoch if (self.folder / "state" / "last.json").is_file() else 0
+    def has_begun(self) -> bool:
+        """Whether its folder holds a state to resume from."""
+        return has_begun(self.folder)
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.epochs_done >= self.recipe.optim.epochs
+        return self.has_begun and self.run.is_finished
 
 
 def plan_sweep(name_or_path: str, settings: Sequence[str], common: Sequence[str], folder: Path) -> list[Point]:

@@ -6,13 +6,18 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ccf_plugin.training.objectives import StepOutput
 
 
 @contextlib.contextmanager
-def perturbed_weights(model: nn.Module, step: Callable[[], StepOutput], gamma: float) -> Iterator[None]:
+def perturbed_weights(
+    model: nn.Module,
+    step: Callable[[], StepOutput],
+    gamma: float,
+    mean: Callable[[list[Tensor]], list[Tensor]] = lambda tensors: tensors,
+) -> Iterator[None]:
     """Inside, each weight matrix or kernel w stands at w + γ · ‖w‖ · ∇loss / ‖∇loss‖; afterwards at w, bit for bit.
 
     One ascent step per batch, layer by layer, as in the paper's Section 4 (its step size equals γ). Biases and
@@ -22,13 +27,14 @@ def perturbed_weights(model: nn.Module, step: Callable[[], StepOutput], gamma: f
         model: whose parameters are moved in place.
         step: gives the loss at the model's present weights, with its graph.
         gamma: the relative size of the perturbation; 0 changes nothing.
+        mean: over the processes that train together, of each tensor.
     """
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
     if not gamma or not weights:
         yield
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    gradients = torch.autograd.grad(step().loss, weights)
+    gradients = mean(list(torch.autograd.grad(step().loss, weights)))
     kept = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -25,12 +25,11 @@ def _moves(section: AverageSection, epochs: int, steps: int = 2) -> tuple[list[f
     average = WeightAverage(model, section)
     weights = []
     for epoch in range(1, epochs + 1):
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             with torch.no_grad():
                 model.weight.fill_(len(weights) + 1.0)
             weights.append(model.weight.item())
-            average.after_step(model, epoch)
-        average.after_epoch(model, epoch)
+            average.after_step(model, epoch, is_last=step == steps)
     return weights, average.averaged.module.weight.item()
 
 
@@ -55,7 +54,7 @@ def test_swa_is_the_mean_of_the_epochs_ends_between_start_and_stop() -> None:
 def test_evaluation_gets_batchnorm_statistics_of_its_own_and_leaves_the_average_alone() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     average = WeightAverage(model, AverageSection(kind="ema"))
-    average.after_step(model, 1)
+    average.after_step(model, 1, is_last=False)
     images = torch.rand(40, 3)
     evaluated: Any = average.for_evaluation(images.split(10))
     torch.testing.assert_close(evaluated[0].running_mean, images.mean(0))

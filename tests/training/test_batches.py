@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccf_plugin.training.batches import TrainingBatches, shift_and_flip
+from ccf_plugin.training.batches import TrainingBatches, cut_out, shift_and_flip
 
 
 def _images(count: int, height: int = 6, width: int = 5) -> torch.Tensor:
@@ -34,10 +34,10 @@ def test_an_epoch_holds_each_image_once_and_the_last_batch_what_remains() -> Non
     labels = torch.arange(10)
     batches = TrainingBatches(_images(10), labels, batch_size=4, seed=0)
     seen = list(batches.epoch(1))
-    assert [len(y) for _, y in seen] == [4, 4, 2]
+    assert [len(y) for _, y, _, _ in seen] == [4, 4, 2]
     assert len(batches) == 3
-    assert sorted(torch.cat([y for _, y in seen]).tolist()) == list(range(10))
-    for images, y in seen:
+    assert sorted(torch.cat([y for _, y, _, _ in seen]).tolist()) == list(range(10))
+    for images, y, _, _ in seen:
         torch.testing.assert_close(images, batches.images[y].float() / 255, rtol=0, atol=0)
 
 
@@ -53,7 +53,7 @@ def test_an_epoch_is_determined_by_seed_and_number(augmentation: str) -> None:
             padding=2,  # type: ignore[arg-type]
         )
         torch.rand(3)  # the global random state has no part in it
-        return torch.cat([images for images, _ in batches.epoch(number)])
+        return torch.cat([batch.images for batch in batches.epoch(number)])
 
     assert torch.equal(epoch(0, 1), epoch(0, 1))
     assert not torch.equal(epoch(0, 1), epoch(0, 2))
@@ -63,7 +63,69 @@ def test_an_epoch_is_determined_by_seed_and_number(augmentation: str) -> None:
 def test_crop_moves_and_does_not_flip() -> None:
     ramp = torch.arange(8, dtype=torch.uint8).expand(200, 1, 8, 8).contiguous()
     batches = TrainingBatches(ramp, torch.zeros(200).long(), batch_size=200, seed=0, augmentation="crop", padding=1)
-    ((images, _),) = batches.epoch(1)
+    ((images, *_),) = batches.epoch(1)
     inner = (images * 255).round()[:, 0, :, 1:-1]
     assert (inner.diff(dim=2) == 1).all()  # a flip would make it fall
     assert {float(value) for value in inner[:, 0, 0]} == {0.0, 1.0, 2.0}
+
+
+def test_cut_out_blackens_a_square_around_each_centre_cut_off_at_the_borders() -> None:
+    images = torch.ones(3, 2, 6, 5)
+    centres = torch.tensor([[2, 2], [0, 0], [5, 4]])
+    cut = cut_out(images, centres, 3)
+    expected = images.clone()
+    expected[0, :, 1:4, 1:4] = 0
+    expected[1, :, 0:2, 0:2] = 0
+    expected[2, :, 4:6, 3:5] = 0
+    assert torch.equal(cut, expected)
+    expected = images.clone()
+    expected[0, :, 1:3, 1:3] = 0  # an even side has its centre right of the middle
+    assert torch.equal(cut_out(images, centres, 2)[0], expected[0])
+
+
+def test_cutout_changes_nothing_but_the_squares_and_not_the_random_numbers() -> None:
+    images = torch.full((200, 1, 8, 8), 255, dtype=torch.uint8)
+    images[:, :, :, 0] = 128
+    options = {"batch_size": 50, "seed": 0, "augmentation": "crop-flip", "padding": 2}
+    plain = TrainingBatches(images, torch.arange(200), **options)
+    cut = TrainingBatches(images, torch.arange(200), cutout=4, **options)
+    sizes = set()
+    for one, other in zip(plain.epoch(3), cut.epoch(3), strict=True):
+        assert torch.equal(one.labels, other.labels)
+        kept = other.images > 0
+        assert torch.equal(one.images[kept], other.images[kept])
+        sizes |= set((~kept).sum((1, 2, 3)).tolist())
+    assert max(sizes) == 16  # a whole square
+    assert min(sizes) == 4  # around a corner's pixel
+
+
+def test_the_indices_say_which_images_they_are() -> None:
+    batches = TrainingBatches(_images(10), torch.arange(10) * 7, batch_size=4, seed=0)
+    for batch in batches.epoch(1):
+        assert torch.equal(batch.labels, batch.indices * 7)
+
+
+def test_skipping_gives_the_rest_of_the_epoch() -> None:
+    batches = TrainingBatches(_images(10), torch.arange(10), batch_size=4, seed=0, augmentation="crop-flip", padding=2)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, skip=1))
+    assert len(rest) == 2
+    for one, other in zip(whole[1:], rest, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(10, 2), (9, 2), (9, 4), (13, 3)])
+def test_the_processes_parts_are_together_the_batches_of_one(count: int, processes: int) -> None:
+    options = {"batch_size": 4, "seed": 5, "augmentation": "crop-flip", "padding": 2, "cutout": 2}
+    one = TrainingBatches(_images(count), torch.arange(count), **options)
+    parts = [
+        TrainingBatches(_images(count), torch.arange(count), rank=rank, processes=processes, **options)
+        for rank in range(processes)
+    ]
+    for batch, *own in zip(one.epoch(1), *(part.epoch(1) for part in parts), strict=True):
+        counted = [part for part in own if part.share]
+        assert torch.equal(torch.cat([part.images for part in counted]), batch.images)
+        assert torch.equal(torch.cat([part.indices for part in counted]), batch.indices)
+        # The mean over processes of their weighted means is the mean over the batch.
+        mean = sum(float(part.images.mean()) * part.share for part in own) / processes
+        assert mean == pytest.approx(float(batch.images.mean()), rel=1e-5)
+        assert all(len(part.labels) for part in own)

@@ -113,7 +113,7 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         "attack.eps: expected 0 to 1 for Linf, found 8; units are pixels in [0, 1], so write e.g. '8/255'",
         "did you mean 'preact_resnet18'",
         "did you mean 'cifar10'",
-        "objective.loss: expected 'standard', 'madry', 'trades' or 'mart', found 'madri'",
+        "objective.loss: expected 'standard', 'madry', 'trades', 'mart' or 'python:package.module:function', found",
         "seed: expected a valid integer, found 1.5",
         "atack: expected a known key, found 'atack'; did you mean 'attack'",
     ):

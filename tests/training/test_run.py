@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -13,14 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.errors import CCFError, InputError, UnavailableError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.training import loop
+from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.log import EpochRow, read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.training.run import Run
+from ccf_plugin.training.run import Run, lock
 from ccf_plugin.zoo.models import load_model
 
 TINY = [
@@ -40,22 +46,45 @@ TINY = [
 
 
 class Quiet:
-    """A reporter that remembers epochs and shows nothing; it can stop a run after one, as a kill would."""
+    """A reporter that remembers epochs and shows nothing.
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    It can stop a run after an epoch, as a kill would, or send a signal after a step or when an evaluation begins.
+    """
+
+    def __init__(
+        self, stop_after: int | None = None, *, signal_at: tuple[int, int | str] | None = None, number: int = 0
+    ) -> None:
         self.rows: list[EpochRow] = []
         self._stop_after = stop_after
+        self._signal_at = signal_at
+        self._number = number
 
     def started(self, run: Run) -> None: ...
 
-    def step(self, epoch: int, done: int, total: int) -> None: ...
+    def step(self, epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == self._signal_at:
+            os.kill(os.getpid(), self._number)
 
     def evaluating(self, batches: Batches, total: int) -> Batches:
+        if (len(self.rows) + 1, "evaluation") == self._signal_at:
+            os.kill(os.getpid(), self._number)
         return batches
 
     def epoch_finished(self, row: EpochRow) -> None:
         self.rows.append(row)
         if row.epoch == self._stop_after:
+            raise KeyboardInterrupt
+
+
+class _Killed(Quiet):
+    """Dies in the middle of an epoch."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__()
+        self._moment = (epoch, step)
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == self._moment:
             raise KeyboardInterrupt
 
 
@@ -72,6 +101,7 @@ def test_the_folder_holds_what_the_design_says(finished: Run) -> None:
     folder = finished.folder
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {
+        ".lock",
         "recipe.toml",
         "environment.json",
         "log.csv",
@@ -92,7 +122,7 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     header, *lines = (finished.folder / "log.csv").read_text().splitlines()
     assert header == (
         "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
-        "seconds,images_per_second,alarm"
+        "seconds,images_per_second,alarm,selected_by"
     )
     assert len(lines) == 3
     rows = read_log(finished.folder)
@@ -152,7 +182,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished: Run, tmp_path: Path
 def test_more_epochs_than_before_continue_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "longer"
     train(tiny("optim.epochs=1"), folder, Quiet())
-    resumed = train(tiny("optim.epochs=2"), folder, Quiet(), resume=True)
+    with pytest.raises(InputError, match=r"optim\.epochs: 1 before, 2 now\); resume with --allow-change optim\.epochs"):
+        train(tiny("optim.epochs=2"), folder, Quiet(), resume=True)
+    resumed = train(tiny("optim.epochs=2"), folder, Quiet(), resume=True, allow_change=["optim.epochs"])
     assert [row.epoch for row in resumed.rows] == [1, 2]
 
 
@@ -187,11 +219,52 @@ def test_force_replaces_a_run_and_touches_nothing_else(finished: Run, tmp_path: 
 
 
 def test_a_run_that_died_before_its_first_epoch_ended_starts_over(tmp_path: Path) -> None:
-    with pytest.raises(CCFError):
-        train(tiny("optim.lr=1e30"), tmp_path / "run", Quiet())
-    with pytest.raises(InputError, match="found no finished epoch; start it without --resume"):
-        train(tiny(), tmp_path / "run", Quiet(), resume=True)
-    assert train(tiny("optim.epochs=1"), tmp_path / "run", Quiet()).epoch == 1
+    for resume in (False, True):
+        folder = tmp_path / f"run{resume}"
+        with pytest.raises(CCFError):
+            train(tiny("optim.lr=1e30"), folder, Quiet())
+        assert train(tiny("optim.epochs=1"), folder, Quiet(), resume=resume).epoch == 1
+
+
+def test_resuming_where_no_run_is_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a run to resume in .*absent, found none"):
+        train(tiny(), tmp_path / "absent", Quiet(), resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("moment", [(1, 1), (2, 3), (2, 4), (3, "evaluation")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_within_the_epoch_and_the_resumed_run_equals_an_uninterrupted_one(
+    finished: Run, tmp_path: Path, moment: tuple[int, int | str], number: int
+) -> None:
+    folder, handlers = tmp_path / "signalled", [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match=r"saved after step \d.*--resume") as caught:
+        train(tiny(), folder, Quiet(signal_at=moment, number=number))
+    assert caught.value.exit_code == 128 + number
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    step = 4 if moment[1] == "evaluation" else moment[1]
+    assert json.loads((folder / "state" / "last.json").read_text())["step"] == step
+    _assert_same_run(train(tiny(), folder, Quiet(), resume=True), finished)
+
+
+def test_the_state_is_saved_every_so_many_minutes(finished: Run, tmp_path: Path) -> None:
+    hurried = tiny("checkpoint_minutes=1e-9")
+    with pytest.raises(KeyboardInterrupt):
+        train(hurried, tmp_path / "run", _Killed(2, 3))
+    assert json.loads((tmp_path / "run" / "state" / "last.json").read_text())["step"] == 2
+    _assert_same_run(train(hurried, tmp_path / "run", Quiet(), resume=True), finished)
+
+
+def test_one_folder_has_one_writer(tmp_path: Path) -> None:
+    with lock(tmp_path / "run"):
+        # In a process of its own: the lock is the process's.
+        code = "import sys; from ccf_plugin.cli import main; main()"
+        command = [sys.executable, "-c", code, "train", "digits", "--out", str(tmp_path / "run"), "--set", "threads=1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "locked" in done.stderr
+    assert done.stderr.count("\n") == 1
+    train(tiny("optim.epochs=1"), tmp_path / "run", Quiet())
 
 
 def test_resume_follows_the_state_and_not_an_edited_log(finished: Run, tmp_path: Path) -> None:
@@ -309,3 +382,32 @@ def _assert_same_run(one: Run, other: Run) -> None:
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_stop_ends_a_run_on_its_alarm_and_it_stays_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "alarms", lambda rows, row: ["CAS falling"] if row.epoch in (2, 4, 5) else [])
+    recipe = tiny("optim.epochs=7", "stop={on=['CAS falling'], patience=2}")
+    run = train(recipe, tmp_path / "run", Quiet())
+    assert [row.alarm for row in read_log(run.folder)] == ["", "CAS falling", "", "CAS falling", "CAS falling"]
+    reporter = Quiet()
+    assert train(recipe, tmp_path / "run", reporter, resume=True).is_finished
+    assert reporter.rows == []
+
+
+def test_trackers_get_each_epochs_figures(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(tiny("optim.epochs=2"), tmp_path / "run", Quiet(), trackers=["tensorboard"])
+    events = accumulator.EventAccumulator(str(run.folder / "trackers" / "ccf_plugin"))
+    events.Reload()
+    assert "cas" in events.Tags()["scalars"]
+    assert [(event.step, event.value) for event in events.Scalars("cas")] == [
+        (row.epoch, pytest.approx(row.cas)) for row in run.rows
+    ]
+    train(tiny("optim.epochs=1"), tmp_path / "run", Quiet(), force=True)
+    assert not (run.folder / "trackers").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="tracker 'wonderboard': expected one that is installed"):
+        train(tiny(), tmp_path / "run", Quiet(), trackers=["wonderboard"])
+    assert not (tmp_path / "run").exists()

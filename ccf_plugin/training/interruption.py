@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM as a wish that the loop grants after the step in hand."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from ccf_plugin.errors import CCFError
+
+
+class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, not a fault
+    """Training ended by a signal, its state saved. The exit code is the shell's for that signal: 130 or 143."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class Interruption:
+    """Remembers the first SIGINT or SIGTERM inside; a second one acts as if nobody listened.
+
+    Outside the main thread, where Python allows no handlers, signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

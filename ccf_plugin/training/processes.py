@@ -1,0 +1,111 @@
+"""The processes of a training job: one, or several that accelerate or torchrun started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.training.log import EpochRow
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.zoo.precision import resolve_device
+
+
+class Processes:
+    """This process among those of the job. accelerate makes the group, wraps the model and reduces."""
+
+    def __init__(self, recipe: Recipe, trackers: Sequence[str], folder: Path) -> None:
+        known = sorted(str(kind) for kind in get_available_trackers())
+        for name in trackers:
+            if name not in known:
+                raise UnavailableError(
+                    f"tracker {name!r}: expected one that is installed ({', '.join(known) or 'none is'}); "
+                    "`pip install ccf_plugin[tensorboard]` brings tensorboard"
+                )
+        # Broadcasting buffers between the two forward passes of TRADES or MART would break autograd.
+        self._accelerator = Accelerator(
+            cpu=resolve_device(recipe.device).type == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+        )
+        self.count: int = self._accelerator.num_processes
+        self.rank: int = self._accelerator.process_index
+        self.device: torch.device = self._accelerator.device if self.count > 1 else resolve_device(recipe.device)
+        self.is_main: bool = self.rank == 0
+        if recipe.sync_batchnorm and self.count > 1 and self.device.type == "cpu":
+            raise InputError("sync_batchnorm: expected CUDA devices, which torch's SyncBatchNorm needs, found the CPU")
+        self._sync_batchnorm = recipe.sync_batchnorm and self.count > 1
+
+    def wrap(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The bare model (for attacks and measurement), and the one whose backward pass averages gradients."""
+        if self._sync_batchnorm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return model, self._accelerator.prepare_model(model) if self.count > 1 else model
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass."""
+        self._accelerator.backward(loss)
+
+    def mean(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Each tensor's mean over the processes, on all of them."""
+        return tensors if self.count == 1 else [self._accelerator.reduce(one, "mean") for one in tensors]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, on all of them."""
+        if self.count > 1:
+            dist.all_reduce(tensor := tensor.clone())
+        return tensor
+
+    def largest(self, value: int) -> int:
+        """The largest of the processes' numbers, on all of them."""
+        if self.count == 1:
+            return value
+        dist.all_reduce(tensor := torch.tensor(value, device=self.device), op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def share_buffers(self, *models: nn.Module) -> None:
+        """Give all processes the first one's buffers (BatchNorm's running statistics)."""
+        if self.count > 1:
+            for model in models:
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
+
+    def gather(self, own: Any) -> list[Any]:
+        """A small object of every process, in the order of ranks, on all of them."""
+        if self.count == 1:
+            return [own]
+        gathered: list[Any] = [None] * self.count
+        dist.all_gather_object(gathered, own)
+        return gathered
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+    def start_tracking(self, recipe: Recipe) -> None:
+        """Begin a run with the trackers, if there are any."""
+        if self._accelerator.log_with:
+            known = {
+                key: value if isinstance(value, int | float) else str(value) for key, value in recipe.flat().items()
+            }
+            self._accelerator.init_trackers("ccf_plugin", config=known)
+
+    def track(self, row: EpochRow) -> None:
+        """Hand an epoch's figures to the trackers, if there are any."""
+        numbers = {key: value for key, value in asdict(row).items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=row.epoch)
+
+    def finish(self) -> None:
+        """Close the trackers, if there are any."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()

@@ -1,0 +1,57 @@
+"""When a run's state is saved: at epoch ends, every so many minutes, and when a signal asks the run to end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.training.interruption import Interrupted, Interruption
+from ccf_plugin.training.processes import Processes
+from ccf_plugin.training.run import Run
+from ccf_plugin.training.trainer import Trainer
+
+_DUE = 1  # below every signal's number
+
+
+class Saver:
+    """Saves a trainer's state into its run; every process calls it, the first one writes."""
+
+    def __init__(self, run: Run, trainer: Trainer, processes: Processes, interruption: Interruption) -> None:
+        self._run, self._trainer, self._processes, self._interruption = run, trainer, processes, interruption
+        self._saved = time.monotonic()
+
+    def save(self) -> None:
+        """Save now."""
+        states = self._trainer.state()
+        if self._processes.is_main:
+            self._run.save_state(states, self._trainer.step)
+        self._saved = time.monotonic()
+
+    def between_steps(self, epoch: int) -> None:
+        """Save where it is time for it; end where a signal came to any process.
+
+        Raises:
+            Interrupted: with the state saved, unless the weights are not finite any more.
+        """
+        minutes = (time.monotonic() - self._saved) / 60
+        is_due = self._processes.is_main and minutes > self._run.recipe.checkpoint_minutes
+        wish = self._processes.largest(self._interruption.signal or (_DUE if is_due else 0))
+        if wish and not self._trainer.totals().failed_at:  # else the epoch's end will tell, and the good state stays
+            self.save()
+        if wish > _DUE:
+            name, resume = signal.Signals(wish).name, f"continue with --resume (--out {self._run.folder})"
+            raise Interrupted(f"{name} in epoch {epoch}, saved after step {self._run.step}; {resume}", wish)
+
+    def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of an evaluation, between which a signal may end the run; the epoch's training is saved then.
+
+        With several processes, whose numbers of batches differ, the signal waits for the next step.
+        """
+        for batch in batches:
+            yield batch
+            if self._processes.count == 1 and self._interruption.signal:
+                self.between_steps(epoch)

@@ -1,0 +1,120 @@
+"""What a recipe becomes on this machine, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.measure.evaluate import check_input
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.zoo.datasets import Split, load_data
+from ccf_plugin.zoo.models import build_model
+from ccf_plugin.zoo.precision import Precision, resolve_precision
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data, the untrained model on its device, and the precision. ``validation`` is None where none is held out."""
+
+    recipe: Recipe
+    data_name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    validation: Split | None
+    model: nn.Module
+    device: torch.device
+    precision: Precision
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def describe_model(self) -> dict[str, Any]:
+        """What a checkpoint says of itself, so that it can be loaded wherever it lies."""
+        return {
+            "model": self.recipe.model.model_dump(),
+            "classes": list(self.classes),
+            "data": self.data_name,
+            "input_size": list(self.input_size),
+            "test_limit": self.recipe.data.test_limit,
+            "threat": self.recipe.evaluation_threat().as_dict(),
+        }
+
+
+def prepare(recipe: Recipe, device: torch.device, *, download: bool = False) -> Parts:
+    """Load data and build the model.
+
+    Raises:
+        InputError: all that can be wrong with a recipe's data, model and device is found here.
+        UnavailableError: what it needs is not to be had here.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    data = load_data(
+        recipe.data.name,
+        root=Path(recipe.data.root).expanduser(),
+        download=download,
+        train_per_class=recipe.data.train_per_class,
+        test_limit=recipe.data.test_limit,
+    )
+    if data.train is None or data.test is None:
+        raise InputError(f"expected data with a train and a test split, found {data.name} without one of them")
+    train, validation = data.train, None
+    if recipe.data.validation is not None:
+        train, validation = hold_out(data.train, recipe.data.validation)
+    if len(train) % recipe.optim.batch_size == 1:
+        raise InputError(
+            f"optim.batch_size: expected one that leaves no last batch of a single image, which BatchNorm refuses, "
+            f"found {recipe.optim.batch_size} for {len(train)} images"
+        )
+    size = min(train.images.shape[2:])
+    if recipe.data.augmentation != "none" and recipe.data.crop_padding >= size:
+        raise InputError(
+            f"data.crop_padding: expected less than the images' {size} pixels, found {recipe.data.crop_padding}"
+        )
+    torch.manual_seed(recipe.seed)
+    channels, height, width = train.images.shape[1:]
+    model = build_model(
+        recipe.model.name,
+        num_classes=len(data.classes),
+        input_size=(channels, height, width),
+        options=recipe.model.options,
+        mean=recipe.model.mean,
+        std=recipe.model.std,
+    )
+    check_input(model, (channels, height, width), recipe.model.name)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision = resolve_precision(recipe.precision, device)
+    return Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
+
+
+def hold_out(train: Split, count: int) -> tuple[Split, Split]:
+    """Split off ``count`` images, evenly over the classes and the last of each; the order stays.
+
+    Returns:
+        What remains, and what is held out.
+
+    Raises:
+        InputError: a class would keep no image.
+    """
+    from_the_end = torch.empty_like(train.labels)  # how many of its class stand behind each image
+    for label in range(int(train.labels.max()) + 1):
+        rows = (train.labels == label).nonzero().squeeze(1)
+        from_the_end[rows] = torch.arange(len(rows) - 1, -1, -1)
+    # By how near they are to their class's end, then by class.
+    ranked = torch.argsort(from_the_end * (int(train.labels.max()) + 1) + train.labels)
+    held = torch.zeros(len(train), dtype=torch.bool)
+    held[ranked[:count]] = True
+    if set(train.labels[~held].tolist()) != set(train.labels.tolist()):
+        raise InputError(
+            f"data.validation: expected images of every class to remain for training, found {count} of {len(train)}"
+        )
+    return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
