@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -10,6 +11,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ccf_plugin.measure.evaluate import Progress
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a job (accelerate, torchrun) that prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave_job() -> None:
+    """End a job of several processes in order."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def quiet_libraries() -> None:

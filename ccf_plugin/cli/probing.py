@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import progress_on, quiet_libraries
+from ccf_plugin.cli.console import is_first_process, leave_job, progress_on, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,8 +75,11 @@ def probe(
     stem = out or Path("results") / f"{subject.loaded.name}-{described}"
     if stem.suffix in (".npz", ".json", ".png"):
         stem = stem.with_suffix("")
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, quiet=not is_first_process())
     result = subject.measure(instances=instances, head=head, progress=progress_on(console, "measuring"))
+    leave_job()
+    if not is_first_process():
+        return
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
     if as_json:

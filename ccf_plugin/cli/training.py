@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccf_plugin.cli.console import quiet_libraries
+from ccf_plugin.cli.console import is_first_process, leave_job, quiet_libraries
 from ccf_plugin.errors import InputError
 
 
@@ -41,7 +41,7 @@ def train(
         raise InputError("expected --resume or --force, found both; --force starts anew")
     if allow_change and not resume:
         raise InputError("expected --allow-change with --resume, found it alone; a new run may have any recipe")
-    console = Console()
+    console = Console(quiet=not is_first_process())
     loaded = load_recipe(recipe, overrides or [])
     with ProgressReporter(console) as reporter:
         run = run_training(
@@ -59,6 +59,7 @@ def train(
         f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {run.folder / 'best.safetensors'}",
         soft_wrap=True,
     )
+    leave_job()
 
 
 def sweep(
@@ -86,7 +87,7 @@ def sweep(
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, sweep_table
 
-    console = Console()
+    console = Console(quiet=not is_first_process())
     for point in points:
         if point.is_finished:
             console.print(f"{point.name}: finished already in {point.folder}", highlight=False, soft_wrap=True)
@@ -94,6 +95,7 @@ def sweep(
         with ProgressReporter(console) as reporter:
             run_training(point.recipe, point.folder, reporter, resume=point.has_begun, download=download)
     console.print(sweep_table({point.name: point.run for point in points}))
+    leave_job()
 
 
 def recipes() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
+from ccf_plugin.probe.distributed import num_processes, rank
 from ccf_plugin.probe.host import evaluation_mode
 from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.zoo.attacks import Attack, build_attack
@@ -47,6 +48,8 @@ def measure(
 ) -> CrossClassResult:
     """Measure a classifier on a split, in eval mode, under an attack (``threat`` None: clean).
 
+    Where torch.distributed runs several processes, each measures its part of the split and all return the whole.
+
     Args:
         model: [0, 1] images (N, C, H, W) → logits (N, K); lies on the device that is used.
         split: the images and their labels.
@@ -59,7 +62,7 @@ def measure(
             probe or the attack names.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    total = split.count_batches(batch_size)
+    part = split.part(rank(), num_processes())
     attack: Attack | None = None
     if threat is not None:
         attack = build_attack(
@@ -74,7 +77,8 @@ def measure(
         with torch.set_grad_enabled(head == GRADIENT):
             check_input(model, tuple(split.images.shape[1:]), model_name)
         _check_classes(probe, len(classes))
-        result = probe.run(progress(split.batches(batch_size, device), total), attack, seed=seed)
+        batches = progress(part.batches(batch_size, device), part.count_batches(batch_size))
+        result = probe.run(batches, attack, seed=seed)
     described: dict[str, Any] | None = None if result.threat is None else {**result.threat, "precision": precision}
     return replace(
         result,

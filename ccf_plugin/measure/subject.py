@@ -15,7 +15,7 @@ from ccf_plugin.zoo.attacks import attack_class
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
 from ccf_plugin.zoo.loaded import LoadedModel
 from ccf_plugin.zoo.models import load_model
-from ccf_plugin.zoo.precision import Precision, resolve_device, resolve_precision
+from ccf_plugin.zoo.precision import Precision, job_device, resolve_precision
 from ccf_plugin.zoo.threat import ThreatModel, threat_model
 
 
@@ -90,7 +90,7 @@ def load_subject(model: str, choices: Choices) -> Subject:
         raise InputError(f"--limit: expected at least 1, found {limit}")
     if choices.clean and (choices.attack or attack_given):
         raise InputError("expected --clean, or an attack's options, found both; leave one out")
-    device = resolve_device(choices.device)
+    device = job_device(choices.device)
     precision = resolve_precision(choices.precision, device)  # type: ignore[arg-type]
     if choices.data is not None:
         check_spec(choices.data)

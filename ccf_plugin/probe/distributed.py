@@ -20,6 +20,11 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
 def gather_objects(own: Any) -> list[Any]:
     """A small picklable object of every process, in the order of ranks."""
     gathered: list[Any] = [None] * num_processes()

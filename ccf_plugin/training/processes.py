@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.training.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.zoo.precision import resolve_device
+from ccf_plugin.zoo.precision import job_device, resolve_device
 
 
 class Processes:
@@ -40,7 +40,7 @@ class Processes:
         )
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
-        self.device: torch.device = self._accelerator.device if self.count > 1 else resolve_device(recipe.device)
+        self.device = job_device(recipe.device)
         self.is_main: bool = self.rank == 0
         if recipe.sync_batchnorm and self.count > 1 and self.device.type == "cpu":
             raise InputError("sync_batchnorm: expected CUDA devices, which torch's SyncBatchNorm needs, found the CPU")

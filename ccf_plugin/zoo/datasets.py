@@ -46,6 +46,10 @@ class Split:
             raise InputError(f"batch size: expected at least 1, found {batch_size}")
         return -(-len(self) // batch_size)
 
+    def part(self, rank: int, processes: int) -> Split:
+        """Every so-manieth image: this process's share, so that all together are the split."""
+        return self if processes == 1 else Split(self.images[rank::processes], self.labels[rank::processes])
+
     def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """In order, (images float32 in [0, 1], labels int64) on ``device``; the last batch may be smaller."""
         # A tensor, because CUDA divides by a Python number by multiplying with its rounded reciprocal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Literal
 
@@ -81,6 +82,19 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UnavailableError(f"device {name!r}: torch sees no MPS device here; use 'cpu' or 'auto'")
     return device
+
+
+def job_device(name: str) -> torch.device:
+    """As ``resolve_device``; in a job of several processes (accelerate, torchrun) this process's, the group being made.
+
+    Raises as ``resolve_device`` does.
+    """
+    device = resolve_device(name)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    from accelerate import PartialState
+
+    return torch.device(PartialState(cpu=device.type == "cpu").device)
 
 
 def _computes_bf16(device: torch.device) -> bool:
