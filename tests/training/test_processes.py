@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,14 @@ SETTINGS = [
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
-def _start(out: Path, launcher: list[str], *more: str, settings: list[str] = SETTINGS) -> subprocess.Popen[str]:
+def _start(
+    out: Path, launcher: list[str], *more: str, settings: list[str] = SETTINGS, path: Path | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, "-m", "ccf_plugin", "train", "digits", "--out", str(out)]
     for setting in settings:
         command += ["--set", setting]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    found_in = [str(Path(__file__).parent), *([] if path is None else [str(path)])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(found_in), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=out.parent
     )
@@ -82,3 +86,81 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
     _run(tmp_path / "run", [*TORCHRUN, "2"])
     _assert_equal_within_rounding(tmp_path / "run", alone)
+
+
+METHODS = {
+    "trades": ["objective.loss=trades"],
+    "mart": ["objective.loss=mart"],
+    "weight perturbation": ["awp={gamma=0.01}"],
+    "ensembling": ["ensembling={weight=5.0, decay=0.5, ramp=[1, 2]}"],
+    "average teacher": ["average={kind='ema', decay=0.9}", "distill=[{teacher='average', weight=0.5}]"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_on_two_processes(method: str, tmp_path: Path) -> None:
+    settings = [*SETTINGS, *METHODS[method]]
+    _run(tmp_path / "one", [], settings=settings)
+    _run(tmp_path / "two", [*TORCHRUN, "2"], settings=settings)
+    _assert_equal_within_rounding(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_three_processes_and_a_last_batch_of_two(tmp_path: Path) -> None:
+    settings = [*SETTINGS, "optim.batch_size=17"]  # 70 images: the last batch has 2, one process none
+    _run(tmp_path / "one", [], settings=settings)
+    _run(tmp_path / "three", [*TORCHRUN, "3"], settings=settings)
+    _assert_equal_within_rounding(tmp_path / "three", tmp_path / "one")
+
+
+def test_accelerate_launches_it_and_another_number_of_processes_resumes(alone: Path, tmp_path: Path) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    one_epoch = [*SETTINGS, "optim.epochs=1"]
+    _run(tmp_path / "run", launch, settings=one_epoch)
+    _run(tmp_path / "run", [], "--resume", "--allow-change", "optim.epochs")
+    _assert_equal_within_rounding(tmp_path / "run", alone)
+
+
+def test_a_process_that_dies_ends_the_job_and_the_run_resumes(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import ccf_plugin.training.trainer as t\n"
+        "    step = t.Trainer._step\n"
+        "    def dying(self, epoch, batch):\n"
+        "        if epoch == 2 and self.step == 1:\n"
+        "            raise RuntimeError('cosmic ray')\n"
+        "        step(self, epoch, batch)\n"
+        "    t.Trainer._step = dying\n"
+    )
+    out = tmp_path / "run"
+    started = time.monotonic()
+    process = _start(out, [*TORCHRUN, "2"], path=tmp_path)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "cosmic ray" in errors
+    assert len(read_log(out)) == 1
+    died_after = time.monotonic() - started
+    assert died_after < 180  # epoch 1 and a minute; a deadlock would last longer
+    _run(out, [*TORCHRUN, "2"], "--resume")
+    _assert_equal_within_rounding(out, alone)
+
+
+def test_probing_on_two_processes_gives_the_result_of_one(alone: Path, tmp_path: Path) -> None:
+    model = ["python:processes_model:layer_norm_network", "--checkpoint", str(alone / "best.safetensors")]
+    data = ["--data", "digits", "--limit", "41", "--clean", "--instances", "--batch-size", "8"]
+    options = ["-m", "ccf_plugin", "probe", *model, *data, "--out"]
+    for launcher, name in (([], "one"), ([*TORCHRUN, "2"], "two")):
+        command = [sys.executable, *launcher, *options, str(tmp_path / name)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Wrote ") == 1
+    one, two = (CrossClassResult.load(tmp_path / name) for name in ("one", "two"))
+    assert one.counts.tolist() == two.counts.tolist()
+    assert one.clean_accuracy == two.clean_accuracy
+    assert two.cas == pytest.approx(one.cas, rel=1e-6)
+    assert two.instance_cas == pytest.approx(one.instance_cas, rel=1e-6)
+    assert two.data == one.data
