@@ -1,4 +1,7 @@
-"""torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was."""
+"""torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was.
+
+``TPGDL2`` is ours (``zoo.trades_l2``); wherever a name is looked up it counts as one of torchattacks'.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from ccf_plugin.zoo.threat import ThreatModel
 Mode = Literal["eval", "train"]
 
 _DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
+# One method under two names; the norm says which is meant.
+_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2"}
 # The norms of those that a name or a parameter does not tell; "none" is bounded in no norm.
 _NORMS = {
     **dict.fromkeys(("CW", "DeepFool"), "L2"),
@@ -151,17 +156,19 @@ def build_attack(
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
-    ``name=None`` is PGD for Linf and PGDL2 for L2. The class receives the threat model under its own parameter names
-    (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options`` as they are; ``num_classes`` goes to those
-    that ask for it (the targeted ones, whose default is 10). ``mode`` is what the model runs in during the attack:
-    ``"eval"``, or ``"train"``, which leaves each module's own mode. Build once and call often: torchattacks searches
-    every attribute that is set on an attack for further attacks.
+    ``name=None`` is PGD, and in L2 ``PGD``, ``PGDRS`` and ``TPGD`` stand for their L2 twins. The class receives the
+    threat model under its own parameter names (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options``
+    as they are; ``num_classes`` goes to those that ask for it (the targeted ones, whose default is 10). ``mode`` is
+    what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Build
+    once and call often: torchattacks searches every attribute that is set on an attack for further attacks.
 
     Raises InputError for an unknown name or option, an attack of another norm, and a value that the class refuses.
     """
     if mode not in ("eval", "train"):
         raise InputError(f"attack mode: expected 'eval' or 'train', found {mode!r}")
-    name, chosen = attack_class(_DEFAULT_ATTACK[threat.norm] if name is None else name)
+    name, chosen = attack_class("PGD" if name is None else name)
+    if threat.norm == "L2" and name in _L2_TWINS:
+        name, chosen = attack_class(_L2_TWINS[name])
     parameters = _parameters(chosen)
     _check_norm(name, parameters, threat)
     values = _check_options(name, parameters, options or {})
@@ -183,12 +190,14 @@ def attack_names() -> list[str]:
     """The names that ``build_attack`` knows, as torchattacks spells them."""
     import torchattacks
 
-    return [name for name in torchattacks.__all__ if name not in _NOT_ATTACKS]
+    return [name for name in (*torchattacks.__all__, "TPGDL2") if name not in _NOT_ATTACKS]
 
 
 def attack_class(name: str) -> tuple[str, type]:
     """The attack's exact name and class. Raises InputError for one that torchattacks does not have."""
     import torchattacks
+
+    from ccf_plugin.zoo.trades_l2 import TPGDL2
 
     known = {known.lower(): known for known in attack_names()}
     if name.lower() in {wrapper.lower() for wrapper in _NOT_ATTACKS}:
@@ -196,7 +205,7 @@ def attack_class(name: str) -> tuple[str, type]:
     if name.lower() not in known:
         raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
     exact = known[name.lower()]
-    found: type = getattr(torchattacks, exact)
+    found: type = TPGDL2 if exact == "TPGDL2" else getattr(torchattacks, exact)
     return exact, found
 
 

@@ -90,6 +90,11 @@ def test_evaluation_follows_the_training_attack_where_it_is_silent(recipe_file: 
     assert recipe.evaluation_threat().eps == 128 / 255  # another norm's radius would mean nothing
 
 
+def test_trades_in_l2_is_a_matter_of_the_norm() -> None:
+    recipe = load_recipe("preact_trades", ["attack.norm=L2", "attack.eps=128/255", "attack.step_size=eps/8"])
+    assert (recipe.attack.name, recipe.training_threat().norm) == ("TPGD", "L2")
+
+
 def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
     faults = [
         "optim.epoch=3",

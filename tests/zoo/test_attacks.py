@@ -20,7 +20,7 @@ LINF = [
     "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "FAB", "Square",
 ]
 # fmt: on
-L2 = ["PGDL2", "PGDRSL2", "APGD", "APGDT", "FAB", "Square"]
+L2 = ["PGDL2", "PGDRSL2", "TPGDL2", "APGD", "APGDT", "FAB", "Square"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "APGDT": {"n_classes": 5},
     "FAB": {"n_classes": 5},
@@ -172,7 +172,8 @@ def test_descriptions(network: nn.Module) -> None:
     ("name", "norm", "options", "message"),
     [
         ("PDG", "Linf", {}, "did you mean 'PGD'"),
-        ("PGD", "L2", {}, "works in Linf, but the norm is L2; use PGDL2"),
+        ("FGSM", "L2", {}, "works in Linf, but the norm is L2; use PGDL2"),
+        ("TPGDL2", "Linf", {}, "works in L2, but the norm is Linf; use PGD"),
         ("CW", "Linf", {}, "works in L2"),
         ("MultiAttack", "Linf", {}, "not an attack on its own"),
         ("lgv", "Linf", {}, "not an attack on its own"),
