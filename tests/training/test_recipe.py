@@ -160,6 +160,38 @@ def test_one_fault_is_one_line(recipe_file: Path, override: str, message: str) -
     assert "\n" not in str(caught.value)
 
 
+NAMES_CODE = f"""{MINIMAL}[model.options]
+factory = "python:nowhere.at.all:factory"
+[attack]
+name = "python:nowhere.at.all:Attack"
+[[distill]]
+teacher = "python:zoo.harmful:Model"
+weight = 0.5
+"""
+
+
+def test_a_file_may_name_code_only_where_the_user_allows_it(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.toml"
+    path.write_text(NAMES_CODE)
+    (tmp_path / "built_on_it.toml").write_text('base = "theirs"\n')
+    for name in ("theirs", "built_on_it"):
+        with pytest.raises(InputError) as caught:
+            load_recipe(str(tmp_path / f"{name}.toml"), ["attack.name=PGD"])
+        lines = str(caught.value).splitlines()
+        assert [line.split(": ")[1] for line in lines] == ["model.options.factory", "attack.name", "distill.0.teacher"]
+        assert all(line.endswith("if you trust it, add --allow-code") for line in lines)
+    with pytest.raises(InputError, match=r"attack.name: .* importing nowhere.at.all failed"):
+        load_recipe(str(path), allow_code=True)
+
+
+def test_the_command_line_may_name_code(recipe_file: Path) -> None:
+    spec = "python:zoo.own_attacks:OneStep"
+    recipe = load_recipe(str(recipe_file), [f"attack.name={spec}", "attack.options.scale=0.5", f"evaluate.name={spec}"])
+    assert recipe.attack.name == spec
+    with pytest.raises(InputError, match="its options: scale; did you mean 'scale'"):
+        load_recipe(str(recipe_file), [f"attack.name={spec}", "attack.options.scael=0.5"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
