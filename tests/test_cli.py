@@ -194,6 +194,43 @@ def test_the_closing_table_shows_averaged_weights_too(ccf: Ccf) -> None:
     assert "last averaged" in out
 
 
+OWN_ATTACK = """
+def reflected(model, eps):
+    return lambda images, labels: (images + eps * (0.5 - images).sign()).clamp(0, 1)
+"""
+
+
+def test_an_attack_of_ones_own_trains_resumes_and_probes(ccf: Ccf, tmp_path: Path) -> None:
+    (tmp_path / "attack_of_mine.py").write_text(OWN_ATTACK)
+    spec = "python:attack_of_mine:reflected"
+    code, _, err = ccf("train", "digits", *TINY, "--set", f"attack.name={spec}", "--set", f"evaluate.name={spec}")
+    assert (code, err) == (0, "")
+    run = tmp_path / "runs" / "digits"
+    result = CrossClassResult.load(run / "probe" / "002")
+    assert result.threat is not None
+    assert (result.threat["attack"], result.threat["eps"], result.threat["steps"]) == (spec, 20 / 255, 1)
+
+    # The run's own recipe file names code too: what decides is the recipe that the command line gives.
+    arguments = ("--resume", "--allow-change", "optim.epochs", "--set", "optim.epochs=3")
+    with_code = ("--set", f"attack.name={spec}", "--set", f"evaluate.name={spec}")
+    assert ccf("train", "digits", *TINY, *with_code, *arguments)[0] == 0
+    (tmp_path / "theirs.toml").write_bytes((run / "recipe.toml").read_bytes())
+    code, _, err = ccf("train", "theirs.toml")
+    assert code == 2
+    assert err.splitlines() == [
+        f"ccf: theirs.toml: {key}: expected no code named by a file, found '{spec}'; if you trust it, add --allow-code"
+        for key in ("attack.name", "evaluate.name")
+    ]
+    assert ccf("sweep", "theirs.toml", "seed=1,2", "--print")[0] == 2
+    code, out, _ = ccf("sweep", "theirs.toml", "seed=1,2", "--print", "--allow-code")
+    assert (code, out.count("--allow-code")) == (0, 2)
+    assert ccf("train", "theirs.toml", "--allow-code", "--set", "optim.epochs=1")[0] == 0
+
+    code, out, err = ccf("probe", run, "--attack", spec, "--limit", 20)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "results" / "digits-reflected1-Linf-0.07843.npz").is_file()
+
+
 def test_recipes_lists_every_shipped_one(ccf: Ccf) -> None:
     code, out, _ = ccf("recipes")
     assert code == 0
@@ -235,7 +272,7 @@ BAD = {
     "a recipe of other images": (["train", "preact_linf", "--set", "data.name=digits"], "3×32×32"),
     "a sweep without values": (["sweep", "digits", "attack.eps"], "expected key=value,value"),
     "a sweep of an unknown key": (["sweep", "digits", "attack.epz=1/255,2/255"], "did you mean 'eps'"),
-    "nothing to resume": (["train", "digits", "--resume"], "no finished epoch"),
+    "nothing to resume": (["train", "digits", "--resume"], "found none; start it without --resume"),
     "both resume and force": (["train", "digits", "--resume", "--force"], "--resume or --force"),
     "a folder that is taken": (["train", "digits", "--out", "taken"], "other files (notes.txt)"),
     "a taken folder by force": (["train", "digits", "--out", "taken", "--force"], "other files (notes.txt)"),

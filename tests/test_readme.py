@@ -8,14 +8,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ccf_plugin.training.recipe_files import load_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 SECTION = re.search(r"^## Drop it into your loop$(.*?)(?=^## |\Z)", README, re.M | re.S)
 SNIPPETS = re.findall(r"^\*\*(.+?)\*\*.*?```python\n(.*?)```", SECTION[1] if SECTION else "", re.M | re.S)
+OWN_CODE = re.findall(r"```python\n(.*?)```", README[SECTION.end() :] if SECTION else "", re.S)
 
 # RobustBench's snippet downloads weights and images: random ones stand in, behind the same two functions.
 OFFLINE = """
@@ -34,10 +37,23 @@ robustbench.data.load_cifar10 = lambda n_examples: (torch.rand(n_examples, 3, 32
 
 
 def test_the_five_kinds_of_loop_are_there_and_no_other_snippet() -> None:
-    assert len(SNIPPETS) == README.count("```python")
+    assert len(SNIPPETS) + len(OWN_CODE) == README.count("```python")
     names = " ".join(name for name, _ in SNIPPETS)
     for kind in ("Plain PyTorch", "accelerate", "Lightning", "timm", "RobustBench"):
         assert kind in names
+
+
+def test_the_loss_and_the_attack_of_ones_own_are_what_the_package_takes() -> None:
+    found: dict[str, Any] = {}
+    for code in OWN_CODE:
+        exec(code, found)
+    images, labels = torch.rand(4, 3, 2, 2), torch.arange(4) % 3
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    output = found["margin"](network, images, images, labels, gap=0.5)
+    assert output.loss.requires_grad
+    assert torch.equal(output.logits, network(images))
+    adversarial = found["reflected"](network, 0.1)(images, labels)
+    torch.testing.assert_close((adversarial - images).abs(), torch.full_like(images, 0.1))
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])

@@ -15,9 +15,14 @@ Model = Annotated[
     ),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="digits, cifar10, cifar100, folder:PATH or npz:PATH. Default: the model's own.")
+    str | None,
+    typer.Option(
+        help="digits, cifar10, cifar100, tinyimagenet, imagenet, folder:PATH or npz:PATH. Default: the model's own."
+    ),
 ]
-Attack = Annotated[str | None, typer.Option(help="A torchattacks class. Default: PGD or PGDL2, by the norm.")]
+Attack = Annotated[
+    str | None, typer.Option(help="A torchattacks class, or python:package.module:Class. Default: PGD or PGDL2.")
+]
 Norm = Annotated[str | None, typer.Option(help="Linf or L2. Default: the benchmark's or run's, else Linf.")]
 Eps = Annotated[str | None, typer.Option(help="Radius in [0, 1] pixel units, as in 8/255. Default: as for the norm.")]
 StepSize = Annotated[str | None, typer.Option(help="Default: eps/4 (Linf), eps/8 (L2).")]
@@ -30,5 +35,6 @@ Precision = Annotated[str, typer.Option(help="Of the attack's passes: float32, b
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(help="Of the attack's random start.")]
 ModelDir = Annotated[Path, typer.Option(help="Where RobustBench's weights lie.")]
-DataRoot = Annotated[Path, typer.Option(help="Where torchvision's data sets lie.")]
+DataRoot = Annotated[Path, typer.Option(help="Where the data sets lie.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that the recipe file names (python:…).")]

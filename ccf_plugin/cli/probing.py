@@ -71,7 +71,8 @@ def probe(
     )
     subject = load_subject(model, choices)
     threat = subject.threat
-    described = "clean" if threat is None else f"{attack or 'PGD'}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
+    name = (attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
+    described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
     stem = out or Path("results") / f"{subject.loaded.name}-{described}"
     if stem.suffix in (".npz", ".json", ".png"):
         stem = stem.with_suffix("")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ccf_plugin.cli import options
 from ccf_plugin.cli.console import is_first_process, leave_job, quiet_libraries
 from ccf_plugin.errors import InputError
 
@@ -27,7 +28,8 @@ def train(
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Log to a tracker of accelerate's too: tensorboard, …")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+    download: options.Download = False,
+    allow_code: options.AllowCode = False,
 ) -> None:
     """Train by RECIPE, measuring RA and CAS as it goes."""
     quiet_libraries()
@@ -42,7 +44,7 @@ def train(
     if allow_change and not resume:
         raise InputError("expected --allow-change with --resume, found it alone; a new run may have any recipe")
     console = Console(quiet=not is_first_process())
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
     with ProgressReporter(console) as reporter:
         run = run_training(
             loaded,
@@ -70,7 +72,8 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>.")] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")] = False,
+    download: options.Download = False,
+    allow_code: options.AllowCode = False,
 ) -> None:
     """Train by RECIPE once for each combination of values; what is finished is skipped, what is begun is resumed."""
     quiet_libraries()
@@ -79,10 +82,11 @@ def sweep(
     from ccf_plugin.training.sweep import command_of, plan_sweep
 
     common = overrides or []
-    points = plan_sweep(recipe, settings, common, out or Path("runs") / Path(recipe).stem)
+    folder = out or Path("runs") / Path(recipe).stem
+    points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code)
     if print_only:
         for point in points:
-            print(command_of(point, recipe, common))  # noqa: T201
+            print(command_of(point, recipe, common, allow_code=allow_code))  # noqa: T201
         return
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, sweep_table

@@ -16,19 +16,33 @@ from pydantic import ValidationError
 
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.training.recipe import Recipe, evaluation_threat, training_threat
+from ccf_plugin.zoo.python_code import code_in
 from ccf_plugin.zoo.threat import ThreatModel
 
 _LARGEST_RECIPE = 1_000_000
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Recipe:
     """Read a recipe by path, or a shipped one by name, with ``key=value`` overrides ("optim.epochs=20").
 
+    Args:
+        name_or_path: the recipe.
+        overrides: what the user has typed; it may name code (``python:…``).
+        allow_code: whether the file may, too.
+
     Raises:
-        InputError: no such recipe, not TOML, or faults in it (all of them, one per line).
+        InputError: no such recipe, not TOML, code that is not allowed, or faults in it (all of them, one per line).
     """
     path = find_recipe(name_or_path)
     content = _with_base(path, seen=())
+    named = [] if allow_code else list(code_in(content))
+    if named:  # before anything looks at it closer, which would import it
+        raise InputError(
+            "\n".join(
+                f"{path}: {key}: expected no code named by a file, found {spec!r}; if you trust it, add --allow-code"
+                for key, spec in named
+            )
+        )
     for override in overrides:
         _apply(content, override)
     faults: list[str] = []
@@ -43,6 +57,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         source = f"{path} with --set" if overrides else str(path)
         raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
     return recipe
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run has written, by its schema alone: nothing that it names is looked up.
+
+    Raises:
+        InputError: not TOML, or faults in it.
+    """
+    try:
+        return Recipe.model_validate(_parse(path))
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {fault}" for fault in _schema_faults(error))) from None
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -126,9 +152,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _part_faults(content: Mapping[str, Any]) -> list[str]:
     """What the zoo finds wrong with names and threat models, told together with the schema's faults."""
-    from torch import nn
-
-    from ccf_plugin.zoo.attacks import attack_class, build_attack
+    from ccf_plugin.zoo.attacks import attack_class, check_attack
     from ccf_plugin.zoo.datasets import check_spec
     from ccf_plugin.zoo.networks import check_name
 
@@ -181,9 +205,9 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
             raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
 
-    def check_attack(section: Mapping[str, Any], threat: ThreatModel) -> None:
+    def check_section(section: Mapping[str, Any], threat: ThreatModel) -> None:
         if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
-            build_attack(section.get("name"), nn.Identity(), threat, options=section.get("options"))
+            check_attack(section.get("name"), threat, section.get("options", {}))
 
     faults: list[str] = []
     checks: list[tuple[str, Callable[[], object]]] = [
@@ -198,8 +222,8 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
         ("ensembling.ramp", check_ensembling),
         ("attack.name", lambda: attack_class(attack["name"]) if isinstance(attack.get("name"), str) else None),
         ("evaluate.name", lambda: attack_class(evaluate["name"]) if isinstance(evaluate.get("name"), str) else None),
-        ("attack", lambda: check_attack(attack, training_threat(attack))),
-        ("evaluate", lambda: check_attack(evaluate, evaluation_threat(attack, evaluate))),
+        ("attack", lambda: check_section(attack, training_threat(attack))),
+        ("evaluate", lambda: check_section(evaluate, evaluation_threat(attack, evaluate))),
     ]
     for key, check in checks:
         try:

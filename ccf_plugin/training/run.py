@@ -282,9 +282,9 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) -> None:
-    from ccf_plugin.training.recipe_files import load_recipe
+    from ccf_plugin.training.recipe_files import read_recipe
 
-    before = load_recipe(str(folder / "recipe.toml"))
+    before = read_recipe(folder / "recipe.toml")
     flat_before, flat_now = (one.flat() for one in (before, recipe))
     keys = sorted(flat_before.keys() | flat_now.keys())
     changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]

@@ -40,7 +40,9 @@ class Point:
         return self.has_begun and self.run.is_finished
 
 
-def plan_sweep(name_or_path: str, settings: Sequence[str], common: Sequence[str], folder: Path) -> list[Point]:
+def plan_sweep(
+    name_or_path: str, settings: Sequence[str], common: Sequence[str], folder: Path, *, allow_code: bool = False
+) -> list[Point]:
     """Every combination of the settings' values, such as ``attack.eps=2/255,4/255``, each in a folder of its own.
 
     Args:
@@ -48,6 +50,7 @@ def plan_sweep(name_or_path: str, settings: Sequence[str], common: Sequence[str]
         settings: ``key=value,value,…``; commas inside brackets or quotes belong to a value.
         common: ``key=value`` for all runs.
         folder: where the runs' folders go.
+        allow_code: whether the recipe's file may name code (``load_recipe``).
 
     Raises:
         InputError: a setting of another form, or a combination that is no valid recipe (before anything runs).
@@ -61,15 +64,16 @@ def plan_sweep(name_or_path: str, settings: Sequence[str], common: Sequence[str]
     points = []
     for overrides in itertools.product(*choices):
         name = ",".join(overrides)
-        recipe = load_recipe(name_or_path, [*common, *overrides])
+        recipe = load_recipe(name_or_path, [*common, *overrides], allow_code=allow_code)
         points.append(Point(name, overrides, recipe, folder / re.sub(r"[^\w.=,+-]", "_", name)))
     return points
 
 
-def command_of(point: Point, name_or_path: str, common: Sequence[str]) -> str:
+def command_of(point: Point, name_or_path: str, common: Sequence[str], *, allow_code: bool = False) -> str:
     """The shell command that does this run alone, for a cluster's array job."""
     sets = [part for override in (*common, *point.overrides) for part in ("--set", override)]
-    return shlex.join(["ccf", "train", name_or_path, *sets, "--out", str(point.folder)])
+    allowed = ["--allow-code"] if allow_code else []
+    return shlex.join(["ccf", "train", name_or_path, *sets, *allowed, "--out", str(point.folder)])
 
 
 def _split(values: str) -> list[str]:

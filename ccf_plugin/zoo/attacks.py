@@ -1,10 +1,20 @@
-"""torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was."""
+"""torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was.
+
+``TPGDL2`` is ours (``zoo.trades_l2``); wherever a name is looked up it counts as one of torchattacks'.
+
+``python:package.module:name`` is the user's own: a class with torchattacks' interface, or a function, that is called
+once as ``name(model, **arguments)`` and gives a callable ``(images, labels) → adversarial images``. ``model`` maps
+images (N, C, H, W) in [0, 1] to logits (N, K); ``train()`` and ``eval()`` on it do nothing, since the recipe's
+``attack.batchnorm`` decides. The arguments are those of ``eps``, ``step_size`` (or ``alpha``), ``steps`` and ``norm``
+that it has as parameters, from the threat model, and the recipe's ``attack.options``. Adversarial images have the
+images' shape and lie in [0, 1]; whether they lie in the ball is the user's to see to.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,11 +23,14 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.images import check_images
 from ccf_plugin.zoo.containment import one_line, quiet
+from ccf_plugin.zoo.python_code import is_python, load_object, working_directory_importable
 from ccf_plugin.zoo.threat import ThreatModel
 
 Mode = Literal["eval", "train"]
 
 _DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
+# One method under two names; the norm says which is meant.
+_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2"}
 # The norms of those that a name or a parameter does not tell; "none" is bounded in no norm.
 _NORMS = {
     **dict.fromkeys(("CW", "DeepFool"), "L2"),
@@ -32,6 +45,7 @@ _FROM_THREAT = {
     "eps": "eps",
     "max_epsilon": "eps",
     "alpha": "step_size",
+    "step_size": "step_size",
     "steps": "steps",
     "num_iter_set": "steps",
     "nb_iter": "steps",
@@ -49,33 +63,49 @@ class Attack:
     be called under ``torch.no_grad`` and ``torch.inference_mode``. The first call checks that its images are in [0, 1].
     """
 
-    def __init__(self, name: str, model: nn.Module, threat: ThreatModel, attack: Any, *, mode: Mode) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        threat: ThreatModel,
+        attack: Any,
+        *,
+        mode: Mode,
+        parameters: Mapping[str, inspect.Parameter],
+    ) -> None:
         self.name = name
         self.threat = threat
         self.mode = mode
         self._model = model
         self._attack = attack
-        self._taken = {_FROM_THREAT[key] for key in _parameters(type(attack)) if key in _FROM_THREAT}
-        self._seeds = "seed" in _parameters(type(attack))
+        self._taken = {_FROM_THREAT[key] for key in parameters if key in _FROM_THREAT}
+        self._seeds = "seed" in parameters
         self._checked = False
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        if not self._checked:  # once per attack, so that no later step waits for the device
+        first = not self._checked  # checked once per attack, so that no later step waits for the device
+        if first:
             check_images(images, f"attack {self.name}")
-            self._checked = True
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
         with torch.inference_mode(False), torch.enable_grad(), self._own_rng(), self._only_input_gradients():
             if images.is_inference():  # such tensors cannot take part in autograd; a copy can
                 images, labels = images.clone(), labels.clone()
-            if self._attack.device != images.device:
+            if getattr(self._attack, "device", images.device) != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
             try:
                 adversarial: Tensor = self._attack(images.contiguous(), labels)
             except IndexError as error:  # the DLR loss of APGD and AutoAttack sorts four logits
                 raise InputError(f"attack {self.name} cannot attack this model: {one_line(error)}; use PGD") from error
-            return adversarial.detach()
+        if first and is_python(self.name):
+            if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
+                shape, found = tuple(images.shape), getattr(adversarial, "shape", None)
+                found = type(adversarial).__name__ if found is None else tuple(found)
+                raise InputError(f"attack {self.name}: expected images of shape {shape} from it, found {found}")
+            check_images(adversarial, f"what attack {self.name} returns")
+        self._checked = True
+        return adversarial.detach()
 
     def describe(self) -> dict[str, Any]:
         """What to record: attack, norm, eps, step_size, steps.
@@ -85,7 +115,7 @@ class Attack:
         """
         return {
             "attack": self.name,
-            "norm": self.threat.norm if "norm" in self._taken else _norm_of(self.name),
+            "norm": self.threat.norm if "norm" in self._taken or is_python(self.name) else _norm_of(self.name),
             "eps": self.threat.eps if "eps" in self._taken else None,
             "step_size": self.threat.step_size if "step_size" in self._taken else None,
             "steps": self.threat.steps if "steps" in self._taken else 1,
@@ -151,20 +181,17 @@ def build_attack(
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
-    ``name=None`` is PGD for Linf and PGDL2 for L2. The class receives the threat model under its own parameter names
-    (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options`` as they are; ``num_classes`` goes to those
-    that ask for it (the targeted ones, whose default is 10). ``mode`` is what the model runs in during the attack:
-    ``"eval"``, or ``"train"``, which leaves each module's own mode. Build once and call often: torchattacks searches
-    every attribute that is set on an attack for further attacks.
+    ``name=None`` is PGD, and in L2 ``PGD``, ``PGDRS`` and ``TPGD`` stand for their L2 twins. The class receives the
+    threat model under its own parameter names (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options``
+    as they are; ``num_classes`` goes to those that ask for it (the targeted ones, whose default is 10). ``mode`` is
+    what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Build
+    once and call often: torchattacks searches every attribute that is set on an attack for further attacks.
 
     Raises InputError for an unknown name or option, an attack of another norm, and a value that the class refuses.
     """
     if mode not in ("eval", "train"):
         raise InputError(f"attack mode: expected 'eval' or 'train', found {mode!r}")
-    name, chosen = attack_class(_DEFAULT_ATTACK[threat.norm] if name is None else name)
-    parameters = _parameters(chosen)
-    _check_norm(name, parameters, threat)
-    values = _check_options(name, parameters, options or {})
+    name, chosen, parameters, values = _checked(name, threat, options or {})
     if "n_classes" in parameters and num_classes is not None:
         values.setdefault("n_classes", num_classes)
     fields = threat.as_dict()
@@ -172,23 +199,41 @@ def build_attack(
     if "seed" in parameters and values.get("seed") is None and parameters["seed"].default is None:
         values["seed"] = 0  # AutoAttack would otherwise seed by the clock
     try:
-        with quiet():  # a model without parameters makes the library print that it found no device
+        # A model without parameters makes the library print that it found no device.
+        with quiet(), working_directory_importable():
             attack = chosen(_Facade(model), **values)
     except Exception as error:
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
-    return Attack(name, model, threat, attack, mode=mode)
+    if not callable(attack):
+        raise InputError(f"attack {name}: expected a callable from it, found {type(attack).__name__}")
+    return Attack(name, model, threat, attack, mode=mode, parameters=parameters)
+
+
+def check_attack(name: str | None, threat: ThreatModel, options: Mapping[str, Any]) -> None:
+    """Raise InputError where ``build_attack`` would for any model. The user's own code is imported, not called."""
+    if is_python(name):
+        _checked(name, threat, options)
+    else:
+        build_attack(name, nn.Identity(), threat, options=options)
 
 
 def attack_names() -> list[str]:
     """The names that ``build_attack`` knows, as torchattacks spells them."""
     import torchattacks
 
-    return [name for name in torchattacks.__all__ if name not in _NOT_ATTACKS]
+    return [name for name in (*torchattacks.__all__, "TPGDL2") if name not in _NOT_ATTACKS]
 
 
-def attack_class(name: str) -> tuple[str, type]:
-    """The attack's exact name and class. Raises InputError for one that torchattacks does not have."""
+def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
+    """The attack's exact name and its class, or the user's own callable. Raises InputError where there is none."""
+    if is_python(name):
+        own = load_object(name)
+        if not callable(own):
+            raise InputError(f"attack {name}: expected a class or function, found {type(own).__name__}")
+        return name, own
     import torchattacks
+
+    from ccf_plugin.zoo.trades_l2 import TPGDL2
 
     known = {known.lower(): known for known in attack_names()}
     if name.lower() in {wrapper.lower() for wrapper in _NOT_ATTACKS}:
@@ -196,18 +241,32 @@ def attack_class(name: str) -> tuple[str, type]:
     if name.lower() not in known:
         raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
     exact = known[name.lower()]
-    found: type = getattr(torchattacks, exact)
+    found: type = TPGDL2 if exact == "TPGDL2" else getattr(torchattacks, exact)
     return exact, found
 
 
-def _parameters(attack_class: type) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(attack_class).parameters)
-    parameters.pop("model", None)
-    return parameters
+def _checked(
+    name: str | None, threat: ThreatModel, options: Mapping[str, Any]
+) -> tuple[str, Callable[..., Any], dict[str, inspect.Parameter], dict[str, Any]]:
+    """Name, class, parameters but for the model, and options: all that can be wrong before there is a model."""
+    name, chosen = attack_class("PGD" if name is None else name)
+    if threat.norm == "L2" and name in _L2_TWINS:
+        name, chosen = attack_class(_L2_TWINS[name])
+    parameters = _parameters(name, chosen)
+    _check_norm(name, parameters, threat)
+    return name, chosen, parameters, _check_options(name, parameters, options)
+
+
+def _parameters(name: str, chosen: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        _, *others = inspect.signature(chosen).parameters.items()
+    except ValueError as error:  # no parameter at all, or a callable of C
+        raise InputError(f"attack {name}: expected a class or function of a model, found other parameters") from error
+    return dict(others)
 
 
 def _check_norm(name: str, parameters: Mapping[str, Any], threat: ThreatModel) -> None:
-    if "norm" in parameters:
+    if "norm" in parameters or is_python(name):
         return
     norm = _norm_of(name)
     if norm in _DEFAULT_ATTACK and norm != threat.norm:
@@ -221,10 +280,11 @@ def _norm_of(name: str) -> str:
 
 def _check_options(name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     valid = [key for key in parameters if key not in _FROM_THREAT]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in options:
         if key in _FROM_THREAT:
             raise InputError(f"attack {name}: {key} is set through the threat model ({_FROM_THREAT[key]})")
-        if key not in valid:
+        if key not in valid and not takes_any:
             known = ", ".join(valid) or "none"
             raise InputError(f"attack {name} has no option {key!r}; its options: {known}{did_you_mean(key, valid)}")
     return dict(options)

@@ -1,11 +1,11 @@
-"""Data by spec: scikit-learn's digits, torchvision's CIFAR, image folders and npz files, as uint8 tensors."""
+"""Data by spec: scikit-learn's digits, torchvision's CIFAR, ImageNet, image folders and npz files, as uint8 tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.zoo.cifar import read_cifar
-from ccf_plugin.zoo.image_files import class_folders, image_files, prepare, read_images, stack
+from ccf_plugin.zoo.image_files import ClassFiles, class_folders, prepare, read_images, stack
+from ccf_plugin.zoo.imagenet import IMAGENETS, find_imagenet, readable_names
 from ccf_plugin.zoo.loaded import Preprocess
 
 _SPLITS = ("train", "test")
-_NAMES = ("digits", "cifar10", "cifar100")
-_FORMS = "digits, cifar10, cifar100, folder:PATH or npz:PATH"
-_NOT_YET = ("imagenet", "tinyimagenet")
+_NAMES = ("digits", "cifar10", "cifar100", *IMAGENETS)
+_FORMS = f"{', '.join(_NAMES)}, folder:PATH or npz:PATH"
 _DIGITS_TEST_PER_CLASS = 45
 
 Keep = Callable[[NDArray[np.int64], str], NDArray[np.int64]]
@@ -102,9 +102,11 @@ def load_data(
     """The data that ``spec`` names.
 
     ``digits``: scikit-learn's 8×8 scans, 1 channel, 0..16 scaled to 0..255; 45 test images of each class, the rest is
-    for training. ``cifar10``, ``cifar100``: torchvision's, under ``root``; ``download`` fetches them. ``folder:PATH``:
-    PATH/train/<class>/… and PATH/test/<class>/…, classes and images in sorted order, 1 channel where every image that
-    is read is grey, else RGB. ``npz:PATH``: arrays x uint8 (N, H, W, C) or (N, H, W) and y (test split), or x_train,
+    for training. ``cifar10``, ``cifar100``: torchvision's, under ``root``; ``download`` fetches them. ``tinyimagenet``,
+    ``imagenet``: the folders root/tiny-imagenet-200 and root/imagenet (see ``zoo.imagenet``), RGB, the validation set
+    as the test split, classes in the order of their WordNet ids. ``folder:PATH``: PATH/train/<class>/… and
+    PATH/test/<class>/…, classes and images in sorted order, 1 channel where every image that is read is grey, else RGB.
+    ``npz:PATH``: arrays x uint8 (N, H, W, C) or (N, H, W) and y (test split), or x_train,
     y_train, x_test, y_test, and optionally classes.
 
     ``preprocess`` resizes and crops each image (PIL to PIL). ``train_per_class`` keeps the first so many training
@@ -112,7 +114,7 @@ def load_data(
     remainder going to the first classes. The order of the data stays.
 
     A split that the data does not have is None; where it has none of ``splits``: InputError. InputError also for an
-    unknown spec and data that are not as described; UnavailableError for CIFAR that is not there.
+    unknown spec and data that are not as described; UnavailableError for CIFAR or ImageNet that is not there.
     """
     for split in splits:
         if split not in _SPLITS:
@@ -129,9 +131,13 @@ def load_data(
         classes, found = read_cifar(spec, splits, Path(root), download=download)
     elif kind == "npz":
         classes, found = _npz(Path(rest), splits)
-    else:
-        classes, parts = _folder(Path(rest), splits, keep, preprocess)
+    elif kind == "folder":
+        classes, parts = _read_classes(spec, _folder(Path(rest), splits), splits, keep, preprocess)
         return ImageData(spec, classes, parts.get("train"), parts.get("test"))
+    else:
+        found_files = find_imagenet(spec, Path(root), splits)
+        wnids, parts = _read_classes(spec, found_files, splits, keep, preprocess, colour=True)
+        return ImageData(spec, readable_names(wnids), parts.get("train"), parts.get("test"))
     parts = {split: _split(x, y, split, keep, preprocess) for split, (x, y) in found.items()}
     return ImageData(spec, classes, parts.get("train"), parts.get("test"))
 
@@ -144,8 +150,6 @@ def check_spec(spec: str) -> None:
 
 
 def _unknown(spec: str) -> InputError:
-    if spec in _NOT_YET:
-        return InputError(f"data {spec!r} cannot be named yet; use folder:PATH with PATH/train/<class> and PATH/test")
     names = (*_NAMES, "folder:PATH", "npz:PATH")
     return InputError(f"data {spec!r} is unknown; expected {_FORMS}{did_you_mean(spec, names)}")
 
@@ -180,33 +184,42 @@ def _digits(splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(map(str, range(10))), {split: (images[masks[split]], labels[masks[split]]) for split in splits}
 
 
-def _folder(
-    path: Path, splits: Sequence[str], keep: Keep, preprocess: Preprocess | None
-) -> tuple[tuple[str, ...], dict[str, Split]]:
-    folders = {split: path / split for split in _SPLITS if (path / split).is_dir()}
-    wanted = [split for split in _SPLITS if split in splits and split in folders]
-    if not wanted:
-        found = "no such folder" if not path.is_dir() else f"{_some([entry.name for entry in path.iterdir()])}"
+def _folder(path: Path, splits: Sequence[str]) -> dict[str, ClassFiles]:
+    found = {split: class_folders(path / split) for split in _SPLITS if (path / split).is_dir()}
+    if not any(split in found for split in splits):
+        there = "no such folder" if not path.is_dir() else f"{_some([entry.name for entry in path.iterdir()])}"
         names = " or ".join(str(path / split / "<class>") for split in splits)
-        raise InputError(f"folder:{path}: expected {names}, found {found}")
-    names_of = {split: class_folders(folder) for split, folder in folders.items()}
-    classes = names_of[wanted[0]]
-    for split, split_classes in names_of.items():
-        if split_classes != classes:
-            differing = _some(list(set(split_classes) ^ set(classes)))
-            raise InputError(
-                f"folder:{path}: expected the same classes in {wanted[0]} and {split}, differ: {differing}"
-            )
+        raise InputError(f"folder:{path}: expected {names}, found {there}")
+    return found
+
+
+def _read_classes(
+    spec: str,
+    found: Mapping[str, ClassFiles],
+    splits: Sequence[str],
+    keep: Keep,
+    preprocess: Preprocess | None,
+    *,
+    colour: bool = False,
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """The class names and the splits that are wanted and found; ``colour``: RGB even where every image is grey."""
+    wanted = [split for split in _SPLITS if split in splits and split in found]
+    classes = tuple(found[wanted[0]])
+    for split, files_of in found.items():
+        if tuple(files_of) != classes:
+            differing = _some(list(set(files_of) ^ set(classes)))
+            raise InputError(f"{spec}: expected the same classes in {wanted[0]} and {split}, differ: {differing}")
     files: list[Path] = []
     labels: dict[str, NDArray[np.int64]] = {}
     for split in wanted:
-        by_class = [image_files(folders[split] / name) for name in classes]
+        by_class = [list_files() for list_files in found[split].values()]
         every = [file for of_class in by_class for file in of_class]
         all_labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in by_class]).astype(np.int64)
         rows = keep(all_labels, split)
         files += [every[row] for row in rows]
         labels[split] = all_labels[rows]
-    images = torch.from_numpy(read_images(files, preprocess))  # together, so that both splits agree on the channels
+    pixels = read_images(files, preprocess)  # together, so that both splits agree on the channels
+    images = torch.from_numpy(np.repeat(pixels, 3, axis=1) if colour and pixels.shape[1] == 1 else pixels)
     parts = torch.split(images, [len(labels[split]) for split in wanted])
     return classes, {s: Split(part, torch.from_numpy(labels[s])) for s, part in zip(wanted, parts, strict=True)}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,18 +17,20 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.loaded import Preprocess
 
 Images = NDArray[np.uint8]
+# The classes of a split in their order, each with what lists its images: nobody waits for a list that is not wanted.
+ClassFiles = Mapping[str, Callable[[], list[Path]]]
 
 _GREY_MODES = {"1", "L", "LA", "La"}
 _WIDE_MODES = ("I", "F")  # also I;16, …
 _PER_TASK = 64  # small images: handing them over one by one would cost more than decoding them
 
 
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders in ``folder``, sorted; hidden ones are left out. InputError where none is."""
+def class_folders(folder: Path) -> ClassFiles:
+    """The class folders in ``folder``, sorted; hidden ones are left out. InputError where none is."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise InputError(f"{folder}: expected one folder per class, found none")
-    return tuple(names)
+        raise InputError(f"{folder}: expected one folder per class, found none; sort the images into such folders")
+    return {name: partial(image_files, folder / name) for name in names}
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -90,6 +90,11 @@ def test_evaluation_follows_the_training_attack_where_it_is_silent(recipe_file: 
     assert recipe.evaluation_threat().eps == 128 / 255  # another norm's radius would mean nothing
 
 
+def test_trades_in_l2_is_a_matter_of_the_norm() -> None:
+    recipe = load_recipe("preact_trades", ["attack.norm=L2", "attack.eps=128/255", "attack.step_size=eps/8"])
+    assert (recipe.attack.name, recipe.training_threat().norm) == ("TPGD", "L2")
+
+
 def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
     faults = [
         "optim.epoch=3",
@@ -153,6 +158,38 @@ def test_one_fault_is_one_line(recipe_file: Path, override: str, message: str) -
         load_recipe(str(recipe_file), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NAMES_CODE = f"""{MINIMAL}[model.options]
+factory = "python:nowhere.at.all:factory"
+[attack]
+name = "python:nowhere.at.all:Attack"
+[[distill]]
+teacher = "python:zoo.harmful:Model"
+weight = 0.5
+"""
+
+
+def test_a_file_may_name_code_only_where_the_user_allows_it(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.toml"
+    path.write_text(NAMES_CODE)
+    (tmp_path / "built_on_it.toml").write_text('base = "theirs"\n')
+    for name in ("theirs", "built_on_it"):
+        with pytest.raises(InputError) as caught:
+            load_recipe(str(tmp_path / f"{name}.toml"), ["attack.name=PGD"])
+        lines = str(caught.value).splitlines()
+        assert [line.split(": ")[1] for line in lines] == ["model.options.factory", "attack.name", "distill.0.teacher"]
+        assert all(line.endswith("if you trust it, add --allow-code") for line in lines)
+    with pytest.raises(InputError, match=r"attack.name: .* importing nowhere.at.all failed"):
+        load_recipe(str(path), allow_code=True)
+
+
+def test_the_command_line_may_name_code(recipe_file: Path) -> None:
+    spec = "python:zoo.own_attacks:OneStep"
+    recipe = load_recipe(str(recipe_file), [f"attack.name={spec}", "attack.options.scale=0.5", f"evaluate.name={spec}"])
+    assert recipe.attack.name == spec
+    with pytest.raises(InputError, match="its options: scale; did you mean 'scale'"):
+        load_recipe(str(recipe_file), [f"attack.name={spec}", "attack.options.scael=0.5"])
 
 
 @pytest.mark.parametrize(

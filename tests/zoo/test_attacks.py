@@ -20,7 +20,7 @@ LINF = [
     "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "FAB", "Square",
 ]
 # fmt: on
-L2 = ["PGDL2", "PGDRSL2", "APGD", "APGDT", "FAB", "Square"]
+L2 = ["PGDL2", "PGDRSL2", "TPGDL2", "APGD", "APGDT", "FAB", "Square"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "APGDT": {"n_classes": 5},
     "FAB": {"n_classes": 5},
@@ -172,7 +172,8 @@ def test_descriptions(network: nn.Module) -> None:
     ("name", "norm", "options", "message"),
     [
         ("PDG", "Linf", {}, "did you mean 'PGD'"),
-        ("PGD", "L2", {}, "works in Linf, but the norm is L2; use PGDL2"),
+        ("FGSM", "L2", {}, "works in Linf, but the norm is L2; use PGDL2"),
+        ("TPGDL2", "Linf", {}, "works in L2, but the norm is Linf; use PGD"),
         ("CW", "Linf", {}, "works in L2"),
         ("MultiAttack", "Linf", {}, "not an attack on its own"),
         ("lgv", "Linf", {}, "not an attack on its own"),
@@ -234,3 +235,55 @@ def test_attacks_run_through_the_channels_last_forward(name: str, norm: str, net
         adversarial = build_attack(name, channels_last, threat)(laid_out, labels)
         assert adversarial.shape == images.shape
         assert not torch.equal(adversarial, images)
+
+
+OWN = "python:zoo.own_attacks:"
+
+
+def test_an_own_class_is_built_like_one_of_the_librarys(network: nn.Module, batch: Batch) -> None:
+    network.train()
+    before = state_of(network)
+    threat = threat_model(eps=0.1, steps=9)
+    attack = build_attack(f"{OWN}OneStep", network, threat)
+    assert torch.equal(attack(*batch), build_attack("FGSM", network, threat)(*batch))
+    assert state_of(network) == before
+    assert attack.describe() == {
+        "attack": f"{OWN}OneStep",
+        "norm": "Linf",
+        "eps": 0.1,
+        "step_size": None,
+        "steps": 1,
+    }
+    halved = build_attack(f"{OWN}OneStep", network, threat, options={"scale": 0.5})(*batch)
+    torch.testing.assert_close(halved, build_attack("FGSM", network, threat_model(eps=0.05))(*batch))
+
+
+def test_an_own_function_makes_an_attack(network: nn.Module, batch: Batch) -> None:
+    threat = threat_model(norm="L2", eps=0.25)
+    attack = build_attack(f"{OWN}random_signs", network, threat)
+    moved = (attack(*batch) - batch[0]).abs()
+    assert 0 < moved.max() <= 0.25 + 1e-6
+    assert attack.describe() == {"attack": f"{OWN}random_signs", **threat.as_dict(), "steps": 1}
+    shifted = build_attack(f"{OWN}by_keywords", network, threat, options={"shift": 0.5})(*batch)
+    assert torch.equal(shifted, (batch[0] + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("OneStpe", {}, "did you mean 'OneStep'"),
+        ("OneStep", {"scael": 2}, "its options: scale; did you mean 'scale'"),
+        ("OneStep", {"eps": 1}, "eps is set through the threat model"),
+        ("NUMBER", {}, "expected a class or function, found int"),
+        ("nothing", {}, "expected a callable from it, found NoneType"),
+        ("without_a_model", {}, "expected a class or function of a model"),
+        ("flat", {}, r"expected images of shape \(6, 3, 16, 16\) from it, found \(6, 768\)"),
+        ("beyond", {}, r"what attack python:zoo.own_attacks:beyond returns"),
+    ],
+)
+def test_an_own_attack_that_does_not_fit_is_refused(
+    name: str, options: dict[str, Any], message: str, network: nn.Module, batch: Batch
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_attack(OWN + name, network, threat_model(), options=options)(*batch)
+    assert "\n" not in str(caught.value)

@@ -211,8 +211,7 @@ def test_files_that_are_no_npz(content: bytes | None, tmp_path: Path) -> None:
     [
         ("cifar1", {}, "expected digits, cifar10, .*did you mean 'cifar10'"),
         ("folder:", {}, "unknown"),
-        ("imagenet", {}, "use folder:PATH"),
-        ("tinyimagenet", {}, "use folder:PATH"),
+        ("imagnet", {}, "did you mean 'imagenet'"),
         ("digits", {"splits": ["tst"]}, "did you mean 'test'"),
         ("digits", {"test_limit": 0}, "test_limit: expected at least 1"),
         ("digits", {"train_per_class": -1}, "train_per_class: expected at least 1"),

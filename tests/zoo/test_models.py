@@ -93,7 +93,7 @@ def test_timm_s_weights_come_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("runs/nothing", "no such file or folder; expected robustbench"),
         ("python:nothing.here:net", "importing nothing.here failed"),
         ("python:torch.nn:Linaer", "did you mean 'Linear'"),
-        ("python:torch.nn:", "expected python:package.module:factory"),
+        ("python:torch.nn:", "expected python:package.module:name"),
         ("python:os:getcwd", "expected an nn.Module from it, found str"),
     ],
 )

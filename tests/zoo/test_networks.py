@@ -88,7 +88,7 @@ NARROW = "narrow_preact_resnet18"
         ("timm:resnet18", {"options": {"widht": 8}}, "refuses its options: .*widht"),
         ("timm:vit_tiny_patch16_224", {"options": {"widht": 8}}, "refuses its options: .*widht"),
         ("python:torch.nn:Linear", {}, "calling it with {} failed"),
-        ("python:torch.nn", {}, "expected python:package.module:factory"),
+        ("python:torch.nn", {}, "expected python:package.module:name"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -1,0 +1,14 @@
+"""fix-tinyimagenet. Heavy imports happen inside the command, so that --help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ccf_plugin.cli import options
+
+
+def fix_tinyimagenet(data_root: options.DataRoot = Path("data")) -> None:
+    """Sort Tiny-ImageNet's validation images into one folder per class, for programs that need it (ccf does not)."""
+    from ccf_plugin.zoo.imagenet import rearrange_validation
+
+    print(f"{rearrange_validation(data_root)} images moved")  # noqa: T201

@@ -1,0 +1,69 @@
+"""The user's own code by spec, ``python:package.module:name``: models, attacks and losses are imported here alone.
+
+Such a spec runs code, so the user gives it on the command line; a recipe file may hold one with ``--allow-code`` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.zoo.containment import one_line
+
+_PREFIX = "python:"
+
+
+def is_python(spec: object) -> bool:
+    """Whether this is text that names code."""
+    return isinstance(spec, str) and spec.startswith(_PREFIX)
+
+
+def load_object(spec: str) -> Any:
+    """What ``python:package.module:name`` names. Modules in the working directory are found.
+
+    Raises InputError for another form, an import that fails, and a module without such a name.
+    """
+    module_name, _, name = spec.removeprefix(_PREFIX).partition(":")
+    if not is_python(spec) or not module_name or not name:
+        raise InputError(f"expected python:package.module:name, e.g. python:mypackage.mymodule:thing, found {spec!r}")
+    with working_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise InputError(f"{spec}: importing {module_name} failed ({one_line(error)})") from error
+        if not hasattr(module, name):
+            known = [other for other, value in vars(module).items() if callable(value)]
+            raise InputError(f"{spec}: {module_name} has no {name!r}{did_you_mean(name, known)}")
+        return getattr(module, name)
+
+
+@contextlib.contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """While such code is imported or called, which may import more."""
+    # The ``ccf`` script, unlike ``python -m``, starts without it. Last, so that it shadows nothing installed.
+    directory = str(Path.cwd())
+    added = directory not in sys.path and "" not in sys.path
+    if added:
+        sys.path.append(directory)
+    try:
+        yield
+    finally:
+        if added and directory in sys.path:
+            sys.path.remove(directory)
+
+
+def code_in(content: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of tables and lists, however deep, that names code, with its key ("distill.0.teacher")."""
+    if is_python(content):
+        yield key, str(content)
+    elif isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from code_in(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        for number, value in enumerate(content):
+            yield from code_in(value, f"{key}.{number}")
