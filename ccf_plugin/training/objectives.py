@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ccf_plugin.errors import InputError
 from ccf_plugin.training.recipe import ObjectiveSection
+from ccf_plugin.zoo.python_code import is_python, load_object
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -30,6 +34,8 @@ Objective = Callable[[Forward, Tensor, Tensor, Tensor], StepOutput]
 def build_objective(section: ObjectiveSection) -> Objective:
     """The loss that a recipe's [objective] names, with its weights."""
     smoothing, beta = section.label_smoothing, section.beta
+    if is_python(section.loss):
+        return own(section.loss, section.options)
     objectives: dict[str, Objective] = {
         "standard": partial(madry, label_smoothing=smoothing),  # whose "adversarial" images are the clean ones
         "madry": partial(madry, label_smoothing=smoothing),
@@ -37,6 +43,39 @@ def build_objective(section: ObjectiveSection) -> Objective:
         "mart": partial(mart, beta=5.0 if beta is None else beta),
     }
     return objectives[section.loss]
+
+
+def own(spec: str, options: Mapping[str, Any]) -> Objective:
+    """The user's loss ``python:package.module:function``: function(forward, images, adversarial, labels, **options).
+
+    ``forward`` maps images to float32 logits (N, K); ``images`` and ``adversarial`` are float32 (N, C, H, W) in [0, 1],
+    ``labels`` int64 (N,). It returns a ``StepOutput``: the mean loss over these rows and the logits (N, K) of the
+    adversarial images, which accuracies and teachers use. ``adversarial`` follows the recipe's [attack].
+
+    Raises:
+        InputError: no such function; at the first step: it fails, or returns something else.
+    """
+    function = load_object(spec)
+    if not callable(function):
+        raise InputError(f"{spec}: expected a function, found {type(function).__name__}")
+    signature = "forward, images, adversarial, labels"
+    try:
+        inspect.signature(function).bind(*signature.split(", "), **options)
+    except TypeError as error:
+        raise InputError(
+            f"{spec}: expected a function of ({signature}) and objective.options, found one that refuses: {error}"
+        ) from None
+
+    def checked(forward: Forward, images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
+        output = function(forward, images, adversarial, labels, **options)
+        if not isinstance(output, StepOutput) or output.loss.ndim or len(output.logits) != len(labels):
+            raise InputError(
+                f"{spec}: expected a StepOutput of a scalar loss and {len(labels)} rows of logits, found "
+                f"{type(output).__name__}"
+            )
+        return output
+
+    return checked
 
 
 def madry(

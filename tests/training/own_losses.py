@@ -1,0 +1,30 @@
+"""Losses as a user would write them, for ``python:training.own_losses:NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ccf_plugin.training.objectives import StepOutput
+
+
+def cross_entropy(
+    forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: Tensor, labels: Tensor, *, factor: float = 1.0
+) -> StepOutput:
+    """The loss of Madry et al., so that a run with it can be compared."""
+    logits = forward(adversarial)
+    return StepOutput(factor * F.cross_entropy(logits, labels), logits)
+
+
+def forgetful(forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """Returns the loss alone."""
+    return F.cross_entropy(forward(adversarial), labels)
+
+
+def unfit(model: object) -> None:
+    """Takes something else."""
+
+
+NUMBER = 3
