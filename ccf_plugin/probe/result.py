@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
+_LISTED_CLASSES = 2_000  # as text a matrix takes 25 bytes a number: 100 MB here, 12 GB for ImageNet-21k
 _ARRAYS = ("matrix", "class_attribution", "counts", "instance_matrix")
 
 
@@ -182,7 +183,7 @@ class CrossClassResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON values; NaN becomes null."""
+        """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
         return {
             "model": self.model,
             "head": None if self.head is None else asdict(self.head),
@@ -197,8 +198,8 @@ class CrossClassResult:
             "instance_cas": self.instance_cas,
             "counts": self.counts.tolist(),
             "class_names": None if self.class_names is None else list(self.class_names),
-            "matrix": _nullable(self.matrix),
-            "instance_matrix": None if self.instance_matrix is None else _nullable(self.instance_matrix),
+            "matrix": _listed(self.matrix),
+            "instance_matrix": _listed(self.instance_matrix),
             "versions": dict(self.versions),
             "repeats": [dict(repeat) for repeat in self.repeats],
             "format": FORMAT,
@@ -309,7 +310,9 @@ def _cas(matrix: NDArray[np.float64]) -> float:
     return float(class_attribution_similarity(torch.from_numpy(matrix)))
 
 
-def _nullable(matrix: NDArray[np.float64]) -> list[list[float | None]]:
+def _listed(matrix: NDArray[np.float64] | None) -> list[list[float | None]] | None:
+    if matrix is None or len(matrix) > _LISTED_CLASSES:
+        return None
     return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
 
 
