@@ -18,6 +18,7 @@ import torch
 
 from ccf_plugin.cli import main
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.training.recipe_files import shipped_recipes
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
 
@@ -231,11 +232,17 @@ def test_an_attack_of_ones_own_trains_resumes_and_probes(ccf: Ccf, tmp_path: Pat
     assert (tmp_path / "results" / "digits-reflected1-Linf-0.07843.npz").is_file()
 
 
-def test_recipes_lists_every_shipped_one(ccf: Ccf) -> None:
+def test_recipes_lists_every_shipped_one_with_its_source(ccf: Ccf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = ccf("recipes")
     assert code == 0
-    for name in ("digits", "preact_linf", "preact_standard", "cifar_small"):
-        assert name in out
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    for name in shipped_recipes():
+        assert any(line.startswith(f"{name} ") for line in lines)
+    stories = [line.strip() for line in lines]
+    assert "from Wu et al. 2020" in stories
+    assert sum(line.startswith("from ") for line in stories) == len(shipped_recipes())
 
 
 BAD = {

@@ -103,13 +103,17 @@ def sweep(
 
 
 def recipes() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes: name, what it is, source."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ccf_plugin.training.recipe_files import describe_recipe, shipped_recipes
 
-    table = Table("recipe", "what it is", box=None)
+    table = Table.grid("name", "story", padding=(0, 2))
     for name, path in shipped_recipes().items():
-        table.add_row(name, describe_recipe(path))
-    Console().print(table)
+        what, source = describe_recipe(path)
+        table.add_row(name, Text.assemble(what, "\n", (f"from {source}", "dim")))
+    console = Console()
+    console.print(table)
+    console.print("\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME", highlight=False)

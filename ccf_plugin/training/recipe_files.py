@@ -5,6 +5,7 @@ Each fault comes with its key, what was expected and what was found.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -93,10 +94,14 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def describe_recipe(path: Path) -> str:
-    """The first comment line of a recipe: what it is, in one line."""
-    with path.open(encoding="utf-8") as file:
-        return file.readline().lstrip("# ").strip()
+def describe_recipe(path: Path) -> tuple[str, str]:
+    """What a recipe is, in one line, and where it is from: its first comment line, and its source's first clause."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    what, *rest = (line.lstrip("# ").rstrip() for line in lines)
+    source = re.search(
+        r"Source: *(.*?) *([;:]|\.(?=\s+[A-Z]|$)|$)", " ".join(rest)
+    )  # the dot of "et al. 2020" ends none
+    return what.rstrip("."), source[1] if source else ""
 
 
 def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -28,7 +28,16 @@ def test_every_shipped_recipe_loads_and_opens_with_its_story(name: str) -> None:
     assert f"ccf train recipes/{name}.toml" in text.split("# Command:", 1)[1].splitlines()[0]
     for word in ("# Source:", "# Published:", "# Measured:"):
         assert word in text
-    assert len(describe_recipe(shipped_recipes()[name])) > 20
+    what, source = describe_recipe(shipped_recipes()[name])
+    assert 20 < len(what) < 120
+    assert 5 < len(source) < 100
+
+
+def test_the_source_is_cut_to_its_first_clause() -> None:
+    shipped = shipped_recipes()
+    assert describe_recipe(shipped["preact_linf_awp"])[1] == "Wu et al. 2020"
+    assert describe_recipe(shipped["preact_linf"])[1] == "the paper, Sections 3.1-3.2 and Appendix B, Table 2"
+    assert describe_recipe(shipped["digits"])[0].endswith("digits, under a minute on two CPU cores")
 
 
 def test_preact_linf_states_the_papers_table_2() -> None:
