@@ -23,6 +23,19 @@ class Batch(NamedTuple):
     share: float
 
 
+class Draws(NamedTuple):
+    """The random numbers of an epoch, in the order in which its images come.
+
+    ``order`` int64 (N,): which image; ``shifts`` int64 (N, 2): rows and columns that its crop is moved by; ``flips``
+    bool (N,); ``centres`` int64 (N, 2): row and column of its square of zeros.
+    """
+
+    order: Tensor
+    shifts: Tensor
+    flips: Tensor
+    centres: Tensor
+
+
 @dataclass(frozen=True)
 class TrainingBatches:
     """Batches of an epoch, determined by the seed and the epoch's number alone.
@@ -51,21 +64,25 @@ class TrainingBatches:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
-        device = self.images.device
+    def draws(self, epoch: int) -> Draws:
+        """The epoch's random numbers, in host memory."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = len(self.labels)
         height, width = self.images.shape[2:]
-        order = torch.randperm(count, generator=generator).to(device)
-        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator).to(device)
-        flips = torch.randint(0, 2, (count,), generator=generator).to(device) > 0
-        centres = torch.rand(count, 2, generator=generator) * torch.tensor([height, width])
-        centres = centres.long().to(device)
+        order = torch.randperm(count, generator=generator)
+        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator) - self.padding
+        flips = torch.randint(0, 2, (count,), generator=generator) > 0
+        centres = (torch.rand(count, 2, generator=generator) * torch.tensor([height, width])).long()
         if self.augmentation == "none":
-            shifts.fill_(self.padding)
+            shifts.zero_()
         if self.augmentation != "crop-flip":
-            flips.fill_(False)
+            flips.zero_()
+        return Draws(order, shifts, flips, centres)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
+        count, device = len(self.labels), self.images.device
+        order, shifts, flips, centres = (one.to(device) for one in self.draws(epoch))
         for start in range(skip * self.batch_size, count, self.batch_size):
             size = min(self.batch_size, count - start)
             first, end = (size * rank // self.processes for rank in (self.rank, self.rank + 1))
@@ -74,7 +91,7 @@ class TrainingBatches:
             chosen = order[here]
             images = self.images[chosen]
             if self.augmentation != "none":
-                images = shift_and_flip(images, shifts[here] - self.padding, flips[here])
+                images = shift_and_flip(images, shifts[here], flips[here])
             if self.cutout:
                 images = cut_out(images, centres[here], self.cutout)
             yield Batch(images.float() / 255, self.labels[chosen], chosen, share)
