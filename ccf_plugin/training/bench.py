@@ -27,7 +27,7 @@ from ccf_plugin.training.run import Run, describe_environment
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Trainer
-from ccf_plugin.zoo.datasets import Split
+from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.precision import matrix_rate, now, resolve_device
 
 _QUICK_STEPS, _QUICK_TEST_IMAGES = 4, 100
@@ -60,12 +60,11 @@ def bench(
         InputError, UnavailableError: as ``train`` does.
     """
     device = resolve_device(recipe.device)
-    parts = prepare(recipe, device, download=download)
     run_epochs = recipe.optim.epochs
     recipe = _every_epoch(recipe, epochs + (2 if device.type == "cuda" else 1))
     if quick:
-        recipe = _shortened(recipe, len(parts.classes))
-        parts = prepare(recipe, device)
+        recipe = _shortened(recipe, download)
+    parts = prepare(recipe, device, download=download)
     rates = [_matrix_rate(parts)]
     flops = _flops(parts)
     update = _probe_seconds(parts)
@@ -78,7 +77,7 @@ def bench(
     epoch, speed = median(timer.seconds[timed]), median(row.images_per_second for row in timer.rows[timed])
     steps = -(-len(parts.train) // recipe.optim.batch_size)
     step = len(parts.train) / speed / steps
-    total = sum(timer.parts_seconds)
+    total, evaluation = sum(timer.parts_seconds), spent.seconds["evaluation"] / len(timer.parts_seconds)
     return {
         "format": 1,
         **describe_environment(device, parts.precision),
@@ -93,6 +92,7 @@ def bench(
         "training_seconds_per_epoch": len(parts.train) / speed,
         "seconds_per_step": step,
         "images_per_second": speed,
+        "evaluation_seconds": evaluation,
         "shares": {name: seconds / total for name, seconds in sorted(spent.seconds.items())}
         | {"other": 1 - sum(spent.seconds.values()) / total},
         "probe": {"seconds_per_update": update, "share_of_step": update / step},
@@ -100,7 +100,7 @@ def bench(
         "matrix_product_flops_per_second": max(rates),
         "utilisation": flops["training"] * speed / max(rates),
         "run": None if quick else {"epochs": run_epochs, "seconds": run_epochs * epoch, "extrapolated": True},
-        "reference": plain.figures(step, epoch, steps, len(parts.test)),
+        "reference": plain.figures(step, epoch, evaluation, steps, len(parts.test)),
     }
 
 
@@ -152,7 +152,9 @@ def _every_epoch(recipe: Recipe, epochs: int) -> Recipe:
     )
 
 
-def _shortened(recipe: Recipe, classes: int) -> Recipe:
+def _shortened(recipe: Recipe, download: bool) -> Recipe:
+    root = Path(recipe.data.root).expanduser()
+    classes = len(load_data(recipe.data.name, splits=("test",), root=root, download=download, test_limit=1).classes)
     per_class = max(2, _QUICK_STEPS * recipe.optim.batch_size // classes)
     given, batch = recipe.data.train_per_class, recipe.optim.batch_size
     per_class = per_class if given is None else min(per_class, given)
@@ -170,15 +172,19 @@ def _matrix_rate(parts: Parts) -> float:
 
 def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
-    train, test = (
-        Split(split.images[:_COUNTED_IMAGES], split.labels[:_COUNTED_IMAGES]) for split in (parts.train, parts.test)
-    )
+    train, test = (_few(split) for split in (parts.train, parts.test))
     parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
     with _FlopCounter() as training:
         next(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1))
     with _FlopCounter() as evaluation:
         measure_model(parts, parts.model, lambda batches, _: batches)
     return {"training": training.total / len(train), "evaluation": evaluation.total / len(test)}
+
+
+def _few(split: Split) -> Split:
+    """Some images from the whole split, so that several classes are there."""
+    rows = torch.linspace(0, len(split) - 1, min(_COUNTED_IMAGES, len(split))).long()
+    return Split(split.images[rows], split.labels[rows])
 
 
 class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -48,8 +48,8 @@ class ReferenceTiming:
             self.step_seconds += steps
             self.image_seconds.append(image)
 
-    def figures(self, step: float, epoch: float, steps: int, test_images: int) -> dict[str, Any]:
-        """Beside the seconds of the loop's own step and epoch."""
+    def figures(self, step: float, epoch: float, evaluation: float, steps: int, test_images: int) -> dict[str, Any]:
+        """Beside the seconds of the loop's own step, epoch and evaluation."""
         if not self.step_seconds:
             return {"not_measured": self.reason}
         plain_step, image = median(self.step_seconds), median(self.image_seconds)
@@ -62,6 +62,7 @@ class ReferenceTiming:
             "extrapolated": True,
             "step_ratio": plain_step / step,
             "epoch_ratio": plain_epoch / epoch,
+            "evaluation_ratio": image * test_images / evaluation,
         }
 
 

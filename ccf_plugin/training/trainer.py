@@ -24,6 +24,7 @@ from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 from ccf_plugin.training.weight_perturbation import perturbed_weights
 from ccf_plugin.zoo.attacks import build_attack
+from ccf_plugin.zoo.compilation import build_forward
 from ccf_plugin.zoo.memory import naming_the_batch
 from ccf_plugin.zoo.precision import Forward
 
@@ -58,8 +59,18 @@ class Trainer:
         self._parts, self._recipe, self._processes = parts, recipe, processes
         self._spent = spent or Stopwatch()
         self.model, trained = processes.wrap(parts.model)
-        self._forward = Forward(self.model, precision=parts.precision)
-        self._trained_forward = Forward(trained, precision=parts.precision)
+        first, end = (
+            recipe.optim.batch_size * rank // processes.count for rank in (processes.rank, processes.rank + 1)
+        )
+        self._forward = build_forward(
+            self.model,
+            precision=parts.precision,
+            device=parts.device,
+            compiled=recipe.compile,
+            batch_size=end - first,
+        )
+        is_bare = trained is self.model
+        self._trained_forward = self._forward if is_bare else Forward(trained, precision=parts.precision)
         self._objective = build_objective(recipe.objective)
         self._attack = build_attack(
             recipe.attack.name,
@@ -87,6 +98,7 @@ class Trainer:
             lr=recipe.optim.lr,
             momentum=recipe.optim.momentum,
             weight_decay=recipe.optim.weight_decay,
+            fused=parts.device.type == "cuda" or None,
         )
         self.average = None if recipe.average is None else WeightAverage(self.model, recipe.average)
         self._ensemble = None

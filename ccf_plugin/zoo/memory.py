@@ -44,7 +44,7 @@ def naming_the_batch(setting: str, batch_size: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
         remedy = f"try {batch_size // 2}" if batch_size > 1 else "a smaller model or image is needed"
@@ -53,7 +53,8 @@ def naming_the_batch(setting: str, batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that the GPU's or the host's memory ran out."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         message in str(error) for message in _CPU_MESSAGES
     )
