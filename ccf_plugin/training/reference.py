@@ -37,7 +37,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         row, padding = int(self._draws.order[position]), self._batches.padding
-        image = self._batches.images[row].cpu().float() / 255
+        image = self._batches.images[self._draws.order[position : position + 1]][0].float() / 255
         height, width = image.shape[1:]
         top, left = (int(shift) + padding for shift in self._draws.shifts[position])
         padded = F.pad(image.unsqueeze(0), (padding,) * 4, mode="reflect")[0]

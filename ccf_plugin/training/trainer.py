@@ -27,6 +27,7 @@ from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.compilation import build_forward
 from ccf_plugin.zoo.memory import naming_the_batch
 from ccf_plugin.zoo.precision import Forward
+from ccf_plugin.zoo.streaming import on_device
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Trainer:
             options=recipe.attack.options,
         )
         self._clean_batches = TrainingBatches(
-            parts.train.images.to(parts.device),
+            on_device(parts.train.images, parts.device),
             parts.train.labels.to(parts.device),
             batch_size=recipe.optim.batch_size,
             seed=recipe.seed,
