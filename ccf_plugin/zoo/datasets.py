@@ -228,7 +228,8 @@ def _read_classes(
         files += [every[row] for row in rows]
         labels[split] = all_labels[rows]
     # Together, so that both splits agree on the channels.
-    both = Split(open_images(files, preprocess, colour=colour), torch.from_numpy(np.concatenate([labels[split] for split in wanted])))
+    images = open_images(files, preprocess, colour=colour)
+    both = Split(images, torch.from_numpy(np.concatenate([labels[split] for split in wanted])))
     ends = np.cumsum([len(labels[split]) for split in wanted]).tolist()
     spans = map(slice, [0, *ends], ends)
     return classes, {split: both.subset(part) for split, part in zip(wanted, spans, strict=True)}
