@@ -22,7 +22,7 @@ def bench(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
     ] = None,
     device: options.Device = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="Four steps an epoch, 100 test images, two epochs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Four steps an epoch, 50 test images, two epochs.")] = False,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Timed epochs, after one to warm up. Default: 10, or 2 with --quick.")
     ] = None,

@@ -31,7 +31,7 @@ from ccf_plugin.training.trainer import Trainer
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.precision import matrix_rate, now, resolve_device
 
-_QUICK_STEPS, _QUICK_TEST_IMAGES = 4, 100
+_QUICK_STEPS, _QUICK_TEST_IMAGES = 4, 50
 _COUNTED_IMAGES = 16
 _MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 

@@ -34,7 +34,7 @@ class ReferenceTiming:
 
     def __enter__(self) -> ReferenceTiming:
         if self._pool is not None:
-            self._pool.submit(_run_plain_loop, 1).result()  # to warm up
+            self._pool.submit(_time_steps, 1).result()  # to warm up
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,9 +44,8 @@ class ReferenceTiming:
     def measure(self) -> None:
         """Time some steps and an evaluation."""
         if self._pool is not None:
-            steps, image = self._pool.submit(_run_plain_loop, self._steps).result()
-            self.step_seconds += steps
-            self.image_seconds.append(image)
+            self.step_seconds += self._pool.submit(_time_steps, self._steps).result()
+            self.image_seconds.append(self._pool.submit(_time_evaluation).result())
 
     def figures(self, step: float, epoch: float, evaluation: float, steps: int, test_images: int) -> dict[str, Any]:
         """Beside the seconds of the loop's own step, epoch and evaluation."""
@@ -80,9 +79,8 @@ class _PlainLoop:
     """Of the other process."""
 
     def __init__(self, recipe: Recipe) -> None:
-        # As PyTorch does by itself on a GPU, where public code leaves it so.
-        torch.backends.cudnn.allow_tf32 = True
         device = resolve_device(recipe.device)
+        torch.backends.cudnn.allow_tf32 = True  # as it is by itself, and as public code leaves it
         parts = prepare(recipe, torch.device("cpu"))
         model = parts.model.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=recipe.optim.weight_decay)
@@ -105,16 +103,20 @@ class _PlainLoop:
         self._evaluation = recipe.evaluation_threat()
         self._model = model
 
-    def run(self, steps: int) -> tuple[list[float], float]:
-        """Seconds of each step, and of evaluating one image."""
+    def time_steps(self, number: int) -> list[float]:
+        """Seconds of each of the next steps."""
         seconds = []
-        for _ in range(steps):
+        for _ in range(number):
             start = now()
             next(self._steps)
             seconds.append(now() - start)
+        return seconds
+
+    def time_evaluation(self) -> float:
+        """Seconds of evaluating one image, by one batch."""
         start = now()
         reference.evaluate(self._model, [self._test], self._evaluation)
-        return seconds, (now() - start) / len(self._test[1])
+        return (now() - start) / len(self._test[1])
 
 
 _plain_loop: _PlainLoop
@@ -126,5 +128,9 @@ def _start_plain_loop(recipe: Recipe, threads: int) -> None:
     _plain_loop = _PlainLoop(recipe)
 
 
-def _run_plain_loop(steps: int) -> tuple[list[float], float]:
-    return _plain_loop.run(steps)
+def _time_steps(number: int) -> list[float]:
+    return _plain_loop.time_steps(number)
+
+
+def _time_evaluation() -> float:
+    return _plain_loop.time_evaluation()

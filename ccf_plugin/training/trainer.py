@@ -72,6 +72,7 @@ class Trainer:
         )
         is_bare = trained is self.model
         self._trained_forward = self._forward if is_bare else Forward(trained, precision=parts.precision)
+        torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
         self._objective = build_objective(recipe.objective)
         self._attack = build_attack(
             recipe.attack.name,
