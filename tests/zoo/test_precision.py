@@ -82,7 +82,7 @@ def test_bf16_where_it_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(precision, "_computes_bf16", lambda device: False)
     monkeypatch.setattr(precision, "matrix_rate", no_bf16)
     assert resolve_precision("auto", CPU) == "float32"
-    with pytest.raises(UnavailableError, match="expected a device that computes in it .* use float32"):
+    with pytest.raises(UnavailableError, match=r"expected a device that computes in it.* use float32"):
         resolve_precision("bf16", CPU)
 
 
