@@ -383,3 +383,30 @@ def test_the_golden_figures_through_the_command_line(ccf: Ccf, outside_data: Pat
     assert code == 0
     for text in ("93.7%", "13.48 of 90", "18.81"):
         assert text in out
+
+
+def test_bench_prints_a_table_and_writes_json(ccf: Ccf, tmp_path: Path) -> None:
+    settings = [*TINY, "--set", "optim.batch_size=16"]
+    code, out, err = ccf("bench", "--recipe", "digits", "--epochs", 1, "--reference-steps", 0, *settings)
+    assert (code, err) == (0, "")
+    assert "images per second" in out
+    assert "FLOP utilisation" in out
+    figures = json.loads((tmp_path / "results" / "bench-digits-cpu.json").read_text())
+    assert figures["command"][:3] == ["ccf", "bench", "--recipe"]
+    assert figures["train_images"] == 40
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("bench", "--quick"),
+        ("train", "digits", "--set"),
+        ("probe", "python:torch.nn:Identity", "--data", "digits"),
+    ],
+)
+def test_cuda_without_a_gpu_is_one_line_and_never_the_cpu(ccf: Ccf, command: tuple[str, ...]) -> None:
+    asked = "device=cuda" if command[-1] == "--set" else "--device"
+    code, out, err = ccf(*command, asked, *(["cuda"] if asked == "--device" else []))
+    assert (code, out) == (1, "")
+    assert err == "ccf: device 'cuda': torch sees 0 CUDA devices here; use 'cpu' or 'auto'\n"

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from ccf_plugin.cli import data, probing, training
+from ccf_plugin.cli import benchmarking, data, probing, training
 from ccf_plugin.errors import CCFError
 
 app = typer.Typer(
@@ -18,7 +18,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cross-class features of classifiers: train adversarially, probe any model.",
 )
-for command in (training.train, probing.probe, training.sweep, training.recipes, data.fix_tinyimagenet):
+for command in (
+    training.train,
+    probing.probe,
+    training.sweep,
+    training.recipes,
+    benchmarking.bench,
+    data.fix_tinyimagenet,
+):
     app.command()(command)
 
 

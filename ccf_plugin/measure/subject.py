@@ -14,6 +14,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.attacks import attack_class
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
 from ccf_plugin.zoo.loaded import LoadedModel
+from ccf_plugin.zoo.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.precision import Precision, job_device, resolve_precision
 from ccf_plugin.zoo.threat import ThreatModel, threat_model
@@ -57,21 +58,22 @@ class Subject:
 
     def measure(self, *, instances: bool = False, head: str | None = None, progress: Progress) -> CrossClassResult:
         """One pass over the test images (``measure.evaluate.measure``)."""
-        return measure(
-            self.loaded.model,
-            self.test,
-            self.threat,
-            classes=self.classes,
-            model_name=self.loaded.spec,
-            data_name=self.data_name,
-            attack_name=self.choices.attack,
-            batch_size=self.choices.batch_size,
-            instances=instances,
-            head=head,
-            seed=self.choices.seed,
-            precision=self.precision,
-            progress=progress,
-        )
+        with naming_the_batch("--batch-size", self.choices.batch_size):
+            return measure(
+                self.loaded.model,
+                self.test,
+                self.threat,
+                classes=self.classes,
+                model_name=self.loaded.spec,
+                data_name=self.data_name,
+                attack_name=self.choices.attack,
+                batch_size=self.choices.batch_size,
+                instances=instances,
+                head=head,
+                seed=self.choices.seed,
+                precision=self.precision,
+                progress=progress,
+            )
 
 
 def load_subject(model: str, choices: Choices) -> Subject:
@@ -128,5 +130,7 @@ def load_subject(model: str, choices: Choices) -> Subject:
             f"{', '.join(images.classes[:3])}, …: their order must be the model's"
         )
     loaded.model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     classes = loaded.class_names or images.classes
     return Subject(loaded, images.test, images.name, classes, threat, precision, device, choices)

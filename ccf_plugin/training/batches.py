@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ccf_plugin.zoo.streaming import Images, read_ahead
+
 
 class Batch(NamedTuple):
     """Rows of one training step.
@@ -23,13 +25,26 @@ class Batch(NamedTuple):
     share: float
 
 
+class Draws(NamedTuple):
+    """The random numbers of an epoch, in the order in which its images come.
+
+    ``order`` int64 (N,): which image; ``shifts`` int64 (N, 2): rows and columns that its crop is moved by; ``flips``
+    bool (N,); ``centres`` int64 (N, 2): row and column of its square of zeros.
+    """
+
+    order: Tensor
+    shifts: Tensor
+    flips: Tensor
+    centres: Tensor
+
+
 @dataclass(frozen=True)
 class TrainingBatches:
     """Batches of an epoch, determined by the seed and the epoch's number alone.
 
     Args:
-        images: (N, C, H, W) uint8, on the device that trains.
-        labels: (N,) int64, there too.
+        images: (N, C, H, W) uint8, on the device that trains, or in host memory or on disk.
+        labels: (N,) int64, on the device that trains.
         augmentation: "none", "crop" (random crop with reflected borders) or "crop-flip" (and a random flip).
         padding: pixels that a crop may be shifted by.
         cutout: side in pixels of a square of zeros around a random pixel of each image, cut off at the borders
@@ -38,7 +53,7 @@ class TrainingBatches:
             process; where a batch has too few images, the first is repeated with a share of 0.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     batch_size: int
     seed: int
@@ -51,33 +66,43 @@ class TrainingBatches:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
-        device = self.images.device
+    def draws(self, epoch: int) -> Draws:
+        """The epoch's random numbers, in host memory."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = len(self.labels)
         height, width = self.images.shape[2:]
-        order = torch.randperm(count, generator=generator).to(device)
-        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator).to(device)
-        flips = torch.randint(0, 2, (count,), generator=generator).to(device) > 0
-        centres = torch.rand(count, 2, generator=generator) * torch.tensor([height, width])
-        centres = centres.long().to(device)
+        order = torch.randperm(count, generator=generator)
+        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator) - self.padding
+        flips = torch.randint(0, 2, (count,), generator=generator) > 0
+        centres = (torch.rand(count, 2, generator=generator) * torch.tensor([height, width])).long()
         if self.augmentation == "none":
-            shifts.fill_(self.padding)
+            shifts.zero_()
         if self.augmentation != "crop-flip":
-            flips.fill_(False)
-        for start in range(skip * self.batch_size, count, self.batch_size):
-            size = min(self.batch_size, count - start)
-            first, end = (size * rank // self.processes for rank in (self.rank, self.rank + 1))
-            share = (end - first) * self.processes / size
-            here = slice(start + first, start + max(end, first + 1))
-            chosen = order[here]
-            images = self.images[chosen]
+            flips.zero_()
+        return Draws(order, shifts, flips, centres)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
+        device, draws = self.labels.device, self.draws(epoch)
+        order, shifts, flips, centres = (one.to(device) for one in draws)
+        pieces = [self._piece(start) for start in range(skip * self.batch_size, len(self.labels), self.batch_size)]
+        is_resident = isinstance(self.images, Tensor) and self.images.device == device
+        rows = ((order if is_resident else draws.order)[here] for here, _ in pieces)
+        read = self.images.__getitem__
+        fetched = map(read, rows) if is_resident else read_ahead(read, rows)
+        for (here, share), of_rows in zip(pieces, fetched, strict=True):
+            images, chosen = of_rows.to(device), order[here]
             if self.augmentation != "none":
-                images = shift_and_flip(images, shifts[here] - self.padding, flips[here])
+                images = shift_and_flip(images, shifts[here], flips[here])
             if self.cutout:
                 images = cut_out(images, centres[here], self.cutout)
             yield Batch(images.float() / 255, self.labels[chosen], chosen, share)
+
+    def _piece(self, start: int) -> tuple[slice, float]:
+        """This process's part of the batch that begins at ``start``, and its share."""
+        size = min(self.batch_size, len(self.labels) - start)
+        first, end = (size * rank // self.processes for rank in (self.rank, self.rank + 1))
+        return slice(start + first, start + max(end, first + 1)), (end - first) * self.processes / size
 
 
 def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ from ccf_plugin.training.run import Run, Snapshot, check_is_free, describe_envir
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts, prepare
+from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Trainer
+from ccf_plugin.zoo.memory import keep_freed_memory
 
 
 class Reporter(Protocol):
@@ -43,6 +45,7 @@ def train(
     force: bool = False,
     download: bool = False,
     trackers: Sequence[str] = (),
+    spent: Stopwatch | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
 
@@ -52,6 +55,7 @@ def train(
         force: replace the run in ``out``.
         download: fetch the data set where it is missing.
         trackers: names of accelerate's trackers, such as "tensorboard"; they write into ``out``/trackers.
+        spent: where the seconds of an epoch's parts are added up.
 
     Raises:
         InputError: a fault in recipe, data or model (nothing is written then), or an existing run in ``out``.
@@ -66,8 +70,11 @@ def train(
         resume = False
     if not resume:
         check_is_free(out, force=force)  # before the data are loaded for nothing
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     parts = prepare(recipe, processes.device, download=download)
-    trainer = Trainer(parts, processes)
+    spent = spent or Stopwatch()
+    trainer = Trainer(parts, processes, spent)
     with lock(out) if processes.is_main else nullcontext():
         run = _open(out, parts, processes, resume=resume, allow_change=allow_change, force=force)
         if resume:
@@ -77,7 +84,7 @@ def train(
         with Interruption() as interruption:
             saver = Saver(run, trainer, processes, interruption)
             while not run.is_finished:
-                row = _train_epoch(run.epoch + 1, parts, trainer, saver, reporter, run, processes)
+                row = _train_epoch(run.epoch + 1, parts, trainer, saver, reporter, run, processes, spent)
                 processes.track(row)
                 reporter.epoch_finished(row)
         processes.finish()
@@ -85,7 +92,14 @@ def train(
 
 
 def _train_epoch(
-    epoch: int, parts: Parts, trainer: Trainer, saver: Saver, reporter: Reporter, run: Run, processes: Processes
+    epoch: int,
+    parts: Parts,
+    trainer: Trainer,
+    saver: Saver,
+    reporter: Reporter,
+    run: Run,
+    processes: Processes,
+    spent: Stopwatch,
 ) -> EpochRow:
     recipe = parts.recipe
     started, skipped = time.perf_counter(), trainer.step
@@ -105,9 +119,10 @@ def _train_epoch(
     measured = {}
     if _is_due(recipe.evaluate.every, epoch, recipe):
         for suffix, model in models.items():
-            measured[suffix] = measure_model(
-                parts, model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
-            )
+            with spent("evaluation"):
+                measured[suffix] = measure_model(
+                    parts, model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
+                )
     row = EpochRow(
         epoch=epoch,
         lr=rate,
@@ -122,9 +137,10 @@ def _train_epoch(
     snapshots = {
         suffix: Snapshot(model, kept[suffix].test if suffix in kept else None) for suffix, model in models.items()
     }
-    row = run.finish_epoch(row, snapshots, parts.describe_model(), write=processes.is_main)
-    trainer.close_epoch()
-    saver.save()
+    with spent("writing"):
+        row = run.finish_epoch(row, snapshots, parts.describe_model(), write=processes.is_main)
+        trainer.close_epoch()
+        saver.save()
     return row
 
 

@@ -11,6 +11,7 @@ from ccf_plugin.measure.evaluate import Progress, measure
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.datasets import Split
+from ccf_plugin.zoo.memory import naming_the_batch
 from ccf_plugin.zoo.threat import ThreatModel
 
 
@@ -45,10 +46,11 @@ def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measure
         )
 
     threat = recipe.evaluation_threat()
-    test = on(parts.test, "test", threat)
-    if recipe.probe.inputs == "clean":
-        test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
-    return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
+    with naming_the_batch("evaluate.batch_size", recipe.evaluate.batch_size):
+        test = on(parts.test, "test", threat)
+        if recipe.probe.inputs == "clean":
+            test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
+        return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:

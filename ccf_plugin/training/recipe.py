@@ -189,6 +189,7 @@ class Recipe(_Section):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     sync_batchnorm: bool = False
     model: ModelSection

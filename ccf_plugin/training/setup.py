@@ -117,4 +117,4 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
         raise InputError(
             f"data.validation: expected images of every class to remain for training, found {count} of {len(train)}"
         )
-    return Split(train.images[~held], train.labels[~held]), Split(train.images[held], train.labels[held])
+    return train.subset((~held).nonzero().squeeze(1)), train.subset(held.nonzero().squeeze(1))

@@ -20,10 +20,14 @@ from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.run import optimizer_tensors, restore_optimizer
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts
+from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 from ccf_plugin.training.weight_perturbation import perturbed_weights
 from ccf_plugin.zoo.attacks import build_attack
+from ccf_plugin.zoo.compilation import build_forward
+from ccf_plugin.zoo.memory import naming_the_batch
 from ccf_plugin.zoo.precision import Forward
+from ccf_plugin.zoo.streaming import on_device
 
 
 @dataclass
@@ -51,12 +55,24 @@ class Totals:
 class Trainer:
     """A model in training. ``state`` holds whatever the rest of the training depends on."""
 
-    def __init__(self, parts: Parts, processes: Processes) -> None:
+    def __init__(self, parts: Parts, processes: Processes, spent: Stopwatch | None = None) -> None:
         recipe = parts.recipe
         self._parts, self._recipe, self._processes = parts, recipe, processes
+        self._spent = spent or Stopwatch()
         self.model, trained = processes.wrap(parts.model)
-        self._forward = Forward(self.model, precision=parts.precision)
-        self._trained_forward = Forward(trained, precision=parts.precision)
+        first, end = (
+            recipe.optim.batch_size * rank // processes.count for rank in (processes.rank, processes.rank + 1)
+        )
+        self._forward = build_forward(
+            self.model,
+            precision=parts.precision,
+            device=parts.device,
+            compiled=recipe.compile,
+            batch_size=end - first,
+        )
+        is_bare = trained is self.model
+        self._trained_forward = self._forward if is_bare else Forward(trained, precision=parts.precision)
+        torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
         self._objective = build_objective(recipe.objective)
         self._attack = build_attack(
             recipe.attack.name,
@@ -66,7 +82,7 @@ class Trainer:
             options=recipe.attack.options,
         )
         self._clean_batches = TrainingBatches(
-            parts.train.images.to(parts.device),
+            on_device(parts.train.images, parts.device),
             parts.train.labels.to(parts.device),
             batch_size=recipe.optim.batch_size,
             seed=recipe.seed,
@@ -84,6 +100,7 @@ class Trainer:
             lr=recipe.optim.lr,
             momentum=recipe.optim.momentum,
             weight_decay=recipe.optim.weight_decay,
+            fused=parts.device.type == "cuda" or None,
         )
         self.average = None if recipe.average is None else WeightAverage(self.model, recipe.average)
         self._ensemble = None
@@ -100,8 +117,9 @@ class Trainer:
             # Every epoch draws from its own seed, apart from those of the batches' order; so does every process.
             torch.manual_seed((self._recipe.seed + 1) * 2_000_003 + epoch + 1_000_000_007 * self._processes.rank)
         self.model.train()
-        for batch in self.batches.epoch(epoch, skip=self.step):
-            self._step(epoch, batch)
+        for batch in self._spent.over("data", self.batches.epoch(epoch, skip=self.step)):
+            with naming_the_batch("optim.batch_size", self._recipe.optim.batch_size):
+                self._step(epoch, batch)
             yield self.step
         self._processes.share_buffers(self.model, *([] if self.average is None else [self.average.averaged]))
 
@@ -162,13 +180,15 @@ class Trainer:
             self._predict(self._ensemble, batch)
         adversarial = batch.images
         if recipe.objective.loss != "standard":
-            adversarial = self._attack(batch.images, batch.labels)
-        self._optimizer.zero_grad(set_to_none=True)
+            with self._spent("attack"):
+                adversarial = self._attack(batch.images, batch.labels)
         bare_loss = partial(self._loss, self._forward, epoch, batch, adversarial)
-        with perturbed_weights(self.model, bare_loss, gamma, self._processes.mean):
+        with self._spent("weights' pass"), perturbed_weights(self.model, bare_loss, gamma, self._processes.mean):
             output = self._loss(self._trained_forward, epoch, batch, adversarial)
             self._processes.backward(output.loss)
-        self._optimizer.step()
+        with self._spent("optimizer"):
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)  # at once: the next attack needs no memory for gradients
         self.step += 1
         if self.average is not None:
             self.average.after_step(self.model, epoch, is_last=self.step == len(self.batches))

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.zoo.cifar import read_cifar
-from ccf_plugin.zoo.image_files import ClassFiles, class_folders, prepare, read_images, stack
+from ccf_plugin.zoo.image_files import ClassFiles, class_folders, prepare, stack
 from ccf_plugin.zoo.imagenet import IMAGENETS, find_imagenet, readable_names
 from ccf_plugin.zoo.loaded import Preprocess
+from ccf_plugin.zoo.streaming import Images, open_images, read_ahead
 
 _SPLITS = ("train", "test")
 _NAMES = ("digits", "cifar10", "cifar100", *IMAGENETS)
@@ -32,9 +33,9 @@ Keep = Callable[[NDArray[np.int64], str], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Split:
-    """``images`` uint8 (N, C, H, W) and ``labels`` int64 (N,)."""
+    """``images`` uint8 (N, C, H, W), in memory or on disk, and ``labels`` int64 (N,)."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -48,15 +49,23 @@ class Split:
 
     def part(self, rank: int, processes: int) -> Split:
         """Every so-manieth image: this process's share, so that all together are the split."""
-        return self if processes == 1 else Split(self.images[rank::processes], self.labels[rank::processes])
+        return self if processes == 1 else self.subset(slice(rank, None, processes))
 
     def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """In order, (images float32 in [0, 1], labels int64) on ``device``; the last batch may be smaller."""
         # A tensor, because CUDA divides by a Python number by multiplying with its rounded reciprocal.
         scale = torch.tensor(255.0, device=device)
-        for number in range(self.count_batches(batch_size)):
-            rows = slice(number * batch_size, (number + 1) * batch_size)
-            yield self.images[rows].to(device).float() / scale, self.labels[rows].to(device)
+        starts = [number * batch_size for number in range(self.count_batches(batch_size))]
+        every = [torch.arange(start, min(start + batch_size, len(self))) for start in starts]
+        read = self.images.__getitem__
+        images = map(read, every) if isinstance(self.images, Tensor) else read_ahead(read, every)
+        for rows, of_rows in zip(every, images, strict=True):
+            yield of_rows.to(device).float() / scale, self.labels[rows].to(device)
+
+    def subset(self, rows: Tensor | slice) -> Split:
+        """The images of ``rows``, int64 (B,)."""
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.subset(rows)
+        return Split(images, self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -218,10 +227,12 @@ def _read_classes(
         rows = keep(all_labels, split)
         files += [every[row] for row in rows]
         labels[split] = all_labels[rows]
-    pixels = read_images(files, preprocess)  # together, so that both splits agree on the channels
-    images = torch.from_numpy(np.repeat(pixels, 3, axis=1) if colour and pixels.shape[1] == 1 else pixels)
-    parts = torch.split(images, [len(labels[split]) for split in wanted])
-    return classes, {s: Split(part, torch.from_numpy(labels[s])) for s, part in zip(wanted, parts, strict=True)}
+    # Together, so that both splits agree on the channels.
+    images = open_images(files, preprocess, colour=colour)
+    both = Split(images, torch.from_numpy(np.concatenate([labels[split] for split in wanted])))
+    ends = np.cumsum([len(labels[split]) for split in wanted]).tolist()
+    spans = map(slice, [0, *ends], ends)
+    return classes, {split: both.subset(part) for split, part in zip(wanted, spans, strict=True)}
 
 
 def _npz(path: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:

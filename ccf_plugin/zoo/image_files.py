@@ -51,8 +51,10 @@ def read_images(paths: Sequence[Path], preprocess: Preprocess | None) -> Images:
 
     Raises InputError naming the file for one that is not an 8-bit image, and naming two for sizes that differ.
     """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        tasks = pool.map(lambda part: [_decode(path, preprocess) for path in part], _parts(paths))
+    workers = min(8, os.cpu_count() or 1)
+    size = min(_PER_TASK, -(-len(paths) // workers))
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        tasks = pool.map(lambda part: [_decode(path, preprocess) for path in part], _parts(paths, size))
         decoded = (image for part in tasks for image in part)
         return stack(decoded, [str(path) for path in paths])
 
@@ -95,7 +97,7 @@ def _decode(path: Path, preprocess: Preprocess | None) -> Images:
     return prepare(image, preprocess)
 
 
-def _parts(paths: Sequence[Path]) -> Iterator[list[Path]]:
+def _parts(paths: Sequence[Path], size: int) -> Iterator[list[Path]]:
     rest = iter(paths)
-    while part := list(islice(rest, _PER_TASK)):
+    while part := list(islice(rest, size)):
         yield part

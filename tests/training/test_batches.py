@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ccf_plugin.training.batches import TrainingBatches, cut_out, shift_and_flip
+from ccf_plugin.zoo.streaming import StreamedImages
 
 
 def _images(count: int, height: int = 6, width: int = 5) -> torch.Tensor:
@@ -129,3 +134,16 @@ def test_the_processes_parts_are_together_the_batches_of_one(count: int, process
         mean = sum(float(part.images.mean()) * part.share for part in own) / processes
         assert mean == pytest.approx(float(batch.images.mean()), rel=1e-5)
         assert all(len(part.labels) for part in own)
+
+
+def test_images_that_are_not_on_the_device_give_the_same_batches(tmp_path: Path) -> None:
+    images = _images(11)
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number:02}.png")
+    resident = TrainingBatches(
+        images, torch.arange(11), batch_size=4, seed=5, augmentation="crop-flip", padding=2, processes=2, rank=1
+    )
+    streamed = replace(resident, images=StreamedImages.of(sorted(tmp_path.iterdir()), None))
+    for skip in (0, 1):
+        for batch, same in zip(resident.epoch(3, skip), streamed.epoch(3, skip), strict=True):
+            torch.testing.assert_close(tuple(batch), tuple(same), rtol=0, atol=0)

@@ -45,7 +45,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert resolve_precision("float32", CPU) == "float32"
     monkeypatch.setattr(precision, "_computes_bf16", lambda device: False)
     assert resolve_precision("auto", CPU) == "float32"
-    with pytest.warns(UserWarning, match="emulated"):
+    with pytest.warns(UserWarning, match=r"no units for bf16.* \d+\.\d times as long"):
         assert resolve_precision("bf16", CPU) == "bf16"
     with pytest.raises(InputError, match="did you mean 'bf16'"):
         resolve_precision("bf6", CPU)  # type: ignore[arg-type]
@@ -66,3 +66,25 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gpu", "meta", ""):
         with pytest.raises(InputError, match="expected auto, cpu"):
             resolve_device(name)
+
+
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert resolve_device("cuda") == torch.device("cuda")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_bf16_where_it_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_bf16(device: torch.device, name: str, *, size: int) -> float:
+        raise RuntimeError("\"addmm\" not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(precision, "_computes_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "matrix_rate", no_bf16)
+    assert resolve_precision("auto", CPU) == "float32"
+    with pytest.raises(UnavailableError, match=r"expected a device that computes in it.* use float32"):
+        resolve_precision("bf16", CPU)
+
+
+def test_a_rate_is_of_the_hardwares_order() -> None:
+    assert 1e8 < precision.matrix_rate(CPU, "float32", size=64) < 1e14

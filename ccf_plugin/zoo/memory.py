@@ -1,0 +1,69 @@
+"""Memory: how the C library keeps it, how much there is, and errors that say which batch size was too large."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from ccf_plugin.errors import UnavailableError
+
+# <malloc.h> of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_TOP_PAD = 64 * 2**20
+_CPU_MESSAGES = ("not enough memory", "can't allocate memory", "bad allocation")
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed for the next allocation; False where it is not glibc.
+
+    By default glibc returns every large block to the system at once, so that each activation's pages are mapped and
+    zeroed anew in every pass. Peak memory is the same; it is given back when the process ends.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _TOP_PAD}
+    return all(mallopt(what, value) for what, value in settings.items())
+
+
+def host_bytes() -> float:
+    """The machine's memory; infinite where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+@contextlib.contextmanager
+def naming_the_batch(setting: str, batch_size: int) -> Iterator[None]:
+    """Turn running out of memory inside into an error that names the batch size and the one to try.
+
+    Args:
+        setting: what the user changes it by, such as ``optim.batch_size``.
+        batch_size: what it is.
+
+    Raises:
+        UnavailableError: memory ran out, of the GPU or of the host.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
+        remedy = f"try {batch_size // 2}" if batch_size > 1 else "a smaller model or image is needed"
+        raise UnavailableError(
+            f"{setting}: {batch_size} images do not fit into the {where}'s memory; {remedy}"
+        ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that the GPU's or the host's memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        message in str(error) for message in _CPU_MESSAGES
+    )

@@ -1,0 +1,100 @@
+"""Speed of training and evaluation as ratios within one run, PreActResNet-18 with batches of 128 (minutes each).
+
+The images are made up, since speed does not depend on what they show. The figures in the README come from ``ccf bench``
+and are in ``results/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.training.bench import bench
+from ccf_plugin.training.log import EpochRow, read_log
+from ccf_plugin.training.recipe_files import load_recipe
+from ccf_plugin.training.run import Run
+from ccf_plugin.zoo.precision import resolve_precision
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+HAS_BF16 = resolve_precision("auto", CPU) == "bf16"
+
+
+class Quiet:
+    """A reporter that shows nothing."""
+
+    def started(self, run: Run) -> None: ...
+    def step(self, epoch: int, done: int, total: int) -> None: ...
+    def evaluating(self, batches: Batches, total: int) -> Batches:
+        return batches
+
+    def epoch_finished(self, row: EpochRow) -> None: ...
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> str:
+    """The spec of 512 training and 50 test images."""
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", 512), ("test", 50)):
+        arrays[f"x_{split}"] = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays[f"y_{split}"] = np.arange(count) % 10
+    np.savez(tmp_path / "made.npz", **arrays)
+    return f"data.name=npz:{tmp_path / 'made.npz'}"
+
+
+def _bench(*settings: str) -> dict[str, Any]:
+    threads = min(2, os.cpu_count() or 1)
+    figures = bench(
+        load_recipe("preact_linf", [*settings, "device=cpu", f"threads={threads}"]),
+        Quiet(),
+        epochs=3,
+        reference_steps=2,
+    )
+    torch.set_num_threads(1)
+    shown = {key: figures[key] for key in ("precision", "seconds_per_step", "shares", "probe", "utilisation")}
+    print(json.dumps({**shown, **figures["reference"]}, indent=1))
+    return figures
+
+
+def test_a_float32_step_takes_at_most_as_long_as_its_arithmetic_promises(made: str) -> None:
+    figures = _bench(made, "precision=float32")
+    assert figures["reference"]["step_ratio"] >= 1.7
+    assert figures["reference"]["evaluation_ratio"] >= 1.7
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no units for bf16")
+def test_a_bf16_step_is_several_float32_steps(made: str) -> None:
+    figures = _bench(made, "precision=bf16")
+    assert figures["reference"]["step_ratio"] >= 4.0
+    assert figures["reference"]["evaluation_ratio"] >= 3.5
+    shares, step = figures["shares"], figures["probe"]["share_of_step"]
+    assert shares["data"] <= 0.02
+    assert step <= 0.01
+    assert shares["data"] + shares["optimizer"] + shares["writing"] + shares["other"] <= 0.05
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two processors")
+def test_two_processes_train_nearly_twice_as_fast_as_one(made: str, tmp_path: Path) -> None:
+    def images_per_second(processes: int, number: int) -> float:
+        out = tmp_path / f"{processes}-{number}"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "ccf_plugin"]
+        settings = [made, "threads=1", "optim.epochs=2", "evaluate.steps=1", "checkpoints.every=0"]
+        chosen = [part for setting in settings for part in ("--set", setting)]
+        command = [*launch, "train", "preact_linf", *chosen, "--out", str(out)]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return read_log(out)[-1].images_per_second
+
+    speeds = [(images_per_second(1, number), images_per_second(2, number)) for number in range(3)]
+    print(f"\nimages per second of one process and of two: {speeds}")
+    assert max(two / one for one, two in speeds) >= 1.8

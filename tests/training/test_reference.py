@@ -1,0 +1,140 @@
+"""The fast path is the plain loop: same images, same losses step by step, same figures on the test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ccf_plugin.errors import UnavailableError
+from ccf_plugin.training import reference
+from ccf_plugin.training.batches import TrainingBatches
+from ccf_plugin.training.monitor import measure_model
+from ccf_plugin.training.processes import Processes
+from ccf_plugin.training.setup import Parts, prepare
+from ccf_plugin.training.trainer import Trainer
+
+from .test_run import tiny
+
+CPU = torch.device("cpu")
+STEPS = 20
+
+
+def _parts(*more: str) -> Parts:
+    """About the narrow network on 30 digits a class: 19 batches of 16 an epoch, the last smaller."""
+    return prepare(tiny("data.train_per_class=30", "optim.lr=0.01", *more), CPU)
+
+
+def _losses(parts: Parts) -> list[float]:
+    """Of each of the first 20 steps, by the loop's own trainer."""
+    trainer = Trainer(parts, Processes(parts.recipe, (), Path()))
+    losses, before = [], 0.0
+    for epoch in (1, 2):
+        for step in trainer.steps(epoch):
+            total = trainer.totals().loss * len(parts.train)
+            size = min(16, len(parts.train) - (step - 1) * 16)
+            losses.append((total - before) / size)
+            before = total
+        trainer.close_epoch()
+        before = 0.0
+    return losses[:STEPS]
+
+
+def _reference_losses(parts: Parts) -> list[float]:
+    recipe = parts.recipe
+    optimizer = torch.optim.SGD(
+        parts.model.parameters(), lr=recipe.optim.lr, momentum=0.9, weight_decay=recipe.optim.weight_decay
+    )
+    batches = TrainingBatches(
+        parts.train.images, parts.train.labels, batch_size=16, seed=0, augmentation="crop", padding=1
+    )
+    losses = []
+    for epoch in (1, 2):
+        torch.manual_seed((recipe.seed + 1) * 2_000_003 + epoch)
+        loader = reference.augmented_loader(batches, epoch, workers=0)
+        losses += reference.training_steps(
+            parts.model, optimizer, loader, recipe.training_threat(), attack_mode=recipe.attack.batchnorm
+        )
+    return losses[:STEPS]
+
+
+@pytest.mark.parametrize(
+    ("mode", "memory_format"),
+    # In train mode gradients cancel until a few are mere rounding, whose sign is a whole step of the attack: there the
+    # same memory order, which leaves nothing to rounding.
+    [("eval", torch.contiguous_format), ("train", torch.channels_last)],
+)
+def test_the_loss_of_each_of_20_steps_is_the_plain_loops(mode: str, memory_format: torch.memory_format) -> None:
+    fast, plain = (_parts(f"attack.batchnorm={mode}", "optim.decay_epochs=[2]") for _ in range(2))
+    plain.model.to(memory_format=memory_format)
+    np.testing.assert_allclose(_losses(fast), _reference_losses(plain), rtol=1e-5)
+    for name, value in fast.model.state_dict().items():
+        torch.testing.assert_close(value, plain.model.state_dict()[name], rtol=1e-2, atol=1e-3)
+
+
+def test_bf16_losses_stay_near_those_of_float32() -> None:
+    exact, short = (_losses(_parts(f"precision={precision}")) for precision in ("float32", "bf16"))
+    assert exact != short
+    np.testing.assert_allclose(short, exact, rtol=0.1)
+
+
+@pytest.mark.parametrize("cutout", [0, 3])
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop-flip"])
+def test_an_epochs_images_are_those_of_a_loader_that_augments_them_one_by_one(augmentation: str, cutout: int) -> None:
+    images = torch.randint(0, 256, (23, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batches = TrainingBatches(
+        images,
+        torch.arange(23),
+        batch_size=5,
+        seed=3,
+        augmentation=augmentation,  # type: ignore[arg-type]
+        padding=3,
+        cutout=cutout,
+    )
+    loader = reference.augmented_loader(batches, 2, workers=0)
+    for batch, (expected, labels) in zip(batches.epoch(2), loader, strict=True):
+        torch.testing.assert_close(batch.images, expected, rtol=0, atol=0)
+        assert batch.labels.tolist() == labels.tolist()
+
+
+def test_one_pass_gives_what_separate_passes_give() -> None:
+    parts = _parts()
+    list(islice(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
+    (loader,) = [list(parts.test.batches(20, CPU))]
+    torch.manual_seed(0)
+    apart = reference.evaluate(parts.model, loader, parts.recipe.evaluation_threat())
+    together = measure_model(parts, parts.model, lambda batches, _: batches).test
+    assert together.clean_accuracy == apart.clean_accuracy
+    # Another random start each: two of twenty images may fall on the other side.
+    assert together.robust_accuracy == pytest.approx(apart.robust_accuracy, abs=0.1)
+    assert together.cas == pytest.approx(apart.cross_class.cas, rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("inputs", ["clean", "adversarial"])
+def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_size: int) -> None:
+    parts = _parts("probe.instances=true", f"probe.inputs={inputs}")
+    list(islice(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
+    whole = measure_model(parts, parts.model, lambda batches, _: batches).test
+    evaluate = parts.recipe.evaluate.model_copy(update={"batch_size": batch_size})
+    other = replace(parts, recipe=parts.recipe.model_copy(update={"evaluate": evaluate}))
+    split = measure_model(other, parts.model, lambda batches, _: batches).test
+    assert split.clean_accuracy == whole.clean_accuracy
+    assert split.robust_accuracy == whole.robust_accuracy
+    np.testing.assert_allclose(split.matrix, whole.matrix, atol=1e-6)
+    np.testing.assert_allclose(split.instance_matrix, whole.instance_matrix, atol=1e-6)
+
+
+def test_a_step_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(_parts(), Processes(tiny(), (), Path()))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "_attack", full)
+    with pytest.raises(UnavailableError, match=r"optim.batch_size: 16 images .* try 8"):
+        next(trainer.steps(1))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ccf_plugin.errors import UnavailableError
+from ccf_plugin.zoo import compilation
+from ccf_plugin.zoo.attacks import build_attack
+from ccf_plugin.zoo.compilation import CompiledForward, build_forward
+from ccf_plugin.zoo.precision import Forward
+from ccf_plugin.zoo.threat import threat_model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+
+
+def _count_compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that reach compiled code, which here is the eager one."""
+    sizes: list[int] = []
+
+    def compile_nothing(function: Any, **_: Any) -> Any:
+        def run(images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            logits: torch.Tensor = function(images)
+            return logits
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("compiled", "device", "expected"),
+    [("auto", CPU, False), ("auto", CUDA, True), (True, CPU, True), (False, CUDA, False)],
+)
+def test_auto_compiles_on_cuda_alone(compiled: compilation.Compile, device: torch.device, expected: bool) -> None:
+    forward = build_forward(_model(), precision="float32", device=device, compiled=compiled, batch_size=8)
+    assert isinstance(forward, CompiledForward) == expected
+
+
+def test_only_whole_batches_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = _count_compiled(monkeypatch)
+    forward = build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)
+    for size in (8, 5, 8):
+        assert forward(torch.rand(size, 3, 6, 6)).shape == (size, 3)
+    assert sizes == [8, 8]
+
+
+def test_what_cannot_be_compiled_is_an_error_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        def run(images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nfound")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    images = torch.rand(8, 3, 6, 6)
+    with pytest.raises(UnavailableError, match=r"compile = true: .*no C\+\+ compiler.* use compile = false"):
+        build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)(images)
+    forward = build_forward(_model(), precision="float32", device=CUDA, compiled="auto", batch_size=8)
+    with pytest.warns(UserWarning, match="going on without torch.compile"):
+        logits = forward(images)
+    assert torch.equal(logits, Forward(_model())(images))
+    forward(images)  # without a second attempt, or a second warning
+
+
+def test_running_out_of_memory_is_not_taken_for_a_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: full)
+    forward = build_forward(_model(), precision="float32", device=CUDA, compiled="auto", batch_size=8)
+    with pytest.raises(torch.OutOfMemoryError):
+        forward(torch.rand(8, 3, 6, 6))
+
+
+@pytest.mark.slow
+def test_compiled_passes_are_the_eager_ones() -> None:
+    images, labels = torch.rand(8, 3, 6, 6), torch.arange(8) % 3
+    results = []
+    for compiled in (True, False):
+        model = _model()
+        forward = build_forward(model, precision="float32", device=CPU, compiled=compiled, batch_size=8)
+        attack = build_attack("PGD", forward, threat_model(norm="Linf", eps=0.1, steps=3), mode="train")
+        torch.manual_seed(1)
+        adversarial = attack(images, labels)
+        nn.functional.cross_entropy(forward(adversarial), labels).backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results.append([adversarial, *gradients, *model.buffers(), forward(images[:5])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
