@@ -30,6 +30,7 @@ def bench(
         int, typer.Option(min=0, help="Steps of the plain loop after each epoch, to compare with; 0 for none.")
     ] = 2,
     download: options.Download = False,
+    allow_code: options.AllowCode = False,
     out: Annotated[
         Path | None, typer.Option(help="The JSON file. Default: results/bench-<recipe>-<device>.json.")
     ] = None,
@@ -46,7 +47,8 @@ def bench(
 
     console = Console()
     chosen = resolve_device(device)
-    loaded = load_recipe(recipe, [*(overrides or []), *([] if device == "auto" else [f"device={device}"])])
+    settings = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
+    loaded = load_recipe(recipe, settings, allow_code=allow_code)
     with ProgressReporter(console) as reporter:
         figures = run_bench(
             loaded,
