@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 1200
+
 
 class CCFError(Exception):
-    """Base of every error that the package raises on purpose. ``exit_code`` is what ``ccf`` exits with."""
+    """Base of every error that the package raises on purpose. ``exit_code`` is what ``ccf`` exits with.
+
+    Each argument is a line (several where a recipe has several faults).
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(_printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class InputError(CCFError, ValueError):
@@ -22,6 +33,13 @@ class UnavailableError(CCFError, RuntimeError):
     """The request is fine but cannot be met here and now: no network, no device, a failed download."""
 
     exit_code = 1
+
+
+def _printable(line: str) -> str:
+    """Somebody's file names and keys may hold line breaks, control characters, or a million letters."""
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

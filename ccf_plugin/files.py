@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -13,16 +14,43 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; ``path`` is as it was.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """As ``write_atomically`` for files that belong together: all are whole on the disk before the first is renamed."""
+    asides = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    path = next(iter(contents))
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _flush_folder(path.parent)
+        for path, content in contents.items():
+            with asides[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, aside in asides.items():
+            aside.replace(path)
+        for folder in {path.parent for path in contents}:
+            _flush_folder(folder)
+    except BaseException as error:
+        for aside in asides.values():
+            with contextlib.suppress(OSError):  # where there is no folder, there is no file
+                aside.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names none, and nobody knows the one aside
+        raise
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents; where the block fails, those that are new and still empty go again."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        aside.unlink(missing_ok=True)
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
         raise
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from io import TextIOWrapper
 from typing import NoReturn
 
 import typer
@@ -31,6 +33,9 @@ for command in (
 
 def main() -> NoReturn:
     """Run ``ccf``. What goes wrong becomes one line on standard error and an exit code: 2 for input, 1 for the rest."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of another encoding lacks our × and ·
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False))
     except CCFError as error:
@@ -42,13 +47,20 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _fail(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 1)
+        _fail(str(CCFError(_explain(error))), 1)
+    except MemoryError:
+        _fail("expected memory enough, found too little; use fewer images at once or a smaller model", 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # of click's errors, wherever this typer keeps its click
         if usage is None:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
         _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
+
+
+def _explain(error: OSError) -> str:
+    remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its path and permissions"
+    return f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}; {remedy}, then run again"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -10,6 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import is_first_process, leave_job, progress_on, quiet_libraries
+from ccf_plugin.files import made_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,8 +82,8 @@ def probe(
     leave_job()
     if not is_first_process():
         return
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
+    with made_folder(stem.parent):
+        written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
     if as_json:
         print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
         return

@@ -90,6 +90,8 @@ def load_subject(model: str, choices: Choices) -> Subject:
     }
     if limit is not None and limit < 1:
         raise InputError(f"--limit: expected at least 1, found {limit}")
+    if not 0 <= choices.seed < 2**32:
+        raise InputError(f"--seed: expected 0 to {2**32 - 1}, found {choices.seed}")
     if choices.clean and (choices.attack or attack_given):
         raise InputError("expected --clean, or an attack's options, found both; leave one out")
     device = job_device(choices.device)

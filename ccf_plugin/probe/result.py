@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.files import write_atomically
+from ccf_plugin.files import write_together
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
@@ -216,8 +216,8 @@ class CrossClassResult:
         np.savez_compressed(
             buffer, **{name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         )
-        write_atomically(npz, buffer.getvalue())
-        write_atomically(description, (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+        write_together({npz: buffer.getvalue(), description: text.encode()})
         return npz, description
 
     @classmethod

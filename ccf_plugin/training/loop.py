@@ -76,9 +76,7 @@ def train(
     spent = spent or Stopwatch()
     trainer = Trainer(parts, processes, spent)
     with lock(out) if processes.is_main else nullcontext():
-        run = _open(out, parts, processes, resume=resume, allow_change=allow_change, force=force)
-        if resume:
-            trainer.restore(run.restore(), run.step)
+        run = _open(out, parts, trainer, processes, resume=resume, allow_change=allow_change, force=force)
         processes.start_tracking(recipe)
         reporter.started(run)
         with Interruption() as interruption:
@@ -145,18 +143,30 @@ def _train_epoch(
 
 
 def _open(
-    out: Path, parts: Parts, processes: Processes, *, resume: bool, allow_change: Collection[str], force: bool
+    out: Path,
+    parts: Parts,
+    trainer: Trainer,
+    processes: Processes,
+    *,
+    resume: bool,
+    allow_change: Collection[str],
+    force: bool,
 ) -> Run:
-    """The run folder, which the first process alone writes."""
+    """The run folder, which the first process alone writes; the trainer gets the state of a resumed run."""
     environment = {**describe_environment(parts.device, parts.precision), "processes": processes.count}
     run = None
     if processes.is_main and resume:
-        run = Run.reopen(out, parts.recipe, environment, allow_change=allow_change)
+        run = Run.reopen(out, parts.recipe, allow_change=allow_change)
     elif processes.is_main:
         run = Run.create(out, parts.recipe, environment, force=force)
     processes.wait()
     if run is None:
         run = Run.read(out, parts.recipe) if resume else Run(out, parts.recipe)
+    if resume:
+        step = run.step
+        run.restore(lambda states: trainer.restore(states, step))
+        if processes.is_main:
+            run.write_again(environment)
     return run
 
 

@@ -21,6 +21,7 @@ from ccf_plugin.zoo.python_code import code_in
 from ccf_plugin.zoo.threat import ThreatModel
 
 _LARGEST_RECIPE = 1_000_000
+_MOST_BASES = _DEEPEST = 20
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Recipe:
@@ -39,13 +40,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
     named = [] if allow_code else list(code_in(content))
     if named:  # before anything looks at it closer, which would import it
         raise InputError(
-            "\n".join(
+            *(
                 f"{path}: {key}: expected no code named by a file, found {spec!r}; if you trust it, add --allow-code"
                 for key, spec in named
             )
         )
     for override in overrides:
         _apply(content, override)
+    _check_values(content, f"{path} with --set")
     faults: list[str] = []
     try:
         recipe = Recipe.model_validate(content)
@@ -56,7 +58,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
             faults.append(fault)
     if faults:
         source = f"{path} with --set" if overrides else str(path)
-        raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
+        raise InputError(*(f"{source}: {fault}" for fault in faults))
     return recipe
 
 
@@ -69,7 +71,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(_parse(path))
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {fault}" for fault in _schema_faults(error))) from None
+        raise InputError(*(f"{path}: {fault}" for fault in _schema_faults(error))) from None
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -107,7 +109,9 @@ def describe_recipe(path: Path) -> tuple[str, str]:
 def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The file's tables over those of its ``base``, which is a path beside it or a shipped recipe's name."""
     if path.resolve() in seen:
-        raise InputError(f"expected recipes to build on others without a circle, found one at {path}")
+        raise InputError(f"expected recipes to build on others without a circle, found one at {path}; remove a base")
+    if len(seen) > _MOST_BASES:
+        raise InputError(f"expected a base of at most {_MOST_BASES} others, found more at {path}; join some of them")
     content = _parse(path)
     base = content.pop("base", None)
     if base is None:
@@ -123,11 +127,31 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_RECIPE:
             raise InputError(f"expected a recipe under 1 MB, found {path.stat().st_size} bytes in {path}")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"expected TOML in {path}, found a fault: {error}") from None
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InputError(f"expected TOML in {path}, found too many brackets inside one another; remove some") from None
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and numbers of thousands of digits
+        raise InputError(f"expected TOML in {path}, found a fault: {error}; mend it there") from None
     except OSError as error:
         raise InputError(f"expected a readable recipe, found {path}: {error.strerror}") from None
+    _check_values(content, str(path))
+    return content
+
+
+def _check_values(content: Mapping[str, Any], source: str) -> None:
+    """Raise InputError for whole numbers beyond TOML's 64 bits, and for more tables in one another than any recipe has.
+
+    Python would count on, and whoever takes such values would fail in ways of their own.
+    """
+    inside: list[tuple[str, Any, int]] = [("", content, 0)]
+    while inside:
+        key, value, depth = inside.pop()
+        if depth > _DEEPEST:
+            raise InputError(f"{source}: {key[:60]}…: expected at most {_DEEPEST} tables in one another, found more")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{source}: {key}: expected less than 2^63 in size, found a larger number")
+        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        inside += [(f"{key}.{name}".lstrip("."), one, depth + 1) for name, one in items]
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +169,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise InputError(f"expected --set key=value such as optim.epochs=20, found {override!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *tables, last = (part.strip() for part in key.split("."))
     for table in tables:

@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import is_aside, write_atomically
+from ccf_plugin.files import is_aside, made_folder, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.training.log import AVERAGE, EpochRow, log_text
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
+from ccf_plugin.zoo.containment import one_line
+
+_STATE_FORMAT = 1
 
 # All that a run writes into its folder, and all that --force removes from it.
 _NAMES = (
@@ -75,10 +78,8 @@ class Run:
         return run
 
     @classmethod
-    def reopen(
-        cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, allow_change: Collection[str] = ()
-    ) -> Run:
-        """The run to continue; the new environment joins the first.
+    def reopen(cls, folder: Path, recipe: Recipe, *, allow_change: Collection[str] = ()) -> Run:
+        """The run to continue; nothing is written.
 
         Args:
             allow_change: keys whose values may differ from the run's recipe, such as "optim.epochs".
@@ -93,14 +94,18 @@ class Run:
                 f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"
             )
         _check_changes(folder, recipe, allow_change)
-        first = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        resumed = [*first.get("resumed", []), {"after_epoch": run.epoch, "after_step": run.step, **environment}]
-        run._write_json("environment.json", {**first, "resumed": resumed})
-        run._write_log()
-        write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
-        for left in folder.rglob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        run._read_environment()
         return run
+
+    def write_again(self, environment: dict[str, Any]) -> None:
+        """Bring a reopened run's files to its state, and remove those half-written; the environment joins the first."""
+        first = self._read_environment()
+        resumed = [*first.get("resumed", []), {"after_epoch": self.epoch, "after_step": self.step, **environment}]
+        self._write_json("environment.json", {**first, "resumed": resumed})
+        self._write_log()
+        write_atomically(self.folder / "recipe.toml", self.recipe.as_toml().encode())
+        for left in self.folder.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     @property
     def epoch(self) -> int:
@@ -183,18 +188,45 @@ class Run:
         write_atomically(folder / file, save(tensors))
         # last.json names the state that counts; only then may the one before it go.
         rows = [asdict(row) for row in self.rows]
-        self._write_json("state/last.json", {"epoch": self.epoch, "step": step, "file": file, "rows": rows})
+        self._write_json(
+            "state/last.json",
+            {"format": _STATE_FORMAT, "epoch": self.epoch, "step": step, "file": file, "rows": rows},
+        )
         for old in folder.glob("*.safetensors"):
             if old.name != file:
                 old.unlink()
 
-    def restore(self) -> dict[str, dict[str, Any]]:
-        """The states as ``save_state`` was given them last."""
+    def restore(self, take: Callable[[dict[str, dict[str, Any]]], None]) -> None:
+        """Hand over the states as ``save_state`` was given them last.
+
+        Raises:
+            InputError: the file is damaged, or ``take`` refuses what it holds.
+        """
+        path = self.folder / "state" / self._read_state()
         states: dict[str, dict[str, Any]] = {}
-        for key, tensor in load_state(self.folder / "state" / self._read_state()).items():
-            name, rest = key.split(".", 1)
+        for key, tensor in load_state(path).items():
+            name, _, rest = key.partition(".")
             states.setdefault(name, {})[rest] = tensor
-        return states
+        try:
+            take(states)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected the state of this run, found another or a damaged one ({one_line(error, 200)}); "
+                "start anew with --force"
+            ) from error
+
+    def _read_environment(self) -> dict[str, Any]:
+        path = self.folder / "environment.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not isinstance(found.get("resumed", []), list):
+                raise ValueError(f"a {type(found).__name__}")
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"expected the environment of a run in {path}, found none that can be read ({one_line(error, 120)}); "
+                "write {} into it"
+            ) from None
+        return found
 
     def _read_state(self) -> str:
         """Take over the finished epochs as the state has them (the log rounds); its file's name."""
@@ -203,12 +235,21 @@ class Run:
             raise InputError(f"expected a run to resume in {self.folder}, found none with a saved state")
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
+            if (found := state.get("format", _STATE_FORMAT)) > _STATE_FORMAT:
+                raise InputError(
+                    f"{path}: written in format {found}, this version reads up to {_STATE_FORMAT}; update ccf_plugin"
+                )
             self.rows, self.step = [EpochRow(**row) for row in state["rows"]], int(state["step"])
             file = Path(state["file"]).name
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"expected the state of a run in {path}, found a damaged file ({error})") from None
-        if [row.epoch for row in self.rows] != list(range(1, state["epoch"] + 1)):
-            raise InputError(f"expected the epochs of a run in {path}, found {[row.epoch for row in self.rows]}")
+            if [row.epoch for row in self.rows] != list(range(1, state["epoch"] + 1)) or self.step < 0:
+                raise ValueError(f"epochs {[row.epoch for row in self.rows]}, step {self.step}")
+        except InputError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"expected the state of a run in {path}, found a damaged file ({one_line(error, 120)}); "
+                "start anew with --force"
+            ) from None
         return file
 
     def _save_result(self, name: str, result: CrossClassResult) -> None:
@@ -266,19 +307,21 @@ def lock(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / ".lock", timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        raise InputError(
-            f"expected a run folder that no other process writes, found {folder} locked by one; wait for it to end, "
-            "or choose another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        held.release()
+    with made_folder(folder):
+        held = FileLock(folder / ".lock", timeout=0)
+        try:
+            held.acquire()
+        except Timeout:
+            raise InputError(
+                f"expected a run folder that no other process writes, found {folder} locked by one; wait for it to "
+                "end, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            if [entry.name for entry in folder.iterdir()] == [".lock"]:  # the run could not even begin
+                (folder / ".lock").unlink()
+            held.release()
 
 
 def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) -> None:
@@ -309,10 +352,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave."""
+    """Put back what ``optimizer_tensors`` gave; ValueError or IndexError where it was another model's."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
+        if tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

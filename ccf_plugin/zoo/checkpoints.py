@@ -75,7 +75,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     try:
         metadata = json.loads(text)
         found = metadata["format"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint") from error
     if not isinstance(found, int) or found > FORMAT:
         raise InputError(f"{path}: written in format {found!r}, this version reads up to {FORMAT}; update ccf_plugin")
@@ -83,7 +83,11 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load ``state`` into ``model``; InputError names the keys that differ where it belongs to another architecture."""
+    """Load ``state`` into ``model``, in the model's own precision.
+
+    Raises InputError that names the keys where it belongs to another architecture, is not of floating point where the
+    model is (quantised weights), or holds NaN or infinite weights.
+    """
     own = model.state_dict()
     differences = {
         "missing": [key for key in own if key not in state],
@@ -96,7 +100,24 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
             f"{source}: expected the weights of this network, found a checkpoint of another architecture: "
             f"{'; '.join(parts)}; name the factory that made it"
         )
-    model.load_state_dict(dict(state))
+    for key, value in state.items():
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise InputError(f"{source}: expected floating-point numbers in {key!r}, found {value.dtype}; convert them")
+    try:
+        model.load_state_dict(dict(state))
+    except Exception as error:  # sparse tensors, tensors without data and whatever else copying refuses
+        raise InputError(f"{source}: expected plain tensors, found others ({one_line(error, 120)}); save it again") from error
+    check_finite(model, source)
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raise InputError where a parameter is NaN or infinite, or a buffer NaN (an infinite one may be a mask)."""
+    for key, value in (*model.named_parameters(), *model.named_buffers()):
+        wrong = ~value.isfinite() if isinstance(value, nn.Parameter) else value.isnan()
+        if bool(wrong.any()):
+            raise InputError(
+                f"{source}: expected finite weights, found NaN or infinity in {key!r}; take an earlier checkpoint"
+            )
 
 
 def is_web_page(path: Path) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ _SPLITS = ("train", "test")
 _NAMES = ("digits", "cifar10", "cifar100", *IMAGENETS)
 _FORMS = f"{', '.join(_NAMES)}, folder:PATH or npz:PATH"
 _DIGITS_TEST_PER_CLASS = 45
+_MOST_CLASSES = 1_000_000  # where only the labels say how many there are; beyond, they are no labels
 
 Keep = Callable[[NDArray[np.int64], str], NDArray[np.int64]]
 
@@ -241,10 +240,14 @@ def _npz(path: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, 
     try:
         with contextlib.closing(np.load(path, allow_pickle=False)) as file:
             arrays = {name: file[name] for name in file.files}
-    except CCFError:
-        raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"npz:{path}: expected plain arrays in an npz file, found a damaged or pickled one") from error
+        if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"no arrays: {others}")
+    except MemoryError as error:
+        raise InputError(f"npz:{path}: expected arrays that fit into memory, found larger ones (or a damaged file)") from error
+    except Exception as error:  # a damaged archive fails in many ways
+        raise InputError(
+            f"npz:{path}: expected plain arrays in an npz file, found a damaged or pickled one; write it with numpy.savez"
+        ) from error
     names = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test") if "x_test" in arrays else ("x", "y")}
     pairs = {split: names[split] for split in splits if names[split][0] in arrays}
     if not pairs:
@@ -253,7 +256,11 @@ def _npz(path: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, 
     # Labels of the whole file count, so that the number of classes does not depend on the splits asked for.
     labels = {split: _npz_labels(path, y, x, arrays) for split, (x, y) in names.items() if x in arrays}
     highest = max(int(of_split.max()) for of_split in labels.values())
+    if "classes" not in arrays and highest >= _MOST_CLASSES:
+        raise InputError(f"npz:{path}: expected labels under {_MOST_CLASSES:,}, found {highest}; number the classes from 0")
     named = arrays["classes"].tolist() if "classes" in arrays else range(highest + 1)
+    if not isinstance(named, Sequence) or any(isinstance(name, list) for name in named):
+        raise InputError(f"npz:{path}: expected classes of one dimension, found {arrays['classes'].shape}")
     classes = tuple(str(name) for name in named)
     if highest >= len(classes):
         raise InputError(f"npz:{path}: expected labels 0 to {len(classes) - 1} (see classes), found {highest}")
@@ -280,6 +287,8 @@ def _npz_labels(path: Path, name: str, images: str, arrays: dict[str, NDArray[An
         raise InputError(f"{expected}, found {_some(list(arrays))}")
     if labels.shape != (len(arrays[images]),) or len(labels) == 0 or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{expected}, found {labels.dtype} of shape {labels.shape}")
+    if labels.max() > np.iinfo(np.int64).max:
+        raise InputError(f"npz:{path}: expected labels under {_MOST_CLASSES:,} in {name}, found {labels.max()}")
     if labels.min() < 0:
         raise InputError(f"npz:{path}: expected labels of 0 and above in {name}, found {labels.min()}")
     return labels.astype(np.int64)

@@ -34,16 +34,35 @@ def class_folders(folder: Path) -> ClassFiles:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files below one class folder, sorted; hidden ones are left out. InputError where none is."""
-    found = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".")
-    ]
+    """The files below one class folder, sorted; hidden ones are left out.
+
+    Raises InputError where none is, and where links lead back to a folder that was there already.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    folders = [folder]
+    while folders:
+        inside = folders.pop()
+        state = inside.stat()
+        if (state.st_dev, state.st_ino) in seen:
+            raise InputError(f"{inside}: expected each folder once, found a circle of links to folders; remove the link")
+        seen.add((state.st_dev, state.st_ino))
+        with os.scandir(inside) as entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    folders.append(Path(entry.path))
+                elif not entry.name.startswith("."):
+                    found.append(Path(entry.path))
     if not found:
         raise InputError(f"{folder}: expected images of this class, found none; add some or remove the folder")
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def read_images(paths: Sequence[Path], preprocess: Preprocess | None) -> Images:
@@ -88,10 +107,14 @@ def prepare(image: Image.Image, preprocess: Preprocess | None) -> Images:
 
 def _decode(path: Path, preprocess: Preprocess | None) -> Images:
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise OSError("no file")
         with Image.open(path) as image:
             image.load()
     except Exception as error:  # PIL's decoders fail in many ways on damaged files
-        raise InputError(f"{path}: expected an image, found a file that cannot be decoded as one") from error
+        raise InputError(
+            f"{path}: expected an image, found something that cannot be decoded as one; replace or remove it"
+        ) from error
     if image.mode.startswith(_WIDE_MODES):
         raise InputError(f"{path}: expected an image of 8 bits a channel, found mode {image.mode}; convert it")
     return prepare(image, preprocess)

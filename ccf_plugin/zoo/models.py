@@ -13,6 +13,7 @@ from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, s
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model
 from ccf_plugin.zoo.normalize import Normalize
+from ccf_plugin.zoo.threat import threat_model
 
 __all__ = ["LoadedModel", "Normalize", "build_model", "load_model", "load_state", "save_checkpoint"]
 
@@ -93,6 +94,9 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: 
     try:
         classes = tuple(str(label) for label in metadata["classes"])
         channels, height, width = (int(side) for side in metadata["input_size"])
+        data, test_limit = metadata.get("data"), metadata.get("test_limit")
+        if not isinstance(data, str | None) or not isinstance(test_limit, int | None):
+            raise TypeError(data, test_limit)
         options = dict(model.get("options") or {})
         if str(model["name"]).startswith(("timm:", "robustbench:")):
             options["pretrained"] = False  # the weights follow from the file
@@ -105,8 +109,9 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: 
             std=model.get("std"),
         )
         threat = default_threat() | dict(metadata.get("threat") or {})
-    except CCFError:
-        raise
+        threat_model(**threat)
+    except CCFError as error:
+        raise type(error)(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint") from error
     apply_state(network, load_state(path), source=str(path))
@@ -116,10 +121,10 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: 
         name=name,
         num_classes=len(classes),
         class_names=classes,
-        data=metadata.get("data"),
+        data=data,
         threat=threat,
         input_size=(channels, height, width),
-        test_limit=metadata.get("test_limit"),
+        test_limit=test_limit,
     )
 
 

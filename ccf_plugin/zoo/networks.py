@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.normalize import with_normalization
 
 _OWN_NAMES = ("preact_resnet18", "narrow_preact_resnet18")
@@ -34,7 +35,16 @@ def build_model(
     what does not fit, UnavailableError for weights that cannot be downloaded.
     """
     check_name(name)
-    options = dict(options or {})
+    try:
+        network = _build(name, num_classes, input_size, dict(options or {}))
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, CCFError):
+            raise
+        raise InputError(f"{name} cannot be built with {options or 'its defaults'} here: {one_line(error)}") from error
+    return with_normalization(network, mean, std, channels=input_size[0])
+
+
+def _build(name: str, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
     kind, _, rest = name.partition(":")
     if name == "preact_resnet18":
         network = _preact_resnet18(num_classes, input_size, options)
@@ -50,7 +60,7 @@ def build_model(
         from ccf_plugin.zoo.python_models import build_python
 
         network = build_python(rest, options, num_classes=num_classes)
-    return with_normalization(network, mean, std, channels=input_size[0])
+    return network
 
 
 def check_name(name: str) -> None:

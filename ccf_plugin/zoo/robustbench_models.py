@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean
-from ccf_plugin.zoo.checkpoints import is_web_page, refusal
+from ccf_plugin.zoo.checkpoints import check_finite, is_web_page, refusal
 from ccf_plugin.zoo.containment import one_line, quiet, weights_only
 from ccf_plugin.zoo.loaded import CIFAR10_CLASSES, LoadedModel, Preprocess
 
@@ -165,8 +165,8 @@ def _load(entry: _Entry, model_dir: Path) -> nn.Module:
     from robustbench.utils import load_model
 
     files = entry.files(model_dir)
-    _refuse_web_pages(entry, files)
     by_hand = {file for file in files if file.exists()}
+    _refuse_web_pages(entry, files, by_hand)
     with _nothing_left_on_failure(files):
         try:
             with quiet(), weights_only():
@@ -174,8 +174,9 @@ def _load(entry: _Entry, model_dir: Path) -> nn.Module:
                     entry.name, model_dir=model_dir, dataset=entry.dataset, threat_model=entry.threat
                 )
         except Exception as error:
-            _refuse_web_pages(entry, files)
+            _refuse_web_pages(entry, files, by_hand)
             raise _explain(entry, files, by_hand, error) from error
+        check_finite(model, ", ".join(map(str, files)) or entry.spec)
     return model
 
 
@@ -202,15 +203,16 @@ def _placing(entry: _Entry, files: list[Path]) -> str:
     return f"; to place it by hand, save {steps}"
 
 
-def _refuse_web_pages(entry: _Entry, files: list[Path]) -> None:
-    """Remove HTML pages, which Google Drive's quota leaves under the names of the weights, and say so."""
+def _refuse_web_pages(entry: _Entry, files: list[Path], by_hand: set[Path]) -> None:
+    """Say so where HTML, which Google Drive's quota sends, lies under the name of weights; remove it if new."""
     pages = [file for file in files if file.is_file() and is_web_page(file)]
-    for page in pages:
+    for page in set(pages) - by_hand:
         page.unlink()
     if pages:
+        remedy = "remove it and run again" if pages[0] in by_hand else "it was removed; run again later"
         raise UnavailableError(
-            f"{entry.spec}: {pages[0]} held a web page instead of weights (a download quota?) and was removed; "
-            f"run again later{_placing(entry, files)}"
+            f"{entry.spec}: {pages[0]} held a web page instead of weights (a download quota?); "
+            f"{remedy}{_placing(entry, files)}"
         )
 
 

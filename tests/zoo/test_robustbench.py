@@ -96,7 +96,7 @@ def test_no_network(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["downloaded", "there before"])
-def test_a_web_page_under_the_name_of_the_weights_is_removed(
+def test_a_web_page_under_the_name_of_the_weights_is_said_and_removed_if_it_came_now(
     before: bool, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
@@ -106,11 +106,11 @@ def test_a_web_page_under_the_name_of_the_weights_is_removed(
         path.write_bytes(page)
     else:
         downloads(page, monkeypatch)
-    with pytest.raises(UnavailableError, match=r"held a web page instead of weights .* was removed") as caught:
+    message = "remove it and run again" if before else "it was removed"
+    with pytest.raises(UnavailableError, match=rf"held a web page instead of weights .* {message}") as caught:
         load_model(f"robustbench:{NAME}", model_dir=models)
     assert f"as {path}" in str(caught.value)
-    assert not path.exists()
-    assert models.exists() == before
+    assert path.exists() == models.exists() == before
 
 
 def test_a_download_cut_short_is_removed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
