@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from ccf_plugin.cli import benchmarking, data, probing, training
+from ccf_plugin.cli import benchmarking, data, probing, theory, training
 from ccf_plugin.errors import CCFError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     probing.probe,
     training.sweep,
     training.recipes,
+    theory.theory,
     benchmarking.bench,
     data.fix_tinyimagenet,
 ):
