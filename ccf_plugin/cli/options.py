@@ -32,3 +32,11 @@ Seed = Annotated[int, typer.Option(help="Of the attack's random start.")]
 ModelDir = Annotated[Path, typer.Option(help="Where RobustBench's weights lie.")]
 DataRoot = Annotated[Path, typer.Option(help="Where torchvision's data sets lie.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")]
+VMin = Annotated[float | None, typer.Option(help="The value of C's lightest colour. Default: 0 (100 classes: -0.75).")]
+VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colour. Default: 1 (100 classes: 0.75).")]
+
+
+def stem(out: Path | None, name: str) -> Path:
+    """The path that a command's files begin with: ``out`` without its suffix, or a name in ``results``."""
+    stem = out or Path("results") / name
+    return stem.with_suffix("") if stem.suffix in (".npz", ".json", ".png", ".csv") else stem
