@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
+
+from ccf_plugin.cli import main
+from ccf_plugin.zoo.checkpoints import save_checkpoint
+from ccf_plugin.zoo.datasets import load_data
+from ccf_plugin.zoo.models import build_model
+
+Ccf = Callable[..., tuple[int, str, str]]
 
 OUTSIDE = Path(__file__).parents[1] / os.environ.get("CCF_TEST_DATA", "../shared")
 
@@ -30,3 +41,50 @@ def outside() -> Path:
 def outside_data(outside: Path) -> Path:
     """Real CIFAR-10."""
     return outside / "data"
+
+
+@pytest.fixture
+def ccf(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run ``ccf`` in this process, in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ccf", *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a run leaves it: ``best.safetensors`` has learnt the digits, ``last.safetensors`` learnt less."""
+    folder = tmp_path_factory.mktemp("digits_run")
+    options = {"width": 4, "blocks": [1, 1, 1, 1]}
+    torch.manual_seed(0)
+    model = build_model("narrow_preact_resnet18", num_classes=10, input_size=(1, 8, 8), options=options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train = load_data("digits", splits=("train",)).train
+    assert train is not None
+    metadata = {
+        "model": {"name": "narrow_preact_resnet18", "options": options, "mean": None, "std": None},
+        "classes": list("0123456789"),
+        "data": "digits",
+        "input_size": [1, 8, 8],
+        "threat": {"norm": "Linf", "eps": 8 / 255},
+    }
+    for epoch, name in ((1, "last"), (3, "best")):
+        for _ in range(epoch):
+            order = torch.randperm(len(train))
+            for rows in order.split(64):
+                loss = F.cross_entropy(model(train.images[rows].float() / 255), train.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        save_checkpoint(folder / f"{name}.safetensors", model, {**metadata, "epoch": epoch})
+    return folder

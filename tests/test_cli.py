@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from ccf_plugin.cli import main
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.recipe_files import shipped_recipes
 from ccf_plugin.zoo.checkpoints import save_checkpoint
@@ -33,22 +31,6 @@ TINY = [
 ]
 
 Ccf = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ccf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ccf:
-    """Run ``ccf`` in this process, in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ccf", *map(str, arguments)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def _save_untrained(folder: Path, classes: str, data: str) -> Path:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from ccf_plugin.cli import benchmarking, data, probing, theory, training
+from ccf_plugin.cli import benchmarking, comparing, data, probing, reporting, theory, training
 from ccf_plugin.errors import CCFError
 
 app = typer.Typer(
@@ -20,15 +20,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cross-class features of classifiers: train adversarially, probe any model.",
 )
-for command in (
-    training.train,
-    probing.probe,
-    training.sweep,
-    training.recipes,
-    theory.theory,
-    benchmarking.bench,
-    data.fix_tinyimagenet,
-):
     app.command()(command)
 
 

@@ -7,6 +7,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from ccf_plugin.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,6 +26,12 @@ def leave_job() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def refuse_several_processes(command: str, remedy: str) -> None:
+    """Raise InputError inside a job of several processes (accelerate, torchrun), for a command of one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"expected ccf {command} in one process, found a job of {os.environ['WORLD_SIZE']}; {remedy}")
 
 
 def quiet_libraries() -> None:

@@ -38,3 +38,11 @@ ModelDir = Annotated[Path, typer.Option(help="Where RobustBench's weights lie.")
 DataRoot = Annotated[Path, typer.Option(help="Where the data sets lie.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that the recipe file names (python:…).")]
+VMin = Annotated[float | None, typer.Option(help="The value of C's lightest colour. Default: 0 (100 classes: -0.75).")]
+VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colour. Default: 1 (100 classes: 0.75).")]
+
+
+def stem(out: Path | None, name: str) -> Path:
+    """The path that a command's files begin with: ``out`` without its suffix, or a name in ``results``."""
+    stem = out or Path("results") / name
+    return stem.with_suffix("") if stem.suffix in (".npz", ".json", ".png", ".csv") else stem

@@ -31,6 +31,8 @@ def probe(
     limit: options.Limit = None,
     batch_size: options.BatchSize = 250,
     head: Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found.")] = None,
+    vmin: options.VMin = None,
+    vmax: options.VMax = None,
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained = True,
     precision: options.Precision = "float32",
@@ -50,6 +52,7 @@ def probe(
     from rich.console import Console
 
     from ccf_plugin.measure.subject import Choices, load_subject
+    from ccf_plugin.probe.heatmap import colour_scale
 
     choices = Choices(
         data=data,
@@ -71,19 +74,19 @@ def probe(
         download=download,
     )
     subject = load_subject(model, choices)
+    colour_scale(len(subject.classes), vmin, vmax)  # says what is wrong with it before anything is measured
     threat = subject.threat
     name = (attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
     described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
-    stem = out or Path("results") / f"{subject.loaded.name}-{described}"
-    if stem.suffix in (".npz", ".json", ".png"):
-        stem = stem.with_suffix("")
+    stem = options.stem(out, f"{subject.loaded.name}-{described}")
     console = Console(stderr=as_json, quiet=not is_first_process())
     result = subject.measure(instances=instances, head=head, progress=progress_on(console, "measuring"))
     leave_job()
     if not is_first_process():
         return
     with made_folder(stem.parent):
-        written = [*result.save(stem), result.save_picture(stem.with_name(stem.name + ".png"))]
+        picture = stem.with_name(f"{stem.name}.png")
+        written = [*result.save(stem), result.save_picture(picture, vmin=vmin, vmax=vmax)]
     if as_json:
         print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
         return
@@ -93,6 +96,8 @@ def probe(
 
 def _print_result(console: Console, result: CrossClassResult) -> None:
     from rich.table import Table
+
+    from ccf_plugin.zoo.threat import show_pixels
 
     head = result.head
     threat = result.threat
@@ -107,8 +112,8 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
     else:
         table.add_row(
             "attack",
-            f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {_pixels(threat['eps'])}, "
-            f"step {_pixels(threat['step_size'])}, seed {threat['seed']}, {threat['precision']}",
+            f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {show_pixels(threat['eps'])}, "
+            f"step {show_pixels(threat['step_size'])}, seed {threat['seed']}, {threat['precision']}",
         )
     if result.clean_accuracy is not None:
         table.add_row("clean accuracy", f"{result.clean_accuracy:.1%}")
@@ -122,7 +127,3 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
     if result.missing_classes:
         table.add_row("left out", f"no samples of {', '.join(result.missing_classes)}: NaN in C, not in CAS")
     console.print(table)
-
-
-def _pixels(value: float | None) -> str:
-    return "none" if value is None else f"{value * 255:.4g}/255"

@@ -11,7 +11,7 @@ import torch
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import Progress, measure
 from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.zoo.attacks import attack_class
+from ccf_plugin.zoo.attacks import attack_class, build_attack
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
 from ccf_plugin.zoo.loaded import LoadedModel
 from ccf_plugin.zoo.memory import keep_freed_memory, naming_the_batch
@@ -74,6 +74,13 @@ class Subject:
                 precision=self.precision,
                 progress=progress,
             )
+
+    def describe_threat(self) -> dict[str, Any] | None:
+        """How a result of ``measure`` will describe its attack, but for the seed; None for clean images."""
+        if self.threat is None:
+            return None
+        attack = build_attack(self.choices.attack, self.loaded.model, self.threat, num_classes=len(self.classes))
+        return {**attack.describe(), "precision": self.precision}
 
 
 def load_subject(model: str, choices: Choices) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,6 +50,18 @@ class Samples:
         their shift, which comes from a resample's repeated images. It says how far other images would move a figure
         at THIS number of images a class; it does not correct what few images do to the figure itself.
         """
+        measured, found = self.resampled(classes, bootstrap=bootstrap, level=level, seed=seed, instances=instances)
+        intervals = [_interval(found[:, index], figure, level, classes) for index, figure in enumerate(measured)]
+        return Confidence(intervals[0], intervals[1] if instances else None, level, bootstrap)
+
+    def resampled(
+        self, classes: int, *, bootstrap: int, level: float, seed: int, instances: bool
+    ) -> tuple[list[float], Tensor]:
+        """CAS (and I-CAS) as measured, and of ``bootstrap`` resamples, (bootstrap, 1 or 2) float64.
+
+        Which images a resample takes depends on the labels and the seed alone: two models measured on the same images
+        get the same resamples.
+        """
         if bootstrap < 2 or not 0 < level < 1:
             raise InputError(f"expected bootstrap of 2 or more and level in (0, 1), found {bootstrap} and {level}")
         order = torch.argsort(self.labels, stable=True)
@@ -62,13 +74,27 @@ class Samples:
             chance = torch.rand(len(labels), generator=generator, dtype=torch.float64).to(labels.device)
             chosen = rows[starts + (chance * counts[labels]).long()]
             found.append(_figures(chosen, labels, counts, instances))
-        measured = _figures(rows, labels, counts, instances)
-        bound = float(classes * (classes - 1))
-        intervals = [
-            _interval([figures[index] for figures in found], figure, level, bound)
-            for index, figure in enumerate(measured)
-        ]
-        return Confidence(intervals[0], intervals[1] if instances else None, level, bootstrap)
+        return _figures(rows, labels, counts, instances), torch.tensor(found, dtype=torch.float64)
+
+
+def difference_of_cas(
+    first: Samples, second: Samples, classes: int, *, bootstrap: int, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The interval of CAS(first) − CAS(second), both on the same resampled images (a paired bootstrap).
+
+    What moves both models' CAS alike cancels, so that it is narrower than the two models' own intervals suggest.
+
+    Raises:
+        InputError: the two were measured on images of other labels or in another order; as ``Samples.resampled``.
+    """
+    if not torch.equal(first.labels, second.labels):
+        raise InputError("expected both models' samples of the same images in the same order, found other labels")
+    options: Any = {"bootstrap": bootstrap, "level": level, "seed": seed, "instances": False}
+    (first_measured, first_found), (second_measured, second_found) = (
+        samples.resampled(classes, **options) for samples in (first, second)
+    )
+    measured = first_measured[0] - second_measured[0]
+    return _interval((first_found - second_found)[:, 0], measured, level, classes, signed=True)
 
 
 def _figures(rows: Tensor, labels: Tensor, counts: Tensor, instances: bool) -> list[float]:
@@ -80,8 +106,9 @@ def _figures(rows: Tensor, labels: Tensor, counts: Tensor, instances: bool) -> l
     return [float(class_attribution_similarity(matrix)) for matrix in matrices]
 
 
-def _interval(found: list[float], measured: float, level: float, bound: float) -> Interval:
-    values = torch.tensor(found, dtype=torch.float64)
+def _interval(found: Tensor, measured: float, level: float, classes: int, *, signed: bool = False) -> Interval:
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = (measured + torch.quantile(values, tails) - values.median()).clamp(0, bound).tolist()
+    bound = float(classes * (classes - 1))
+    around = measured + torch.quantile(found, tails) - found.median()
+    low, high = around.clamp(-bound if signed else 0.0, bound).tolist()
     return low, high

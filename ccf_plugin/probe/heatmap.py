@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ccf_plugin.errors import InputError
 from ccf_plugin.files import write_atomically
 
 if TYPE_CHECKING:
@@ -18,6 +19,30 @@ if TYPE_CHECKING:
 
 _MOST_LABELS = 25
 _MOST_NUMBERS = 12
+_MANY_CLASSES = 100
+
+
+def colour_scale(classes: int, vmin: float | None = None, vmax: float | None = None) -> tuple[float, float]:
+    """vmin and vmax; None is that of the paper's figures of C: 0 to 1, or -0.75 to 0.75 for 100 classes and more.
+
+    Raises:
+        InputError: they do not ascend.
+    """
+    low, high = (-0.75, 0.75) if classes >= _MANY_CLASSES else (0.0, 1.0)
+    low, high = low if vmin is None else vmin, high if vmax is None else vmax
+    if not low < high:
+        raise InputError(f"expected vmin below vmax, found {low:g} and {high:g}")
+    return low, high
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that needs no display and is known to nobody else."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: nothing global
+    return figure
 
 
 def draw_heatmap(
@@ -32,23 +57,23 @@ def draw_heatmap(
 ) -> Axes:
     """Draw a (K, K) matrix. Up to 12 classes show their values, up to 25 every name, beyond that some; NaN is grey."""
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     if ax is None:
-        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-        FigureCanvasAgg(figure)  # no pyplot: nothing global, and no display needed
-        ax = figure.add_subplot()
+        ax = new_figure(6.4, 5.6).add_subplot()
     colours = mpl.colormaps[cmap].with_extremes(bad="0.85")
     image = ax.imshow(np.ma.masked_invalid(matrix), vmin=vmin, vmax=vmax, cmap=colours, interpolation="nearest")
     classes = len(matrix)
     shown = np.unique(np.linspace(0, classes - 1, min(classes, _MOST_LABELS)).astype(int))
-    labels = [names[index] for index in shown]
-    upright = max(map(len, labels)) <= 2
-    ax.set_xticks(
-        shown, labels, rotation=0 if upright else 45, ha="center" if upright else "right", rotation_mode="anchor"
-    )
+    labels = [shorten(names[index]) for index in shown]
+    if max(map(len, labels)) <= 2:
+        ax.set_xticks(shown, labels)
+    elif classes <= _MOST_NUMBERS:
+        ax.set_xticks(shown, labels, rotation=45, ha="right", rotation_mode="anchor")
+    else:
+        ax.set_xticks(shown, labels, rotation=90)
     ax.set_yticks(shown, labels)
+    if classes > _MOST_NUMBERS:
+        ax.tick_params(labelsize=7)
     if classes <= _MOST_NUMBERS:
         middle = (vmin + vmax) / 2
         for (i, j), value in np.ndenumerate(matrix):
@@ -66,14 +91,24 @@ def draw_heatmap(
         "max" if np.nanmax(matrix, initial=vmax) > vmax + 1e-9 else ""
     )
     extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
-    cast("Figure", ax.figure).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
+    figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
     ax.set_title(title)
     return ax
 
 
-def save_figure(ax: Axes, path: Path) -> Path:
-    """Write the axes' figure as a PNG, whole or not at all."""
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG, whole or not at all."""
     buffer = BytesIO()
-    cast("Figure", ax.figure).savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def shorten(name: str, most: int = 18) -> str:
+    """A class name as a label: ImageNet's can fill a line."""
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that the axes are in."""
+    return cast("Figure", ax.figure)

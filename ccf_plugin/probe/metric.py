@@ -10,7 +10,7 @@ from torchmetrics import Metric  # type: ignore[import-not-found, unused-ignore]
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, class_means, correlation_matrix
-from ccf_plugin.probe.heatmap import draw_heatmap
+from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap
 from ccf_plugin.probe.probe import CrossClassProbe
 from ccf_plugin.probe.sums import Sums
 
@@ -104,7 +104,8 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         matrix = self.matrix()
         title = f"CAS = {float(class_attribution_similarity(matrix)):.1f}"
         names = [str(index) for index in range(len(matrix))]
-        ax = draw_heatmap(matrix.cpu().numpy(), names, ax=ax, vmin=0.0, vmax=1.0, cmap="Blues", title=title)
+        vmin, vmax = colour_scale(len(matrix))
+        ax = draw_heatmap(matrix.cpu().numpy(), names, ax=ax, vmin=vmin, vmax=vmax, cmap="Blues", title=title)
         return ax.figure, ax  # type: ignore[return-value]
 
     def detach(self) -> None:

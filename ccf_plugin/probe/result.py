@@ -268,30 +268,39 @@ class CrossClassResult:
         ax: Axes | None = None,
         *,
         instances: bool = False,
-        vmin: float = 0.0,
-        vmax: float = 1.0,
+        vmin: float | None = None,
+        vmax: float | None = None,
         cmap: str = "Blues",
         title: str | None = None,
     ) -> Axes:
         """Draw C (or C_I with ``instances``) as the paper does: class names on both axes, CAS and RA in the title.
 
+        Colours go from ``vmin`` to ``vmax``: 0 to 1, or -0.75 to 0.75 for 100 classes and more, as in its figures.
+
         Raises:
             InputError: ``instances`` where no instance matrix was measured.
         """
-        from ccf_plugin.probe.heatmap import draw_heatmap
+        from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap
 
         matrix = self.instance_matrix if instances else self.matrix
         if matrix is None:
             raise InputError("expected a result with an instance matrix, found none; measure with instances=True")
+        low, high = colour_scale(len(matrix), vmin, vmax)
         return draw_heatmap(
-            matrix, self.names, ax=ax, vmin=vmin, vmax=vmax, cmap=cmap, title=title or self.title(instances)
+            matrix,
+            self.names,
+            ax=ax,
+            vmin=low,
+            vmax=high,
+            cmap=cmap,
+            title=title or self.title(instances),
         )
 
     def save_picture(self, path: str | Path, **options: Any) -> Path:
         """``plot`` into a PNG file; the options are ``plot``'s."""
-        from ccf_plugin.probe.heatmap import save_figure
+        from ccf_plugin.probe.heatmap import figure_of, save_figure
 
-        return save_figure(self.plot(**options), Path(path))
+        return save_figure(figure_of(self.plot(**options)), Path(path))
 
     def title(self, instances: bool = False) -> str:
         """RA (or clean accuracy) and CAS in one line."""

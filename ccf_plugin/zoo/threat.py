@@ -71,6 +71,11 @@ def threat_model(
     return ThreatModel(norm=kind, eps=radius, step_size=step, steps=steps)
 
 
+def show_pixels(value: float | None) -> str:
+    """A value in [0, 1] pixel units as people write it, ``"8/255"``; ``"none"`` for None."""
+    return "none" if value is None else f"{value * 255:.4g}/255"
+
+
 def _check_range(what: str, value: float, given: Pixels | None, norm: Norm) -> None:
     largest = _LARGEST_EPS[norm]
     if 0 <= value <= largest:

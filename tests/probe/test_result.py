@@ -150,7 +150,7 @@ def test_the_picture_of_instances_and_of_many_classes() -> None:
     )
     ax = many.plot(instances=True, vmax=0.5)
     np.testing.assert_array_equal(ax.get_images()[0].get_array(), matrix / 2)
-    assert ax.get_images()[0].get_clim() == (0.0, 0.5)
+    assert ax.get_images()[0].get_clim() == (-0.75, 0.5)  # the paper's low end for so many classes
     assert ax.get_title().startswith("I-CAS = ")
     assert len(ax.get_xticklabels()) <= 25
 

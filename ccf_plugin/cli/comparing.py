@@ -1,0 +1,183 @@
+"""compare, saliency. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ccf_plugin.cli import options
+from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_processes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ccf_plugin.measure.compare import Comparison, Pair, Side
+    from ccf_plugin.probe.result import CrossClassResult
+
+First = Annotated[
+    str, typer.Argument(metavar="A", help="A model (as for `ccf probe`), a checkpoint, a run, or a saved result.")
+]
+Second = Annotated[
+    str | None,
+    typer.Argument(metavar="[B]", help="The same. Left out: A is a run, and its best checkpoint meets its last."),
+]
+Checkpoints = Annotated[
+    list[Path] | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Weights of a python: model; once for each, in their order."),
+]
+
+
+def compare(
+    a: First,
+    b: Second = None,
+    data: options.Data = None,
+    clean: Annotated[bool, typer.Option("--clean", help="Measure clean images; no attack.")] = False,
+    attack: options.Attack = None,
+    norm: options.Norm = None,
+    eps: options.Eps = None,
+    step_size: options.StepSize = None,
+    steps: options.Steps = None,
+    limit: options.Limit = None,
+    bootstrap: Annotated[
+        int | None, typer.Option(metavar="N", help="95 % intervals of CAS and ΔCAS from N resamples of the images.")
+    ] = None,
+    vmin: options.VMin = None,
+    vmax: options.VMax = None,
+    difference_vmin: Annotated[float, typer.Option(help="The value of the difference's lightest colour.")] = 0.0,
+    difference_vmax: Annotated[float, typer.Option(help="The value of the difference's darkest colour.")] = 0.5,
+    pairs: Annotated[int, typer.Option(min=1, help="How many pairs of classes to name.")] = 5,
+    batch_size: options.BatchSize = 250,
+    checkpoint: Checkpoints = None,
+    pretrained: options.Pretrained = True,
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    model_dir: options.ModelDir = Path("models"),
+    data_root: options.DataRoot = Path("data"),
+    download: options.Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write <out>.json and .png. Default: results/<A>-against-<B>."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison's JSON and nothing else.")] = False,
+) -> None:
+    """Compare the cross-class features of A and B under one attack on the same images: what B has lost."""
+    quiet_libraries()
+    refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
+    from rich.console import Console
+
+    from ccf_plugin.errors import InputError
+    from ccf_plugin.files import write_atomically
+    from ccf_plugin.measure.compare import compare as compare_results
+    from ccf_plugin.measure.compare import load_sides, name_sides
+    from ccf_plugin.measure.pictures import draw_comparison
+    from ccf_plugin.measure.subject import Choices, Subject
+    from ccf_plugin.probe.heatmap import colour_scale, save_figure
+
+    if bootstrap is not None and bootstrap < 2:
+        raise InputError(f"--bootstrap: expected 2 or more, found {bootstrap}")
+    choices = Choices(
+        data=data,
+        clean=clean,
+        attack=attack,
+        norm=norm,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        device=device,
+        pretrained=pretrained,
+        model_dir=model_dir,
+        data_root=data_root,
+        download=download,
+    )
+    names = name_sides(a, b)
+    sides = load_sides(*names, choices, checkpoint or [])
+    if bootstrap is not None and not all(isinstance(side, Subject) for side in sides):
+        raise InputError("expected models to measure with --bootstrap, found a saved result; files hold no samples")
+    for scale in ((vmin, vmax), (difference_vmin, difference_vmax)):
+        colour_scale(_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
+    titles = (_title(sides[0], names[0]), _title(sides[1], names[1]))
+    console = Console(stderr=as_json)
+    results = [
+        side.measure(instances=True, progress=progress_on(console, f"measuring {title}"))
+        if isinstance(side, Subject)
+        else side
+        for side, title in zip(sides, titles, strict=True)
+    ]
+    comparison = compare_results(results[0], results[1], bootstrap=bootstrap)
+    figure = draw_comparison(
+        comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=(difference_vmin, difference_vmax)
+    )
+    stem = options.stem(out, f"{titles[0]}-against-{titles[1]}")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for side, result, letter in zip(sides, results, "ab", strict=True):
+        if isinstance(side, Subject):
+            written += result.save(stem.with_name(f"{stem.name}-{letter}"))
+    description = stem.with_name(f"{stem.name}.json")
+    write_atomically(description, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    written += [description, save_figure(figure, stem.with_name(f"{stem.name}.png"))]
+    if as_json:
+        print(json.dumps(comparison.to_json(), allow_nan=False))  # noqa: T201
+        return
+    console.print(_table(comparison, titles))
+    for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
+        console.print(_pairs_table(heading, moved, titles))
+    console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+
+
+def _title(side: Side, name: str) -> str:
+    """What a side is called in tables and pictures."""
+    from ccf_plugin.measure.subject import Subject
+
+    if isinstance(side, Subject):
+        return f"{side.loaded.name}-best" if Path(name).name == "best.safetensors" else side.loaded.name
+    return Path(name).name.removesuffix(".json").removesuffix(".npz")
+
+
+def _classes(side: Side) -> int:
+    from ccf_plugin.measure.subject import Subject
+
+    return len(side.classes) if isinstance(side, Subject) else len(side.matrix)
+
+
+def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
+    from rich.table import Table
+
+    first, second, found = comparison.first, comparison.second, comparison.bootstrap
+    table = Table("", *titles, "difference")
+    for label, name in (("clean accuracy", "clean_accuracy"), (_robust_label(first), "robust_accuracy")):
+        a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
+        if difference is not None:
+            table.add_row(label, f"{a:.1%}", f"{b:.1%}", f"{difference * 100:+.1f} points")
+    table.add_row("CAS", f"{first.cas:.2f}", f"{second.cas:.2f}", f"{comparison.differences['cas']:+.2f}")
+    if found is not None:
+        intervals = (found.first, found.second, found.difference)
+        table.add_row(f"  {found.level:.0%} interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals))
+    if comparison.differences["instance_cas"] is not None:
+        figures = (first.instance_cas, second.instance_cas)
+        table.add_row("I-CAS", *(f"{value:.2f}" for value in figures), f"{comparison.differences['instance_cas']:+.2f}")
+    return table
+
+
+def _robust_label(result: CrossClassResult) -> str:
+    threat = result.threat
+    return "RA" if threat is None else f"RA ({threat.get('attack')}-{threat.get('steps')})"
+
+
+def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Table:
+    from rich.table import Table
+
+    table = Table(f"pairs that {heading}", *titles, "difference", box=None)
+    for one, other, first, second in pairs:
+        table.add_row(f"{one} – {other}", f"{first:.2f}", f"{second:.2f}", f"{first - second:+.2f}")
+    if not pairs:
+        table.add_row("none", "", "", "")
+    return table

@@ -1,0 +1,207 @@
+"""Two results side by side: a case by hand, what may not be compared, paired intervals, and the picture's data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.measure.compare import compare, load_sides, name_sides
+from ccf_plugin.measure.pictures import draw_comparison
+from ccf_plugin.measure.subject import Choices
+from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.probe.confidence import Samples, difference_of_cas
+
+THREAT = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "seed": 0}
+
+
+def result(matrix: Any, **fields: Any) -> CrossClassResult:
+    matrix = np.array(matrix, dtype=float)
+    known: dict[str, Any] = {
+        "counts": np.full(len(matrix), 7),
+        "class_names": ("ant", "bee", "cow")[: len(matrix)],
+        "robust_accuracy": 0.5,
+        "threat": THREAT,
+        "data": {"name": "digits", "split": "test", "count": 21},
+        "model_mode": "eval",
+        "precision": "float32",
+    }
+    return CrossClassResult(matrix, np.ones((len(matrix), 4)), **(known | fields))
+
+
+FIRST = result([[1, 0.5, -0.2], [0.5, 1, 0.1], [-0.2, 0.1, 1]])
+SECOND = result([[1, 0.1, -0.6], [0.1, 1, 0.4], [-0.6, 0.4, 1]], robust_accuracy=0.3)
+
+
+def test_three_classes_by_hand() -> None:
+    found = compare(FIRST, SECOND)
+    assert found.differences["cas"] == pytest.approx(2 * (0.5 + 0.1) - 2 * (0.1 + 0.4))
+    assert found.differences["robust_accuracy"] == pytest.approx(0.2)
+    assert found.differences["instance_cas"] is None
+    assert found.matrix[0, 2] == pytest.approx(0.4)  # -0.2 - -0.6: neither adds to CAS, so no pair below names it
+    assert found.lost() == [("ant", "bee", 0.5, 0.1)]
+    assert found.gained() == [("bee", "cow", 0.1, 0.4)]
+    described = found.to_json()
+    assert described["lost"] == [{"classes": ["ant", "bee"], "first": 0.5, "second": 0.1}]
+    assert described["matrix_difference"][0][2] == pytest.approx(0.4)
+    assert described["bootstrap"] is None
+
+
+def test_the_figures_move_by_what_the_pairs_move() -> None:
+    found = compare(FIRST, SECOND)
+    moved = sum(max(a, 0) - max(b, 0) for _, _, a, b in found.lost(9) + found.gained(9))
+    assert 2 * moved == pytest.approx(found.differences["cas"])
+
+
+def test_a_class_without_images_is_named_in_no_pair() -> None:
+    hole = [[1, np.nan, -0.2], [np.nan, np.nan, np.nan], [-0.2, np.nan, 1]]
+    found = compare(result(hole), SECOND)
+    assert np.isnan(found.matrix[1]).all()
+    assert found.to_json()["matrix_difference"][1] == [None, None, None]
+    assert found.lost() == found.gained() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (
+            {"threat": {**THREAT, "eps": 4 / 255, "step_size": 1 / 255}},
+            ("eps 8/255 and 4/255", "step_size 2/255 and 1"),
+        ),
+        ({"threat": {**THREAT, "steps": 10}}, ("steps 20 and 10",)),
+        ({"threat": None}, ("attack PGD and none", "eps 8/255 and none")),
+        ({"data": {"name": "cifar10", "split": "test", "count": 21}}, ("data digits and cifar10",)),
+        ({"counts": np.array([7, 7, 8])}, ("images 21 and 22",)),
+        ({"counts": np.array([6, 7, 8])}, ("other numbers of images",)),
+        ({"class_names": ("ant", "bee", "doe")}, ("class names ant, bee, cow and ant, bee, doe",)),
+        ({"model_mode": "train"}, ("mode eval and train",)),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, tuple) else "",
+)
+def test_what_differs_is_named(changed: dict[str, Any], named: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="expected the same data and attack for both") as caught:
+        compare(FIRST, replace(SECOND, **changed))
+    for text in named:
+        assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_class_counts_are_refused() -> None:
+    with pytest.raises(InputError, match="classes 3 and 2"):
+        compare(FIRST, result(np.eye(2)))
+
+
+def test_another_seed_of_the_attack_is_the_same_attack() -> None:
+    assert compare(FIRST, replace(SECOND, threat={**THREAT, "seed": 5})).second.cas == SECOND.cas
+
+
+def _drawn(seed: int, shared: float) -> Samples:
+    """Attributions of 60 images of each of 4 classes, whose class means share a direction; noise follows the images."""
+    labels = torch.arange(4).repeat_interleave(60)
+    images = torch.randn(240, 12, generator=torch.Generator().manual_seed(seed))
+    means = torch.eye(4, 12) + shared * torch.nn.functional.one_hot(torch.tensor(8), 12)
+    return Samples(means[labels] + 0.7 * images, labels)
+
+
+def test_the_interval_of_the_difference_is_paired() -> None:
+    """The same images stand behind both models: their common noise cancels, and an unpaired interval would be wider."""
+    first, second = _drawn(0, 0.55), _drawn(0, 0.5)
+    low, high = difference_of_cas(first, second, 4, bootstrap=200)
+    intervals = [side.confidence(4, bootstrap=200, level=0.95, seed=0, instances=False).cas for side in (first, second)]
+    unpaired = float(np.hypot(*(high - low for low, high in intervals)))
+    assert high - low < 0.5 * unpaired
+    measured = [side.resampled(4, bootstrap=2, level=0.95, seed=0, instances=False)[0][0] for side in (first, second)]
+    assert low < measured[0] - measured[1] < high
+    assert low > 0
+    assert difference_of_cas(first, first, 4, bootstrap=20) == (0.0, 0.0)
+    assert difference_of_cas(second, first, 4, bootstrap=200) == pytest.approx((-high, -low), abs=0.02)
+
+
+def test_the_interval_covers_the_difference_of_new_images() -> None:
+    """Of 40 draws of images, the 80 % interval holds the difference that all draws average to in most."""
+    pairs = [(_drawn(seed, 0.7), _drawn(seed, 0.4)) for seed in range(40)]
+    figures = [
+        [side.resampled(4, bootstrap=2, level=0.5, seed=0, instances=False)[0][0] for side in pair] for pair in pairs
+    ]
+    truth = float(np.mean([a - b for a, b in figures]))
+    held = 0
+    for first, second in pairs:
+        low, high = difference_of_cas(first, second, 4, bootstrap=60, level=0.8)
+        held += low <= truth <= high
+    assert 24 <= held <= 39  # 32 expected; three standard deviations of 40 draws are 7.6
+
+
+def test_other_images_have_no_paired_interval() -> None:
+    first = _drawn(0, 0.5)
+    with pytest.raises(InputError, match="the same images in the same order"):
+        difference_of_cas(first, Samples(first.rows, first.labels.flip(0)), 4, bootstrap=10)
+
+
+def test_results_from_files_have_no_interval() -> None:
+    with pytest.raises(InputError, match="files hold no samples"):
+        compare(FIRST, SECOND, bootstrap=10)
+
+
+def test_one_run_is_its_best_against_its_last(digits_run: Path, tmp_path: Path) -> None:
+    best, last = name_sides(str(digits_run), None)
+    assert (Path(best).name, Path(last).name) == ("best.safetensors", "last.safetensors")
+    assert name_sides("a", "b") == ("a", "b")
+    with pytest.raises(InputError, match="expected two models, or one run folder"):
+        name_sides(str(tmp_path), None)
+
+
+def test_a_model_beside_a_result_is_measured_as_the_result_was(digits_run: Path, tmp_path: Path) -> None:
+    best, last = name_sides(str(digits_run), None)
+    first, _ = load_sides(best, last, Choices(eps="4/255", steps=3, limit=50), [])
+    measured = first.measure(progress=lambda batches, _: batches)  # type: ignore[union-attr]
+    measured.save(tmp_path / "saved")
+    saved, model = load_sides(str(tmp_path / "saved"), last, Choices(), [])
+    assert saved.matrix.tolist() == measured.matrix.tolist()  # type: ignore[union-attr]
+    assert model.describe_threat() == {k: v for k, v in measured.threat.items() if k != "seed"}  # type: ignore
+    assert len(model.test) == 50  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="eps 4/255 and 2/255"):
+        load_sides(str(tmp_path / "saved.npz"), last, Choices(eps="2/255"), [])
+    with pytest.raises(InputError, match="a model to measure with --eps, --steps, found two results"):
+        load_sides(str(tmp_path / "saved"), str(tmp_path / "saved.json"), Choices(eps="2/255", steps=3), [])
+    with pytest.raises(InputError, match="one --checkpoint for each python: model"):
+        load_sides(best, last, Choices(), [Path("x.pt")])
+
+
+@pytest.mark.parametrize("classes", [3, 20, 100, 200])
+def test_the_picture_holds_the_three_matrices_in_the_paper_s_colours(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    sides = []
+    for _ in range(2):
+        rows = rng.normal(size=(classes, 8))
+        units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        names = tuple(f"some long class name {index}" for index in range(classes))
+        sides.append(result(units @ units.T, class_names=names, counts=np.full(classes, 2)))
+    found = compare(*sides)
+    figure = draw_comparison(found, titles=("best", "last"))
+    panels = [ax for ax in figure.axes if ax.images]
+    for ax, matrix in zip(panels, (sides[0].matrix, sides[1].matrix, found.matrix), strict=True):
+        np.testing.assert_allclose(ax.images[0].get_array(), matrix)
+    scale = (-0.75, 0.75) if classes >= 100 else (0.0, 1.0)
+    assert [ax.images[0].get_clim() for ax in panels] == [scale, scale, (0.0, 0.5)]
+    figure.canvas.draw()
+    labels = panels[0].get_yticklabels()
+    assert len(labels) == min(classes, 25)
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes)), "label soup"
+    below = [label.get_window_extent() for label in panels[0].get_xticklabels()]
+    if classes > 12:
+        assert not any(a.overlaps(b) for a, b in pairwise(below))
+
+
+def test_colours_can_be_chosen_and_must_ascend() -> None:
+    figure = draw_comparison(compare(FIRST, SECOND), titles=("a", "b"), vmin=-1.0, difference_scale=(-0.5, 0.5))
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.images[0].get_clim() for ax in panels] == [(-1.0, 1.0), (-1.0, 1.0), (-0.5, 0.5)]
+    with pytest.raises(InputError, match="expected vmin below vmax, found 1 and 1"):
+        draw_comparison(compare(FIRST, SECOND), titles=("a", "b"), vmin=1.0)

@@ -1,0 +1,71 @@
+"""compare and saliency as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccf_plugin.probe import CrossClassResult
+
+Ccf = Callable[..., tuple[int, str, str]]
+QUICK = ("--steps", 2, "--limit", 60)
+
+
+def test_a_run_s_best_against_its_last(ccf: Ccf, digits_run: Path, tmp_path: Path) -> None:
+    code, out, err = ccf("compare", digits_run, *QUICK, "--bootstrap", 20, "--out", "mine")
+    assert (code, err) == (0, "")
+    for text in ("clean accuracy", "RA (PGD-2)", "CAS", "95% interval", "I-CAS", "pairs that lost most", "gained most"):
+        assert text in out
+    described = json.loads((tmp_path / "mine.json").read_text())
+    low, high = described["bootstrap"]["difference"]
+    assert low <= described["difference"]["cas"] <= high
+    first, second = (CrossClassResult.load(tmp_path / f"mine-{letter}") for letter in "ab")
+    assert described["difference"]["cas"] == pytest.approx(first.cas - second.cas)
+    assert described["first"]["cas"] == first.cas
+    assert f"{first.cas - second.cas:+.2f}" in out
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+    # the saved results give the same comparison, and nothing is measured again
+    code, out, err = ccf("compare", "mine-a", "mine-b.npz", "--json", "--out", "again")
+    assert (code, err) == (0, "")
+    again = json.loads(out)
+    assert again == json.loads((tmp_path / "again.json").read_text())
+    assert again["difference"] == described["difference"]
+    assert {path.name for path in tmp_path.glob("again*")} == {"again.json", "again.png"}
+
+
+BAD = {
+    "one thing that is no run": (["compare", "nowhere"], "expected two models, or one run folder"),
+    "a result that is not there": (["compare", "absent.npz", "{run}"], "expected the result file absent.npz"),
+    "an attack on one side": (["compare", "clean", "attacked"], "attack none and PGD"),
+    "results of other classes": (["compare", "clean", "three"], "classes 10 and 3"),
+    "options for what is measured already": (["compare", "clean", "clean", "--eps", "4/255"], "with --eps"),
+    "intervals of saved results": (["compare", "clean", "clean", "--bootstrap", "9"], "files hold no samples"),
+    "one resample": (["compare", "{run}", "--bootstrap", "1"], "--bootstrap: expected 2 or more"),
+    "colours the wrong way round": (["compare", "clean", "clean", "--vmin", "2"], "expected vmin below vmax"),
+    "a job of several processes": (["compare", "{run}"], "in one process, found a job of 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    ccf: Ccf, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    threat = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20}
+    CrossClassResult(np.eye(10), np.ones((10, 2)), np.full(10, 6)).save(tmp_path / "clean")
+    CrossClassResult(np.eye(10), np.ones((10, 2)), np.full(10, 6), threat=threat).save(tmp_path / "attacked")
+    CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20)).save(tmp_path / "three")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    if "processes" in case:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments, message = BAD[case]
+    code, out, err = ccf(*(argument.format(run=digits_run) for argument in arguments))
+    assert code in (1, 2)
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert message in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
