@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ccf_plugin.training.log import AVERAGE, EpochRow, read_log
+from ccf_plugin.run_log import AVERAGE, EpochRow, read_log
 
 COMMON = ["data.train_per_class=200", "data.test_limit=500", "optim.epochs=40", "optim.decay_epochs=[20,30]"]
 COMMON += ["optim.batch_size=64", "evaluate.every=4", "threads=1"]
