@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from ccf_plugin.cli import probing, training
+from ccf_plugin.cli import probing, reporting, training
 from ccf_plugin.errors import CCFError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cross-class features of classifiers: train adversarially, probe any model.",
 )
-for command in (training.train, probing.probe, training.sweep, training.recipes):
+for command in (training.train, probing.probe, reporting.report, training.sweep, training.recipes):
     app.command()(command)
 
 

@@ -22,7 +22,7 @@ SCALE_CLEAN = (0.0, 0.5)
 SCALE_DIFFERENCE = (0.0, 0.5)
 MANY_CLASSES = 100
 
-_CHARACTERS = 2_400_000  # for all matrices of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
+_CHARACTERS = 2_750_000  # for all matrices of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
 _STEPS = 32767  # int16 steps of a cosine: errors of 1.5e-5 at most
 _MISSING = -32768
 

@@ -42,6 +42,11 @@ class Track:
         value: float | None = getattr(row, f"{name}{self.suffix}", None)
         return value
 
+    @property
+    def evaluated(self) -> list[EpochRow]:
+        """The epochs at which the test images were seen."""
+        return [row for row in self.rows if self.figure(row, "test_clean_accuracy") is not None]
+
     def probed(self, epoch: int) -> int:
         """The epoch nearest to this one that has a matrix (the later of two)."""
         return min(self.matrices, key=lambda found: (abs(found - epoch), -found))
@@ -97,7 +102,8 @@ def _read_run(folder: Path, name: str) -> RunFiles:
     by_suffix = _read_results(folder)
     if not by_suffix.get(""):
         raise InputError(
-            f"expected probe results in {folder / 'probe'}, found none; train with [probe] every no larger than the epochs"
+            f"expected probe results in {folder / 'probe'}, found none; the recipe's evaluate.every and probe.every "
+            "say at which epochs a run writes them"
         )
     first = next(iter(by_suffix[""].values()))
     for results in by_suffix.values():
@@ -147,7 +153,9 @@ def _read_environment(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"expected the environment of a run in {path}, found none that can be read ({error})") from None
+        raise InputError(
+            f"expected the environment of a run in {path}, found none that can be read ({error})"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 

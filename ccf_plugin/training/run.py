@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import is_aside, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, selecting_figure
+from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
 
 # All that a run writes into its folder, and all that --force removes from it.
 _NAMES = (
-    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state"),
+    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state", "saliency"),
     *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
 )
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
