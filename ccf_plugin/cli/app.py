@@ -20,6 +20,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cross-class features of classifiers: train adversarially, probe any model.",
 )
+for command in (
+    training.train,
+    probing.probe,
+    comparing.compare,
+    reporting.report,
+    training.sweep,
+    training.recipes,
+    theory.theory,
+    benchmarking.bench,
+    data.fix_tinyimagenet,
+):
     app.command()(command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ccf_plugin.training.log import EpochRow
+from ccf_plugin.run_log import EpochRow
 
 ALARMS = ("catastrophic overfitting", "robust overfitting", "CAS falling")
 # Robust overfitting (Rice et al. 2020): test RA this far below its peak, while the training RA is above what it was.

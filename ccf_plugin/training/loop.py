@@ -11,9 +11,9 @@ from typing import Protocol
 
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.run_log import AVERAGE, EpochRow
 from ccf_plugin.training.alarms import alarms
 from ccf_plugin.training.interruption import Interruption
-from ccf_plugin.training.log import AVERAGE, EpochRow
 from ccf_plugin.training.monitor import figures, measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe

@@ -15,7 +15,7 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.training.log import EpochRow
+from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.precision import job_device, resolve_device
 

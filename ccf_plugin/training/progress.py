@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.training.log import AVERAGE, EpochRow
+from ccf_plugin.run_log import AVERAGE, EpochRow
 from ccf_plugin.training.run import Run
 
 _SHORT = ("loss", "test RA", "CAS", "alarm")

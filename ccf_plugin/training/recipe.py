@@ -179,6 +179,26 @@ class StopSection(_Section):
     patience: Annotated[int, Field(ge=1)] = 1
 
 
+class PublishedFigures(_Section):
+    """What was published of one epoch, or of the "best" or the "last"; accuracies are fractions."""
+
+    at: Annotated[int, Field(ge=1)] | Literal["best", "last"]
+    clean_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    robust_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    cas: Annotated[float, Field(ge=0)] | None = None
+
+
+class PublishedSection(_Section):
+    """[published]: the figures to compare with. They belong to their own file: one that builds on it has none of them.
+
+    changed lists what --set changed of the recipe they belong to.
+    """
+
+    source: str
+    figures: Annotated[list[PublishedFigures], Field(min_length=1)]
+    changed: list[str] = []
+
+
 class Recipe(_Section):
     """A training run, fully determined. ``threads`` (CPU) is torch's own choice where silent.
 
@@ -205,6 +225,7 @@ class Recipe(_Section):
     probe: ProbeSection = ProbeSection()
     checkpoints: CheckpointSection = CheckpointSection()
     stop: StopSection | None = None
+    published: PublishedSection | None = None
 
     def training_threat(self) -> ThreatModel:
         """The threat model that training's attack follows."""
@@ -215,8 +236,8 @@ class Recipe(_Section):
         return evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
 
     def flat(self) -> dict[str, Any]:
-        """Every key that has a value, as in "optim.epochs"."""
-        return _flat(self.model_dump(exclude_none=True))
+        """Every key that has a value and a say in the run, as in "optim.epochs"."""
+        return _flat(self.model_dump(exclude_none=True, exclude={"published"}))
 
     def as_toml(self) -> str:
         """The whole recipe with every default spelled out, as TOML."""

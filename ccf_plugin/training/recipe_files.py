@@ -48,6 +48,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
     for override in overrides:
         _apply(content, override)
     _check_values(content, f"{path} with --set")
+    if overrides and isinstance(published := content.get("published"), dict):
+        published["changed"] = [*published.get("changed", []), *overrides]
     faults: list[str] = []
     try:
         recipe = Recipe.model_validate(content)
@@ -120,6 +122,7 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
     beside = path.parent / (base if base.endswith(".toml") else f"{base}.toml")
     below = _with_base(beside if beside.is_file() else find_recipe(base), (*seen, path.resolve()))
+    below.pop("published", None)  # they were not published of what this file makes of it
     return _merged(below, content)
 
 
@@ -270,7 +273,7 @@ def _schema_faults(error: ValidationError) -> list[str]:
     expected: dict[str, list[str]] = {}
     found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"] if part not in ("str", "float", "int"))
+        key = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
         name = str(fault["loc"][-1])
         found[key] = repr(fault["input"])
         if fault["type"] == "extra_forbidden":
@@ -283,6 +286,11 @@ def _schema_faults(error: ValidationError) -> list[str]:
         else:
             expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
     return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a fault's place names one of several types that a key may have, and not the key."""
+    return part in ("str", "float", "int", "constrained-int") or str(part).startswith("literal[")
 
 
 def _valid_keys(location: Sequence[str | int]) -> list[str]:

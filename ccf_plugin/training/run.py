@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import is_aside, made_folder, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, selecting_figure
 from ccf_plugin.training.alarms import should_stop
-from ccf_plugin.training.log import AVERAGE, EpochRow, log_text
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
 from ccf_plugin.zoo.containment import one_line
@@ -29,7 +29,7 @@ _STATE_FORMAT = 1
 
 # All that a run writes into its folder, and all that --force removes from it.
 _NAMES = (
-    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state"),
+    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state", "saliency"),
     *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
 )
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
@@ -122,8 +122,7 @@ class Run:
     @property
     def selected_by(self) -> str:
         """The figure of log.csv that chooses the best epoch."""
-        figure = "clean" if self.recipe.objective.loss == "standard" else "robust"
-        return f"{self.recipe.evaluate.select}_{figure}_accuracy"
+        return selecting_figure(self.recipe.objective.loss, self.recipe.evaluate.select)
 
     @property
     def best(self) -> EpochRow | None:
@@ -131,13 +130,8 @@ class Run:
         return self.best_of("")
 
     def best_of(self, suffix: str) -> EpochRow | None:
-        """The evaluated epoch where ``selected_by`` is highest for the raw ("") or averaged weights (first of equals).
-
-        That is RA, or after standard training, whose RA says nothing, clean accuracy.
-        """
-        figures = [(getattr(row, f"{self.selected_by}{suffix}"), row) for row in self.rows]
-        evaluated = [(accuracy, row) for accuracy, row in figures if accuracy is not None]
-        return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
+        """That of the raw ("") or the averaged weights."""
+        return best_row(self.rows, f"{self.selected_by}{suffix}")
 
     def finish_epoch(
         self, row: EpochRow, snapshots: Mapping[str, Snapshot], describe: Mapping[str, Any], *, write: bool = True

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ccf_plugin.run_log import read_log
 from ccf_plugin.training.averaging import WeightAverage
-from ccf_plugin.training.log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import AverageSection
 from ccf_plugin.zoo.models import load_model

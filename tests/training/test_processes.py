@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.training.log import EpochRow, read_log
+from ccf_plugin.run_log import EpochRow, read_log
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from ccf_plugin.errors import CCFError, InputError, UnavailableError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.run_log import EpochRow, read_log
 from ccf_plugin.training import loop
 from ccf_plugin.training.interruption import Interrupted
-from ccf_plugin.training.log import EpochRow, read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.training.log import read_log
+from ccf_plugin.run_log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.setup import hold_out

@@ -1,4 +1,4 @@
-"""log.csv: one row per epoch."""
+"""log.csv of a run: one row per epoch, and which of them is the best."""
 
 from __future__ import annotations
 
@@ -71,6 +71,20 @@ def read_log(folder: Path) -> list[EpochRow]:
             return [EpochRow(**{key: value(key, cell) for key, cell in row.items()}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"expected the log of a run in {path}, found none that can be read ({error})") from None
+
+
+def selecting_figure(loss: str, select: str) -> str:
+    """The figure that chooses the best epoch: RA of the split ``select``; after standard training, its clean accuracy.
+
+    After standard training RA says nothing.
+    """
+    return f"{select}_{'clean' if loss == 'standard' else 'robust'}_accuracy"
+
+
+def best_row(rows: Sequence[EpochRow], figure: str) -> EpochRow | None:
+    """The evaluated epoch where a figure of the log is highest (first of equals); None where none was evaluated."""
+    evaluated = [(value, row) for row in rows if (value := getattr(row, figure)) is not None]
+    return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
 
 
 def _cell(value: object) -> object:

@@ -1,0 +1,79 @@
+"""Matrices in a page: which epochs are embedded, how, and on what colour scale."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ccf_plugin.report.run_files import RunFiles, Track
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# The paper's colour map is "Blues". Its scales, read off the colour bars: 0 to 1 in Figures 2 and 6 (CIFAR-10, Linf, L2
+# and DeiT), -0.75 to 0.75 in Figure 5 (CIFAR-100 and TinyImageNet), 0 to 0.5 in Figure 9 (standard training, clean
+# features) and for the differences of Figure 4.
+SCALE = (0.0, 1.0)
+SCALE_MANY_CLASSES = (-0.75, 0.75)
+SCALE_CLEAN = (0.0, 0.5)
+SCALE_DIFFERENCE = (0.0, 0.5)
+MANY_CLASSES = 100
+
+_CHARACTERS = 2_750_000  # for all matrices of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
+_STEPS = 32767  # int16 steps of a cosine: errors of 1.5e-5 at most
+_MISSING = -32768
+
+
+def colour_scale(run: RunFiles, vmin: float | None, vmax: float | None) -> tuple[float, float]:
+    """The user's scale, or the paper's for such a run."""
+    many = len(run.classes) >= MANY_CLASSES
+    own = SCALE_MANY_CLASSES if many else SCALE_CLEAN if run.threat is None else SCALE
+    return (own[0] if vmin is None else vmin, own[1] if vmax is None else vmax)
+
+
+def encode(track: Track, epochs: Sequence[int]) -> str:
+    """The upper triangles (diagonal included) of C at these epochs, as base64 of little-endian int16.
+
+    C is symmetric, and a cosine: a step is 1/32767, and the least integer stands for NaN.
+    """
+    stacked = np.stack([track.matrices[epoch] for epoch in epochs])
+    upper = stacked[:, *np.triu_indices(stacked.shape[-1])]
+    steps = np.where(np.isnan(upper), _MISSING, np.rint(np.nan_to_num(upper).clip(-1, 1) * _STEPS))
+    return b64encode(steps.astype("<i2").tobytes()).decode()
+
+
+def embedded_epochs(track: Track, tracks: int) -> list[int]:
+    """The epochs whose matrices the page holds: all, or so many as fit, evenly, with first, best and last.
+
+    Args:
+        track: the model along the epochs.
+        tracks: how many share the page.
+    """
+    epochs = list(track.matrices)
+    room = max(3, _CHARACTERS // (tracks * len(encode(track, epochs[:1]))))
+    if len(epochs) <= room:
+        return epochs
+    kept = {epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, room - 1)}
+    return sorted(kept | ({track.probed(track.best.epoch)} if track.best is not None else set()))
+
+
+def top_pairs(matrix: NDArray[np.float64], count: int) -> list[tuple[int, int]]:
+    """The pairs of classes (i < j) with the largest C[i, j], largest first."""
+    upper = np.where(np.triu(np.ones(matrix.shape, bool), 1) & ~np.isnan(matrix), matrix, -np.inf)
+    order = np.argsort(-upper, axis=None, kind="stable")[:count]
+    pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in order]
+    return [(i, j) for i, j in pairs if np.isfinite(upper[i, j])]
+
+
+def pairs_along_epochs(track: Track, count: int) -> dict[str, Any]:
+    """C[i, j] at every probed epoch for the pairs that share most at the best epoch (the last, where none is best)."""
+    at = track.probed(track.best.epoch if track.best is not None else track.rows[-1].epoch)
+    pairs = top_pairs(track.matrices[at], count)
+    values = [
+        [None if np.isnan(value := matrix[i, j]) else round(float(value), 4) for matrix in track.matrices.values()]
+        for i, j in pairs
+    ]
+    return {"at": at, "epochs": list(track.matrices), "pairs": pairs, "values": values}

@@ -1,0 +1,354 @@
+// Draws the page's figures from the JSON beside it, and keeps slider, keys, tables and both colour schemes in step.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const element = (id) => document.getElementById(id);
+  const classes = data.classes;
+  const K = classes.length;
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const touch = window.matchMedia("(pointer: coarse)");
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const palette = () => dark.matches
+    ? ["#6cb6ff", "#ffa657", "#56d4a0", "#f29bc8", "#e3c443", "#b8a9ff", "#5fd3e0", "#c9d1d9"]
+    : ["#0059a8", "#c24e00", "#00745a", "#a8326f", "#7a5c00", "#5b46b0", "#006b7d", "#4d5661"];
+  const dashes = ["solid", "dash", "dot", "dashdot"];
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"); // plotly reads tags in its texts
+  const number = (value, digits = 2) =>
+    value === null ? "none" : value.toFixed(digits).replace(/^-(0\.0*)$/, "$1").replace("-", "\u2212");
+  const pairName = (i, j) => `${classes[i]} \u2013 ${classes[j]}`;
+  const config = { displayModeBar: false, responsive: true };
+  const narrow = () => document.documentElement.clientWidth < 600;
+
+  // ---- data ----
+
+  const decoded = new Map();
+  function matrixAt(track, place) {
+    if (!decoded.has(track)) {
+      const bytes = Uint8Array.from(atob(track.matrices), (character) => character.charCodeAt(0));
+      decoded.set(track, new Int16Array(bytes.buffer));
+    }
+    const words = decoded.get(track);
+    const matrix = Array.from({ length: K }, () => new Array(K));
+    let at = place * K * (K + 1) / 2;
+    for (let i = 0; i < K; i++) for (let j = i; j < K; j++, at++) {
+      matrix[i][j] = matrix[j][i] = words[at] === -32768 ? null : words[at] / 32767;
+    }
+    return matrix;
+  }
+
+  const minus = (a, b) => a.map((row, i) => row.map((value, j) =>
+    value === null || b[i][j] === null ? null : value - b[i][j]));
+
+  /** The pairs i < j ordered by a key of their value, largest first. */
+  function ordered(matrix, key) {
+    const found = [];
+    for (let i = 0; i < K; i++) for (let j = i + 1; j < K; j++) {
+      if (matrix[i][j] !== null) found.push([i, j, matrix[i][j]]);
+    }
+    return found.sort((a, b) => key(b[2]) - key(a[2])).slice(0, 50);
+  }
+
+  function nearest(track, epoch) {
+    let place = track.matrixEpochs.length - 1;
+    track.matrixEpochs.forEach((found, at) => {
+      if (Math.abs(found - epoch) < Math.abs(track.matrixEpochs[place] - epoch)) place = at;
+    });
+    return place;
+  }
+  const lastPlace = (track) => track.matrixEpochs.length - 1;
+  const bestPlace = (track) => track.best === null ? lastPlace(track) : nearest(track, track.best);
+
+  // ---- tables ----
+
+  function row(cells, tag = "td") {
+    const line = document.createElement("tr");
+    cells.forEach((text, place) => {
+      const cell = document.createElement(place === 0 || tag === "th" ? "th" : "td");
+      if (cell.tagName === "TH") cell.scope = tag === "th" ? "col" : "row";
+      cell.textContent = text;
+      line.append(cell);
+    });
+    return line;
+  }
+
+  // ---- curves ----
+
+  function layout(more) {
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: colour("--text"), family: getComputedStyle(document.body).fontFamily, size: 13 },
+      margin: { l: 52, r: 16, t: 24, b: 44 },
+      hoverlabel: { bgcolor: colour("--field"), bordercolor: colour("--quiet"), font: { color: colour("--text") } },
+      dragmode: false,
+      ...more,
+    };
+  }
+  const axis = (more) => ({ gridcolor: colour("--line"), zeroline: false, linecolor: colour("--quiet"), ...more });
+
+  // The legend lies under the axis: in rows of three or more on a wide page, one entry a line on a phone.
+  const legendRoom = (entries) => 19 * (narrow() ? entries : Math.ceil(entries / 3)) + 8;
+  const withLegend = (height, entries) => ({
+    height: height + legendRoom(entries),
+    margin: { l: 52, r: 16, t: 14 + 14 * data.tracks.length, b: 52 + legendRoom(entries) },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
+  });
+
+  const kinds = { // of curve: the words, the dash, the axis, the place in the palette where one model is shown
+    train_robust_accuracy: ["train RA", "dot", "y", 0],
+    test_robust_accuracy: ["test RA", "solid", "y", 1],
+    validation_robust_accuracy: ["validation RA", "dashdot", "y", 2],
+    test_clean_accuracy: ["clean accuracy", "dash", "y", 3],
+    cas: ["CAS", "solid", "y2", 4],
+    instance_cas: ["I-CAS", "dash", "y2", 5],
+  };
+  const published = { robust_accuracy: "test_robust_accuracy", clean_accuracy: "test_clean_accuracy", cas: "cas" };
+
+  function drawCurves() {
+    const colours = palette();
+    const several = data.tracks.length > 1;
+    const traces = [], shapes = [], annotations = [], legend = new Map();
+    // A trace of its own for each entry: colours stand for models, dashes for figures, marks for what is marked.
+    const explain = (name, look) => legend.set(name, {
+      type: "scatter", x: [null], y: [null], name: plain(name), hoverinfo: "skip", ...look });
+    if (several) data.tracks.forEach((track, place) =>
+      explain(track.name, { mode: "lines", line: { color: colours[place % colours.length], width: 4 } }));
+    data.tracks.forEach((track, place) => {
+      const own = colours[place % colours.length];
+      const prefix = several ? `${track.name}: ` : "";
+      const small = track.epoch.length > 60;
+      for (const [key, [name, dash, yaxis, ownColour]] of Object.entries(kinds)) {
+        const values = track.curves[key];
+        const known = values.filter((value) => value !== null).length;
+        if (known === 0) continue;
+        const line = { color: several ? own : colours[ownColour], dash, width: 2 };
+        traces.push({
+          type: "scatter", mode: known <= 60 ? "lines+markers" : "lines", x: track.epoch, y: values, yaxis, line,
+          connectgaps: true, marker: { size: 4 }, name: plain(prefix + name), showlegend: false,
+          hovertemplate: yaxis === "y" ? "%{y:.1%}" : "%{y:.2f}",
+        });
+        if (!several || yaxis === "y") explain(name, { mode: "lines", line: several ? { ...line, color: colour("--text") } : line });
+      }
+      for (const [alarm, epochs] of Object.entries(track.alarms)) {
+        const key = alarm === "CAS falling" ? "cas" : "test_robust_accuracy";
+        const symbol = alarm.startsWith("catastrophic") ? "square-x-open" : alarm === "CAS falling" ? "triangle-down" : "x";
+        const marker = { symbol, size: small ? 6 : 9, color: colour("--alarm") };
+        traces.push({
+          type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, marker, yaxis: kinds[key][2],
+          x: epochs, y: epochs.map((epoch) => track.curves[key][track.epoch.indexOf(epoch)]),
+        });
+        explain(alarm, { mode: "markers", marker: { ...marker, size: 9 } });
+      }
+      for (const [key, measured] of Object.entries(published)) {
+        const points = track.published.filter((point) => point[key] !== undefined);
+        if (points.length === 0) continue;
+        const marker = { symbol: "diamond-open", size: 9, color: several ? own : colour("--text") };
+        const [name, , yaxis] = kinds[measured];
+        traces.push({
+          type: "scatter", mode: "markers", marker, yaxis, name: plain(`${prefix}published ${name}`), showlegend: false,
+          x: points.map((point) => point.at), y: points.map((point) => point[key]),
+          hovertemplate: key === "cas" ? "%{y:.1f}" : "%{y:.1%}",
+        });
+        explain("published", { mode: "markers", marker: { ...marker, color: colour("--text") } });
+      }
+      if (track.best !== null) {
+        const shown = several ? own : colour("--text");
+        shapes.push({ type: "line", x0: track.best, x1: track.best, yref: "paper", y0: 0, y1: 1,
+          line: { color: shown, dash: "dash", width: 1.5 } });
+        annotations.push({ x: track.best, yref: "paper", y: 1, yanchor: "bottom", showarrow: false,
+          yshift: 14 * (data.tracks.length - 1 - place), text: `best epoch ${track.best}`,
+          font: { color: shown, size: 12 } });
+      }
+    });
+    Plotly.react("curves", [...traces, ...legend.values()], layout({
+      ...withLegend(480, legend.size), shapes, annotations, hovermode: "x unified",
+      xaxis: axis({ title: { text: "epoch", standoff: 8 }, anchor: "y2", rangemode: "tozero" }),
+      yaxis: axis({ tickformat: ".0%", domain: [0.42, 1], title: { text: "accuracy" }, rangemode: "tozero" }),
+      yaxis2: axis({ domain: [0, 0.36], title: { text: "CAS" }, rangemode: "tozero" }),
+    }), config);
+  }
+
+  function drawPairs() {
+    const track = data.tracks[chosen];
+    const colours = palette();
+    const pairs = track.pairs;
+    const traces = pairs.pairs.map(([i, j], place) => ({
+      type: "scatter", mode: pairs.epochs.length <= 60 ? "lines+markers" : "lines", x: pairs.epochs,
+      y: pairs.values[place], marker: { size: 4 }, name: plain(pairName(i, j)), hovertemplate: "%{y:.2f}",
+      line: { color: colours[place % colours.length], dash: dashes[place % dashes.length], width: 2 },
+    }));
+    const shapes = track.best === null ? [] : [{ type: "line", x0: track.best, x1: track.best, yref: "paper", y0: 0, y1: 1,
+      line: { color: colour("--text"), dash: "dash", width: 1.5 } }];
+    element("pairs-title").textContent =
+      `${data.tracks.length > 1 ? `${track.name}: ` : ""}the pairs that share most at epoch ${pairs.at}`;
+    Plotly.react("pairs", traces, layout({
+      ...withLegend(380, traces.length), shapes, hovermode: "x unified",
+      xaxis: axis({ title: { text: "epoch", standoff: 8 }, rangemode: "tozero" }),
+      yaxis: axis({ title: { text: "C" } }),
+    }), config);
+    element("pairs-head").replaceChildren(row(["epoch", ...pairs.pairs.map(([i, j]) => pairName(i, j))], "th"));
+    element("pairs-table").replaceChildren(...pairs.epochs.map((epoch, at) =>
+      row([epoch, ...pairs.values.map((values) => number(values[at]))])));
+  }
+
+  // ---- matrices ----
+
+  const names = classes.map((a) => classes.map((b) => `${plain(a)} \u2013 ${plain(b)}`));
+  const shown = {}; // by figure: the matrix that it shows, and the cell that the keys are at
+
+  /** At most so many class names, evenly over the visible range; the names of all where they fit. */
+  function ticks(range, most) {
+    const low = Math.max(0, Math.ceil(Math.min(...range))), high = Math.min(K - 1, Math.floor(Math.max(...range)));
+    const step = Math.max(1, Math.ceil((high - low + 1) / most));
+    const tickvals = [];
+    for (let place = low; place <= high; place += step) tickvals.push(place);
+    return { tickvals, ticktext: tickvals.map((place) => plain(short(classes[place]))) };
+  }
+  const short = (name) => name.length > 16 ? `${name.slice(0, 15)}\u2026` : name;
+  const mostLabels = () => narrow() ? (K > 25 ? 8 : 12) : (K > 25 ? 16 : 25);
+
+  function drawMatrix(id, matrix, [zmin, zmax], colours) {
+    shown[id] = { matrix, cell: shown[id]?.cell ?? [0, 0] };
+    const side = Math.min(element(id).parentElement.clientWidth, 640);
+    const stops = colours.map((stop, place) => [place / (colours.length - 1), stop]);
+    const numbers = K <= 12 && !narrow();
+    const full = [-0.5, K - 0.5];
+    const labelled = (more) => ({
+      ...ticks(full, mostLabels()), range: full, showgrid: false, zeroline: false, ticks: "", constrain: "domain",
+      automargin: true, tickfont: { size: narrow() ? 11 : 12 }, ...more });
+    const trace = {
+      type: "heatmap", z: matrix, zmin, zmax, colorscale: stops, customdata: names,
+      hovertemplate: "%{customdata}<br>%{z:.3f}<extra></extra>", hoverongaps: false,
+      colorbar: narrow()
+        ? { orientation: "h", thickness: 12, y: 1.01, yanchor: "bottom", outlinewidth: 0 } // clear of the class names
+        : { thickness: 14, outlinewidth: 0, len: 0.9 },
+      ...(numbers ? { texttemplate: "%{z:.2f}", textfont: { size: 11 } } : {}),
+    };
+    Plotly.react(id, [trace], layout({
+      height: side + (narrow() ? 20 : -40), margin: { l: 10, r: 10, t: 10, b: 10 },
+      plot_bgcolor: colour("--missing"), dragmode: K > 25 && !touch.matches ? "zoom" : false,
+      xaxis: labelled({ tickangle: classes.every((name) => name.length <= 2) ? 0 : -45 }),
+      yaxis: labelled({ range: [K - 0.5, -0.5], scaleanchor: "x" }),
+    }), config);
+  }
+
+  function sayCell(id, i, j) {
+    element(`${id}-cell`).textContent = `${pairName(i, j)}: ${number(shown[id].matrix[i][j], 3)}`;
+  }
+
+  function walk(id, event) {
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const step = steps[event.key];
+    if (!step) return;
+    event.preventDefault();
+    shown[id].cell = shown[id].cell.map((place, axisAt) => Math.min(K - 1, Math.max(0, place + step[axisAt])));
+    const [i, j] = shown[id].cell;
+    Plotly.Fx.hover(id, [{ curveNumber: 0, pointNumber: [i, j] }]);
+    sayCell(id, i, j);
+  }
+
+  function followMatrix(id) {
+    const plot = element(id);
+    plot.addEventListener("keydown", (event) => walk(id, event));
+    plot.on("plotly_hover", (event) => {
+      const [i, j] = event.points[0].pointNumber;
+      shown[id].cell = [i, j];
+      sayCell(id, i, j);
+    });
+    if (K > 25) plot.on("plotly_relayout", (change) => {
+      if (!Object.keys(change).some((key) => /range|autorange/.test(key))) return;
+      const [x, y] = [plot.layout.xaxis.range, plot.layout.yaxis.range].map((range) => ticks(range, mostLabels()));
+      Plotly.relayout(plot, { "xaxis.tickvals": x.tickvals, "xaxis.ticktext": x.ticktext,
+        "yaxis.tickvals": y.tickvals, "yaxis.ticktext": y.ticktext });
+    });
+  }
+
+  let chosen = 0;
+
+  function showEpoch() {
+    const track = data.tracks[chosen];
+    const place = Number(element("epoch").value);
+    const epoch = track.matrixEpochs[place];
+    const title = track.matrixTitles[place];
+    const matrix = matrixAt(track, place);
+    element("epoch-label").textContent = `Epoch ${epoch}`;
+    element("epoch").setAttribute("aria-valuetext", title);
+    element("matrix-title").textContent = (data.tracks.length > 1 ? `${track.name}, ` : "") + title;
+    drawMatrix("matrix", matrix, data.scale, data.blues);
+    element("matrix-table").replaceChildren(
+      ...ordered(matrix, (value) => value).map(([i, j, value]) => row([pairName(i, j), number(value, 3)])));
+  }
+
+  function chooseTrack(place) {
+    chosen = place;
+    const track = data.tracks[chosen];
+    element("epoch").max = lastPlace(track);
+    element("epoch").disabled = lastPlace(track) === 0;
+    element("epoch").value = bestPlace(track);
+    showEpoch();
+    drawPairs();
+  }
+
+  function showDifference() {
+    const [first, second] = ["first", "second"].map((id) => element(id).value.split(" ").map(Number));
+    const [a, b] = [first, second].map(([track, place]) => matrixAt(data.tracks[track], place));
+    const matrix = minus(a, b);
+    const [low, high] = data.differenceScale;
+    const both = element("signs").value === "both";
+    const pairs = matrix.flatMap((line, i) => line.slice(i + 1)).filter((value) => value !== null);
+    const below = pairs.filter((value) => value < 0).length;
+    const cas = (m) => m.flatMap((line, i) => line.filter((value, j) => i !== j && value > 0))
+      .reduce((sum, value) => sum + value, 0);
+    element("difference-title").textContent =
+      `\u0394CAS = ${number(cas(a) - cas(b), 1)}; of ${pairs.length} pairs ${below} are negative` +
+      (both || below === 0 ? "" : ", white on this scale");
+    drawMatrix("difference", matrix, both ? [-high, high] : [low, high], both ? data.bothSigns : data.blues);
+    element("difference-table").replaceChildren(
+      ...ordered(matrix, Math.abs).map(([i, j, value]) => row([pairName(i, j), number(value, 3)])));
+  }
+
+  function fillChoices() {
+    const group = (track, at) => {
+      const choices = track.matrixEpochs.map((epoch, place) =>
+        new Option(epoch === track.best ? `epoch ${epoch} (best)` : `epoch ${epoch}`, `${at} ${place}`));
+      if (data.tracks.length === 1) return choices;
+      const named = document.createElement("optgroup");
+      named.label = track.name;
+      named.append(...choices);
+      return [named];
+    };
+    for (const id of ["first", "second"]) element(id).append(...data.tracks.flatMap(group));
+    element("first").value = `0 ${bestPlace(data.tracks[0])}`; // Figure 4: best minus last; or the best of two runs
+    element("second").value =
+      data.tracks.length > 1 ? `1 ${bestPlace(data.tracks[1])}` : `0 ${lastPlace(data.tracks[0])}`;
+    if (element("track")) element("track").append(...data.tracks.map((track, at) => new Option(track.name, at)));
+  }
+
+  function drawAll() {
+    drawCurves();
+    showEpoch();
+    drawPairs();
+    showDifference();
+  }
+
+  fillChoices();
+  chooseTrack(0);
+  drawCurves();
+  showDifference();
+  followMatrix("matrix");
+  followMatrix("difference");
+  element("epoch").addEventListener("input", showEpoch);
+  const jump = (place) => { element("epoch").value = place; showEpoch(); };
+  element("to-best").addEventListener("click", () => jump(bestPlace(data.tracks[chosen])));
+  element("to-last").addEventListener("click", () => jump(lastPlace(data.tracks[chosen])));
+  element("track")?.addEventListener("change", (event) => chooseTrack(Number(event.target.value)));
+  for (const id of ["first", "second", "signs"]) element(id).addEventListener("change", showDifference);
+  for (const button of document.querySelectorAll(".save")) button.addEventListener("click", () =>
+    Plotly.downloadImage(button.dataset.figure, { format: "svg", filename: button.dataset.figure }));
+  dark.addEventListener("change", drawAll);
+  let width = document.documentElement.clientWidth;
+  window.addEventListener("resize", () => {
+    if (document.documentElement.clientWidth === width) return; // a phone's address bar comes and goes
+    width = document.documentElement.clientWidth;
+    drawAll();
+  });
+})();

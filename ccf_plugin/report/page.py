@@ -1,0 +1,168 @@
+"""The page: one HTML file with everything in it, that asks nothing of a network.
+
+The paper's Figure 1 with the trajectory of Figure 10, the matrices of Figure 2, the differences of Figure 4.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.report.matrices import (
+    SCALE_DIFFERENCE,
+    colour_scale,
+    embedded_epochs,
+    encode,
+    pairs_along_epochs,
+)
+from ccf_plugin.report.run_files import RunFiles, Track, describe_data, read_runs
+from ccf_plugin.report.words import (
+    against_published,
+    alarms_by_kind,
+    along_epochs,
+    describe_threat,
+    environment_rows,
+    format_figure,
+    recipe_differences,
+    summarise,
+)
+
+_HERE = Path(__file__).parent
+_TOP_PAIRS = 8
+_LARGEST = 8_000_000
+_CURVES = (
+    *("train_robust_accuracy", "test_robust_accuracy", "validation_robust_accuracy", "test_clean_accuracy"),
+    *("cas", "instance_cas"),
+)
+
+
+def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: float | None = None) -> str:
+    """The page of one run, or of several side by side, as HTML.
+
+    Args:
+        folders: run folders.
+        vmin, vmax: ends of the matrices' colour scale; the paper's for such runs where None.
+
+    Raises:
+        InputError: vmin is not below vmax; as ``read_runs`` does.
+        UnavailableError: plotly or jinja2 is not installed.
+    """
+    runs = read_runs(folders)
+    low, high = colour_scale(runs[0], vmin, vmax)
+    if not low < high:
+        raise InputError(f"expected --vmin below --vmax, found {low:g} and {high:g}")
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from plotly.colors import diverging, sequential
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise UnavailableError(
+            f"the report needs plotly and jinja2, found no {error.name}; pip install plotly jinja2"
+        ) from None
+    tracks = [track for run in runs for track in run.tracks]
+    data = {
+        "classes": runs[0].classes,
+        "scale": [low, high],
+        "differenceScale": SCALE_DIFFERENCE,
+        "blues": sequential.Blues,
+        "bothSigns": diverging.RdBu[::-1],  # positive is blue here too
+        "tracks": [_track_data(run, track, len(tracks)) for run in runs for track in run.tracks],
+    }
+    context: dict[str, Any] = {
+        "title": "Cross-class features of " + ", ".join(run.name for run in runs),
+        "runs": runs,
+        "measured_on": describe_data(runs[0].data),
+        "measured_under": " / ".join(dict.fromkeys(describe_threat(run.threat) for run in runs)),
+        "notes": _notes(runs, data["tracks"]),
+        "summaries": [summarise(run, track) for run in runs for track in run.tracks],
+        "against": [against_published(run, track) for run in runs for track in run.tracks],
+        "along": [along_epochs(track) for track in tracks],
+        "differences": recipe_differences(runs),
+        "environments": [environment_rows(run) for run in runs],
+        "many_tracks": len(tracks) > 1,
+        "classes": len(runs[0].classes),
+        "data": _json_inside_html(data),
+        "css": (_HERE / "page.css").read_text(encoding="utf-8"),
+        "javascript": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "plotly": get_plotlyjs(),
+    }
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template("page.html")
+    room = _LARGEST - len(template.render(context, pictures=[], left_out=0).encode())
+    pictures, left_out = _pictures(runs, room)
+    return template.render(context, pictures=pictures, left_out=left_out)
+
+
+def _track_data(run: RunFiles, track: Track, tracks: int) -> dict[str, Any]:
+    epochs = embedded_epochs(track, tracks)
+    by_epoch = {row.epoch: row for row in track.rows}
+    published = run.recipe.get("published", {}).get("figures", ())
+    return {
+        "name": track.name,
+        "epoch": [row.epoch for row in track.rows],
+        "curves": {name: [track.figure(row, name) for row in track.rows] for name in _CURVES},
+        "best": None if track.best is None else track.best.epoch,
+        "alarms": {} if track.suffix else alarms_by_kind(track.rows),
+        "published": [entry for entry in published if isinstance(entry["at"], int)],
+        "matrixEpochs": epochs,
+        "matrixProbed": len(track.matrices),
+        "matrices": encode(track, epochs),
+        "matrixTitles": [_matrix_title(track, by_epoch.get(epoch), epoch) for epoch in epochs],
+        "pairs": pairs_along_epochs(track, _TOP_PAIRS),
+    }
+
+
+def _matrix_title(track: Track, row: Any, epoch: int) -> str:
+    words = f"epoch {epoch}" + (", the best" if track.best is not None and track.best.epoch == epoch else "")
+    if row is None:
+        return words
+    figures = {"RA": "test_robust_accuracy", "CAS": "cas"}
+    return f"{words}: " + ", ".join(
+        f"{label} = {format_figure(name, track.figure(row, name))}" for label, name in figures.items()
+    )
+
+
+def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must know before comparing."""
+    notes = []
+    if len({describe_threat(run.threat) for run in runs}) > 1:
+        under = "; ".join(f"{run.name}: {describe_threat(run.threat)}" for run in runs)
+        notes.append(f"The runs are measured under different attacks, so RA and CAS differ by them too ({under}).")
+    if any(run.selected_by.startswith("test") for run in runs):
+        notes.append("The best epoch is chosen on the test images, which flatters it.")
+    for run in runs:
+        planned = run.recipe.get("optim", {}).get("epochs", len(run.rows))
+        if len(run.rows) < planned:
+            notes.append(f"{run.name} has {len(run.rows)} of {planned} epochs.")
+    for track in tracks:
+        if len(track["matrixEpochs"]) < track["matrixProbed"]:
+            notes.append(
+                f"{track['name']}: the matrices of {len(track['matrixEpochs'])} of {track['matrixProbed']} probed "
+                "epochs are in this page, evenly chosen, with the best; the run's folder has all."
+            )
+    return notes
+
+
+def _pictures(runs: Sequence[RunFiles], room: int) -> tuple[list[dict[str, str]], int]:
+    """The runs' saliency pictures as far as the page's size allows, and how many are left out."""
+    pictures, left_out = [], 0
+    for run in runs:
+        for path in run.saliency:
+            encoded = b64encode(path.read_bytes()).decode()
+            room -= len(encoded)
+            if room < 0:
+                left_out += 1
+                continue
+            pictures.append({"name": f"{run.name}: {path.stem.replace('_', ' ')}", "data": encoded})
+    return pictures, left_out
+
+
+def _json_inside_html(data: object) -> str:
+    """JSON that cannot end its script element."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -1,0 +1,187 @@
+"""A run folder as the report reads it: log, results, recipe, environment, pictures. Nothing is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, read_log, selecting_figure
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Track:
+    """One model along a run's epochs: its raw weights, or their average.
+
+    Attributes:
+        name: the run's, and what weights these are where there are several.
+        suffix: "" or ``AVERAGE``, by which the log's columns and the results' files are known.
+        rows: the log.
+        best: the row of the best checkpoint, or None where no epoch was evaluated.
+        matrices: C by epoch, each (K, K) float64.
+    """
+
+    name: str
+    suffix: str
+    rows: Sequence[EpochRow]
+    best: EpochRow | None
+    matrices: Mapping[int, NDArray[np.float64]]
+
+    def figure(self, row: EpochRow, name: str) -> float | None:
+        """A figure of these weights, such as "cas"; None where it was not measured, or is of the raw weights alone."""
+        value: float | None = getattr(row, f"{name}{self.suffix}", None)
+        return value
+
+    @property
+    def evaluated(self) -> list[EpochRow]:
+        """The epochs at which the test images were seen."""
+        return [row for row in self.rows if self.figure(row, "test_clean_accuracy") is not None]
+
+    def probed(self, epoch: int) -> int:
+        """The epoch nearest to this one that has a matrix (the later of two)."""
+        return min(self.matrices, key=lambda found: (abs(found - epoch), -found))
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run. ``classes``, ``data`` and ``threat`` are those of its results (``CrossClassResult``)."""
+
+    folder: Path
+    name: str
+    tracks: Sequence[Track]
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    environment: Mapping[str, Any]
+    classes: tuple[str, ...]
+    data: Mapping[str, Any] | None
+    threat: Mapping[str, Any] | None
+    selected_by: str
+    saliency: Sequence[Path]
+
+    @property
+    def rows(self) -> Sequence[EpochRow]:
+        """The log."""
+        return self.tracks[0].rows
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+    """The runs, checked to be comparable.
+
+    Raises:
+        InputError: a folder that is no run, has no results, or has a damaged file; runs of different classes or data.
+    """
+    resolved = [folder.expanduser().resolve() for folder in folders]
+    twice = next((folder for place, folder in enumerate(resolved) if folder in resolved[:place]), None)
+    if twice is not None:
+        raise InputError(f"expected each run once, found {twice} twice")
+    last_parts = [folder.name for folder in resolved]
+    names = last_parts if len(set(last_parts)) == len(folders) else [str(folder) for folder in folders]
+    runs = [_read_run(folder, name) for folder, name in zip(resolved, names, strict=True)]
+    for other in runs[1:]:
+        _check_same(runs[0].name, runs[0].classes, runs[0].data, other.name, other.classes, other.data)
+    return runs
+
+
+def _read_run(folder: Path, name: str) -> RunFiles:
+    if not (folder / "recipe.toml").is_file() or not (folder / "log.csv").is_file():
+        raise InputError(f"expected a run folder, which has recipe.toml and log.csv, found {folder} without them")
+    rows = read_log(folder)
+    if not rows:
+        raise InputError(f"expected a run with finished epochs in {folder}, found none yet")
+    recipe_text, recipe = _read_recipe(folder / "recipe.toml")
+    by_suffix = _read_results(folder)
+    if not by_suffix.get(""):
+        raise InputError(
+            f"expected probe results in {folder / 'probe'}, found none; the recipe's evaluate.every and probe.every "
+            "say at which epochs a run writes them"
+        )
+    first = next(iter(by_suffix[""].values()))
+    for results in by_suffix.values():
+        for epoch, result in results.items():
+            _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
+    selected_by = selecting_figure(
+        recipe.get("objective", {}).get("loss", "madry"), recipe.get("evaluate", {}).get("select", "test")
+    )
+    tracks = []
+    for suffix, results in by_suffix.items():
+        weights = "" if len(by_suffix) == 1 else ", averaged weights" if suffix else ", raw weights"
+        matrices = {epoch: result.matrix for epoch, result in results.items()}
+        tracks.append(Track(name + weights, suffix, rows, best_row(rows, f"{selected_by}{suffix}"), matrices))
+    return RunFiles(
+        folder=folder,
+        name=name,
+        tracks=tracks,
+        recipe=recipe,
+        recipe_text=recipe_text,
+        environment=_read_environment(folder / "environment.json"),
+        classes=first.names,
+        data=first.data,
+        threat=first.threat,
+        selected_by=selected_by,
+        saliency=sorted((folder / "saliency").glob("*.png")),
+    )
+
+
+def _read_results(folder: Path) -> dict[str, dict[int, CrossClassResult]]:
+    """The results by suffix and epoch, epochs ascending."""
+    found: dict[str, dict[int, CrossClassResult]] = {}
+    for path in (folder / "probe").glob("*.json"):
+        if match := re.fullmatch(rf"(\d+)({AVERAGE})?", path.stem):
+            found.setdefault(match[2] or "", {})[int(match[1])] = CrossClassResult.load(path)
+    return {suffix: dict(sorted(found[suffix].items())) for suffix in sorted(found)}
+
+
+def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"expected the recipe of a run in {path}, found none that can be read ({error})") from None
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected the environment of a run in {path}, found none that can be read ({error})"
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _check_same(
+    name: str,
+    classes: tuple[str, ...],
+    data: Mapping[str, Any] | None,
+    other: str,
+    other_classes: tuple[str, ...],
+    other_data: Mapping[str, Any] | None,
+) -> None:
+    """CAS depends on the classes and on the images, their number included."""
+    if len(classes) != len(other_classes):
+        raise InputError(
+            f"expected results of the same classes, found {len(classes)} in {name} and {len(other_classes)} in {other}"
+        )
+    if classes != other_classes:
+        here, there = next(pair for pair in zip(classes, other_classes, strict=True) if pair[0] != pair[1])
+        raise InputError(f"expected results of the same classes, found {here!r} in {name} and {there!r} in {other}")
+    if data != other_data:
+        raise InputError(
+            f"expected results on the same images, found {describe_data(data)} in {name} and "
+            f"{describe_data(other_data)} in {other}; CAS depends on them: report the runs apart"
+        )
+
+
+def describe_data(data: Mapping[str, Any] | None) -> str:
+    """The images of a result in words."""
+    return "unnamed images" if data is None else f"{data['count']} {data['split']} images of {data['name']}"

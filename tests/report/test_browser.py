@@ -1,0 +1,228 @@
+"""The page in a real Chromium: what a reader sees, points at and walks through by keyboard."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ccf_plugin.report.page import build_report
+
+from .conftest import WriteRun, matrix_at
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Open = Callable[..., Any]
+DESKTOP = {"viewport": {"width": 1100, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+ALL_IN_VIEW = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium: the system's, or that of ``playwright install chromium``."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    with sync_api.sync_playwright() as playwright:
+        if found is None and not Path(playwright.chromium.executable_path).is_file():
+            pytest.skip("no Chromium here; `playwright install chromium` or the system's package brings one")
+        # Where tests run as root, Chromium starts only without its sandbox; the page is our own.
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(write_run: WriteRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run with a class without samples; two runs, one of averaged weights; a hundred classes; hostile names."""
+    folder = tmp_path_factory.mktemp("pages")
+    one = write_run("one", epochs=30, every=2, best=16, missing=3)
+    two = write_run("two", recipe="preact_linf_wake", epochs=20, best=8, averaged=True)
+    hundred = write_run("hundred", epochs=3, best=2, classes=tuple(f"class {index}" for index in range(100)))
+    names = ("<img src=http://outside.test/x onerror=document.title='broken'>", "</script>", "<b>dog</b>")
+    hostile = write_run("hostile", epochs=2, best=1, classes=names)
+    three = write_run("three", epochs=20, best=8)
+    for name, runs in {"one": [one], "two": [three, two], "hundred": [hundred], "hostile": [hostile]}.items():
+        (folder / f"{name}.html").write_text(build_report(runs), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def visit(browser: Any, pages: Path) -> Iterator[Open]:
+    """Open a page. At the end: nothing was said on the console, and nothing was asked for but the page itself."""
+    contexts, said, asked = [], [], []
+
+    def visit(name: str, **options: Any) -> Any:
+        context = browser.new_context(**(options or DESKTOP))
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((pages / f"{name}.html").as_uri())
+        page.wait_for_selector("#pairs .main-svg")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "blob:", "data:"))] == []
+    assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
+
+
+def _shown(page: Any, figure: str) -> np.ndarray:
+    matrix = page.evaluate(f"document.getElementById('{figure}').data[0].z")
+    return np.array([[np.nan if value is None else value for value in row] for row in matrix])
+
+
+def _expected(epoch: int, best: int, missing: int | None = None) -> np.ndarray:
+    matrix = matrix_at(epoch, 10, best)
+    if missing is not None:
+        matrix[missing] = matrix[:, missing] = np.nan
+    return matrix
+
+
+def _hover(page: Any, figure: str, row: int, column: int) -> None:
+    place = page.evaluate(
+        """([id, i, j]) => {
+             const plot = document.getElementById(id), box = plot.getBoundingClientRect(), all = plot._fullLayout;
+             plot.scrollIntoView({ block: "center" });
+             const now = plot.getBoundingClientRect();
+             return [now.left + all._size.l + all.xaxis.l2p(j) + (all.xaxis._offset - all._size.l),
+                     now.top + all.yaxis._offset + all.yaxis.l2p(i)];
+           }""",
+        [figure, row, column],
+    )
+    page.mouse.move(place[0] - 3, place[1] - 3)
+    page.mouse.move(*place)
+
+
+def test_the_slider_walks_through_the_epochs(visit: Open) -> None:
+    page = visit("one")
+    title, slider = page.locator("#matrix-title"), page.locator("#epoch")
+    assert title.inner_text().startswith("epoch 16, the best: RA = 48.0 %, CAS = ")
+    np.testing.assert_allclose(_shown(page, "matrix"), _expected(16, 16, 3), atol=1.6e-5)
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert title.inner_text().startswith("epoch 18: RA = 46.0 %")
+    assert str(slider.get_attribute("aria-valuetext")).startswith("epoch 18: RA")
+    np.testing.assert_allclose(_shown(page, "matrix"), _expected(18, 16, 3), atol=1.6e-5)
+    page.keyboard.press("Home")
+    assert title.inner_text().startswith("epoch 2: ")
+    page.get_by_role("button", name="Last epoch").click()
+    assert title.inner_text().startswith("epoch 30: ")
+    page.get_by_role("button", name="Best epoch").click()
+    assert title.inner_text().startswith("epoch 16, the best")
+
+
+def test_pointing_at_a_cell_names_its_classes_and_value(visit: Open) -> None:
+    page = visit("one")
+    value = f"{_expected(16, 16)[1, 9]:.3f}".replace("-", "\N{MINUS SIGN}")
+    _hover(page, "matrix", 1, 9)
+    page.wait_for_selector("#matrix .hoverlayer .hovertext")
+    shown = page.locator("#matrix .hoverlayer").inner_text()
+    assert "automobile – truck" in shown
+    assert value in shown
+    assert page.locator("#matrix-cell").inner_text() == f"automobile – truck: {value}"
+
+
+def test_the_cells_are_walked_by_keyboard_too(visit: Open) -> None:
+    page = visit("one")
+    page.locator("#matrix").focus()
+    readout = page.locator("#matrix-cell")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert readout.inner_text().startswith("automobile – airplane: ")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    assert readout.inner_text() == "cat – airplane: none"  # the class without samples
+    assert "automobile – airplane" not in page.locator("#matrix .hoverlayer").inner_text()
+
+
+def test_the_difference_of_any_two_epochs(visit: Open) -> None:
+    page = visit("one")
+    best, last = _expected(16, 16, 3), _expected(30, 16, 3)
+    np.testing.assert_allclose(_shown(page, "difference"), best - last, atol=3.2e-5)
+    gain = sum(np.nansum(matrix.clip(min=0)) - 9 for matrix in (best,)) - (np.nansum(last.clip(min=0)) - 9)
+    negative = int((np.triu(best - last, 1) < -1e-4).sum())
+    said = page.locator("#difference-title").inner_text()
+    assert said.startswith(f"ΔCAS = {gain:.1f}; of 36 pairs {negative} are negative")
+    page.locator("#first").select_option(label="epoch 2")
+    page.locator("#second").select_option(label="epoch 4")
+    np.testing.assert_allclose(_shown(page, "difference"), _expected(2, 16, 3) - _expected(4, 16, 3), atol=3.2e-5)
+    scale = "((trace) => [trace.zmin, trace.zmax])(document.getElementById('difference').data[0])"
+    assert page.evaluate(scale) == [0, 0.5]
+    page.locator("#signs").select_option("both")
+    assert page.evaluate(scale) == [-0.5, 0.5]
+
+
+def test_runs_side_by_side(visit: Open) -> None:
+    page = visit("two")
+    np.testing.assert_allclose(_shown(page, "difference"), 0, atol=3.2e-5)  # the best of one minus the best of two
+    page.locator("#track").select_option(label="two, averaged weights")
+    assert (
+        page.locator("#matrix-title").inner_text().startswith("two, averaged weights, epoch 8, the best: RA = 49.0 %")
+    )
+    assert page.locator("#pairs-title").inner_text().startswith("two, averaged weights: ")
+    legend = page.locator("#curves .legend").inner_text()
+    assert all(name in legend for name in ("three", "two, raw weights", "test RA", "robust overfitting", "published"))
+    assert page.locator("#pairs-table tr").count() == 20
+
+
+def test_a_hundred_classes_are_labelled_sparsely_until_one_looks_closer(visit: Open) -> None:
+    page = visit("hundred")
+    texts = "document.querySelectorAll('#matrix .xaxislayer-above text').length"
+    assert 8 <= page.evaluate(texts) <= 16
+    page.evaluate("Plotly.relayout('matrix', {'xaxis.range': [9.5, 20.5], 'yaxis.range': [20.5, 9.5]})")
+    page.wait_for_function(f"{texts} === 11")
+    assert page.evaluate("document.querySelector('#matrix .xaxislayer-above text').textContent") == "class 10"
+
+
+def test_names_of_strangers_stay_text(visit: Open) -> None:
+    page = visit("hostile")
+    page.locator("#matrix").focus()
+    page.keyboard.press("ArrowDown")
+    assert "onerror" in page.locator("#matrix-cell").inner_text()
+    page.evaluate(ALL_IN_VIEW)
+    assert page.locator("img").count() == 0
+    assert page.title() == "Cross-class features of hostile"
+
+
+def test_a_figure_is_saved_as_a_picture(visit: Open) -> None:
+    page = visit("one")
+    with page.expect_download() as download:
+        page.locator("button.save[data-figure=matrix]").click()
+    assert download.value.suggested_filename == "matrix.svg"
+    assert "automobile" in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "device"),
+    [
+        ("one", "light", DESKTOP),
+        ("one", "dark", PHONE),
+        ("two", "dark", DESKTOP),
+        ("two", "light", PHONE),
+        ("hundred", "light", PHONE),
+    ],
+)
+def test_everybody_can_read_it(visit: Open, name: str, scheme: str, device: dict[str, Any]) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = visit(name, color_scheme=scheme, **device)
+    page.evaluate(ALL_IN_VIEW)
+    assert page.evaluate("document.documentElement.scrollWidth") <= device["viewport"]["width"]
+    violations = axe.Axe().run(page).response["violations"]
+    assert [(fault["id"], fault["nodes"][0]["html"]) for fault in violations] == []
+
+
+def test_a_change_of_the_colour_scheme_is_followed(visit: Open) -> None:
+    page = visit("one")
+    ink = "document.getElementById('curves')._fullLayout.font.color"
+    before = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{ink} !== '{before}'")
+    assert page.evaluate("document.getElementById('matrix').data[0].zmax") == 1  # C keeps the paper's colours

@@ -1,0 +1,124 @@
+"""The page's words and tables, against figures computed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ccf_plugin.report.run_files import RunFiles, Track, read_runs
+from ccf_plugin.report.words import (
+    against_published,
+    along_epochs,
+    describe_threat,
+    environment_rows,
+    recipe_differences,
+    summarise,
+)
+from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
+
+from .conftest import WriteRun
+
+
+def _flattened(text: str) -> str:
+    return " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", [name for name, path in shipped_recipes().items() if load_recipe(name).published])
+def test_a_recipes_published_figures_are_those_of_its_heading(name: str) -> None:
+    published = load_recipe(name).published
+    heading = _flattened(shipped_recipes()[name].read_text(encoding="utf-8"))
+    assert published is not None
+    for entry in published.figures:
+        if name == "preact_linf" and entry.at not in (70, "best", "last"):
+            continue  # Figure 10's, which the heading leaves out
+        shown = [f"{100 * value:.1f} %" for value in (entry.clean_accuracy, entry.robust_accuracy) if value is not None]
+        shown += [] if entry.cas is None else [f"{entry.cas:.1f}"]
+        assert [text for text in shown if text not in heading] == []
+
+
+def test_published_figures_belong_to_their_own_file_alone() -> None:
+    assert load_recipe("preact_linf").published is not None
+    assert load_recipe("preact_linf_awp").published is None  # builds on it
+    assert load_recipe("cifar_small").published is None
+    changed = load_recipe("preact_linf", ["attack.eps=4/255", "seed=1"]).published
+    assert changed is not None
+    assert changed.changed == ["attack.eps=4/255", "seed=1"]
+    assert load_recipe("preact_linf", ["seed=1"]).flat() == load_recipe("preact_linf").flat() | {"seed": 1}
+
+
+def test_a_run_beside_what_was_published(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("run", epochs=30, every=10, best=20)])
+    table = against_published(run, run.tracks[0])
+    rows = {row[0]: row[1:] for row in table["rows"]}
+    assert table["columns"][1:4] == ["clean accuracy", "RA", "CAS"]
+    assert table["columns"][4:] == ["published RA", "published CAS"]
+    # RA is 0.48 - 0.3 * 10 / 30 = 38 % at epoch 10, published are 36.9 %; at the best it is 48 % against 47.8 %.
+    assert rows["10"][1] == "38.0 %"
+    assert rows["10"][3] == "36.9 % (here +1.1)"
+    assert rows["best (20)"][3] == "47.8 % (here +0.2)"
+    assert rows["last (30)"][3] == "42.5 % (here \N{MINUS SIGN}4.5)"
+    assert rows["190 (not evaluated)"] == ["–", "–", "–", "42.8 %", "9.1"]
+    assert table["changed"] == ["optim.epochs=30"]
+
+
+def test_without_published_figures_the_table_has_the_measured_ones(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("own", recipe="cifar_small", epochs=4, best=2)])
+    table = against_published(run, run.tracks[0])
+    assert [row[0] for row in table["rows"]] == ["best (2)", "last (4)"]
+    assert table["columns"] == ["epoch", "clean accuracy", "RA", "CAS"]
+    assert table["source"] is None
+
+
+def test_a_run_in_one_sentence(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("run", epochs=12, every=2, best=4)])
+    text = summarise(run, run.tracks[0])
+    assert "best at epoch 4 (clean accuracy 73.3 %, RA 48.0 %, CAS" in text
+    assert "by test robust accuracy; last evaluated at epoch 12 (clean accuracy 80.0 %, RA 28.0 %" in text
+    assert "robust overfitting at epochs 8 to 12; CAS falling at epochs 8 to 12." in text
+    (calm,) = read_runs([write_run("calm", epochs=2, best=2)])
+    assert "no alarm in the log" in summarise(calm, calm.tracks[0])
+
+
+def test_spans_of_alarms_skip_what_was_calm(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("run", epochs=12, every=2, best=2)])
+    noisy = [replace(row, alarm="CAS falling" if row.epoch in (2, 6, 8, 12) else "") for row in run.rows]
+    track = Track("x", "", noisy, run.tracks[0].best, run.tracks[0].matrices)
+    assert summarise(run, track).endswith("; CAS falling at epochs 2, 6 to 8, 12.")
+
+
+def test_a_run_that_was_never_evaluated_says_so(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("run", epochs=2)])
+    blind = [replace(row, test_clean_accuracy=None, test_robust_accuracy=None, cas=None) for row in run.rows]
+    track = Track("x", "", blind, None, run.tracks[0].matrices)
+    assert summarise(run, track) == "x: 2 epochs, none of them evaluated."
+    assert ["best (not evaluated)", "–", "–", "–"] in [row[:4] for row in against_published(run, track)["rows"]]
+    assert along_epochs(track)["rows"] == []
+
+
+def test_the_curves_as_a_table_have_what_was_measured(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("run", epochs=4, every=2, best=2)])
+    table = along_epochs(run.tracks[0])
+    assert table["columns"] == ["epoch", "train RA", "clean accuracy", "RA", "CAS", "alarm"]
+    assert [row[0] for row in table["rows"]] == ["2 (best)", "4"]
+    assert table["rows"][0][1:4] == ["50.0 %", "75.0 %", "48.0 %"]
+
+
+def test_recipes_side_by_side_show_only_what_differs(write_run: WriteRun) -> None:
+    runs: list[RunFiles] = read_runs(
+        [
+            write_run("a", epochs=2, overrides=("attack.eps=4/255",)),
+            write_run("b", recipe="preact_linf_awp", epochs=2),
+        ]
+    )
+    table = recipe_differences(runs)
+    assert table["columns"] == ["key", "a", "b"]
+    assert {row[0]: row[1:] for row in table["rows"]} == {
+        "attack.eps": ["4/255", "8/255"],
+        "awp.gamma": ["–", "0.01"],
+        "awp.start_epoch": ["–", "0"],
+    }
+    assert ("versions torch", "2") in environment_rows(runs[0])
+    assert ("command", "ccf train") in environment_rows(runs[0])
+    assert describe_threat(runs[0].threat) == "PGD-20, Linf, eps 8/255"
+    assert describe_threat(None) == "clean images"
