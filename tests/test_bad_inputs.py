@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
 from torch import nn
+from training.test_run import Quiet
+from zoo.harmful import Harmful
 
 from ccf_plugin.cli import main
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
-from training.test_run import Quiet
-from zoo.harmful import Harmful
 
 HTML = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
 SETTINGS = [

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
-from ccf_plugin.training.log import EpochRow
+from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.monitor import measure_model
 from ccf_plugin.training.processes import Processes

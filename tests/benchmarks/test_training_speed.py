@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.run_log import EpochRow, read_log
 from ccf_plugin.training.bench import bench
-from ccf_plugin.training.log import EpochRow, read_log
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.precision import resolve_precision

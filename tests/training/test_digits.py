@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ccf_plugin.training.log import EpochRow
+from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 
