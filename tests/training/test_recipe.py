@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,11 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         load_recipe("digit")
     with pytest.raises(InputError, match="expected a recipe file, found"):
         load_recipe("recipes/nowhere_at_all.toml")
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_states_its_seed(name: str) -> None:
+    path = shipped_recipes()[name]
+    chain = tomllib.loads(path.read_text("utf-8"))
+    while "seed" not in chain:
+        chain = tomllib.loads((path.parent / f"{chain['base']}.toml").read_text("utf-8"))
