@@ -10,7 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import is_first_process, leave_job, progress_on, quiet_libraries
-from ccf_plugin.files import made_folder
+from ccf_plugin.files import given_path, made_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +74,7 @@ def probe(
     threat = subject.threat
     name = (attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
     described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
-    stem = out or Path("results") / f"{subject.loaded.name}-{described}"
+    stem = given_path(out) if out else Path("results") / f"{subject.loaded.name}-{described}"
     if stem.suffix in (".npz", ".json", ".png"):
         stem = stem.with_suffix("")
     console = Console(stderr=as_json, quiet=not is_first_process())
