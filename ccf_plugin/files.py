@@ -35,9 +35,20 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for aside in asides.values():
             with contextlib.suppress(OSError):  # where there is no folder, there is no file
                 aside.unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a full disk names none, and nobody knows the one aside
         raise
+
+
+def given_path(text: str | Path) -> Path:
+    """A path from a recipe or the command line: one with ``~`` or ``..`` made absolute, so that all who name it show
+    where it leads; another as it is."""
+    path = Path(text)
+    try:
+        home = path.expanduser()
+        return Path(os.path.realpath(home)) if home != path or ".." in path.parts else path
+    except (RuntimeError, ValueError):  # no such user's home; no path at all
+        return path
 
 
 @contextlib.contextmanager

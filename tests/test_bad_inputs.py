@@ -142,7 +142,9 @@ CHECKPOINTS = {
     "a text file": Case(_own("weights.txt"), "ending in .safetensors, .pt or .pth", _file("weights.txt", b"hello")),
     "a list": Case(_own(), "expected a state dict", _torch(lambda state: list(state.values()))),
     "an optimiser's state": Case(_own(), "these are no tensors: lr", _torch(lambda _: {"lr": 0.1})),
-    "a whole pickled model": Case(_own(), "nothing is unpickled here", lambda f: torch.save(network(), f / "weights.pt")),
+    "a whole pickled model": Case(
+        _own(), "nothing is unpickled here", lambda f: torch.save(network(), f / "weights.pt")
+    ),
     "of another architecture": Case(_own(), "another architecture", _torch(lambda _: nn.Linear(3, 3).state_dict())),
     "of other sizes": Case(_own(), "1 of another shape (1.weight)", _torch(_with("1.weight", lambda w: w[:, :9]))),
     "of permuted keys": Case(_own(), "of another shape", _torch(_permuted)),
@@ -171,7 +173,9 @@ def _described(change: Callable[[dict[str, Any]], object]) -> Make:
         recipe = load_recipe("digits", SETTINGS)
         from ccf_plugin.zoo.models import build_model
 
-        model = build_model("narrow_preact_resnet18", num_classes=10, input_size=(1, 8, 8), options=recipe.model.options)
+        model = build_model(
+            "narrow_preact_resnet18", num_classes=10, input_size=(1, 8, 8), options=recipe.model.options
+        )
         metadata = {
             "format": 1,
             "model": {"name": "narrow_preact_resnet18", "options": recipe.model.options, "mean": None, "std": None},
@@ -205,7 +209,9 @@ DESCRIPTIONS = {
     "without classes": _description(lambda m: m.pop("classes"), "garbled"),
     "too few classes": _description(lambda m: m.update(classes=["a"]), "another architecture"),
     "an unknown model": _description(lambda m: m["model"].update(name="resnet"), "model 'resnet' is unknown"),
-    "code in a file": _description(lambda m: m["model"].update(name="python:os:getcwd"), "run it with python:os:getcwd"),
+    "code in a file": _description(
+        lambda m: m["model"].update(name="python:os:getcwd"), "run it with python:os:getcwd"
+    ),
     "a network of an exabyte": _description(lambda m: m["model"]["options"].update(width=1 << 40), "best.safetensors"),
     "options of text": _description(lambda m: m["model"].update(options="width"), "garbled"),
     "an input without height": _description(lambda m: m.update(input_size=[1, 8]), "garbled"),
@@ -264,7 +270,9 @@ ARRAYS = {
     ),
     "one array": Case(_probe(NPZ), "npz:data.npz: expected", lambda f: np.save((f / "data.npz").open("wb"), X)),
     "objects": Case(_probe(NPZ), "pickled", _npz(x=X, y=np.array([None] * 10, dtype=object))),
-    "an array of an exabyte": Case(_probe(NPZ), "npz:data.npz", _npz_of({"x.npy": _bomb_npy((1 << 60,)), "y.npy": b""})),
+    "an array of an exabyte": Case(
+        _probe(NPZ), "npz:data.npz", _npz_of({"x.npy": _bomb_npy((1 << 60,)), "y.npy": b""})
+    ),
     "an array of 16 GB in 128 bytes": Case(
         _probe(NPZ), "npz:data.npz", _npz_of({"x.npy": _bomb_npy((1 << 28, 8, 8)), "y.npy": b""})
     ),
@@ -329,10 +337,14 @@ IMAGES = {
     "a class without images": Case(
         _probe(FOLDER), "expected images of this class", _images(lambda f: (f / "data/test/empty").mkdir())
     ),
-    "a text file among them": Case(_probe(FOLDER), "notes.txt: expected an image", _images(_file("data/test/0/notes.txt", b"hi"))),
+    "a text file among them": Case(
+        _probe(FOLDER), "notes.txt: expected an image", _images(_file("data/test/0/notes.txt", b"hi"))
+    ),
     "an empty image": Case(_probe(FOLDER), "a.png: expected an image", _images(_file("data/test/0/a.png", b""))),
     "a web page": Case(_probe(FOLDER), "a.jpg: expected an image", _images(_file("data/test/0/a.jpg", HTML))),
-    "a truncated image": Case(_probe(FOLDER), "a.png: expected an image", _images(_file("data/test/0/a.png", PNG[:45]))),
+    "a truncated image": Case(
+        _probe(FOLDER), "a.png: expected an image", _images(_file("data/test/0/a.png", PNG[:45]))
+    ),
     "an image of 60,000 squared": Case(
         _probe(FOLDER), "a.png: expected an image", _images(_file("data/test/0/a.png", _png_header(60_000, 60_000)))
     ),
@@ -341,7 +353,9 @@ IMAGES = {
     ),
     "mixed sizes": Case(_probe(FOLDER), "use a model that brings its own resizing", _images(sizes=(8, 9))),
     "a link to itself": Case(_probe(FOLDER), "a.png: expected an image", _images(_link("data/test/0/a.png", "a.png"))),
-    "a link to nowhere": Case(_probe(FOLDER), "a.png: expected an image", _images(_link("data/test/0/a.png", "gone.png"))),
+    "a link to nowhere": Case(
+        _probe(FOLDER), "a.png: expected an image", _images(_link("data/test/0/a.png", "gone.png"))
+    ),
     "a circle of folders": Case(_probe(FOLDER), "circle", _images(_link("data/test/0/more", "."))),
     "many circles of folders": Case(
         _probe(FOLDER), "circle", _images(*(_link(f"data/test/0/{name}", "..") for name in "abcdefgh"))
@@ -359,7 +373,9 @@ IMAGES = {
         _probe("cifar10"), "cifar-10-batches-py", _file("data/cifar-10-batches-py/data_batch_1", b"hi")
     ),
     "Tiny-ImageNet of garbage": Case(
-        ["fix-tinyimagenet"], "val_annotations.txt", _file("data/tiny-imagenet-200/val/val_annotations.txt", b"\xff\xfe")
+        ["fix-tinyimagenet"],
+        "val_annotations.txt",
+        _file("data/tiny-imagenet-200/val/val_annotations.txt", b"\xff\xfe"),
     ),
     "no Tiny-ImageNet": Case(["fix-tinyimagenet"], "found nothing; unpack"),
     "Tiny-ImageNet without its images": Case(
@@ -400,7 +416,7 @@ RECIPES = {
     "cut short": Case(TRAIN, "expected TOML", _recipe(MINIMAL[:-3])),
     "keys twice": Case(TRAIN, "expected TOML", _recipe(MINIMAL + b'name = "cifar10"\n')),
     "tables twice": Case(TRAIN, "expected TOML", _recipe(MINIMAL + b"[data]\n")),
-    "another encoding": Case(TRAIN, "expected TOML", _recipe('seed = 1 # größer'.encode("latin-1"))),
+    "another encoding": Case(TRAIN, "expected TOML", _recipe("seed = 1 # größer".encode("latin-1"))),
     "UTF-16": Case(TRAIN, "expected TOML", _recipe(MINIMAL.decode().encode("utf-16"))),
     "10 MB": Case(TRAIN, "expected a recipe under 1 MB", _recipe(b"# " + b"x" * 10_000_000)),
     "a million brackets": Case(TRAIN, "expected TOML", _recipe(b"seed = " + b"[" * 900_000)),
@@ -424,7 +440,9 @@ RECIPES = {
         TRAIN, "add --allow-code", _recipe(MINIMAL.replace(b"narrow_preact_resnet18", OWN.encode()))
     ),
     "a teacher that is missing": Case(
-        TRAIN, "expected the teacher's run at runs/gone", _recipe(MINIMAL + b'[[distill]]\nteacher="runs/gone"\nweight=1\n')
+        TRAIN,
+        "expected the teacher's run at runs/gone",
+        _recipe(MINIMAL + b'[[distill]]\nteacher="runs/gone"\nweight=1\n'),
     ),
     "a teacher in a torch file": Case(
         TRAIN,
@@ -520,14 +538,27 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Make:
     return _changed("state/001.safetensors", rewrite)
 
 
-RESUME = ["train", "digits", *SET, "--out", "run", "--resume", "--set", "optim.epochs=2", "--allow-change", "optim.epochs"]
+RESUME = [
+    "train",
+    "digits",
+    *SET,
+    "--out",
+    "run",
+    "--resume",
+    "--set",
+    "optim.epochs=2",
+    "--allow-change",
+    "optim.epochs",
+]
 NEW = ["train", "digits", *SET, "--out"]
 
 RUNS = {
     "of a newer version": Case(RESUME, "update ccf_plugin", _state(lambda s: s.update(format=2))),
     "of a format of text": Case(RESUME, "last.json", _state(lambda s: s.update(format="new"))),
     "a state of a list": Case(RESUME, "last.json", _changed("state/last.json", lambda p: p.write_text("[]"))),
-    "a state of another encoding": Case(RESUME, "last.json", _changed("state/last.json", lambda p: p.write_bytes(b"\xff"))),
+    "a state of another encoding": Case(
+        RESUME, "last.json", _changed("state/last.json", lambda p: p.write_bytes(b"\xff"))
+    ),
     "a state of 100,000 brackets": Case(
         RESUME, "last.json", _changed("state/last.json", lambda p: p.write_text("[" * 100_000))
     ),
@@ -548,7 +579,9 @@ RUNS = {
         RESUME, "001.safetensors", _tensors(lambda t: t.update({"model.linear.bias": torch.zeros(3)}))
     ),
     "tensors without random numbers": Case(RESUME, "001.safetensors", _tensors(lambda t: t.pop("rng.0"))),
-    "random numbers cut short": Case(RESUME, "001.safetensors", _tensors(lambda t: t.update({"rng.0": t["rng.0"][:9]}))),
+    "random numbers cut short": Case(
+        RESUME, "001.safetensors", _tensors(lambda t: t.update({"rng.0": t["rng.0"][:9]}))
+    ),
     "momentum of other sizes": Case(
         RESUME, "001.safetensors", _tensors(lambda t: t.update({"optimizer.0.momentum_buffer": torch.zeros(3)}))
     ),
@@ -565,9 +598,7 @@ RUNS = {
     "inside a file": Case([*NEW, "file/run"], "file", _file("file", b"x")),
     "a link to itself": Case([*NEW, "loop"], "loop", _link("loop", "loop")),
     "with other files": Case([*NEW, "mine"], "found other files (thesis.txt)", _file("mine/thesis.txt", b"x")),
-    "a result inside a file": Case(
-        [*_option("--clean"), "--out", "file/result"], "file", _file("file", b"x")
-    ),
+    "a result inside a file": Case([*_option("--clean"), "--out", "file/result"], "file", _file("file", b"x")),
     "an interrupted wish": Case(["train", "digits", "--resume", "--force"], "--resume or --force"),
     "a change without a run": Case(["train", "digits", "--allow-change", "seed"], "--allow-change with --resume"),
     "an unknown tracker": Case([*NEW, "new", "--track", "wonderboard"], "wonderboard"),
@@ -596,8 +627,10 @@ ZOO = {
     "a web page": Case(_PROBE_ROBUST, "web page", _file(PLACE, HTML)),
     "an empty file": Case(_PROBE_ROBUST, PLACE, _file(PLACE, b"")),
     "random bytes": Case(_PROBE_ROBUST, "damaged", _file(PLACE, bytes(range(256)))),
-    "a whole pickled model": Case(_PROBE_ROBUST, "save the state dict alone", _in_place(network())),
-    "NumPy's numbers": Case(_PROBE_ROBUST, "save the state dict alone", _in_place({"state_dict": {}, "best": np.float64(1)})),
+    "a whole pickled model": Case(_PROBE_ROBUST, "torch.save(c['state_dict'], FILE)", _in_place(network())),
+    "NumPy's numbers": Case(
+        _PROBE_ROBUST, "torch.save(c['state_dict'], FILE)", _in_place({"state_dict": {}, "best": np.float64(1)})
+    ),
     "another architecture": Case(_PROBE_ROBUST, "another architecture", _in_place({"weight": torch.zeros(3)})),
     "a list": Case(_PROBE_ROBUST, PLACE, _in_place([1, 2])),
     "an unknown network": Case(["probe", "timm:resnet181", "--data", "digits"], "did you mean 'resnet18'"),
@@ -680,3 +713,151 @@ def test_bad_input_gets_one_line_and_leaves_the_disk_as_it_was(
     code, err = ccf(*case.command)
     _ends_in_one_line(code, err, case.says)
     assert listing(tmp_path) == before
+
+
+NO_SPACE = (errno.ENOSPC, "No space left on device", "free some space")
+READ_ONLY = (errno.EROFS, "Read-only file system", "check its path and permissions")
+FORBIDDEN = (errno.EACCES, "Permission denied", "check its path and permissions")
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync", "replace"])
+@pytest.mark.parametrize(("number", "text", "remedy"), [NO_SPACE, READ_ONLY, FORBIDDEN])
+@pytest.mark.parametrize(
+    "command", [[*NEW, "deep/new"], [*_option("--clean"), "--out", "deep/new"]], ids=["train", "probe"]
+)
+def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(
+    ccf: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    number: int,
+    text: str,
+    remedy: str,
+    call: str,
+) -> None:
+    """Injected, since permissions do not bind the superuser that tests may run as."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, text)
+
+    monkeypatch.setattr(os, call, fail)
+    code, err = ccf(*command)
+    monkeypatch.undo()
+    assert code == 1
+    _ends_in_one_line(code, err, remedy)
+    assert text in err
+    assert call == "mkdir" or "deep/new" in err
+    assert listing(tmp_path) == {}
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    ccf: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _images()(tmp_path)
+    scan = os.scandir
+
+    def forbidden(path: Path) -> Any:
+        if str(path).endswith("7"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    code, err = ccf(*_probe(FOLDER))
+    _ends_in_one_line(code, err, "data/test/7: Permission denied; check its path and permissions")
+
+
+# Pickles that would create the file "harm"
+
+
+def _pickle(name: str, wrap: Callable[[Harmful], Any] = lambda harmful: harmful) -> Make:
+    return lambda f: _file(name, pickle.dumps(wrap(Harmful(f / "harm"))))(f)
+
+
+def _torch_file(name: str) -> Make:
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": network().state_dict(), "more": Harmful(folder / "harm")}, folder / name)
+
+    return make
+
+
+def _harmful_npz(folder: Path) -> None:
+    np.savez(folder / "data.npz", x=X, y=np.array([Harmful(folder / "harm")] * 10, dtype=object))
+
+
+def _train(*settings: str) -> list[str]:
+    return ["train", "digits", *SET, *(word for setting in settings for word in ("--set", setting))]
+
+
+ENSEMBLE = "cifar10/corruptions/Diffenderfer2021Winning_LRR_CARD_Deck"  # its networks take seconds to build
+SLOW = {"an ensemble's weights"}
+TEACHER = "distill=[{teacher='%s', weight=0.5}]"
+TIMM = "model={name='timm:%s', options={%s}}"
+HARMFUL = {
+    **{f"a torch file ending in .{end}": (_own(f"w.{end}"), _torch_file(f"w.{end}")) for end in ("pt", "pth", "tar")},
+    **{f"a bare pickle ending in .{end}": (_own(f"w.{end}"), _pickle(f"w.{end}")) for end in ("pt", "bin", "ckpt")},
+    "a pickle called safetensors": (_own("w.safetensors"), _pickle("w.safetensors")),
+    "a torch file called safetensors": (_own("w.safetensors"), _torch_file("w.safetensors")),
+    "a torch file as a model": (["probe", "w.pt"], _torch_file("w.pt")),
+    "a pickle in a run folder": (["probe", "run"], _pickle("run/best.safetensors")),
+    "RobustBench's weights": (_PROBE_ROBUST, _torch_file(PLACE)),
+    "RobustBench's weights, a bare pickle": (_PROBE_ROBUST, _pickle(PLACE)),
+    "RobustBench's weights in another folder": (
+        [*_PROBE_ROBUST, "--model-dir", "other"],
+        _torch_file(PLACE.replace("models", "other")),
+    ),
+    "an ensemble's weights": (
+        ["probe", f"robustbench:{ENSEMBLE}", "--data", "digits"],
+        _torch_file(f"models/{ENSEMBLE}.pt_m0.pt"),
+    ),
+    "RobustBench's weights in a recipe": (
+        _train(f"model={{name='robustbench:{ROBUST}', options={{pretrained=true}}}}"),
+        _torch_file(PLACE),
+    ),
+    "a RobustBench teacher": (_train(TEACHER % f"robustbench:{ROBUST}"), _torch_file(PLACE)),
+    "a teacher's checkpoint": (_train(TEACHER % "w.safetensors"), _pickle("w.safetensors")),
+    "a teacher's torch file": (_train(TEACHER % "w.pt"), _torch_file("w.pt")),
+    "timm's checkpoint_path": (_train(TIMM % ("resnet18", "checkpoint_path='w.pth'")), _torch_file("w.pth")),
+    "timm's checkpoint_path to an npz": (
+        _train(TIMM % ("vit_tiny_patch16_224", "checkpoint_path='w.npz'")),
+        _pickle("w.npz"),
+    ),
+    "timm's weights from a file": (
+        _train(TIMM % ("resnet18", "pretrained=true, pretrained_cfg_overlay={file='w.pth'}")),
+        _torch_file("w.pth"),
+    ),
+    "arrays of objects": (_probe(NPZ), _harmful_npz),
+    "a pickle called npz": (_probe(NPZ), _pickle("data.npz")),
+    "a pickle called png": (_probe(FOLDER), _images(_pickle("data/test/0/a.png"))),
+    "CIFAR-10": (_probe("cifar10"), _pickle("data/cifar-10-batches-py/test_batch", lambda h: {"data": h})),
+    "a recipe": (["train", "mine.toml"], _pickle("mine.toml")),
+    "a run's state": (RESUME, _pickle("run/state/001.safetensors")),
+    "a run's state of another name": (
+        RESUME,
+        lambda f: (_torch_file("run/state/w.pt")(f), _state(lambda s: s.update(file="w.pt"))(f)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in HARMFUL])
+def test_no_command_unpickles_anything(
+    ccf: Callable[..., tuple[int, str]],
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    command, make = HARMFUL[name]
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # whatever the user's environment says
+    shutil.copytree(finished, tmp_path / "run")
+    make(tmp_path)
+    before = listing(tmp_path)
+    code, err = ccf(*command)
+    _ends_in_one_line(code, err, "")
+    assert listing(tmp_path) == before
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_harmful_object_does_harm(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Harmful(tmp_path / "harm")))
+    assert (tmp_path / "harm").exists()

@@ -44,7 +44,7 @@ def main() -> NoReturn:
     except CCFError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = "; continue after the last finished epoch with --resume" if sys.argv[1:2] == ["train"] else ""
+        resumable = "; continue from the last saved state with --resume" if sys.argv[1:2] == ["train"] else ""
         _fail(f"interrupted{resumable}", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

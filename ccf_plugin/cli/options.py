@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ccf_plugin.files import given_path
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -44,5 +46,5 @@ VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colou
 
 def stem(out: Path | None, name: str) -> Path:
     """The path that a command's files begin with: ``out`` without its suffix, or a name in ``results``."""
-    stem = out or Path("results") / name
+    stem = given_path(out) if out else Path("results") / name
     return stem.with_suffix("") if stem.suffix in (".npz", ".json", ".png", ".csv") else stem

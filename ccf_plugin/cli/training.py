@@ -10,6 +10,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import is_first_process, leave_job, quiet_libraries
 from ccf_plugin.errors import InputError
+from ccf_plugin.files import given_path
 
 
 def train(
@@ -48,7 +49,7 @@ def train(
     with ProgressReporter(console) as reporter:
         run = run_training(
             loaded,
-            out or Path("runs") / Path(recipe).stem,
+            given_path(out or Path("runs") / Path(recipe).stem),
             reporter,
             resume=resume,
             allow_change=allow_change or [],
@@ -82,7 +83,7 @@ def sweep(
     from ccf_plugin.training.sweep import command_of, plan_sweep
 
     common = overrides or []
-    folder = out or Path("runs") / Path(recipe).stem
+    folder = given_path(out or Path("runs") / Path(recipe).stem)
     points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code)
     if print_only:
         for point in points:

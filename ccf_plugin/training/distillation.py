@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import check_input
 from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
@@ -82,10 +82,10 @@ def load_teacher(
             classes or images.
     """
     spec = section.teacher
-    if ":" not in spec and not Path(spec).exists():
-        recipe = Path(spec).name
-        made_by = f"ccf train {recipe}" if recipe in shipped_recipes() else f"ccf train RECIPE --out {spec}"
-        raise InputError(f"expected the teacher's run at {spec}, found none; make it with `{made_by}`")
+    path = given_path(spec)
+    if ":" not in spec and not path.exists():
+        made_by = f"ccf train {path.name}" if path.name in shipped_recipes() else f"ccf train RECIPE --out {path}"
+        raise InputError(f"expected the teacher's run at {path}, found none; make it with `{made_by}`")
     loaded = load_model(spec)
     model = loaded.model.to(device).requires_grad_(False)
     logits = check_input(model, input_size, spec)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.run_log import AVERAGE, EpochRow
 from ccf_plugin.training.run import Run
+from ccf_plugin.zoo.datasets import resolved
 
 _SHORT = ("loss", "test RA", "CAS", "alarm")
 
@@ -47,8 +48,8 @@ class ProgressReporter:
         """Announce the run."""
         total = run.recipe.optim.epochs
         self._console.print(
-            f"[bold]{run.recipe.model.name}[/] on {run.recipe.data.name} → {run.folder}; the best epoch is chosen by "
-            f"{run.selected_by.replace('_', ' ')}",
+            f"[bold]{run.recipe.model.name}[/] on {resolved(run.recipe.data.name)} → {run.folder}; "
+            f"the best epoch is chosen by {run.selected_by.replace('_', ' ')}",
             highlight=False,
             soft_wrap=True,
         )

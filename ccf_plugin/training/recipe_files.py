@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.files import given_path
 from ccf_plugin.training.recipe import Recipe, evaluation_threat, training_threat
 from ccf_plugin.zoo.python_code import code_in
 from ccf_plugin.zoo.threat import ThreatModel
@@ -78,7 +79,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def find_recipe(name_or_path: str) -> Path:
     """The recipe's file: a path that exists, or the name of a shipped recipe."""
-    path = Path(name_or_path).expanduser()
+    path = given_path(name_or_path)
     if path.is_file():
         return path
     shipped = shipped_recipes()
@@ -120,7 +121,7 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return content
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
-    beside = path.parent / (base if base.endswith(".toml") else f"{base}.toml")
+    beside = given_path(path.parent / (base if base.endswith(".toml") else f"{base}.toml"))
     below = _with_base(beside if beside.is_file() else find_recipe(base), (*seen, path.resolve()))
     below.pop("published", None)  # they were not published of what this file makes of it
     return _merged(below, content)
@@ -128,13 +129,18 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_RECIPE:
-            raise InputError(f"expected a recipe under 1 MB, found {path.stat().st_size} bytes in {path}")
+        size = path.stat().st_size
+        if size > _LARGEST_RECIPE:
+            raise InputError(f"expected a recipe under 1 MB, found {size} bytes in {path}; is it another file?")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise InputError(f"expected TOML in {path}, found too many brackets inside one another; remove some") from None
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and numbers of thousands of digits
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"expected TOML in {path}, found a fault: {error}; mend it there") from None
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(f"expected TOML in {path}, found a number of thousands of digits; shorten it") from None
     except OSError as error:
         raise InputError(f"expected a readable recipe, found {path}: {error.strerror}") from None
     _check_values(content, str(path))

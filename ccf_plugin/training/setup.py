@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False) -> 
         torch.set_num_threads(recipe.threads)
     data = load_data(
         recipe.data.name,
-        root=Path(recipe.data.root).expanduser(),
+        root=Path(recipe.data.root),
         download=download,
         train_per_class=recipe.data.train_per_class,
         test_limit=recipe.data.test_limit,

@@ -69,7 +69,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: expected a safetensors file, found a damaged one ({one_line(error, 80)})") from error
+        raise _damaged(path, "safetensors file", error) from error
     if text is None:
         return None
     try:
@@ -106,7 +106,9 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     try:
         model.load_state_dict(dict(state))
     except Exception as error:  # sparse tensors, tensors without data and whatever else copying refuses
-        raise InputError(f"{source}: expected plain tensors, found others ({one_line(error, 120)}); save it again") from error
+        raise InputError(
+            f"{source}: expected plain tensors, found others ({one_line(error, 120)}); save it again"
+        ) from error
     check_finite(model, source)
 
 
@@ -127,11 +129,15 @@ def is_web_page(path: Path) -> bool:
 
 
 def refusal(error: BaseException) -> str:
-    """Why ``torch.load(weights_only=True)`` refused a file, in a few words."""
+    """Why ``torch.load(weights_only=True)`` refused a file, and the way out, in a few words."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found:
-        return f"it holds the Python object {found.group(1)}, and nothing is unpickled here; save the state dict alone"
-    return f"it is damaged or not a torch file ({one_line(error, 80)})"
+        return (
+            f"it holds the Python object {found.group(1)}, and nothing is unpickled here; whoever trusts it converts "
+            "it once: c = torch.load(FILE, weights_only=False); torch.save(c['state_dict'], FILE) (or c.state_dict())"
+        )
+    reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({one_line(error, 80)})"  # pages of advice
+    return f"it is damaged or not a torch file{reason}; download or save it again"
 
 
 def _some(keys: list[str]) -> str:
@@ -140,9 +146,10 @@ def _some(keys: list[str]) -> str:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: expected a checkpoint file, found {'a folder' if path.is_dir() else 'nothing'}")
+        found = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"{path}: expected a checkpoint file, found {found}; check the path")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: expected a checkpoint file, found an empty one")
+        raise InputError(f"{path}: expected a checkpoint file, found an empty one; download or save it again")
     if is_web_page(path):
         raise InputError(f"{path}: expected a checkpoint file, found a web page; download it again")
 
@@ -154,7 +161,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a safetensors file, found a damaged one ({one_line(error, 80)})") from error
+        raise _damaged(path, "safetensors file", error) from error
     return state
 
 
@@ -165,7 +172,13 @@ def _load_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: {refusal(error)}") from error
     except Exception as error:  # a damaged file fails in as many ways as it has bytes
-        raise InputError(f"{path}: expected a torch checkpoint, found a damaged one ({one_line(error, 80)})") from error
+        raise _damaged(path, "torch checkpoint", error) from error
+
+
+def _damaged(path: Path, what: str, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: expected a {what}, found a damaged one ({one_line(error, 80)}); download or save it again"
+    )
 
 
 def _find_state(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.files import given_path
 from ccf_plugin.zoo.cifar import read_cifar
 from ccf_plugin.zoo.image_files import ClassFiles, class_folders, prepare, stack
 from ccf_plugin.zoo.imagenet import IMAGENETS, find_imagenet, readable_names
@@ -131,6 +132,7 @@ def load_data(
         if limit is not None and limit < 1:
             raise InputError(f"{what}: expected at least 1, found {limit}")
     check_spec(spec)
+    spec, root = resolved(spec), given_path(root)
     keep = _Limits(train_per_class, test_limit)
     kind, _, rest = spec.partition(":")
     if spec == "digits":
@@ -148,6 +150,12 @@ def load_data(
         return ImageData(spec, readable_names(wnids), parts.get("train"), parts.get("test"))
     parts = {split: _split(x, y, split, keep, preprocess) for split, (x, y) in found.items()}
     return ImageData(spec, classes, parts.get("train"), parts.get("test"))
+
+
+def resolved(spec: str) -> str:
+    """The spec, its path made absolute where it has ``~`` or ``..`` (``files.given_path``)."""
+    kind, _, rest = spec.partition(":")
+    return f"{kind}:{given_path(rest)}" if kind in ("folder", "npz") and rest else spec
 
 
 def check_spec(spec: str) -> None:
@@ -197,7 +205,7 @@ def _folder(path: Path, splits: Sequence[str]) -> dict[str, ClassFiles]:
     if not any(split in found for split in splits):
         there = "no such folder" if not path.is_dir() else f"{_some([entry.name for entry in path.iterdir()])}"
         names = " or ".join(str(path / split / "<class>") for split in splits)
-        raise InputError(f"folder:{path}: expected {names}, found {there}")
+        raise InputError(f"folder:{path}: expected {names}, found {there}; check the path")
     return found
 
 
@@ -236,17 +244,21 @@ def _read_classes(
 
 def _npz(path: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
     if not path.is_file():
-        raise InputError(f"npz:{path}: expected an npz file, found {'a folder' if path.is_dir() else 'nothing'}")
+        raise InputError(
+            f"npz:{path}: expected an npz file, found {'a folder' if path.is_dir() else 'nothing'}; check the path"
+        )
     try:
         with contextlib.closing(np.load(path, allow_pickle=False)) as file:
             arrays = {name: file[name] for name in file.files}
         if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"no arrays: {others}")
     except MemoryError as error:
-        raise InputError(f"npz:{path}: expected arrays that fit into memory, found larger ones (or a damaged file)") from error
+        raise InputError(
+            f"npz:{path}: expected arrays that fit into memory, found larger ones or a damaged file; write fewer images"
+        ) from error
     except Exception as error:  # a damaged archive fails in many ways
         raise InputError(
-            f"npz:{path}: expected plain arrays in an npz file, found a damaged or pickled one; write it with numpy.savez"
+            f"npz:{path}: expected plain arrays in an npz file, found a damaged or pickled one; write it by numpy.savez"
         ) from error
     names = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test") if "x_test" in arrays else ("x", "y")}
     pairs = {split: names[split] for split in splits if names[split][0] in arrays}
@@ -257,7 +269,9 @@ def _npz(path: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], dict[str, 
     labels = {split: _npz_labels(path, y, x, arrays) for split, (x, y) in names.items() if x in arrays}
     highest = max(int(of_split.max()) for of_split in labels.values())
     if "classes" not in arrays and highest >= _MOST_CLASSES:
-        raise InputError(f"npz:{path}: expected labels under {_MOST_CLASSES:,}, found {highest}; number the classes from 0")
+        raise InputError(
+            f"npz:{path}: expected labels under {_MOST_CLASSES:,}, found {highest}; number the classes from 0"
+        )
     named = arrays["classes"].tolist() if "classes" in arrays else range(highest + 1)
     if not isinstance(named, Sequence) or any(isinstance(name, list) for name in named):
         raise InputError(f"npz:{path}: expected classes of one dimension, found {arrays['classes'].shape}")

@@ -45,7 +45,9 @@ def image_files(folder: Path) -> list[Path]:
         inside = folders.pop()
         state = inside.stat()
         if (state.st_dev, state.st_ino) in seen:
-            raise InputError(f"{inside}: expected each folder once, found a circle of links to folders; remove the link")
+            raise InputError(
+                f"{inside}: expected each folder once, found a circle of links to folders; remove the link"
+            )
         seen.add((state.st_dev, state.st_ino))
         with os.scandir(inside) as entries:
             for entry in entries:

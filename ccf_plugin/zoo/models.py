@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.files import given_path
 from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, save_checkpoint
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model
@@ -141,7 +142,7 @@ def _describes(metadata: Mapping[str, Any], spec: str) -> bool:
 
 
 def _run_checkpoint(spec: str) -> Path:
-    path = Path(spec)
+    path = given_path(spec)
     if path.is_dir():
         if (path / _BEST).is_file():
             return path / _BEST

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.files import given_path
 from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.normalize import with_normalization
 
@@ -105,7 +105,9 @@ def _robustbench(
 
     _check_options(f"robustbench:{name}", options, ("pretrained", "model_dir"))
     loaded = load_robustbench(
-        name, pretrained=bool(options.get("pretrained", False)), model_dir=Path(options.get("model_dir", "models"))
+        name,
+        pretrained=bool(options.get("pretrained", False)),
+        model_dir=given_path(options.get("model_dir", "models")),
     )
     if loaded.num_classes != num_classes:
         raise InputError(f"{loaded.spec} has {loaded.num_classes} classes, the data has {num_classes}")

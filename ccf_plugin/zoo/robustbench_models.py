@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -183,12 +184,12 @@ def _load(entry: _Entry, model_dir: Path) -> nn.Module:
 def _explain(entry: _Entry, files: list[Path], by_hand: set[Path], error: Exception) -> CCFError:
     """The error to raise when robustbench fails: no download, a damaged file, or one of another model."""
     missing = [file for file in files if not file.exists()]
-    if missing or not files:
+    if (missing or not files) and not isinstance(error, pickle.UnpicklingError):
         return UnavailableError(f"could not download {entry.spec} ({one_line(error, 120)}){_placing(entry, files)}")
     names = ", ".join(str(file) for file in files)
     if isinstance(error, RuntimeError) and "state_dict" in str(error):
         return InputError(f"{names}: a checkpoint of another architecture than {entry.spec}: {one_line(error, 400)}")
-    if by_hand.issuperset(files):
+    if by_hand:
         return InputError(f"{names}: not loaded as {entry.spec}: {refusal(error)}")
     return UnavailableError(f"the download of {entry.spec} cannot be used: {refusal(error)}{_placing(entry, files)}")
 

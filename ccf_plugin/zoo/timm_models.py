@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+from ccf_plugin.zoo.checkpoints import refusal
 from ccf_plugin.zoo.containment import one_line, quiet, weights_only
 from ccf_plugin.zoo.loaded import LoadedModel
 from ccf_plugin.zoo.normalize import with_normalization
@@ -88,6 +90,8 @@ def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise InputError(f"timm:{name} refuses its options: {one_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"the weights of timm:{name} were not loaded: {refusal(error)}") from error
     except Exception as error:
         if pretrained:
             raise UnavailableError(f"could not load the weights of timm:{name} ({one_line(error, 160)})") from error

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -411,3 +412,19 @@ def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="tracker 'wonderboard': expected one that is installed"):
         train(tiny(), tmp_path / "run", Quiet(), trackers=["wonderboard"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_ends_with_the_shells_code_for_the_signal(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "ccf_plugin", "train", "digits", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "state").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # now it trains
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code
+    assert errors.count("\n") == 1
+    assert "--resume" in errors
+    assert (tmp_path / "run" / "state" / "last.json").is_file()

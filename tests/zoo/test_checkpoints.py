@@ -125,6 +125,29 @@ def test_broken_files_are_named(how: str, message: str, suffix: str, model: nn.M
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precision_load_and_run_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    torch.save(network.to(dtype).state_dict(), tmp_path / "weights.pt")
+    apply_state(own := nn.Linear(3, 2), load_state(tmp_path / "weights.pt"), source="weights.pt")
+    assert own.weight.dtype == torch.float32
+    assert torch.equal(own.weight, network.weight.float())
+
+
+def test_keys_may_come_in_any_order(model: nn.Module, tmp_path: Path) -> None:
+    shuffled = dict(reversed(model.state_dict().items()))
+    torch.save(shuffled, tmp_path / "weights.pt")
+    apply_state(model, load_state(tmp_path / "weights.pt"), source="weights.pt")
+    assert all(torch.equal(value, shuffled[key]) for key, value in model.state_dict().items())
+
+
+def test_infinite_buffers_are_masks_and_load() -> None:
+    network = nn.Linear(2, 2)
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    apply_state(network, network.state_dict(), source="weights.pt")
+
+
 @pytest.mark.parametrize("content", [[1, 2], {}, {"lr": 0.1}, {"state_dict": {"weight": "text"}}, torch.zeros(2)])
 def test_torch_files_without_a_state_dict(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pt")

@@ -1,0 +1,122 @@
+"""A full disk at every system call of an epoch's save: what is on the disk resumes to the uninterrupted run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ccf_plugin.training.log import read_log
+from safetensors.torch import load_file
+
+from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.training.loop import train
+from ccf_plugin.training.run import Run
+
+from .test_run import COLUMNS, Quiet, tiny
+
+RECIPE = ("optim.epochs=2", "average={kind='ema', decay=0.9}")
+CALLS = ("open", "write", "fsync", "replace")
+
+
+class _Disk(Quiet):
+    """From the first step of epoch 2 on, counts the calls that write files; one of them finds the disk full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, full_at: tuple[str, int] | None = None) -> None:
+        super().__init__()
+        self.count = dict.fromkeys(CALLS, 0)
+        self._monkeypatch, self._full_at = monkeypatch, full_at
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        if (epoch, done) != (2, 1):
+            return
+        opened = self._counted("open", Path.open)
+
+        def open_file(path: Path, *arguments: Any) -> Any:
+            if path.suffix != ".tmp":
+                return Path_open(path, *arguments)
+            return _File(opened(path, *arguments), self)
+
+        Path_open = Path.open
+        self._monkeypatch.setattr(Path, "open", open_file)
+        fsync, flush = self._counted("fsync", os.fsync), os.fsync
+        is_folder = lambda number: os.path.isdir(f"/proc/self/fd/{number}")  # noqa: E731, PTH112
+        self._monkeypatch.setattr(os, "fsync", lambda number: (flush if is_folder(number) else fsync)(number))
+        self._monkeypatch.setattr(os, "replace", self._counted("replace", os.replace))
+
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            self.count[name] += 1
+            if (name, self.count[name]) == self._full_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*arguments)
+
+        return counted
+
+
+class _File:
+    """A file whose writes are counted; one that fails has written half."""
+
+    def __init__(self, file: Any, disk: _Disk) -> None:
+        self._file, self.flush, self.fileno = file, file.flush, file.fileno
+        self._write = disk._counted("write", file.write)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, content: bytes) -> int:
+        try:
+            return int(self._write(content))
+        except OSError:
+            self._file.write(content[: len(content) // 2])
+            raise
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny(*RECIPE), tmp_path_factory.mktemp("whole") / "run", Quiet())
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(*RECIPE), folder, Quiet(stop_after=1))
+    return folder
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_disk_that_is_full_at_any_call_of_a_save_costs_that_epoch_at_most(
+    call: str, whole: Run, one_epoch: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shutil.copytree(one_epoch, tmp_path / "counted")
+        disk = _Disk(monkeypatch)
+        train(tiny(*RECIPE), tmp_path / "counted", disk, resume=True)
+    assert disk.count[call] >= 9  # two results of two files, best, last and their averages, epochs, log, state
+    for number in range(1, disk.count[call] + 1):
+        folder = tmp_path / f"full{number}"
+        shutil.copytree(one_epoch, folder)
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(OSError, match="No space left") as caught:
+            train(tiny(*RECIPE), folder, _Disk(monkeypatch, (call, number)), resume=True)
+        assert Path(caught.value.filename).is_relative_to(folder)
+        assert not list(folder.rglob("*.tmp"))
+        _assert_same(train(tiny(*RECIPE), folder, Quiet(), resume=True), whole)
+
+
+def _assert_same(one: Run, other: Run) -> None:
+    for name in ("best", "last", "best_average", "last_average"):
+        first, second = (load_file(run.folder / f"{name}.safetensors") for run in (one, other))
+        assert all(torch.equal(first[key], second[key]) for key in second)
+    for row, twin in zip(read_log(one.folder), read_log(other.folder), strict=True):
+        assert all(getattr(row, key) == getattr(twin, key) for key in COLUMNS if "second" not in key)
+    results = (CrossClassResult.load(run.folder / "probe" / "002") for run in (one, other))
+    assert len({result.cas for result in results}) == 1
