@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from ccf_plugin.cli import benchmarking, comparing, data, probing, reporting, theory, training
+from ccf_plugin.cli import benchmarking, comparing, data, evaluating, probing, reporting, theory, training
 from ccf_plugin.errors import CCFError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for command in (
     training.train,
     probing.probe,
     comparing.compare,
+    evaluating.evaluate,
     reporting.report,
     training.sweep,
     training.recipes,
@@ -34,18 +35,28 @@ for command in (
     app.command()(command)
 
 
+_INTERRUPTED = 130
+_RESUMABLE = {
+    "train": "; continue from the last saved state with --resume",
+    "evaluate": "; run it again to continue after the last finished batch",
+    "leaderboard": "; run it again to continue after the last finished model",
+}
+
+
 def main() -> NoReturn:
     """Run ``ccf``. What goes wrong becomes one line on standard error and an exit code: 2 for input, 1 for the rest."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding lacks our × and ·
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except CCFError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        resumable = "; continue from the last saved state with --resume" if sys.argv[1:2] == ["train"] else ""
-        _fail(f"interrupted{resumable}", 130)
+        _fail(f"interrupted{_RESUMABLE.get(''.join(sys.argv[1:2]), '')}", _INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -147,6 +147,17 @@ class CrossClassProbe:
         if counted:
             self._add(latest, labels, slice(None) if rows is None else rows)
 
+    def features(self) -> Tensor:
+        """g(x) of the latest forward pass, (N, n), detached; ``update`` may still count the pass.
+
+        Raises:
+            InputError: no pass since the last ``update``, or one whose head cannot be found.
+        """
+        latest = self._attached().peek()
+        if latest is None:
+            raise InputError("expected a forward pass of the probed model before features, found none; call the model")
+        return latest.features
+
     def take_sums(self) -> Sums:
         """What was accumulated since the last ``reset``, which this is too: for those who add it up themselves.
 

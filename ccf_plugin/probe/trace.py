@@ -109,6 +109,11 @@ class HeadTracer:
         if isinstance(self._last, InputError):
             raise self._last
 
+    def peek(self) -> ForwardPass | None:
+        """The latest pass, which stays to be taken; raises as ``check``."""
+        self.check()
+        return None if isinstance(self._last, InputError) else self._last
+
     def drop(self) -> None:
         """Forget the latest pass."""
         self._pending = self._last = None

@@ -1,0 +1,115 @@
+"""evaluate, leaderboard. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ccf_plugin.cli import options
+from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_processes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ccf_plugin.measure.robustness import Evaluation
+
+
+def evaluate(
+    model: options.Model,
+    data: options.Data = None,
+    norm: options.Norm = None,
+    eps: options.Eps = None,
+    step_size: options.StepSize = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Of PGD; may be repeated. Default: 20 and 100.")] = None,
+    autoattack: Annotated[bool, typer.Option("--autoattack", help="AutoAttack too: slow, and what to quote.")] = False,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 250,
+    checkpoint: options.Checkpoint = None,
+    pretrained: options.Pretrained = True,
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    model_dir: options.ModelDir = Path("models"),
+    data_root: options.DataRoot = Path("data"),
+    download: options.Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The JSON to write, and to continue. Default: results/<model>-evaluation-<norm>-<eps>."),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew what the JSON holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation's JSON and nothing else.")] = False,
+) -> None:
+    """Measure how robust MODEL is: clean accuracy, PGD, AutoAttack. Run again, it continues where it was stopped."""
+    quiet_libraries()
+    refuse_several_processes("evaluate", "start it with python or ccf alone")
+    from rich.console import Console
+
+    from ccf_plugin.measure.robustness import evaluate as run_evaluation
+    from ccf_plugin.measure.subject import Choices, load_subject
+
+    choices = Choices(
+        data=data,
+        norm=norm,
+        eps=eps,
+        step_size=step_size,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        device=device,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        model_dir=model_dir,
+        data_root=data_root,
+        download=download,
+    )
+    subject = load_subject(model, choices)
+    threat = subject.threat
+    assert threat is not None  # noqa: S101  (only clean choices have none)
+    stem = options.stem(out, f"{subject.loaded.name}-evaluation-{threat.norm}-{threat.eps:.4g}")
+    file = stem.with_name(f"{stem.name}.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=as_json)
+    found = run_evaluation(
+        subject,
+        file,
+        steps=steps or (20, 100),
+        autoattack=autoattack,
+        restart=restart,
+        progress=lambda name: progress_on(console, f"{name}, {len(subject.test)} images"),
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), allow_nan=False))  # noqa: T201
+        return
+    _print_evaluation(console, found)
+    console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+
+
+def _print_evaluation(console: Console, found: Evaluation) -> None:
+    from rich.table import Table
+
+    from ccf_plugin.measure.robustness import MASKING_MARGIN
+    from ccf_plugin.zoo.threat import show_pixels
+
+    threat, data = found.conditions["threat"], found.conditions["data"]
+    table = Table(show_header=False)
+    table.add_row("model", found.conditions["model"])
+    table.add_row("data", f"{found.images} test images of {data['name']}")
+    table.add_row("threat", f"{threat['norm']}, eps {show_pixels(threat['eps'])}")
+    for name, accuracy in found.accuracies.items():
+        table.add_row(f"{name} accuracy", f"{accuracy:.1%}")
+    console.print(table)
+    margin = f"{MASKING_MARGIN * 100:.0f} points"
+    if found.masking_gap is not None:
+        gap = f"The strongest PGD leaves {found.masking_gap * 100:.1f} points more than AutoAttack"
+        if found.may_mask_gradients:
+            console.print(
+                f"Possible gradient masking: {gap[0].lower()}{gap[1:]}; over {margin} is far.", highlight=False
+            )
+        else:
+            console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
+    for note in found.notes:
+        console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)

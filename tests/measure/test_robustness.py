@@ -1,0 +1,194 @@
+"""Clean accuracy, PGD and AutoAttack: against plain passes, interrupted and resumed, and with hidden gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.measure.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
+from ccf_plugin.measure.subject import Choices, Subject
+from ccf_plugin.zoo.auto_attack import build_autoattack
+from ccf_plugin.zoo.datasets import load_data
+from ccf_plugin.zoo.loaded import LoadedModel
+from ccf_plugin.zoo.threat import threat_model
+
+
+class Prototypes(nn.Module):
+    """Logits: minus the distance to one fixed image of each class; ``hidden``: they move in steps, without slope."""
+
+    def __init__(self, images: Tensor, *, hidden: bool = False) -> None:
+        super().__init__()
+        self.head = nn.Linear(images[0].numel(), len(images))
+        self.hidden = hidden
+        with torch.no_grad():
+            self.head.weight.copy_(2 * images.flatten(1))
+            self.head.bias.copy_(-images.flatten(1).square().sum(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1))
+        return (logits * 50).round() / 50 if self.hidden else logits
+
+
+def subject_of(model_of: Callable[[Tensor], nn.Module], *, eps: float, count: int = 20, **choices: Any) -> Subject:
+    """Prototypes of the digits as the subject, ``count`` of their test images as the data."""
+    digits = load_data("digits", test_limit=count)
+    means = torch.stack([(digits.train.images[digits.train.labels == k].float() / 255).mean(0) for k in range(10)])
+    loaded = LoadedModel(model=model_of(means).eval(), spec="prototypes", name="prototypes")
+    return Subject(
+        loaded=loaded,
+        test=digits.test,
+        data_name="digits",
+        classes=digits.classes,
+        threat=threat_model(eps=eps, steps=20),
+        precision="float32",
+        device=torch.device("cpu"),
+        choices=Choices(**({"batch_size": 8} | choices)),
+    )
+
+
+def test_the_figures_are_those_of_plain_passes(tmp_path: Path) -> None:
+    subject = subject_of(Prototypes, eps=0.1, count=30, seed=3)
+    found = evaluate(subject, tmp_path / "e.json", steps=(4, 2))
+    model, correct = subject.loaded.model, {CLEAN: 0, "PGD-2": 0, "PGD-4": 0}
+    for number, (images, labels) in enumerate(subject.test.batches(8, subject.device)):
+        correct[CLEAN] += int((model(images).argmax(1) == labels).sum())
+        for steps in (2, 4):
+            torch.manual_seed(3 + number)
+            attacked = torchattacks.PGD(model, eps=0.1, alpha=0.025, steps=steps)(images, labels)
+            correct[f"PGD-{steps}"] += int((model(attacked).argmax(1) == labels).sum())
+    assert found.accuracies == {name: count / 30 for name, count in correct.items()}
+    assert list(found.accuracies) == [CLEAN, "PGD-2", "PGD-4"]
+    assert found.accuracies["PGD-4"] < found.accuracies[CLEAN]
+    assert (found.masking_gap, found.may_mask_gradients) == (None, False)
+    written = json.loads((tmp_path / "e.json").read_text())
+    assert written["accuracies"] == found.accuracies
+    assert (written["images"], written["threat"]["eps"]) == (30, 0.1)
+
+
+class _Interrupt:
+    """Progress that ends the evaluation, as Ctrl-C does, before batch ``at`` of an attack; counts batches seen."""
+
+    def __init__(self, name: str, at: int) -> None:
+        self.name, self.at = name, at
+
+    def __call__(self, name: str) -> Any:
+        def wrap(batches: Any, total: int) -> Iterator[Any]:
+            assert total == 4
+            for number, batch in enumerate(batches):
+                if (name, number) == (self.name, self.at):
+                    raise KeyboardInterrupt
+                yield batch
+
+        return wrap
+
+
+def test_an_interrupted_evaluation_continues_to_the_same_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, file = subject_of(Prototypes, eps=0.1, count=30), tmp_path / "e.json"
+    whole = evaluate(subject, tmp_path / "whole.json", steps=(2, 5))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(subject, file, steps=(2, 5), progress=_Interrupt("PGD-5", 2))
+    halfway = json.loads(file.read_text())
+    assert halfway["progress"]["PGD-2"]["batches"] == 4
+    assert halfway["progress"]["PGD-5"]["batches"] == 2
+    assert "accuracies" not in halfway
+
+    attacked = []
+    perturb = torchattacks.PGD.forward
+    monkeypatch.setattr(
+        torchattacks.PGD, "forward", lambda self, x, y: (attacked.append(len(x)), perturb(self, x, y))[1]
+    )
+    assert evaluate(subject, file, steps=(2, 5)).to_json() == whole.to_json()
+    assert attacked == [8, 6], "the two batches that were left"
+    assert evaluate(subject, file, steps=(2, 5)).to_json() == whole.to_json()
+    assert attacked == [8, 6]
+    evaluate(subject, file, steps=(2, 5), restart=True)
+    assert len(attacked) == 2 + 8
+    assert json.loads(file.read_text()) == json.loads((tmp_path / "whole.json").read_text())
+
+
+def test_what_is_not_the_same_evaluation_is_not_continued(tmp_path: Path) -> None:
+    subject, file = subject_of(Prototypes, eps=0.1), tmp_path / "e.json"
+    evaluate(subject, file, steps=(1,))
+    before = file.read_bytes()
+    others = {
+        "threat": replace(subject, threat=threat_model(eps=0.2)),
+        "seed": replace(subject, choices=replace(subject.choices, seed=1)),
+        "batch_size": replace(subject, choices=replace(subject.choices, batch_size=5)),
+        "test_images": subject_of(Prototypes, eps=0.1, count=19),
+        "weights": subject_of(lambda means: Prototypes(means + 0.01), eps=0.1),
+    }
+    for name, other in others.items():
+        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name} .*--restart"):
+            evaluate(other, file, steps=(1,))
+    for content in (b"", b"{}", b"[1]", b'{"progress": {"clean": 3}}', b"\xff\x00"):
+        (tmp_path / "other.json").write_bytes(content)
+        with pytest.raises(InputError, match="expected an evaluation to continue"):
+            evaluate(subject, tmp_path / "other.json", steps=(1,))
+        assert (tmp_path / "other.json").read_bytes() == content
+    assert file.read_bytes() == before
+
+
+def test_hidden_gradients_are_flagged(tmp_path: Path) -> None:
+    """PGD finds no slope to follow on steps; AutoAttack's Square needs none. The same model without steps is not."""
+    found = {}
+    for hidden in (False, True):
+        subject = subject_of(
+            lambda means, hidden=hidden: Prototypes(means, hidden=hidden), eps=0.2, count=10, batch_size=10
+        )  # type: ignore
+        found[hidden] = evaluate(subject, tmp_path / f"{hidden}.json", steps=(10,), autoattack=True)
+    plain, masked = found[False], found[True]
+    assert plain.accuracies[CLEAN] == masked.accuracies[CLEAN]
+    assert plain.accuracies[AUTOATTACK] <= plain.accuracies["PGD-10"] < plain.accuracies[CLEAN]
+    assert not plain.may_mask_gradients
+    assert masked.accuracies["PGD-10"] > plain.accuracies["PGD-10"] + MASKING_MARGIN
+    assert masked.may_mask_gradients
+    assert any("zero gradient" in note or "Square" in note for note in masked.notes)
+    assert masked.masking_gap == pytest.approx(masked.accuracies["PGD-10"] - masked.accuracies[AUTOATTACK])
+
+
+def test_autoattack_stays_inside_the_ball_and_leaves_the_model_as_it_was() -> None:
+    subject = subject_of(Prototypes, eps=0.2, count=10)
+    model = subject.loaded.model.train()
+    assert subject.threat is not None
+    attack, _ = build_autoattack(model, subject.threat, num_classes=10, seed=0)
+    images, labels = next(subject.test.batches(10, subject.device))
+    state = torch.get_rng_state()
+    attacked = attack(images, labels)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (attacked - images).abs().max() <= 0.2 + 1e-6
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert (model(attacked).argmax(1) == labels).float().mean() < 0.5
+    assert model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_autoattack_can_be_added_to_a_finished_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, file = subject_of(Prototypes, eps=0.3, count=10), tmp_path / "e.json"
+    first = evaluate(subject, file, steps=(2,))
+    monkeypatch.setattr(torchattacks.PGD, "forward", lambda *_: pytest.fail("PGD is done"))
+    second = evaluate(subject, file, steps=(2,), autoattack=True)
+    assert second.accuracies == {**first.accuracies, AUTOATTACK: second.accuracies[AUTOATTACK]}
+
+
+def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
+    subject = subject_of(Prototypes, eps=0.1)
+    with pytest.raises(InputError, match="steps: expected at least 1, found 0"):
+        evaluate(subject, tmp_path / "e.json", steps=(0,))
+    with pytest.raises(InputError, match="AutoAttack: expected 4 classes or more, found 3"):
+        evaluate(replace(subject, classes=("a", "b", "c")), tmp_path / "e.json", autoattack=True)
+    broken = subject_of(lambda means: Prototypes(means * torch.nan), eps=0.1)
+    with pytest.raises(InputError, match="expected finite logits"):
+        evaluate(broken, tmp_path / "e.json")
+    assert not list(tmp_path.iterdir())

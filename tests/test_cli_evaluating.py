@@ -1,0 +1,78 @@
+"""evaluate and leaderboard as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Ccf = Callable[..., tuple[int, str, str]]
+
+
+def test_an_evaluation_says_on_how_many_images(ccf: Ccf, digits_run: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", digits_run, "--limit", 30, "--steps", 2, "--steps", 3)
+    code, out, err = ccf(*arguments)
+    assert (code, err) == (0, "")
+    for text in ("30 test images of digits", "clean accuracy", "PGD-2 accuracy", "PGD-3 accuracy", "Linf, eps 8/255"):
+        assert text in out
+    (file,) = (tmp_path / "results").iterdir()
+    assert file.name.endswith("-evaluation-Linf-0.03137.json")
+    code, out, err = ccf(*arguments, "--json")
+    assert (code, err) == (0, "")
+    printed = json.loads(out)
+    assert printed["images"] == 30
+    assert printed["accuracies"] == json.loads(file.read_text())["accuracies"]
+
+
+def test_autoattack_from_the_command_line(ccf: Ccf, digits_run: Path) -> None:
+    """Every image falls to its first attack at this radius, so that it is quick."""
+    arguments = ("--limit", 10, "--steps", 5, "--eps", "0.5", "--autoattack", "--out", "here.json", "--seed", 1)
+    code, out, err = ccf("evaluate", digits_run, *arguments)
+    assert (code, err) == (0, "")
+    assert "AutoAttack accuracy" in out
+    assert "points more than AutoAttack; over 10 points would suggest gradient masking" in " ".join(out.split())
+
+
+def test_a_killed_evaluation_is_continued(digits_run: Path, tmp_path: Path, ccf: Ccf) -> None:
+    arguments = ["evaluate", str(digits_run), "--steps", "50", "--batch-size", "15", "--out", "here"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ccf_plugin", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(600):  # until the attack has begun
+        file = tmp_path / "here.json"
+        if file.exists() and json.loads(file.read_text())["progress"].get("PGD-50"):
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err == "ccf: interrupted; run it again to continue after the last finished batch\n"
+    done = json.loads(file.read_text())["progress"]["PGD-50"]["batches"]
+    assert 1 <= done < 30
+    code, _, _ = ccf(*arguments, "--json")
+    assert code == 0
+    assert json.loads(file.read_text())["progress"]["PGD-50"]["batches"] == 30
+
+
+BAD = {
+    "another evaluation in the file": (["evaluate", "{run}", "--limit", "9", "--out", "other"], "--restart"),
+    "no steps": (["evaluate", "{run}", "--steps", "0", "--out", "new"], "--steps: expected at least 1, found 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_leaves_nothing(ccf: Ccf, digits_run: Path, tmp_path: Path, case: str) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    arguments, message = BAD[case]
+    code, out, err = ccf(*(argument.format(run=digits_run) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
+    assert (tmp_path / "other.json").read_text() == "{}"
