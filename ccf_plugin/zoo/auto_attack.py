@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from typing import Any, Literal
 
@@ -74,4 +75,5 @@ def build_autoattack(model: nn.Module, threat: ThreatModel, *, num_classes: int,
         raise InputError(f"AutoAttack: expected {_FEWEST_CLASSES} classes or more, found {num_classes}; use PGD alone")
     forward = Forward(model)
     attack = AutoAttack(forward, norm=threat.norm, eps=threat.eps, n_classes=num_classes, seed=seed)
-    return Attack("AutoAttack", forward, threat, attack, mode="eval"), attack.notes
+    parameters = inspect.signature(AutoAttack).parameters
+    return Attack("AutoAttack", forward, threat, attack, parameters=parameters, mode="eval"), attack.notes
