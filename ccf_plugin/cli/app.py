@@ -22,6 +22,7 @@ for command in (
     training.train,
     probing.probe,
     comparing.compare,
+    comparing.saliency,
     evaluating.evaluate,
     training.sweep,
     training.recipes,
