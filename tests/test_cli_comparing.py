@@ -47,6 +47,11 @@ BAD = {
     "intervals of saved results": (["compare", "clean", "clean", "--bootstrap", "9"], "files hold no samples"),
     "one resample": (["compare", "{run}", "--bootstrap", "1"], "--bootstrap: expected 2 or more"),
     "colours the wrong way round": (["compare", "clean", "clean", "--vmin", "2"], "expected vmin below vmax"),
+    "saliency of a result": (["saliency", "clean", "{run}"], "a saved result, which has no weights"),
+    "a pair of one": (["saliency", "{run}", "--pair", "3"], "--pair: expected two classes"),
+    "an unknown class": (["saliency", "{run}", "--class", "cat"], "expected a class's name or its index below 10"),
+    "indices in words": (["saliency", "{run}", "--indices", "three"], "--indices: expected numbers"),
+    "class and indices": (["saliency", "{run}", "--indices", "3", "--class", "3"], "--class or --indices"),
     "a job of several processes": (["compare", "{run}"], "in one process, found a job of 2"),
 }
 
@@ -69,3 +74,19 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert len(err.splitlines()) == 1, err
     assert message in err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_saliency_of_a_run(ccf: Ccf, digits_run: Path, tmp_path: Path) -> None:
+    arguments = ("--eps", "20/255", "--steps", 3, "--count", 4, "--pair", "3,8", "--features", 3, "--out", "s/here")
+    code, out, err = ccf("saliency", digits_run, *arguments)
+    assert (code, err) == (0, "")
+    described = json.loads((tmp_path / "s" / "here.json").read_text())
+    assert len(described["examples"]) == 4
+    for example in described["examples"]:
+        assert example["best"] == example["class"] != example["last"]
+        assert f"│ {example['index']} " in out
+    assert described["pair"]["classes"] == ["3", "8"]
+    assert len(described["pair"]["features"]) == 3
+    assert f"3 – 8: C = {described['pair']['correlation']:.2f}" in out
+    for name in ("here.png", "here-features.png"):
+        assert (tmp_path / "s" / name).read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ for command in (
     training.train,
     probing.probe,
     comparing.compare,
+    comparing.saliency,
     evaluating.evaluate,
     reporting.report,
     training.sweep,

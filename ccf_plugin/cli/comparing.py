@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ccf_plugin.measure.compare import Comparison, Pair, Side
+    from ccf_plugin.measure.subject import Subject
     from ccf_plugin.probe.result import CrossClassResult
 
 First = Annotated[
@@ -181,3 +182,155 @@ def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Ta
     if not pairs:
         table.add_row("none", "", "", "")
     return table
+
+
+def saliency(
+    best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
+    last: Annotated[
+        str | None,
+        typer.Argument(metavar="[LAST]", help="The same. Left out: BEST is a run, and LAST its last checkpoint."),
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="CLASS", help="Only images of this class, by name or number.")
+    ] = None,
+    indices: Annotated[
+        str | None, typer.Option(metavar="I,J,…", help="These test images, whatever the models make of them.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many images.")] = 6,
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS,CLASS", help="Also the features of BEST that carry most of these classes' C[i, j]."
+        ),
+    ] = None,
+    features: Annotated[int, typer.Option(min=1, help="With --pair: how many features.")] = 5,
+    layer: Annotated[
+        str | None, typer.Option(help="The layer to explain. Default: the last map or grid of tokens.")
+    ] = None,
+    data: options.Data = None,
+    clean: Annotated[bool, typer.Option("--clean", help="Clean images; no attack.")] = False,
+    attack: options.Attack = None,
+    norm: options.Norm = None,
+    eps: options.Eps = None,
+    step_size: options.StepSize = None,
+    steps: options.Steps = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 250,
+    checkpoint: Checkpoints = None,
+    pretrained: options.Pretrained = True,
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    model_dir: options.ModelDir = Path("models"),
+    data_root: options.DataRoot = Path("data"),
+    download: options.Download = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write <out>.png and .json. Default: results/<BEST>-<LAST>-saliency.")
+    ] = None,
+) -> None:
+    """Show where BEST and LAST look (Grad-CAM) on adversarial examples that BEST classifies right and LAST wrong."""
+    quiet_libraries()
+    refuse_several_processes("saliency", "start it with python or ccf alone")
+    from rich.console import Console
+    from rich.table import Table
+
+    from ccf_plugin.errors import InputError
+    from ccf_plugin.files import write_atomically
+    from ccf_plugin.measure import pictures
+    from ccf_plugin.measure import saliency as what
+    from ccf_plugin.measure.compare import is_result, load_sides, name_sides
+    from ccf_plugin.measure.subject import Choices, Subject
+    from ccf_plugin.probe.heatmap import save_figure
+
+    if class_name is not None and indices is not None:
+        raise InputError("expected --class or --indices, found both; --indices names the images itself")
+    chosen = None if indices is None else _numbers(indices)
+    choices = Choices(
+        data=data,
+        clean=clean,
+        attack=attack,
+        norm=norm,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        device=device,
+        pretrained=pretrained,
+        model_dir=model_dir,
+        data_root=data_root,
+        download=download,
+    )
+    names = name_sides(best, last)
+    results = [name for name in names if is_result(name)]
+    if results:
+        raise InputError(f"expected two models, found {results[0]!r}, a saved result, which has no weights")
+    first, second = load_sides(*names, choices, checkpoint or [])
+    assert isinstance(first, Subject) and isinstance(second, Subject)  # noqa: PT018, S101  (neither is a result)
+    classes = first.classes
+    label = None if class_name is None else what.class_index(first, class_name)
+    both = None if pair is None else _pair_of(pair, first)
+    console = Console()
+    titles = (_title(first, names[0]), _title(second, names[1]))
+    examples = what.saliency(
+        first,
+        second,
+        count=count,
+        label=label,
+        indices=chosen,
+        layer=layer,
+        progress=progress_on(console, "attacking"),
+    )
+    stem = options.stem(out, f"{titles[0]}-{titles[1]}-saliency")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {"models": list(names), "threat": first.describe_threat(), "data": first.data_name}
+    described["examples"] = what.describe(examples, classes)
+    written = [save_figure(pictures.draw_saliency(examples, classes, titles), stem.with_name(f"{stem.name}.png"))]
+    table = Table("image", "class", f"{titles[0]} says", f"{titles[1]} says")
+    for entry in described["examples"]:
+        table.add_row(str(entry["index"]), entry["class"], entry["best"], entry["last"])
+    console.print(table)
+    if both is not None:
+        result, shared = what.shared_features(
+            first, both, count=features, progress=progress_on(console, f"measuring {titles[0]}")
+        )
+        correlation = float(result.matrix[both])
+        heading = f"{classes[both[0]]} – {classes[both[1]]}: C = {correlation:.2f}"
+        labels = first.test.labels.tolist()
+        figure = pictures.draw_shared_features(shared, first.test.images, labels, classes, f"{titles[0]}, {heading}")
+        written.append(save_figure(figure, stem.with_name(f"{stem.name}-features.png")))
+        table = Table("feature", f"share of C = {correlation:.2f}", "images that excite it most", title=heading)
+        for entry in shared:
+            seen = ", ".join(f"{classes[labels[index]]} {index}" for index in entry.images[:5])
+            table.add_row(str(entry.feature), f"{entry.share:+.3f}", seen)
+        console.print(table)
+        described["pair"] = {
+            "classes": [classes[index] for index in both],
+            "correlation": correlation,
+            "features": [vars(entry) for entry in shared],
+        }
+    file = stem.with_name(f"{stem.name}.json")
+    write_atomically(file, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+    console.print("Wrote " + ", ".join(map(str, [*written, file])), highlight=False, soft_wrap=True)
+
+
+def _numbers(text: str) -> list[int]:
+    from ccf_plugin.errors import InputError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"--indices: expected numbers such as 3,17,20, found {text!r}")
+    return [int(part) for part in parts]
+
+
+def _pair_of(text: str, subject: Subject) -> tuple[int, int]:
+    from ccf_plugin.errors import InputError
+    from ccf_plugin.measure.saliency import class_index
+
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2:
+        raise InputError(f"--pair: expected two classes such as cat,dog (or their numbers), found {text!r}")
+    first, second = (class_index(subject, part) for part in parts)
+    return first, second

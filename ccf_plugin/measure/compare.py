@@ -138,7 +138,7 @@ def load_sides(first: str, second: str, choices: Choices, checkpoints: list[Path
         raise InputError(
             f"expected one --checkpoint for each python: model ({len(own_code)}), found {len(checkpoints)}"
         )
-    results = {name: CrossClassResult.load(name) for name in names if _is_result(name)}
+    results = {name: CrossClassResult.load(name) for name in names if is_result(name)}
     if len(results) == len(set(names)):
         given = [name for name in _MEASURING if getattr(choices, name) != getattr(Choices(), name)]
         if given:
@@ -173,7 +173,8 @@ def check_alike(first: Side, second: Side) -> None:
         )
 
 
-def _is_result(name: str) -> bool:
+def is_result(name: str) -> bool:
+    """Whether a side names a saved result: its .npz or .json, or what both begin with."""
     path = Path(name)
     stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
     files = [stem.parent / f"{stem.name}{suffix}" for suffix in (".npz", ".json")]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap, new_figure
+import numpy as np
+import torch
+
+from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap, new_figure, shorten
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from ccf_plugin.measure.compare import Comparison
+    from ccf_plugin.measure.saliency import Example, SharedFeature
+    from ccf_plugin.zoo.streaming import Images
 
 
 def draw_comparison(
@@ -40,3 +49,58 @@ def draw_comparison(
     heading = f"first − second\nΔCAS = {delta:.1f}".replace("-", "−")
     draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap="Blues", title=heading)
     return figure
+
+
+def draw_saliency(examples: Sequence[Example], classes: Sequence[str], titles: tuple[str, str]) -> Figure:
+    """A column for each example: the test image, and where the best and the last model look on their own attack's.
+
+    Args:
+        titles: what the two models are called.
+    """
+    figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
+    axes = figure.subplots(3, len(examples), squeeze=False)
+    for column, example in enumerate(examples):
+        _show(axes[0, column], example.image)
+        axes[0, column].set_title(f"{shorten(classes[example.label])}\n(image {example.index})", fontsize=9)
+        for row, view in ((1, example.best), (2, example.last)):
+            _show(axes[row, column], view.image)
+            axes[row, column].imshow(view.saliency.numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.45)
+            right = view.predicted == example.label
+            axes[row, column].set_xlabel(
+                shorten(classes[view.predicted]), fontsize=9, color="black" if right else "firebrick"
+            )
+    for row, title in enumerate(("test image", *titles)):
+        axes[row, 0].set_ylabel(title, fontsize=9)
+    return figure
+
+
+def draw_shared_features(
+    features: Sequence[SharedFeature], images: Images, labels: Sequence[int], classes: Sequence[str], title: str
+) -> Figure:
+    """A row for each feature: the test images that excite it most, strongest first.
+
+    Args:
+        images: the test split, uint8 (N, C, H, W); ``labels`` (N,) are theirs.
+        title: names the pair and C[i, j].
+    """
+    columns = len(features[0].images)
+    figure = new_figure(1.4 + 1.1 * columns, 0.7 + 1.35 * len(features))
+    axes = figure.subplots(len(features), columns, squeeze=False)
+    for row, feature in zip(axes, features, strict=True):
+        shown = images[torch.tensor(feature.images)].float() / 255
+        for ax, image, index in zip(row, shown, feature.images, strict=True):
+            _show(ax, image)
+            ax.set_xlabel(shorten(classes[labels[index]], 14), fontsize=8)
+        row[0].set_ylabel(f"feature {feature.feature}\n{feature.share:+.3f}", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _show(ax: Axes, image: Tensor) -> None:
+    """An image (C, H, W) in [0, 1] of one or three channels, without axes."""
+    pixels: NDArray[Any] = np.moveaxis(image.numpy(), 0, -1)
+    ax.imshow(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,159 @@
+"""Grad-CAM (Selvaraju et al. 2017) by captum, for convolutional networks and for transformers' grids of tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+from ccf_plugin.probe.head import find_logits
+from ccf_plugin.probe.host import evaluation_mode
+
+_MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens, which stand before the grid's
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose output is a grid of positions: (N, C, H, W), (N, H, W, C) or (N, prefix + H·W, C)."""
+
+    name: str
+    form: Literal["channels first", "channels last", "tokens"]
+    height: int
+    width: int
+    prefix: int = 0
+
+    def to_map(self, output: Tensor) -> Tensor:
+        """The grid as (N, C, H, W)."""
+        if self.form == "channels first":
+            return output
+        if self.form == "channels last":
+            return output.permute(0, 3, 1, 2)
+        tokens = output[:, self.prefix :].transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.height, self.width)
+
+    def from_map(self, output: Tensor, grid: Tensor) -> Tensor:
+        """The layer's output with the grid put back in."""
+        if self.form == "channels first":
+            return grid
+        if self.form == "channels last":
+            return grid.permute(0, 2, 3, 1)
+        return torch.cat([output[:, : self.prefix], grid.flatten(2).transpose(1, 2)], 1)
+
+
+def grad_cam(model: nn.Module, images: Tensor, labels: Tensor, layer: Layer) -> Tensor:
+    """Where a model looks for the class ``labels``: (N, H, W) in [0, 1], bilinear from the layer's grid.
+
+    Each map is divided by its largest value; a map without a positive one is zero.
+
+    Args:
+        model: images → logits (N, K); its modes and gradients are as before.
+        images: (N, C, H, W) float in [0, 1].
+        labels: (N,) int64.
+        layer: of ``find_layer``.
+
+    Raises:
+        UnavailableError: captum is not installed.
+    """
+    try:
+        from captum.attr import LayerAttribution, LayerGradCam
+    except ImportError as error:
+        raise UnavailableError(
+            "saliency needs captum, found that it is not installed; pip install 'ccf_plugin[saliency]'"
+        ) from error
+    with evaluation_mode(model), torch.enable_grad(), _grid_of(model, layer) as grid:
+        explained = LayerGradCam(lambda inputs: find_logits(model(inputs)), grid)
+        maps = explained.attribute(images.clone().requires_grad_(), target=labels, relu_attributions=True)
+        maps = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear").squeeze(1).clamp(min=0)
+    largest = maps.amax((1, 2), keepdim=True)
+    return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0)
+
+
+def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Layer:
+    """The last layer whose output is a grid of positions that the logits depend on; or the one named.
+
+    In a convolutional network that is the last map at the last convolution's resolution; in a transformer the last
+    tokens of the patches that count, which for a class token is the normalisation before the last attention.
+
+    Args:
+        images: a few, (N, C, H, W) float in [0, 1].
+
+    Raises:
+        InputError: there is none (no convolution and no grid of tokens), or the named layer's output is none.
+    """
+    outputs: list[tuple[str, nn.Module, Tensor]] = []
+    handles = []
+    count = len(images)
+    for module_name, module in model.named_modules():
+
+        def note(module: nn.Module, _: Any, output: Any, name: str = module_name) -> None:
+            # windows of attention stand in the first dimension; images are what a map is of
+            if isinstance(output, Tensor) and output.ndim in (3, 4) and len(output) == count and output.requires_grad:
+                outputs.append((name, module, output))
+
+        handles.append(module.register_forward_hook(note))
+    try:
+        with evaluation_mode(model), torch.enable_grad():
+            logits = find_logits(model(images.clone().requires_grad_()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if logits is None:
+        raise InputError("expected a classifier's logits (N, K), found none")
+    convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
+    convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
+    found = [(layer, out) for one, module, out in outputs if (layer := _as_layer(one, module, out, convolved))]
+    if any(layer.form == "tokens" for layer, _ in found):  # then 4-d outputs of heads and tokens may look like maps
+        found = [(layer, out) for layer, out in found if layer.form != "channels last"]
+    if name is not None:
+        found = [(layer, out) for layer, out in found if layer.name == name][-1:]
+        if not found:
+            hint = did_you_mean(name, [one for one, _ in model.named_modules()])
+            raise InputError(f"--layer: expected a layer whose output is a grid of positions, found {name!r}{hint}")
+    slopes = torch.autograd.grad(logits.amax(1).sum(), [out for _, out in found], allow_unused=True) if found else ()
+    for (layer, _), slope in reversed(list(zip(found, slopes, strict=True))):
+        if slope is not None and bool((layer.to_map(slope) != 0).any()):
+            return layer
+    raise InputError(
+        "expected a model with a convolution or a grid of tokens, found none whose output is a map over positions "
+        "that the logits depend on; Grad-CAM needs one"
+    )
+
+
+def _as_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tuple[int, ...]]) -> Layer | None:
+    """The output as a grid, judged by the shapes that convolutions gave; None where it is none."""
+    if not convolved:
+        return None
+    if output.ndim == 3:
+        tokens, channels = output.shape[1:]
+        for depth, height, width in reversed(convolved):
+            prefix = tokens - height * width
+            if depth == channels and 0 <= prefix <= _MOST_PREFIX_TOKENS:
+                return Layer(name, "tokens", height, width, prefix)
+        return None
+    _, height, width = convolved[-1]
+    if tuple(output.shape[2:]) == (height, width):
+        return Layer(name, "channels first", height, width)
+    if isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(output.shape[3:]):  # as Swin's
+        return Layer(name, "channels last", output.shape[1], output.shape[2])
+    return None
+
+
+@contextlib.contextmanager
+def _grid_of(model: nn.Module, layer: Layer) -> Iterator[nn.Module]:
+    """A module that the layer's grid passes through as (N, C, H, W): what captum, made for convolutions, explains."""
+    grid = nn.Identity()
+
+    def pass_through(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        # a copy, because a layer after it may work in place
+        return layer.from_map(output, grid(layer.to_map(output).clone()).clone())
+
+    handle = model.get_submodule(layer.name).register_forward_hook(pass_through)
+    try:
+        yield grid
+    finally:
+        handle.remove()
