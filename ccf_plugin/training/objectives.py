@@ -126,7 +126,7 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """−log p_y − log(1 − p_m), m the strongest wrong class; 1 − p_m is summed from the others and never rounds to 0."""
     log_p = logits.log_softmax(1)
-    is_true = F.one_hot(labels, logits.shape[1]).bool()
+    is_true = torch.arange(logits.shape[1], device=logits.device) == labels.unsqueeze(1)
     strongest = log_p.masked_fill(is_true, -torch.inf).argmax(1, keepdim=True)
     others = log_p.scatter(1, strongest, -torch.inf).logsumexp(1)
     return -log_p.gather(1, labels.unsqueeze(1)).squeeze(1) - others

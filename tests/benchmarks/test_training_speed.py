@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 import torch
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.run_log import EpochRow, read_log
+from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.bench import bench
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
@@ -82,19 +80,3 @@ def test_a_bf16_step_is_several_float32_steps(made: str) -> None:
     assert shares["data"] <= 0.02
     assert step <= 0.01
     assert shares["data"] + shares["optimizer"] + shares["writing"] + shares["other"] <= 0.05
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two processors")
-def test_two_processes_train_nearly_twice_as_fast_as_one(made: str, tmp_path: Path) -> None:
-    def images_per_second(processes: int, number: int) -> float:
-        out = tmp_path / f"{processes}-{number}"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "ccf_plugin"]
-        settings = [made, "threads=1", "optim.epochs=2", "evaluate.steps=1", "checkpoints.every=0"]
-        chosen = [part for setting in settings for part in ("--set", setting)]
-        command = [*launch, "train", "preact_linf", *chosen, "--out", str(out)]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return read_log(out)[-1].images_per_second
-
-    speeds = [(images_per_second(1, number), images_per_second(2, number)) for number in range(3)]
-    print(f"\nimages per second of one process and of two: {speeds}")
-    assert max(two / one for one, two in speeds) >= 1.8
