@@ -1,0 +1,234 @@
+"""Does CAS measure what it claims? Images whose classes share known parts, from none to all, and the CAS found.
+
+    python tests/benchmarks/ground_truth.py --seeds 0 1 2 --out docs/cas_ground_truth.png
+
+Six classes of 16×16 images. A class is five glyphs of 4×4 pixels; an image shows three of them, in three of its 16
+cells, with noise. The dial says how many of a class's five glyphs it shares: with one other class (layout "pairs"; at 5
+the two classes of a pair are the same), or each glyph with another of the five other classes (layout "spread").
+
+The network sees each cell by itself (a 4×4 convolution of stride 4, ReLU, the maximum over the cells, a linear head),
+so that a feature can stand for a glyph and not for a whole class: what a head can share is what the images share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from ccf_plugin import CrossClassProbe
+from ccf_plugin.zoo.attacks import build_attack
+from ccf_plugin.zoo.threat import ThreatModel
+
+Layout = Literal["pairs", "spread"]
+Training = Literal["adversarial", "standard"]
+CLASSES, PARTS, SHOWN, CELLS, SIDE = 6, 5, 3, 4, 4  # CELLS a side of the image, SIDE pixels a side of the cell
+DIALS = tuple(range(PARTS + 1))
+EPS, STEPS = 0.1, 3
+ARMS: tuple[tuple[Layout, Training], ...] = (("pairs", "adversarial"), ("pairs", "standard"), ("spread", "adversarial"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained network. C is averaged over the pairs of classes that share parts and over those that do not."""
+
+    layout: Layout
+    training: Training
+    seed: int
+    dial: int
+    clean_accuracy: float
+    robust_accuracy: float
+    cas: float
+    clean_cas: float
+    shared: float | None
+    unshared: float | None
+
+
+def partners(layout: Layout) -> list[list[tuple[int, int]]]:
+    """For each of the five parts, who shares it with whom once the dial has passed it: three pairs of classes."""
+    if layout == "pairs":
+        return [[(0, 1), (2, 3), (4, 5)]] * PARTS
+    rounds = []  # a round-robin tournament: each class meets each other class once
+    for turn in range(CLASSES - 1):
+        order = [0] + [1 + (turn + place) % (CLASSES - 1) for place in range(CLASSES - 1)]
+        rounds.append([(order[place], order[-1 - place]) for place in range(CLASSES // 2)])
+    return rounds
+
+
+def parts_of_classes(layout: Layout, dial: int) -> Tensor:
+    """Which glyphs make up each class, int64 (6, 5)."""
+    parts: list[list[int]] = [[] for _ in range(CLASSES)]
+    new = 0
+    for number, pairs in enumerate(partners(layout)):
+        for first, second in pairs:
+            parts[first].append(new)
+            new += number >= dial
+            parts[second].append(new)
+            new += 1
+    return torch.tensor(parts)
+
+
+def glyphs(generator: torch.Generator) -> Tensor:
+    """30 glyphs of six bright pixels, no two with more than three in common, (30, 4, 4)."""
+    found: list[Tensor] = []
+    while len(found) < CLASSES * PARTS:
+        glyph = torch.zeros(SIDE * SIDE)
+        glyph[torch.randperm(SIDE * SIDE, generator=generator)[:6]] = 1
+        if all((glyph * other).sum() <= 3 for other in found):
+            found.append(glyph)
+    return torch.stack(found).view(-1, SIDE, SIDE)
+
+
+def draw_images(count: int, parts: Tensor, shapes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images float (N, 1, 16, 16) in [0, 1] of the classes in turn, and labels."""
+    labels = torch.arange(count) % CLASSES
+    chosen = parts[labels].gather(1, torch.rand(count, PARTS, generator=generator).argsort(1)[:, :SHOWN])
+    places = torch.rand(count, CELLS * CELLS, generator=generator).argsort(1)[:, :SHOWN]
+    contrast = 0.6 + 0.4 * torch.rand(count, SHOWN, 1, 1, generator=generator)
+    cells = torch.zeros(count, CELLS * CELLS, SIDE, SIDE)
+    cells[torch.arange(count).unsqueeze(1), places] = shapes[chosen] * contrast
+    images = cells.view(count, CELLS, CELLS, SIDE, SIDE).transpose(2, 3).reshape(count, 1, CELLS * SIDE, CELLS * SIDE)
+    noise = 0.1 * torch.randn(images.shape, generator=generator)
+    return (0.1 + 0.8 * images + noise).clamp(0, 1), labels
+
+
+def run(
+    layout: Layout, training: Training, dial: int, seed: int, *, images: int = 1800, epochs: int = 8, tested: int = 600
+) -> Outcome:
+    """Train one network on one setting of the dial and measure it on new images, clean and under PGD-10."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    shapes, parts = glyphs(generator), parts_of_classes(layout, dial)
+    x, y = draw_images(images, parts, shapes, generator)
+    network = nn.Sequential(
+        nn.Conv2d(1, 64, SIDE, SIDE), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)
+    )
+    attack = build_attack(None, network, ThreatModel("Linf", EPS, 2 * EPS / STEPS, STEPS), num_classes=CLASSES)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    total = epochs * -(-images // 64)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    for _ in range(epochs):
+        for rows in torch.randperm(images).split(64):
+            batch = attack(x[rows], y[rows]) if training == "adversarial" else x[rows]
+            optimizer.zero_grad()
+            F.cross_entropy(network(batch), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    test = [draw_images(tested, parts, shapes, generator)]
+    pgd_10 = build_attack(None, network, ThreatModel("Linf", EPS, EPS / 4, 10), num_classes=CLASSES)
+    with CrossClassProbe(network) as probe:
+        clean, attacked = probe.run(test), probe.run(test, pgd_10, seed=0)
+    assert attacked.clean_accuracy is not None
+    assert attacked.robust_accuracy is not None
+    sharing = np.zeros((CLASSES, CLASSES), dtype=bool)
+    for pairs in partners(layout)[:dial]:
+        for first, second in pairs:
+            sharing[first, second] = sharing[second, first] = True
+    other = ~(sharing | np.eye(CLASSES, dtype=bool))
+    return Outcome(
+        layout=layout,
+        training=training,
+        seed=seed,
+        dial=dial,
+        clean_accuracy=attacked.clean_accuracy,
+        robust_accuracy=attacked.robust_accuracy,
+        cas=attacked.cas,
+        clean_cas=clean.cas,
+        shared=float(attacked.matrix[sharing].mean()) if sharing.any() else None,
+        unshared=float(attacked.matrix[other].mean()) if other.any() else None,
+    )
+
+
+def rank_correlation(outcomes: list[Outcome], *, clean: bool = False) -> float:
+    """Spearman's, between dial and CAS (under attack, or clean), over the networks given."""
+    found = [outcome.clean_cas if clean else outcome.cas for outcome in outcomes]
+    return float(spearmanr([outcome.dial for outcome in outcomes], found).statistic)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Means (and ranges) over the seeds in Markdown, one row a dial, and each seed's rank correlation."""
+    lines = []
+    for layout, training in ARMS:
+        own = [one for one in outcomes if (one.layout, one.training) == (layout, training)]
+        lines += [
+            f"\n{layout}, {training} training",
+            "",
+            "| shared parts | clean | RA | CAS | clean CAS | C shared | C not |",
+        ]
+        lines.append("|---|---|---|---|---|---|---|")
+        for dial in DIALS:
+            here = [one for one in own if one.dial == dial]
+            cells = [f"{statistics.mean(one.clean_accuracy for one in here):.1%}"]
+            cells.append(f"{statistics.mean(one.robust_accuracy for one in here):.1%}")
+            for values in ([one.cas for one in here], [one.clean_cas for one in here]):
+                cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+            for means in ([one.shared for one in here], [one.unshared for one in here]):
+                cells.append(f"{statistics.mean(v for v in means if v is not None):.2f}" if None not in means else "")
+            lines.append(f"| {dial} of {PARTS} | {' | '.join(cells)} |")
+        for name, clean in (("under attack", False), ("clean", True)):
+            ranks = [
+                rank_correlation([one for one in own if one.seed == s], clean=clean) for s in {o.seed for o in own}
+            ]
+            lines.append(f"rank correlation of dial and CAS {name}, each seed: {', '.join(f'{r:.2f}' for r in ranks)}")
+    return "\n".join(lines)
+
+
+def draw(outcomes: list[Outcome], path: Path) -> None:
+    """The figure: what the images look like, and CAS against the dial, under attack and clean."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    images_ax, attacked_ax, clean_ax = figure.subplots(1, 3)
+    generator = torch.Generator().manual_seed(0)
+    shapes = glyphs(generator)
+    rows = []
+    for dial in (0, 3, 5):
+        images, _ = draw_images(CLASSES, parts_of_classes("pairs", dial), shapes, generator)
+        rows.append(F.pad(images.squeeze(1), (1, 1, 1, 1), value=1.0).permute(1, 0, 2).flatten(1))
+    images_ax.imshow(torch.cat(rows), cmap="gray", vmin=0, vmax=1)
+    height = CELLS * SIDE + 2
+    images_ax.set_xticks([(number + 0.5) * height for number in range(CLASSES)], [f"class {i}" for i in range(CLASSES)])
+    images_ax.set_yticks([(number + 0.5) * height for number in range(3)], ["0", "3", "5 of 5\nshared"])
+    images_ax.set_title("Training images (pairs 0-1, 2-3, 4-5 share)")
+    for ax, field, name in ((attacked_ax, "cas", f"under PGD-10, eps {EPS}"), (clean_ax, "clean_cas", "clean images")):
+        for number, (layout, training) in enumerate(ARMS):
+            own = [one for one in outcomes if (one.layout, one.training) == (layout, training)]
+            means = [statistics.mean(getattr(one, field) for one in own if one.dial == dial) for dial in DIALS]
+            label = f"{training} training, " + ("shared in pairs" if layout == "pairs" else "each with another class")
+            ax.plot([dial / PARTS for dial in DIALS], means, color=f"C{number}", label=label)
+            places = [one.dial / PARTS for one in own]
+            ax.plot(places, [getattr(one, field) for one in own], "o", ms=4, alpha=0.6, color=f"C{number}")
+        ax.plot([0, 1], [0, CLASSES], ":", color="0.5", label="if all parts counted alike")
+        ax.set(xlabel="share of a class's parts that is shared", ylabel="CAS", title=f"CAS, {name}", ylim=(-0.2, 6.3))
+    attacked_ax.legend(fontsize=8, loc="upper left")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("cas_ground_truth.png"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    outcomes = []
+    for layout, training in ARMS:
+        for seed in arguments.seeds:
+            outcomes += [run(layout, training, dial, seed) for dial in DIALS]
+    arguments.out.with_suffix(".json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
+    draw(outcomes, arguments.out)
+    print(table(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""CAS rises with the parts that classes are known to share: the evidence that it measures what it claims."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from . import ground_truth as truth
+
+
+@pytest.mark.parametrize("layout", ["pairs", "spread"])
+@pytest.mark.parametrize("dial", truth.DIALS)
+def test_the_classes_share_what_the_dial_says(layout: truth.Layout, dial: int) -> None:
+    parts = [set(row.tolist()) for row in truth.parts_of_classes(layout, dial)]
+    assert all(len(own) == truth.PARTS for own in parts)
+    shared = [[len(a & b) for b in parts if b is not a] for a in parts]
+    if layout == "pairs":
+        assert all(sorted(counts) == [0, 0, 0, 0, dial] for counts in shared)
+    else:
+        assert all(sorted(counts) == [0] * (truth.PARTS - dial) + [1] * dial for counts in shared)
+    assert len(set.union(*parts)) == 30 - 3 * dial
+
+
+def test_an_image_shows_three_glyphs_of_its_class_in_whole_cells() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes, parts = truth.glyphs(generator), truth.parts_of_classes("pairs", 2)
+    images, labels = truth.draw_images(12, parts, shapes, generator)
+    assert images.shape == (12, 1, 16, 16)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    for image, label in zip(images, labels, strict=True):
+        cells = image.view(4, 4, 4, 4).transpose(1, 2).reshape(16, 4, 4)
+        inked = cells[cells.flatten(1).amax(1) > 0.5]
+        assert len(inked) == truth.SHOWN
+        seen = {int((shapes * (cell > 0.4)).sum((1, 2)).argmax()) for cell in inked}
+        assert len(seen) == truth.SHOWN
+        assert seen <= set(parts[label].tolist())
+
+
+def test_cas_rises_with_the_dial() -> None:
+    """A short version: a third of the training."""
+    outcomes = [truth.run("pairs", "adversarial", dial, 0, images=1200, epochs=4, tested=300) for dial in truth.DIALS]
+    assert truth.rank_correlation(outcomes) >= 0.9
+    assert truth.rank_correlation(outcomes, clean=True) >= 0.9
+    assert outcomes[0].robust_accuracy > 0.9  # a network that learned its task
+    assert outcomes[0].cas < 1.5  # of at most 6 that sharing alone explains
+    assert outcomes[-1].cas > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cas_and_c_follow_the_parts_at_full_training(seed: int) -> None:
+    outcomes = [truth.run("pairs", "adversarial", dial, seed) for dial in truth.DIALS]
+    assert truth.rank_correlation(outcomes) >= 0.9
+    assert truth.rank_correlation(outcomes, clean=True) >= 0.9
+    for outcome in outcomes[2:-1]:  # from two of five on, the pairs that share stand out in the matrix
+        assert outcome.shared is not None
+        assert outcome.unshared is not None
+        assert outcome.shared > outcome.unshared + 0.2
