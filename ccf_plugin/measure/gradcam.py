@@ -107,8 +107,6 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Lay
     convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
     convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
     found = [(layer, out) for one, module, out in outputs if (layer := _as_layer(one, module, out, convolved))]
-    if any(layer.form == "tokens" for layer, _ in found):  # then 4-d outputs of heads and tokens may look like maps
-        found = [(layer, out) for layer, out in found if layer.form != "channels last"]
     if name is not None:
         found = [(layer, out) for layer, out in found if layer.name == name][-1:]
         if not found:
@@ -138,7 +136,9 @@ def _as_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tupl
     _, height, width = convolved[-1]
     if tuple(output.shape[2:]) == (height, width):
         return Layer(name, "channels first", height, width)
-    if isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(output.shape[3:]):  # as Swin's
+    # As Swin's. The normalised queries of an attention, (N, heads, T, d), are not of the image's proportions.
+    in_proportion = output.shape[1] * width == output.shape[2] * height
+    if isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(output.shape[3:]) and in_proportion:
         return Layer(name, "channels last", output.shape[1], output.shape[2])
     return None
 

@@ -28,7 +28,7 @@ _RESNETS = "robustbench.model_zoo.architectures.resnet"
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One model of the zoo: its coordinates and its row in RobustBench's table."""
 
     dataset: str
@@ -103,7 +103,7 @@ def load_robustbench(name: str, *, pretrained: bool, model_dir: Path) -> LoadedM
 
     Raises InputError for an unknown name and a damaged file, UnavailableError where the weights cannot be downloaded.
     """
-    entry = _find(name)
+    entry = find_entry(name)
     model = _load(entry, model_dir) if pretrained else _build(entry)
     preprocess, input_size = _preprocessing(entry)
     eps = 0.5 if entry.threat == "L2" else (4 / 255 if entry.dataset == "imagenet" else 8 / 255)
@@ -120,23 +120,34 @@ def load_robustbench(name: str, *, pretrained: bool, model_dir: Path) -> LoadedM
     )
 
 
-def _find(name: str) -> _Entry:
+def find_entry(name: str) -> Entry:
+    """The model ``[dataset/threat/]Name``. Raises InputError for one that RobustBench does not have."""
     parts = name.split("/")
     if len(parts) not in (1, 3) or not all(parts):
         raise InputError(f"expected {_FORM}, found 'robustbench:{name}'")
-    import_robustbench()
-    from robustbench.model_zoo import model_dicts
-
-    zoo = {dataset.value: {threat.value: rows for threat, rows in by.items()} for dataset, by in model_dicts.items()}
     dataset, threat, name = parts if len(parts) == 3 else (*_DEFAULT, name)
-    dataset = _exact("dataset", dataset, zoo)
-    threat = _exact(f"threat model for {dataset}", threat, zoo[dataset])
-    rows = zoo[dataset][threat]
+    dataset, threat, rows = zoo_rows(dataset, threat)
     if name not in rows:
+        zoo = _zoo()
         elsewhere = [f"{d}/{t}/{name}" for d, threats in zoo.items() for t, others in threats.items() if name in others]
         hint = f"; it exists as robustbench:{elsewhere[0]}" if elsewhere else did_you_mean(name, rows)
         raise InputError(f"RobustBench has no model {name!r} for {dataset}/{threat}{hint}")
-    return _Entry(dataset, threat, name, rows[name])
+    return Entry(dataset, threat, name, rows[name])
+
+
+def zoo_rows(dataset: str, threat: str) -> tuple[str, str, dict[str, dict[str, Any]]]:
+    """A data set and threat model in RobustBench's spelling, and its models' rows by name; InputError for another."""
+    zoo = _zoo()
+    dataset = _exact("dataset", dataset, zoo)
+    threat = _exact(f"threat model for {dataset}", threat, zoo[dataset])
+    return dataset, threat, zoo[dataset][threat]
+
+
+def _zoo() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    import_robustbench()
+    from robustbench.model_zoo import model_dicts
+
+    return {dataset.value: {threat.value: rows for threat, rows in by.items()} for dataset, by in model_dicts.items()}
 
 
 def _exact(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
@@ -146,7 +157,7 @@ def _exact(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
     raise InputError(f"RobustBench has no {what} {name!r}; it has {', '.join(known)}")
 
 
-def _build(entry: _Entry) -> nn.Module:
+def _build(entry: Entry) -> nn.Module:
     """The bare architecture."""
     try:
         with quiet(), weights_only():
@@ -162,7 +173,7 @@ def _build(entry: _Entry) -> nn.Module:
     return model
 
 
-def _load(entry: _Entry, model_dir: Path) -> nn.Module:
+def _load(entry: Entry, model_dir: Path) -> nn.Module:
     from robustbench.utils import load_model
 
     files = entry.files(model_dir)
@@ -181,7 +192,7 @@ def _load(entry: _Entry, model_dir: Path) -> nn.Module:
     return model
 
 
-def _explain(entry: _Entry, files: list[Path], by_hand: set[Path], error: Exception) -> CCFError:
+def _explain(entry: Entry, files: list[Path], by_hand: set[Path], error: Exception) -> CCFError:
     """The error to raise when robustbench fails: no download, a damaged file, or one of another model."""
     missing = [file for file in files if not file.exists()]
     if (missing or not files) and not isinstance(error, pickle.UnpicklingError):
@@ -194,7 +205,7 @@ def _explain(entry: _Entry, files: list[Path], by_hand: set[Path], error: Except
     return UnavailableError(f"the download of {entry.spec} cannot be used: {refusal(error)}{_placing(entry, files)}")
 
 
-def _placing(entry: _Entry, files: list[Path]) -> str:
+def _placing(entry: Entry, files: list[Path]) -> str:
     """How to place the files by hand."""
     if not files:
         return "; robustbench takes its weights from the network, so run again when there is one"
@@ -204,7 +215,7 @@ def _placing(entry: _Entry, files: list[Path]) -> str:
     return f"; to place it by hand, save {steps}"
 
 
-def _refuse_web_pages(entry: _Entry, files: list[Path], by_hand: set[Path]) -> None:
+def _refuse_web_pages(entry: Entry, files: list[Path], by_hand: set[Path]) -> None:
     """Say so where HTML, which Google Drive's quota sends, lies under the name of weights; remove it if new."""
     pages = [file for file in files if file.is_file() and is_web_page(file)]
     for page in set(pages) - by_hand:
@@ -233,7 +244,7 @@ def _nothing_left_on_failure(files: list[Path]) -> Iterator[None]:
         raise
 
 
-def _preprocessing(entry: _Entry) -> tuple[Preprocess | None, tuple[int, int, int]]:
+def _preprocessing(entry: Entry) -> tuple[Preprocess | None, tuple[int, int, int]]:
     """RobustBench's own resizing and cropping, and the size (C, H, W) that it leads to."""
     if entry.dataset != "imagenet":
         return None, (3, 32, 32)

@@ -61,8 +61,12 @@ def _vit(**options: Any) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("options", "layer_name", "prefix"),
-    [({}, "blocks.1.norm1", 1), ({"global_pool": "avg", "class_token": False, "fc_norm": False}, "norm", 0)],
-    ids=["class token", "averaged tokens"],
+    [
+        ({}, "blocks.1.norm1", 1),
+        ({"qk_norm": True, "num_heads": 4}, "blocks.1.norm1", 1),
+        ({"global_pool": "avg", "class_token": False, "fc_norm": False}, "norm", 0),
+    ],
+    ids=["class token", "normalised queries", "averaged tokens"],
 )
 def test_the_map_of_a_transformer_is_the_formula_on_its_grid(
     options: dict[str, Any], layer_name: str, prefix: int
