@@ -170,6 +170,32 @@ def test_a_sweep_runs_each_combination_once_and_ends_in_a_table(ccf: Ccf, tmp_pa
     assert (tmp_path / "mine" / "attack.eps=4_255" / "log.csv").read_bytes() == before
 
 
+def test_a_run_is_shown_as_one_page(ccf: Ccf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, more in (("first", []), ("second", ["--set", "average={kind='ema', decay=0.5}"])):
+        assert ccf("train", "digits", *TINY, *more, "--out", name)[0] == 0
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) is None)
+    code, out, err = ccf("report", "first", "second", "--open", "--vmax", 0.5)
+    page = tmp_path / "results" / "report-first-second.html"
+    assert (code, err) == (0, "")
+    assert out.startswith("Wrote results/report-first-second.html (")
+    assert opened == [page.as_uri()]
+    for text in (
+        "first: best at epoch",
+        "second, averaged weights: best at epoch",
+        "average.decay",
+        '"scale":[0.0,0.5]',
+    ):
+        assert text in page.read_text(encoding="utf-8")
+
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    code, _, err = ccf("report", "first", "--open", "--out", "mine/page.html")
+    assert code == 1
+    assert err == "ccf: expected a browser for --open, found none; the page is in mine/page.html: open it by hand\n"
+    assert (tmp_path / "mine" / "page.html").read_bytes().endswith(b"</html>")
+    assert ccf("train", "digits", *TINY, "--out", "first", "--force")[0] == 0  # a report hinders no later run
+
+
 def test_the_closing_table_shows_averaged_weights_too(ccf: Ccf) -> None:
     code, out, _ = ccf("train", "digits", *TINY, "--set", "average={kind='ema', decay=0.5}")
     assert code == 0
@@ -276,6 +302,9 @@ BAD = {
         ["probe", "{three}", "--attack", "AutoAttack", "--steps", "1"],
         "cannot attack this",
     ),
+    "a report of what is no run": (["report", "taken"], "expected a run folder, which has recipe.toml and log.csv"),
+    "a report into a folder": (["report", "taken", "--out", "taken"], "found the folder taken"),
+    "a report of nothing": (["report"], "Missing argument"),
     "a seed beyond bounds": (["train", "digits", "--set", "seed=99999999999999999999"], "seed: expected less than"),
     "a batch of one": (
         ["train", "digits", "--set", "data.train_per_class=13", "--set", "optim.batch_size=129"],

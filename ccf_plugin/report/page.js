@@ -115,7 +115,6 @@
     data.tracks.forEach((track, place) => {
       const own = colours[place % colours.length];
       const prefix = several ? `${track.name}: ` : "";
-      const small = track.epoch.length > 60;
       for (const [key, [name, dash, yaxis, ownColour]] of Object.entries(kinds)) {
         const values = track.curves[key];
         const known = values.filter((value) => value !== null).length;
@@ -131,7 +130,7 @@
       for (const [alarm, epochs] of Object.entries(track.alarms)) {
         const key = alarm === "CAS falling" ? "cas" : "test_robust_accuracy";
         const symbol = alarm.startsWith("catastrophic") ? "square-x-open" : alarm === "CAS falling" ? "triangle-down" : "x";
-        const marker = { symbol, size: small ? 6 : 9, color: colour("--alarm") };
+        const marker = { symbol, size: epochs.length > 40 ? 6 : 9, color: colour("--alarm") };
         traces.push({
           type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, marker, yaxis: kinds[key][2],
           x: epochs, y: epochs.map((epoch) => track.curves[key][track.epoch.indexOf(epoch)]),
@@ -242,7 +241,7 @@
     event.preventDefault();
     shown[id].cell = shown[id].cell.map((place, axisAt) => Math.min(K - 1, Math.max(0, place + step[axisAt])));
     const [i, j] = shown[id].cell;
-    Plotly.Fx.hover(id, [{ curveNumber: 0, pointNumber: [i, j] }]);
+    Plotly.Fx.hover(id, { xval: j, yval: i }, "xy"); // the label that a pointer would call up
     sayCell(id, i, j);
   }
 
