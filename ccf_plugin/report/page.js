@@ -307,8 +307,9 @@
 
   function fillChoices() {
     const group = (track, at) => {
+      const whose = data.tracks.length === 1 ? "" : `${track.name}, `; // a closed list shows no group's name
       const choices = track.matrixEpochs.map((epoch, place) =>
-        new Option(epoch === track.best ? `epoch ${epoch} (best)` : `epoch ${epoch}`, `${at} ${place}`));
+        new Option(`${whose}epoch ${epoch}${epoch === track.best ? " (best)" : ""}`, `${at} ${place}`));
       if (data.tracks.length === 1) return choices;
       const named = document.createElement("optgroup");
       named.label = track.name;
