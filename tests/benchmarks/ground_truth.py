@@ -26,6 +26,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe
+from ccf_plugin.probe.attribution import (
+    attribution,
+    class_attribution_similarity,
+    class_means,
+    correlation_matrix,
+)
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.threat import ThreatModel
 
@@ -39,7 +45,10 @@ ARMS: tuple[tuple[Layout, Training], ...] = (("pairs", "adversarial"), ("pairs",
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained network. C is averaged over the pairs of classes that share parts and over those that do not."""
+    """One trained network. C is averaged over the pairs of classes that share parts and over those that do not.
+
+    ``positive_cas`` is what CAS under attack would be if an attribution kept only what speaks for the class.
+    """
 
     layout: Layout
     training: Training
@@ -49,6 +58,7 @@ class Outcome:
     robust_accuracy: float
     cas: float
     clean_cas: float
+    positive_cas: float
     shared: float | None
     unshared: float | None
 
@@ -143,9 +153,20 @@ def run(
         robust_accuracy=attacked.robust_accuracy,
         cas=attacked.cas,
         clean_cas=clean.cas,
+        positive_cas=positive_cas(network, pgd_10(*test[0]), test[0][1]),
         shared=float(attacked.matrix[sharing].mean()) if sharing.any() else None,
         unshared=float(attacked.matrix[other].mean()) if other.any() else None,
     )
+
+
+@torch.no_grad()
+def positive_cas(network: nn.Sequential, images: Tensor, labels: Tensor) -> float:
+    """CAS of max(A(x), 0) in place of A(x)."""
+    weight = network[-1].weight
+    for_class = attribution(network[:-1](images), weight, labels).clamp(min=0)
+    sums = torch.zeros_like(weight).index_add(0, labels, for_class)
+    means = class_means(sums, torch.bincount(labels, minlength=CLASSES))
+    return float(class_attribution_similarity(correlation_matrix(means)))
 
 
 def rank_correlation(outcomes: list[Outcome], *, clean: bool = False) -> float:
@@ -162,14 +183,15 @@ def table(outcomes: list[Outcome]) -> str:
         lines += [
             f"\n{layout}, {training} training",
             "",
-            "| shared parts | clean | RA | CAS | clean CAS | C shared | C not |",
+            "| shared parts | clean | RA | CAS | clean CAS | CAS of max(A, 0) | C shared | C not |",
         ]
-        lines.append("|---|---|---|---|---|---|---|")
+        lines.append(f"|{'---|' * 8}")
         for dial in DIALS:
             here = [one for one in own if one.dial == dial]
             cells = [f"{statistics.mean(one.clean_accuracy for one in here):.1%}"]
             cells.append(f"{statistics.mean(one.robust_accuracy for one in here):.1%}")
-            for values in ([one.cas for one in here], [one.clean_cas for one in here]):
+            for field in ("cas", "clean_cas", "positive_cas"):
+                values = [getattr(one, field) for one in here]
                 cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
             for means in ([one.shared for one in here], [one.unshared for one in here]):
                 cells.append(f"{statistics.mean(v for v in means if v is not None):.2f}" if None not in means else "")
@@ -211,7 +233,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             ax.plot(places, [getattr(one, field) for one in own], "o", ms=4, alpha=0.6, color=f"C{number}")
         ax.plot([0, 1], [0, CLASSES], ":", color="0.5", label="if all parts counted alike")
         ax.set(xlabel="share of a class's parts that is shared", ylabel="CAS", title=f"CAS, {name}", ylim=(-0.2, 6.3))
-    attacked_ax.legend(fontsize=8, loc="upper left")
+    figure.legend(*clean_ax.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=len(ARMS) + 1)
     figure.savefig(path, dpi=110)
 
 
