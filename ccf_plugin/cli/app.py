@@ -24,6 +24,7 @@ for command in (
     comparing.compare,
     comparing.saliency,
     evaluating.evaluate,
+    evaluating.leaderboard,
     training.sweep,
     training.recipes,
 ):
