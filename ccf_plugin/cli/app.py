@@ -26,6 +26,7 @@ for command in (
     comparing.compare,
     comparing.saliency,
     evaluating.evaluate,
+    evaluating.leaderboard,
     reporting.report,
     training.sweep,
     training.recipes,

@@ -13,7 +13,9 @@ from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+    from ccf_plugin.measure.leaderboard import Row
     from ccf_plugin.measure.robustness import Evaluation
 
 
@@ -113,3 +115,92 @@ def _print_evaluation(console: Console, found: Evaluation) -> None:
             console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
     for note in found.notes:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
+
+
+def leaderboard(
+    dataset: Annotated[str, typer.Option(help="RobustBench's: cifar10, cifar100 or imagenet.")] = "cifar10",
+    threat: Annotated[str, typer.Option(help="RobustBench's: Linf or L2.")] = "Linf",
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This model; may be repeated.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Only models whose files lie in --model-dir.")] = False,
+    data: options.Data = None,
+    eps: options.Eps = None,
+    step_size: options.StepSize = None,
+    steps: options.Steps = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 250,
+    precision: options.Precision = "float32",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    model_dir: options.ModelDir = Path("models"),
+    data_root: options.DataRoot = Path("data"),
+    download: options.Download = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write <out>.csv and .png. Default: results/leaderboard-<dataset>-<threat>."),
+    ] = None,
+) -> None:
+    """Probe RobustBench's models: CAS and I-CAS beside robust accuracy. Run again, it goes on with those missing."""
+    quiet_libraries()
+    refuse_several_processes("leaderboard", "start one for each GPU with --only and its own --out")
+    from rich.console import Console
+
+    from ccf_plugin.measure.leaderboard import measure_leaderboard, rank_correlation, read_leaderboard
+    from ccf_plugin.measure.pictures import draw_leaderboard
+    from ccf_plugin.measure.subject import Choices
+    from ccf_plugin.probe.heatmap import save_figure
+
+    choices = Choices(
+        data=data,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        device=device,
+        model_dir=model_dir,
+        data_root=data_root,
+        download=download,
+    )
+    stem = options.stem(out, f"leaderboard-{dataset}-{threat}")
+    file = stem.with_name(f"{stem.name}.csv")
+    console = Console()
+    measured = measure_leaderboard(
+        dataset,
+        threat,
+        choices,
+        file,
+        only=only or [],
+        local=local,
+        progress=lambda name: progress_on(console, name),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for row, left in measured:
+        found = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
+        console.print(f"{row.model}: {found} ({left} to go)", highlight=False, soft_wrap=True)
+    rows = read_leaderboard(file) if file.exists() else []
+    had = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
+    if had:
+        console.print(_leaderboard_table(had))
+        title = f"{len(had)} models of RobustBench, {dataset} {threat}"
+        correlation = rank_correlation(had)
+        if correlation == correlation:  # not NaN
+            title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
+        picture = save_figure(draw_leaderboard(had, title), stem.with_name(f"{stem.name}.png"))
+        console.print(title, highlight=False, soft_wrap=True)
+    if len(rows) > len(had):
+        console.print(f"{len(rows) - len(had)} could not be measured; {file} says why, and a second call tries again")
+    console.print(f"Wrote {file}{f', {picture}' if had else ''}", highlight=False, soft_wrap=True)
+
+
+def _leaderboard_table(rows: list[Row]) -> Table:
+    from rich.table import Table
+
+    first = rows[0]
+    table = Table("model", "clean", f"RA ({first.attack}-{first.steps})", "AutoAttack, published", "CAS", "I-CAS")
+    for row in rows:
+        accuracies = (row.clean_accuracy, row.robust_accuracy, row.published_autoattack_accuracy)
+        shown = ["" if value is None else f"{value:.1%}" for value in accuracies]
+        table.add_row(row.model, *shown, f"{row.cas:.2f}", f"{row.instance_cas:.2f}")
+    return table

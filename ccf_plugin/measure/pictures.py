@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ccf_plugin.measure.compare import Comparison
+    from ccf_plugin.measure.leaderboard import Row
     from ccf_plugin.measure.saliency import Example, SharedFeature
     from ccf_plugin.zoo.streaming import Images
+
+_MOST_NAMES = 15
 
 
 def draw_comparison(
@@ -94,6 +97,41 @@ def draw_shared_features(
         row[0].set_ylabel(f"feature {feature.feature}\n{feature.share:+.3f}", fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
+    """CAS against robust accuracy, a point for each model; a ring is what is published of it under AutoAttack.
+
+    Up to 15 models are all named; of more, those with the highest and lowest CAS and RA.
+    """
+    cas = np.array([row.cas for row in rows], dtype=float)
+    robust = np.array([row.robust_accuracy for row in rows], dtype=float) * 100
+    published = np.array([row.published_autoattack_accuracy for row in rows], dtype=float) * 100
+    figure = new_figure(8.0, 6.0)
+    ax = figure.add_subplot()
+    ax.vlines(cas, robust, published, color="0.8", linewidth=0.8, zorder=1)
+    ax.scatter(cas, robust, color="tab:blue", s=28, label=f"RA ({rows[0].attack}-{rows[0].steps})", zorder=3)
+    ax.scatter(
+        cas, published, facecolors="white", edgecolors="tab:orange", s=28, label="AutoAttack, as published", zorder=2
+    )
+    for index in _named(cas, robust):
+        ax.annotate(
+            rows[index].model, (cas[index], robust[index]), xytext=(5, 4), textcoords="offset points", fontsize=7
+        )
+    ax.set_xlabel("CAS")
+    ax.set_ylabel("robust accuracy (%)")
+    ax.margins(x=0.15)
+    ax.set_title(title)
+    ax.legend(loc="best", fontsize=8)
+    ax.grid(alpha=0.25)
+    return figure
+
+
+def _named(cas: NDArray[Any], robust: NDArray[Any]) -> list[int]:
+    if len(cas) <= _MOST_NAMES:
+        return list(range(len(cas)))
+    order, by_robust = np.argsort(cas), np.argsort(robust)
+    return sorted({*map(int, order[:3]), *map(int, order[-3:]), *map(int, by_robust[:2]), *map(int, by_robust[-3:])})
 
 
 def _show(ax: Axes, image: Tensor) -> None:

@@ -106,7 +106,6 @@ def load_robustbench(name: str, *, pretrained: bool, model_dir: Path) -> LoadedM
     entry = find_entry(name)
     model = _load(entry, model_dir) if pretrained else _build(entry)
     preprocess, input_size = _preprocessing(entry)
-    eps = 0.5 if entry.threat == "L2" else (4 / 255 if entry.dataset == "imagenet" else 8 / 255)
     return LoadedModel(
         model=model.float().eval(),
         spec=entry.spec,
@@ -114,7 +113,7 @@ def load_robustbench(name: str, *, pretrained: bool, model_dir: Path) -> LoadedM
         num_classes=_CLASSES[entry.dataset],
         class_names=CIFAR10_CLASSES if entry.dataset == "cifar10" else None,
         data=entry.dataset,
-        threat={"norm": "L2" if entry.threat == "L2" else "Linf", "eps": eps},
+        threat=benchmark_threat(entry.dataset, entry.threat),
         preprocess=preprocess,
         input_size=input_size,
     )
@@ -133,6 +132,13 @@ def find_entry(name: str) -> Entry:
         hint = f"; it exists as robustbench:{elsewhere[0]}" if elsewhere else did_you_mean(name, rows)
         raise InputError(f"RobustBench has no model {name!r} for {dataset}/{threat}{hint}")
     return Entry(dataset, threat, name, rows[name])
+
+
+def benchmark_threat(dataset: str, threat: str) -> dict[str, Any]:
+    """RobustBench's own norm and eps for a data set and threat model."""
+    if threat == "L2":
+        return {"norm": "L2", "eps": 0.5}
+    return {"norm": "Linf", "eps": 4 / 255 if dataset == "imagenet" else 8 / 255}
 
 
 def zoo_rows(dataset: str, threat: str) -> tuple[str, str, dict[str, dict[str, Any]]]:
