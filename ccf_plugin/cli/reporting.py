@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ccf_plugin.cli import options
 from ccf_plugin.cli.console import quiet_libraries
 from ccf_plugin.errors import InputError, UnavailableError
 
@@ -14,23 +15,24 @@ from ccf_plugin.errors import InputError, UnavailableError
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders; several are shown side by side.")],
     out: Annotated[Path | None, typer.Option(help="The HTML file. Default: results/report-<runs>.html.")] = None,
-    vmin: Annotated[float | None, typer.Option(help="Low end of the colours of C. Default: the paper's.")] = None,
-    vmax: Annotated[float | None, typer.Option(help="High end of them.")] = None,
+    vmin: options.VMin = None,
+    vmax: options.VMax = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write one HTML page of RUN, or of several: curves, matrices along the epochs, recipe. It needs no network."""
     quiet_libraries()
     from rich.console import Console
 
-    from ccf_plugin.files import write_atomically
+    from ccf_plugin.files import given_path, made_folder, write_atomically
     from ccf_plugin.report.page import build_report
 
-    path = out or Path("results") / f"report-{'-'.join(run.resolve().name for run in runs[:3])}.html"
+    named = "-".join(run.resolve().name for run in runs[:3])
+    path = given_path(out) if out else Path("results") / f"report-{named}.html"
     if path.is_dir():
         raise InputError(f"expected a file for the page, found the folder {path}; choose another --out")
     page = build_report(runs, vmin=vmin, vmax=vmax).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
+    with made_folder(path.parent):
+        write_atomically(path, page)
     Console().print(f"Wrote {path} ({len(page) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     if open_it:
         _open(path)

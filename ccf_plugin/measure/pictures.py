@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap, new_figure, shorten
+from ccf_plugin.probe.heatmap import DIFFERENCE_SCALE, colour_scale, draw_heatmap, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def draw_comparison(
     titles: tuple[str, str],
     vmin: float | None = None,
     vmax: float | None = None,
-    difference_scale: tuple[float, float] = (0.0, 0.5),
+    difference_scale: tuple[float, float] = DIFFERENCE_SCALE,
 ) -> Figure:
     """C of the first, C of the second, and first − second.
 

@@ -20,15 +20,21 @@ if TYPE_CHECKING:
 _MOST_LABELS = 25
 _MOST_NUMBERS = 12
 _MANY_CLASSES = 100
+DIFFERENCE_SCALE = (0.0, 0.5)  # of the paper's Figure 4
 
 
-def colour_scale(classes: int, vmin: float | None = None, vmax: float | None = None) -> tuple[float, float]:
-    """vmin and vmax; None is that of the paper's figures of C: 0 to 1, or -0.75 to 0.75 for 100 classes and more.
+def colour_scale(
+    classes: int, vmin: float | None = None, vmax: float | None = None, *, clean: bool = False
+) -> tuple[float, float]:
+    """vmin and vmax; None is that of the paper's figures of C.
+
+    They go from 0 to 1 (Figures 2 and 6), from -0.75 to 0.75 for 100 classes and more (Figure 5), and along standard
+    training, whose C is that of clean images, from 0 to 0.5 (Figure 9).
 
     Raises:
         InputError: they do not ascend.
     """
-    low, high = (-0.75, 0.75) if classes >= _MANY_CLASSES else (0.0, 1.0)
+    low, high = (-0.75, 0.75) if classes >= _MANY_CLASSES else (0.0, 0.5) if clean else (0.0, 1.0)
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     if not low < high:
         raise InputError(f"expected vmin below vmax, found {low:g} and {high:g}")

@@ -1,4 +1,4 @@
-"""Matrices in a page: which epochs are embedded, how, and on what colour scale."""
+"""Matrices in a page: which epochs are embedded, and how."""
 
 from __future__ import annotations
 
@@ -8,30 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.report.run_files import RunFiles, Track
+from ccf_plugin.report.run_files import Track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# The paper's colour map is "Blues". Its scales, read off the colour bars: 0 to 1 in Figures 2 and 6 (CIFAR-10, Linf, L2
-# and DeiT), -0.75 to 0.75 in Figure 5 (CIFAR-100 and TinyImageNet), 0 to 0.5 in Figure 9 (standard training, clean
-# features) and for the differences of Figure 4.
-SCALE = (0.0, 1.0)
-SCALE_MANY_CLASSES = (-0.75, 0.75)
-SCALE_CLEAN = (0.0, 0.5)
-SCALE_DIFFERENCE = (0.0, 0.5)
-MANY_CLASSES = 100
-
 _CHARACTERS = 2_750_000  # for all matrices of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
 _STEPS = 32767  # int16 steps of a cosine: errors of 1.5e-5 at most
 _MISSING = -32768
-
-
-def colour_scale(run: RunFiles, vmin: float | None, vmax: float | None) -> tuple[float, float]:
-    """The user's scale, or the paper's for such a run."""
-    many = len(run.classes) >= MANY_CLASSES
-    own = SCALE_MANY_CLASSES if many else SCALE_CLEAN if run.threat is None else SCALE
-    return (own[0] if vmin is None else vmin, own[1] if vmax is None else vmax)
 
 
 def encode(track: Track, epochs: Sequence[int]) -> str:

@@ -11,14 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.report.matrices import (
-    SCALE_DIFFERENCE,
-    colour_scale,
-    embedded_epochs,
-    encode,
-    pairs_along_epochs,
-)
+from ccf_plugin.errors import UnavailableError
+from ccf_plugin.probe.heatmap import DIFFERENCE_SCALE, colour_scale
+from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs
 from ccf_plugin.report.run_files import RunFiles, Track, describe_data, read_runs
 from ccf_plugin.report.words import (
     against_published,
@@ -48,13 +43,11 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
         vmin, vmax: ends of the matrices' colour scale; the paper's for such runs where None.
 
     Raises:
-        InputError: vmin is not below vmax; as ``read_runs`` does.
+        InputError: vmin is not below vmax; else as ``read_runs`` does.
         UnavailableError: plotly or jinja2 is not installed.
     """
     runs = read_runs(folders)
-    low, high = colour_scale(runs[0], vmin, vmax)
-    if not low < high:
-        raise InputError(f"expected --vmin below --vmax, found {low:g} and {high:g}")
+    low, high = colour_scale(len(runs[0].classes), vmin, vmax, clean=runs[0].threat is None)
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from plotly.colors import diverging, sequential
@@ -67,7 +60,7 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
     data = {
         "classes": runs[0].classes,
         "scale": [low, high],
-        "differenceScale": SCALE_DIFFERENCE,
+        "differenceScale": DIFFERENCE_SCALE,
         "blues": sequential.Blues,
         "bothSigns": diverging.RdBu[::-1],  # positive is blue here too
         "tracks": [_track_data(run, track, len(tracks)) for run in runs for track in run.tracks],

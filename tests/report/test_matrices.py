@@ -6,8 +6,8 @@ from base64 import b64decode
 
 import numpy as np
 
-from ccf_plugin.report.matrices import colour_scale, embedded_epochs, encode, pairs_along_epochs, top_pairs
-from ccf_plugin.report.run_files import RunFiles, Track, read_runs
+from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs, top_pairs
+from ccf_plugin.report.run_files import Track, read_runs
 
 from .conftest import WriteRun, matrix_at
 
@@ -57,14 +57,3 @@ def test_top_pairs_by_hand() -> None:
     assert top_pairs(matrix, 2) == [(0, 2), (0, 1)]
     assert top_pairs(matrix, 9) == [(0, 2), (0, 1), (1, 2)]
     assert top_pairs(np.ones((1, 1)), 3) == []
-
-
-def test_colours_are_the_papers_unless_told(write_run: WriteRun) -> None:
-    def run(name: str, **options: object) -> RunFiles:
-        return read_runs([write_run(name, epochs=1, **options)])[0]
-
-    hundred = tuple(f"class {index}" for index in range(100))
-    assert colour_scale(run("ten"), None, None) == (0.0, 1.0)
-    assert colour_scale(run("clean", recipe="preact_standard", threat=None), None, None) == (0.0, 0.5)
-    assert colour_scale(run("hundred", classes=hundred), None, None) == (-0.75, 0.75)
-    assert colour_scale(run("mine"), -1, None) == (-1, 1.0)

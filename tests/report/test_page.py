@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class _Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def _data(page: str) -> dict[str, object]:
+def _data(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert found is not None
     return dict(json.loads(found[1]))
@@ -90,9 +91,19 @@ def test_saliency_pictures_are_shown_as_far_as_there_is_room(
 
 def test_a_scale_upside_down_is_refused(write_run: WriteRun) -> None:
     folder = write_run("run", epochs=1)
-    with pytest.raises(InputError, match="expected --vmin below --vmax, found 2 and 1"):
+    with pytest.raises(InputError, match="expected vmin below vmax, found 2 and 1"):
         build_report([folder], vmin=2)
     assert _data(build_report([folder], vmin=-0.5, vmax=0.5))["scale"] == [-0.5, 0.5]
+
+
+def test_colours_are_the_papers_unless_told(write_run: WriteRun) -> None:
+    def scale(name: str, **more: Any) -> object:
+        return _data(build_report([write_run(name, epochs=1, **more)]))["scale"]
+
+    hundred = tuple(f"class {index}" for index in range(100))
+    assert scale("ten") == [0.0, 1.0]
+    assert scale("clean", recipe="preact_standard", threat=None) == [0.0, 0.5]
+    assert scale("hundred", classes=hundred) == [-0.75, 0.75]
 
 
 def test_without_plotly_one_line_says_what_to_install(write_run: WriteRun, monkeypatch: pytest.MonkeyPatch) -> None:
