@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.probe.heatmap import DIFFERENCE_SCALE, colour_scale, draw_heatmap, new_figure, shorten
+from ccf_plugin.probe.heatmap import DIFFERENCE_SCALE, colour_scale, draw_heatmap, figure_of, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def draw_shared_features(
 def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
     """CAS against robust accuracy, a point for each model; a ring is what is published of it under AutoAttack.
 
-    Up to 15 models are all named; of more, those with the highest and lowest CAS and RA.
+    Of up to 15 models all are named, of more those with the highest and lowest CAS and RA, where there is room.
     """
     cas = np.array([row.cas for row in rows], dtype=float)
     robust = np.array([row.robust_accuracy for row in rows], dtype=float) * 100
@@ -114,24 +114,39 @@ def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
     ax.scatter(
         cas, published, facecolors="white", edgecolors="tab:orange", s=28, label="AutoAttack, as published", zorder=2
     )
-    for index in _named(cas, robust):
-        ax.annotate(
-            rows[index].model, (cas[index], robust[index]), xytext=(5, 4), textcoords="offset points", fontsize=7
-        )
     ax.set_xlabel("CAS")
     ax.set_ylabel("robust accuracy (%)")
     ax.margins(x=0.15)
     ax.set_title(title)
     ax.legend(loc="best", fontsize=8)
     ax.grid(alpha=0.25)
+    _name_points(ax, [row.model for row in rows], cas, robust)
     return figure
+
+
+def _name_points(ax: Axes, names: Sequence[str], cas: NDArray[Any], robust: NDArray[Any]) -> None:
+    figure_of(ax).canvas.draw()  # settles where in the picture everything is
+    points = ax.transData.transform(np.column_stack([cas, robust]))
+    kept: list[Any] = []
+    for index in _named(cas, robust):
+        for offset, side in ((6, "left"), (-6, "right")):
+            text = ax.annotate(
+                names[index], (cas[index], robust[index]), (offset, 3), ha=side, textcoords="offset points", fontsize=7
+            )
+            box = text.get_window_extent()
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
+            if inside and not any(box.overlaps(other) for other in kept) and not box.count_contains(points):
+                kept.append(box)
+                break
+            text.remove()
 
 
 def _named(cas: NDArray[Any], robust: NDArray[Any]) -> list[int]:
     if len(cas) <= _MOST_NAMES:
         return list(range(len(cas)))
     order, by_robust = np.argsort(cas), np.argsort(robust)
-    return sorted({*map(int, order[:3]), *map(int, order[-3:]), *map(int, by_robust[:2]), *map(int, by_robust[-3:])})
+    first = [*by_robust[-3:], *order[-3:], *order[:3], *by_robust[:2]]  # of two across each other, the earlier stays
+    return list(dict.fromkeys(map(int, first)))
 
 
 def _show(ax: Axes, image: Tensor) -> None:
