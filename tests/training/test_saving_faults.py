@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from ccf_plugin.training.log import read_log
 from safetensors.torch import load_file
 
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.run_log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
 
