@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ccf_plugin.cli import main
 from ccf_plugin.run_log import read_log
-from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 
-from .test_run import TINY, Quiet
+from .test_run import TINY
 
 SMALL = [text for text in TINY if not text.startswith(("model.", "optim.epochs"))]
 # a recipe that begins something after an epoch begins it at once
@@ -40,17 +40,23 @@ def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: 
     labels = np.arange(20) * classes // 20
     np.savez("made.npz", **arrays, y_train=labels, y_test=labels, classes=np.arange(classes).astype(str))
     short = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=2", "optim.epochs=1", "precision=float32"]
-    for section in recipe.distill:
-        if (
-            section.teacher != "average" and not Path(section.teacher).exists()
-        ):  # first the teachers, from the recipes that their specs name
-            teacher = load_recipe(Path(section.teacher).name, [*short, *_shrunk(recipe)])
-            train(teacher, Path(section.teacher), Quiet())
+    for section in recipe.distill:  # first the teachers, from the recipes that their specs name
+        if section.teacher != "average" and not Path(section.teacher).exists():
+            _ccf_train(Path(section.teacher).name, section.teacher, [*short, *_shrunk(recipe)], monkeypatch)
     soon = SOON if recipe.average is not None else []
-    student = load_recipe(name, [*short, *soon, *_shrunk(recipe)])
-    run = train(student, Path("runs") / "student", Quiet())
-    (row,) = read_log(run.folder)
+    run = Path("runs") / "student"
+    _ccf_train(name, str(run), [*short, *soon, *_shrunk(recipe)], monkeypatch)
+    (row,) = read_log(run)
     assert np.isfinite(row.train_loss)
     assert row.cas is not None
-    assert (run.folder / "best.safetensors").is_file()
-    assert (run.folder / "best_average.safetensors").is_file() == (recipe.average is not None)
+    assert (run / "best.safetensors").is_file()
+    assert (run / "best_average.safetensors").is_file() == (recipe.average is not None)
+
+
+def _ccf_train(recipe: str, out: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ccf train`` as a shell would call it, in this process."""
+    sets = [part for setting in settings for part in ("--set", setting)]
+    monkeypatch.setattr("sys.argv", ["ccf", "train", recipe, "--out", out, *sets])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
