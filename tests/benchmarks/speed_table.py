@@ -1,0 +1,128 @@
+"""The README's speed table, from the files in ``results/``: `python tests/benchmarks/speed_table.py` prints it.
+
+Each file is what its command wrote; a row without one is "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``value`` takes the content of ``results/<file>.json``, which ``command`` wrote."""
+
+    what: str
+    reach: str
+    file: str
+    value: Callable[[Figures], str]
+    command: str
+
+
+def _ratio(name: str) -> Callable[[Figures], str]:
+    return lambda figures: f"{figures['reference'][name]:.2f}×"
+
+
+def _share(*names: str) -> Callable[[Figures], str]:
+    return lambda figures: f"{sum(figures['shares'][name] for name in names):.1%}"
+
+
+def _utilisation(figures: Figures) -> str:
+    tera = figures["flops_per_image"]["training"] * figures["images_per_second"] / 1e12
+    return (
+        f"{tera:.3g} of {figures['matrix_product_flops_per_second'] / 1e12:.3g} TFLOP/s: {figures['utilisation']:.0%}"
+    )
+
+
+_BENCH = "ccf bench --recipe preact_linf"
+_QUICK = f"{_BENCH} --quick --epochs 3 --set threads=2"
+_EPOCH = f"{_BENCH} --epochs 1 --set data.train_per_class=100 --set data.test_limit=200 --set threads=2"
+_GPU = "ccf bench --device cuda --recipe"
+
+ROWS = (
+    Row("PGD-10 step in bf16, two threads", "≥ 4.0×", "cpu_bf16", _ratio("step_ratio"), _QUICK),
+    Row("its share of the bf16 matrix-product rate", "≥ 85 %", "cpu_bf16", _utilisation, _QUICK),
+    Row("whole epoch in bf16", "≥ 4.0×", "cpu_epoch", _ratio("epoch_ratio"), _EPOCH),
+    Row(
+        "what is not forward or backward, of that epoch",
+        "≤ 5 %",
+        "cpu_epoch",
+        _share("data", "optimizer", "writing", "other"),
+        _EPOCH,
+    ),
+    Row("PGD-10 step in float32", "≥ 1.7×", "cpu_float32", _ratio("step_ratio"), f"{_QUICK} --set precision=float32"),
+    Row(
+        "clean accuracy, RA, C and CAS in float32",
+        "≥ 1.7×",
+        "cpu_float32",
+        _ratio("evaluation_ratio"),
+        f"{_QUICK} --set precision=float32",
+    ),
+    Row("the same, crafted in bf16", "≥ 3.5×", "cpu_bf16", _ratio("evaluation_ratio"), _QUICK),
+    Row(
+        "I-CAS of 10,000 × 512, in similarity products",
+        "≤ 1.0",
+        "instance_cas",
+        lambda figures: f"{figures['ratio']:.2f}",
+        "pytest -m slow -s tests/benchmarks/test_probe_speed.py",
+    ),
+    Row("data and augmentation, of an epoch", "≤ 2 %", "cpu_epoch", _share("data"), _EPOCH),
+    Row(
+        "probe in the training loop, of a step",
+        "≤ 1 %",
+        "cpu_bf16",
+        lambda figures: f"{figures['probe']['share_of_step']:.2%}",
+        _QUICK,
+    ),
+    Row(
+        "two processes of one thread, against one",
+        "≥ 1.8×",
+        "two_processes",
+        lambda figures: f"{figures['ratio']:.2f}×",
+        "python tests/benchmarks/two_processes.py --data folder:PATH --rounds 3",
+    ),
+    Row(
+        "one H200: `preact_linf`, training of one epoch",
+        "≤ 8 s",
+        "cuda_preact_linf",
+        lambda figures: f"{figures['training_seconds_per_epoch']:.1f} s",
+        f"{_GPU} preact_linf",
+    ),
+    Row(
+        "one H200: all 200 epochs, evaluated",
+        "≤ 35 min",
+        "cuda_preact_linf",
+        lambda figures: f"{figures['run']['seconds'] / 60:.0f} min, extrapolated",
+        f"{_GPU} preact_linf",
+    ),
+    Row("its share of the bf16 matrix-product rate", "stated", "cuda_preact_linf", _utilisation, f"{_GPU} preact_linf"),
+    Row(
+        "one H200: `preact_fast`, training of one epoch",
+        "≤ 1.5 s",
+        "cuda_preact_fast",
+        lambda figures: f"{figures['training_seconds_per_epoch']:.2f} s",
+        f"{_GPU} preact_fast",
+    ),
+)
+
+
+def table() -> str:
+    """Markdown."""
+    lines = ["| what | reach | measured | command |", "|---|---|---|---|"]
+    for row in ROWS:
+        path = RESULTS / f"{row.file}.json"
+        measured = row.value(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "not measured"
+        lines.append(f"| {row.what} | {row.reach} | {measured} | `{row.command}` |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
