@@ -45,24 +45,24 @@ def test_autoattack_from_the_command_line(ccf: Ccf, digits_run: Path) -> None:
 
 
 def test_a_killed_evaluation_is_continued(digits_run: Path, tmp_path: Path, ccf: Ccf) -> None:
-    arguments = ["evaluate", str(digits_run), "--steps", "150", "--batch-size", "15", "--out", "here"]
+    arguments = ["evaluate", str(digits_run), "--steps", "60", "--batch-size", "15", "--out", "here"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ccf_plugin", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     for _ in range(6000):  # until the attack has begun
         file = tmp_path / "here.json"
-        if file.exists() and json.loads(file.read_text())["progress"].get("PGD-150"):
+        if file.exists() and json.loads(file.read_text())["progress"].get("PGD-60"):
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err == "ccf: interrupted; run it again to continue after the last finished batch\n"
-    done = json.loads(file.read_text())["progress"]["PGD-150"]["batches"]
+    done = json.loads(file.read_text())["progress"]["PGD-60"]["batches"]
     assert 1 <= done < 30
     code, _, _ = ccf(*arguments, "--json")
     assert code == 0
-    assert json.loads(file.read_text())["progress"]["PGD-150"]["batches"] == 30
+    assert json.loads(file.read_text())["progress"]["PGD-60"]["batches"] == 30
 
 
 def test_a_leaderboard_from_files(ccf: Ccf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
