@@ -21,11 +21,18 @@ def is_first_process() -> bool:
 
 
 def leave_job() -> None:
-    """End a job of several processes in order."""
+    """End this process where it is one of a job of several; the last thing that a command does.
+
+    It ends here and now: torch's DDP keeps gloo's threads alive beyond the group, and one that lets go of a tensor
+    while the interpreter is being taken down would abort the process, and with it a job that has finished.
+    """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def refuse_several_processes(command: str, remedy: str) -> None:

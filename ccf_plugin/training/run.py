@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import platform
 import shutil
 import sys
@@ -34,6 +35,7 @@ _NAMES = (
     *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
 )
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
+_VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_")  # of the environment: what libraries compute by
 
 
 @dataclass(frozen=True)
@@ -375,6 +377,7 @@ def describe_environment(device: torch.device, precision: str, command: list[str
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
         "versions": versions,
     }
 
