@@ -298,9 +298,13 @@ class CrossClassResult:
 
     def save_picture(self, path: str | Path, **options: Any) -> Path:
         """``plot`` into a PNG file; the options are ``plot``'s."""
-        from ccf_plugin.probe.heatmap import figure_of, save_figure
+        from ccf_plugin.probe.heatmap import drop_figure, figure_of, save_figure
 
-        return save_figure(figure_of(self.plot(**options)), Path(path))
+        figure = figure_of(self.plot(**options))
+        save_figure(figure, Path(path))
+        if options.get("ax") is None:
+            drop_figure(figure)
+        return Path(path)
 
     def title(self, instances: bool = False) -> str:
         """RA (or clean accuracy) and CAS in one line."""

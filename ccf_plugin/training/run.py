@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import platform
@@ -256,8 +255,6 @@ class Run:
             what = "averaged, epoch" if name.endswith(AVERAGE) else "epoch"
             title = f"{what} {int(name.removesuffix(AVERAGE))}: {result.title()}"
             result.save_picture(stem.with_suffix(".png"), title=title)
-            if self.epoch % 10 == 0:
-                gc.collect()  # matplotlib's figures are cyclic; Python would let dozens of them, 3 MB each, wait
 
     def _write_log(self) -> None:
         averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None

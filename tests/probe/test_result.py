@@ -162,6 +162,15 @@ def test_a_picture_file(result: CrossClassResult, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_picture_into_ones_own_axes_leaves_them(result: CrossClassResult, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    ax = Figure().add_subplot()
+    result.save_picture(tmp_path / "found.png", ax=ax, title="mine")
+    assert ax.get_title() == "mine"
+    assert ax.images
+
+
 def test_drawing_needs_no_display_and_leaves_nothing_global(result: CrossClassResult) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib import pyplot
