@@ -56,6 +56,34 @@ def test_only_whole_batches_are_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sizes == [8, 8]
 
 
+def test_runs_one_after_another_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=backend))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    for number in range(1, 5):
+        build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)(torch.rand(8, 3, 6, 6))
+        assert len(graphs) == number
+
+
+def test_logits_survive_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph's do not by themselves."""
+    memory = torch.zeros(8, 3)
+
+    def graph(function: Any, **_: Any) -> Any:
+        return lambda images: memory.copy_(function(images).detach())
+
+    monkeypatch.setattr(torch, "compile", graph)
+    forward = build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)
+    first, second = (forward(torch.rand(8, 3, 6, 6)) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 def test_what_cannot_be_compiled_is_an_error_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         def run(images: torch.Tensor) -> torch.Tensor:
