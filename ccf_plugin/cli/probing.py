@@ -81,17 +81,16 @@ def probe(
     stem = options.stem(out, f"{subject.loaded.name}-{described}")
     console = Console(stderr=as_json, quiet=not is_first_process())
     result = subject.measure(instances=instances, head=head, progress=progress_on(console, "measuring"))
+    if is_first_process():
+        with made_folder(stem.parent):
+            picture = stem.with_name(f"{stem.name}.png")
+            written = [*result.save(stem), result.save_picture(picture, vmin=vmin, vmax=vmax)]
+        if as_json:
+            print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
+        else:
+            _print_result(console, result)
+            console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
     leave_job()
-    if not is_first_process():
-        return
-    with made_folder(stem.parent):
-        picture = stem.with_name(f"{stem.name}.png")
-        written = [*result.save(stem), result.save_picture(picture, vmin=vmin, vmax=vmax)]
-    if as_json:
-        print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
-        return
-    _print_result(console, result)
-    console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
 
 
 def _print_result(console: Console, result: CrossClassResult) -> None:

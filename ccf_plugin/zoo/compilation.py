@@ -45,13 +45,15 @@ class CompiledForward(Forward):
         self._batch_size = batch_size
         self._required = required
         self._has_run = False
+        torch.compiler.reset()  # or the passes of runs before in this process count against torch's limit of variants
         self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(super().forward, dynamic=False, mode=mode)
 
     def forward(self, images: Tensor) -> Tensor:
         if self._compiled is None or len(images) != self._batch_size:
             return super().forward(images)
         try:
-            logits: Tensor = self._compiled(images)
+            # A copy, since a CUDA graph writes its next logits where these lie, and attacks keep some (TPGD the clean).
+            logits = self._compiled(images).clone()
         except Exception as error:  # no compiler, no Triton, an operation that it cannot trace: of many types
             if self._has_run or is_out_of_memory(error):
                 raise

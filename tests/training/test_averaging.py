@@ -16,7 +16,7 @@ from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import AverageSection
 from ccf_plugin.zoo.models import load_model
 
-from .test_run import Quiet, _assert_same_run, tiny
+from .tiny import Quiet, assert_same_run, tiny
 
 
 def _moves(section: AverageSection, epochs: int, steps: int = 2) -> tuple[list[float], float]:
@@ -94,6 +94,6 @@ def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(tmp_path: Pat
         with pytest.raises(KeyboardInterrupt):
             train(tiny(*WAKE), folder, Quiet(stop_after=epoch))
         resumed = train(tiny(*WAKE), folder, Quiet(), resume=True)
-        _assert_same_run(resumed, whole)
+        assert_same_run(resumed, whole)
         first, second = (load_file(run.folder / "last_average.safetensors") for run in (resumed, whole))
         assert all(torch.equal(first[key], second[key]) for key in first)

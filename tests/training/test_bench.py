@@ -12,7 +12,7 @@ from torch import nn
 from ccf_plugin.training.bench import bench
 from ccf_plugin.training.setup import prepare
 
-from .test_run import Quiet, tiny
+from .tiny import Quiet, tiny
 
 STEPS, IMAGES = 4, 60  # of 16 images, ten classes of six
 

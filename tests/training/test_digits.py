@@ -10,7 +10,7 @@ from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 
-from .test_run import Quiet
+from .tiny import Quiet
 
 DIGITS = [name for name in shipped_recipes() if name.startswith("digits")]
 SHORT = [

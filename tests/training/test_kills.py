@@ -16,11 +16,11 @@ from ccf_plugin import files
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
 
-from .test_run import Quiet, _assert_same_run, tiny
+from .tiny import Quiet, assert_same_run, tiny
 
 # Processes are forked from one that has imported everything and trained nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ccf_plugin.training.loop", "training.test_run"])
+CONTEXT.set_forkserver_preload(["ccf_plugin.training.loop", "training.tiny"])
 
 # State is saved after every step, so that a kill is often in the middle of it. One epoch's weights are averaged.
 RECIPE = ["checkpoint_minutes=1e-9", "optim.epochs=3", "average={kind='ema', decay=0.9}", "threads=1"]
@@ -71,7 +71,7 @@ def _survive(kills: int, seed: int, tmp_path: Path) -> dict[str, int]:
         process.start()
         process.join()
         if process.exitcode == 0:
-            _assert_same_run(Run.read(folder, tiny(*RECIPE)), whole)
+            assert_same_run(Run.read(folder, tiny(*RECIPE)), whole)
             assert not list(folder.rglob(".*.tmp"))
             done["finished runs"] += 1
             if is_last:

@@ -12,7 +12,7 @@ from ccf_plugin.run_log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 
-from .test_run import TINY
+from .tiny import TINY
 
 SMALL = [text for text in TINY if not text.startswith(("model.", "optim.epochs"))]
 # a recipe that begins something after an epoch begins it at once

@@ -10,7 +10,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 
-from .test_run import Quiet, _assert_same_run, tiny
+from .tiny import Quiet, assert_same_run, tiny
 
 OWN = "objective.loss=python:training.own_losses:"
 
@@ -18,7 +18,7 @@ OWN = "objective.loss=python:training.own_losses:"
 def test_the_same_formula_gives_the_same_run_bit_for_bit(tmp_path: Path) -> None:
     plain = train(tiny(), tmp_path / "plain", Quiet())
     own = train(tiny(f"{OWN}cross_entropy"), tmp_path / "own", Quiet())
-    _assert_same_run(own, plain)
+    assert_same_run(own, plain)
     resumed = train(tiny(f"{OWN}cross_entropy"), tmp_path / "own", Quiet(), resume=True)
     assert resumed.is_finished
 

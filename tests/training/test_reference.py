@@ -20,7 +20,7 @@ from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.trainer import Trainer
 
-from .test_run import tiny
+from .tiny import tiny
 
 CPU = torch.device("cpu")
 STEPS = 20

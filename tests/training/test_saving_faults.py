@@ -19,7 +19,7 @@ from ccf_plugin.run_log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
 
-from .test_run import COLUMNS, Quiet, tiny
+from .tiny import COLUMNS, Quiet, tiny
 
 RECIPE = ("optim.epochs=2", "average={kind='ema', decay=0.9}")
 CALLS = ("open", "write", "fsync", "replace")

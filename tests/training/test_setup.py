@@ -14,7 +14,7 @@ from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.setup import hold_out
 from ccf_plugin.zoo.datasets import Split
 
-from .test_run import Quiet, tiny
+from .tiny import Quiet, tiny
 
 
 def _split(labels: list[int]) -> Split:

@@ -14,7 +14,7 @@ from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import EnsemblingSection
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 
-from .test_run import Quiet, _assert_same_run, tiny
+from .tiny import Quiet, assert_same_run, tiny
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ ENSEMBLING = "ensembling={weight=5.0, decay=0.5, ramp=[1, 2]}"
 def test_before_its_ramp_it_changes_no_bit_and_with_weight_it_does(tmp_path: Path) -> None:
     plain = train(tiny(), tmp_path / "plain", Quiet())
     before = train(tiny("ensembling={ramp=[4, 5]}"), tmp_path / "before", Quiet())
-    _assert_same_run(plain, before)
+    assert_same_run(plain, before)
     during = train(tiny(ENSEMBLING), tmp_path / "during", Quiet())
     assert during.rows[0].train_loss != plain.rows[0].train_loss
 
@@ -78,4 +78,4 @@ def test_its_predictions_are_part_of_the_state(tmp_path: Path) -> None:
     torch.testing.assert_close(predictions.sum(1), torch.full((60,), 1 - 0.5**3))  # each image three times
     with pytest.raises(KeyboardInterrupt):
         train(tiny(ENSEMBLING), tmp_path / "stopped", Quiet(stop_after=1))
-    _assert_same_run(train(tiny(ENSEMBLING), tmp_path / "stopped", Quiet(), resume=True), whole)
+    assert_same_run(train(tiny(ENSEMBLING), tmp_path / "stopped", Quiet(), resume=True), whole)

@@ -13,7 +13,7 @@ from ccf_plugin.training.loop import train
 from ccf_plugin.training.objectives import StepOutput
 from ccf_plugin.training.weight_perturbation import perturbed_weights
 
-from .test_run import Quiet, tiny
+from .tiny import Quiet, tiny
 
 
 def _model() -> nn.Module:

@@ -1,0 +1,172 @@
+"""Runs that are stopped, killed and continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.training.interruption import Interrupted
+from ccf_plugin.training.loop import train
+from ccf_plugin.training.run import Run, lock
+
+from .tiny import Quiet, assert_same_run, contents, tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tiny(), tmp_path_factory.mktemp("runs") / "tiny", Quiet())
+
+
+class _Killed(Quiet):
+    """Dies in the middle of an epoch."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__()
+        self._moment = (epoch, step)
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == self._moment:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished: Run, tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        folder = tmp_path / f"stopped{epoch}"
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), folder, Quiet(stop_after=epoch))
+        reporter = Quiet()
+        resumed = train(tiny(), folder, reporter, resume=True)
+        assert [row.epoch for row in reporter.rows] == list(range(epoch + 1, 4))
+        (continued,) = json.loads((folder / "environment.json").read_text())["resumed"]
+        assert continued["after_epoch"] == epoch
+        assert_same_run(resumed, finished)
+
+
+def test_more_epochs_than_before_continue_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    train(tiny("optim.epochs=1"), folder, Quiet())
+    with pytest.raises(InputError, match=r"optim\.epochs: 1 before, 2 now\); resume with --allow-change optim\.epochs"):
+        train(tiny("optim.epochs=2"), folder, Quiet(), resume=True)
+    resumed = train(tiny("optim.epochs=2"), folder, Quiet(), resume=True, allow_change=["optim.epochs"])
+    assert [row.epoch for row in resumed.rows] == [1, 2]
+
+
+def test_resuming_with_another_recipe_names_the_difference(finished: Run) -> None:
+    with pytest.raises(InputError, match=r"optim\.lr: 0\.1 before, 0\.2 now"):
+        train(tiny("optim.lr=0.2"), finished.folder, Quiet(), resume=True)
+
+
+def test_a_run_that_died_before_its_first_epoch_ended_starts_over(tmp_path: Path) -> None:
+    for resume in (False, True):
+        folder = tmp_path / f"run{resume}"
+        with pytest.raises(CCFError):
+            train(tiny("optim.lr=1e30"), folder, Quiet())
+        assert train(tiny("optim.epochs=1"), folder, Quiet(), resume=resume).epoch == 1
+
+
+def test_resuming_where_no_run_is_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a run to resume in .*absent, found none"):
+        train(tiny(), tmp_path / "absent", Quiet(), resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("moment", [(1, 1), (2, 3), (2, 4), (3, "evaluation")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_within_the_epoch_and_the_resumed_run_equals_an_uninterrupted_one(
+    finished: Run, tmp_path: Path, moment: tuple[int, int | str], number: int
+) -> None:
+    folder, handlers = tmp_path / "signalled", [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match=r"saved after step \d.*--resume") as caught:
+        train(tiny(), folder, Quiet(signal_at=moment, number=number))
+    assert caught.value.exit_code == 128 + number
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    step = 4 if moment[1] == "evaluation" else moment[1]
+    assert json.loads((folder / "state" / "last.json").read_text())["step"] == step
+    assert_same_run(train(tiny(), folder, Quiet(), resume=True), finished)
+
+
+def test_the_state_is_saved_every_so_many_minutes(finished: Run, tmp_path: Path) -> None:
+    hurried = tiny("checkpoint_minutes=1e-9")
+    with pytest.raises(KeyboardInterrupt):
+        train(hurried, tmp_path / "run", _Killed(2, 3))
+    assert json.loads((tmp_path / "run" / "state" / "last.json").read_text())["step"] == 2
+    assert_same_run(train(hurried, tmp_path / "run", Quiet(), resume=True), finished)
+
+
+def test_one_folder_has_one_writer(tmp_path: Path) -> None:
+    with lock(tmp_path / "run"):
+        # In a process of its own: the lock is the process's.
+        code = "import sys; from ccf_plugin.cli import main; main()"
+        command = [sys.executable, "-c", code, "train", "digits", "--out", str(tmp_path / "run"), "--set", "threads=1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "locked" in done.stderr
+    assert done.stderr.count("\n") == 1
+    train(tiny("optim.epochs=1"), tmp_path / "run", Quiet())
+
+
+def test_resume_follows_the_state_and_not_an_edited_log(finished: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), folder, Quiet(stop_after=2))
+    (folder / "log.csv").write_text("hello")
+    assert_same_run(train(tiny(), folder, Quiet(), resume=True), finished)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"epoch": 1, "rows": [{"epoch": 2}]}', '{"epoch": 1, "rows": []}'])
+def test_a_damaged_state_is_said(finished: Run, tmp_path: Path, content: str) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run")
+    (tmp_path / "run" / "state" / "last.json").write_text(content)
+    with pytest.raises(InputError, match=r"last\.json"):
+        train(tiny(), tmp_path / "run", Quiet(), resume=True)
+
+
+def test_a_tie_after_a_resume_keeps_the_first_best(tmp_path: Path) -> None:
+    still = tiny("optim.lr=1e-12", "data.test_limit=95")  # RA is a fraction that six digits round
+    with pytest.raises(KeyboardInterrupt):
+        train(still, tmp_path / "run", Quiet(stop_after=1))
+    resumed = train(still, tmp_path / "run", Quiet(), resume=True)
+    accuracies = {row.test_robust_accuracy for row in resumed.rows}
+    if len(accuracies) == 1:
+        assert resumed.best is resumed.rows[0]
+    whole = train(still, tmp_path / "whole", Quiet())
+    assert resumed.best is not None
+    assert whole.best is not None
+    assert resumed.best.epoch == whole.best.epoch
+
+
+def test_fewer_epochs_than_are_done_are_refused(finished: Run) -> None:
+    before = contents(finished.folder)
+    with pytest.raises(InputError, match="expected 3 epochs or more, which are done"):
+        train(tiny("optim.epochs=2"), finished.folder, Quiet(), resume=True)
+    assert contents(finished.folder) == before
+
+
+def test_a_schedule_that_spans_the_run_cannot_be_stretched(tmp_path: Path) -> None:
+    train(tiny("optim.schedule=cosine", "optim.epochs=1"), tmp_path / "run", Quiet())
+    with pytest.raises(InputError, match=r"optim\.epochs: 1 before, 2 now"):
+        train(tiny("optim.schedule=cosine", "optim.epochs=2"), tmp_path / "run", Quiet(), resume=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_ends_with_the_shells_code_for_the_signal(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "ccf_plugin", "train", "digits", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "state").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # now it trains
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code
+    assert errors.count("\n") == 1
+    assert "--resume" in errors
+    assert (tmp_path / "run" / "state" / "last.json").is_file()
