@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,8 +291,16 @@ def test_swapped_weights_count_for_the_passes_that_saw_them(network: nn.Module, 
         same(probe.compute(), expected)
 
 
-def test_accelerate_with_mixed_precision(passes: list[Batch]) -> None:
-    accelerate = pytest.importorskip("accelerate")
+@pytest.fixture
+def accelerate() -> Iterator[Any]:
+    """The library as in a process where nothing has set its precision yet."""
+    library = pytest.importorskip("accelerate")
+    library.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield library
+    library.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_with_mixed_precision(accelerate: Any, passes: list[Batch]) -> None:
     network = small_network().eval()
     expected = plainly(network, passes)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
