@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Interval = tuple[float, float]
+_MOST_AT_ONCE = 2**22  # numbers of the resamples that are computed together: 32 MB
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ class Samples:
         counts = torch.bincount(labels, minlength=classes)
         starts = (counts.cumsum(0) - counts)[labels]
         generator = torch.Generator().manual_seed(seed)
+        at_once = max(1, _MOST_AT_ONCE // max(len(labels), classes * rows.shape[1]))
         found = []
-        for _ in range(bootstrap):
-            chance = torch.rand(len(labels), generator=generator, dtype=torch.float64).to(labels.device)
-            chosen = rows[starts + (chance * counts[labels]).long()]
-            found.append(_figures(chosen, labels, counts, instances))
-        return _figures(rows, labels, counts, instances), torch.tensor(found, dtype=torch.float64)
+        for first in range(0, bootstrap, at_once):
+            size = min(at_once, bootstrap - first), len(labels)
+            chance = torch.rand(size, generator=generator, dtype=torch.float64).to(labels.device)
+            found += _resampled_figures(rows, labels, counts, starts + (chance * counts[labels]).long(), instances)
+        whole = torch.arange(len(labels), device=labels.device).unsqueeze(0)
+        return _resampled_figures(rows, labels, counts, whole, instances)[0], torch.tensor(found, dtype=torch.float64)
 
 
 def difference_of_cas(
@@ -97,13 +100,22 @@ def difference_of_cas(
     return _interval((first_found - second_found)[:, 0], measured, level, classes, signed=True)
 
 
-def _figures(rows: Tensor, labels: Tensor, counts: Tensor, instances: bool) -> list[float]:
-    """CAS, and I-CAS where asked."""
-    sums = rows.new_zeros(len(counts), rows.shape[1], dtype=torch.float64).index_add(0, labels, rows.double())
-    matrices = [correlation_matrix(class_means(sums, counts))]
+def _resampled_figures(
+    rows: Tensor, labels: Tensor, counts: Tensor, chosen: Tensor, instances: bool
+) -> list[list[float]]:
+    """CAS, and I-CAS where asked, of the rows that each of ``chosen`` (B, N) names; rows lie class by class.
+
+    All B sums of a class are one product of how often each row was chosen, (B, N_k), with the rows, (N_k, n).
+    """
+    times = torch.zeros(chosen.shape, dtype=torch.float64, device=rows.device)
+    times.scatter_add_(1, chosen, times.new_ones(()).expand_as(chosen))
+    parts = zip(times.split(counts.tolist(), 1), rows.split(counts.tolist()), strict=True)
+    sums = torch.stack([often @ part.double() for often, part in parts], 1)
+    found = [[float(class_attribution_similarity(correlation_matrix(class_means(one, counts))))] for one in sums]
     if instances:
-        matrices.append(instance_matrix(rows, labels, len(counts)))
-    return [float(class_attribution_similarity(matrix)) for matrix in matrices]
+        for figures, order in zip(found, chosen, strict=True):
+            figures.append(float(class_attribution_similarity(instance_matrix(rows[order], labels, len(counts)))))
+    return found
 
 
 def _interval(found: Tensor, measured: float, level: float, classes: int, *, signed: bool = False) -> Interval:

@@ -10,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
+from ccf_plugin.probe.attribution import (
+    class_attribution,
+    class_attribution_similarity,
+    correlation_matrix,
+    instance_matrix,
+)
+from ccf_plugin.probe.confidence import Samples
 
 from .conftest import small_batch
 
@@ -57,6 +64,31 @@ def test_intervals_are_as_wide_as_new_images_move_the_figures() -> None:
             low, high = getattr(sampled(50, seed).confidence(bootstrap=100, level=0.68), name)
             widths.append((high - low) / 2)
         assert 0.6 < np.mean(widths) / figures[:, index].std() < 1.7, name
+
+
+@pytest.mark.parametrize("at_once", [2**22, 1])
+def test_a_resample_is_a_probe_of_the_images_drawn(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("ccf_plugin.probe.confidence._MOST_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(3)
+    rows, labels = torch.randn(41, 6, generator=generator), torch.randint(3, (41,), generator=generator)
+    of_class = [torch.nonzero(labels == label).squeeze(1) for label in (0, 1, 2)]
+    measured, found = Samples(rows, labels).resampled(3, bootstrap=5, level=0.9, seed=8, instances=True)
+    draws = torch.Generator().manual_seed(8)
+    for cas, instance_cas in found.tolist():
+        # as many images of every class as there are, each drawn from the class, one class after the other
+        parts = [of[(torch.rand(len(of), generator=draws, dtype=torch.float64) * len(of)).long()] for of in of_class]
+        drawn = torch.cat(parts)
+        means = torch.stack([rows[part].double().mean(0) for part in parts]).numpy()
+        units = means / np.linalg.norm(means, axis=1, keepdims=True)
+        matrix = units @ units.T
+        assert cas == pytest.approx(sum(max(matrix[i, j], 0) for i in range(3) for j in range(3) if i != j))
+        single = class_attribution_similarity(instance_matrix(rows[drawn], labels[drawn], 3))
+        assert instance_cas == pytest.approx(float(single))
+    whole = [
+        correlation_matrix(class_attribution(rows.double(), torch.ones(3, 6).double(), labels)),
+        instance_matrix(rows, labels, 3),
+    ]
+    assert measured == pytest.approx([float(class_attribution_similarity(matrix)) for matrix in whole])
 
 
 def test_figures_depend_on_the_number_of_images_a_class() -> None:
