@@ -10,6 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.measure.choices import Choices
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,17 +32,12 @@ Checkpoints = Annotated[
 ]
 
 
+@options.with_choices("checkpoint")
 def compare(
     a: First,
     b: Second = None,
-    data: options.Data = None,
-    clean: Annotated[bool, typer.Option("--clean", help="Measure clean images; no attack.")] = False,
-    attack: options.Attack = None,
-    norm: options.Norm = None,
-    eps: options.Eps = None,
-    step_size: options.StepSize = None,
-    steps: options.Steps = None,
-    limit: options.Limit = None,
+    *,
+    choices: Choices,
     bootstrap: Annotated[
         int | None, typer.Option(metavar="N", help="95 % intervals of CAS and ΔCAS from N resamples of the images.")
     ] = None,
@@ -50,15 +46,7 @@ def compare(
     difference_vmin: Annotated[float, typer.Option(help="The value of the difference's lightest colour.")] = 0.0,
     difference_vmax: Annotated[float, typer.Option(help="The value of the difference's darkest colour.")] = 0.5,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs of classes to name.")] = 5,
-    batch_size: options.BatchSize = 250,
     checkpoint: Checkpoints = None,
-    pretrained: options.Pretrained = True,
-    precision: options.Precision = "float32",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    model_dir: options.ModelDir = Path("models"),
-    data_root: options.DataRoot = Path("data"),
-    download: options.Download = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write <out>.json and .png. Default: results/<A>-against-<B>."),
@@ -75,29 +63,11 @@ def compare(
     from ccf_plugin.measure.compare import compare as compare_results
     from ccf_plugin.measure.compare import load_sides, name_sides
     from ccf_plugin.measure.pictures import draw_comparison
-    from ccf_plugin.measure.subject import Choices, Subject
+    from ccf_plugin.measure.subject import Subject
     from ccf_plugin.probe.heatmap import colour_scale, save_figure
 
     if bootstrap is not None and bootstrap < 2:
         raise InputError(f"--bootstrap: expected 2 or more, found {bootstrap}")
-    choices = Choices(
-        data=data,
-        clean=clean,
-        attack=attack,
-        norm=norm,
-        eps=eps,
-        step_size=step_size,
-        steps=steps,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        device=device,
-        pretrained=pretrained,
-        model_dir=model_dir,
-        data_root=data_root,
-        download=download,
-    )
     names = name_sides(a, b)
     sides = load_sides(*names, choices, checkpoint or [])
     if bootstrap is not None and not all(isinstance(side, Subject) for side in sides):
@@ -184,6 +154,7 @@ def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Ta
     return table
 
 
+@options.with_choices("checkpoint")
 def saliency(
     best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
     last: Annotated[
@@ -207,23 +178,9 @@ def saliency(
     layer: Annotated[
         str | None, typer.Option(help="The layer to explain. Default: the last map or grid of tokens.")
     ] = None,
-    data: options.Data = None,
-    clean: Annotated[bool, typer.Option("--clean", help="Clean images; no attack.")] = False,
-    attack: options.Attack = None,
-    norm: options.Norm = None,
-    eps: options.Eps = None,
-    step_size: options.StepSize = None,
-    steps: options.Steps = None,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 250,
+    *,
+    choices: Choices,
     checkpoint: Checkpoints = None,
-    pretrained: options.Pretrained = True,
-    precision: options.Precision = "float32",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    model_dir: options.ModelDir = Path("models"),
-    data_root: options.DataRoot = Path("data"),
-    download: options.Download = False,
     out: Annotated[
         Path | None, typer.Option(help="Where to write <out>.png and .json. Default: results/<BEST>-<LAST>-saliency.")
     ] = None,
@@ -239,30 +196,12 @@ def saliency(
     from ccf_plugin.measure import pictures
     from ccf_plugin.measure import saliency as what
     from ccf_plugin.measure.compare import is_result, load_sides, name_sides
-    from ccf_plugin.measure.subject import Choices, Subject
+    from ccf_plugin.measure.subject import Subject
     from ccf_plugin.probe.heatmap import save_figure
 
     if class_name is not None and indices is not None:
         raise InputError("expected --class or --indices, found both; --indices names the images itself")
     chosen = None if indices is None else _numbers(indices)
-    choices = Choices(
-        data=data,
-        clean=clean,
-        attack=attack,
-        norm=norm,
-        eps=eps,
-        step_size=step_size,
-        steps=steps,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        device=device,
-        pretrained=pretrained,
-        model_dir=model_dir,
-        data_root=data_root,
-        download=download,
-    )
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:

@@ -10,6 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.measure.choices import Choices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,24 +20,13 @@ if TYPE_CHECKING:
     from ccf_plugin.measure.robustness import Evaluation
 
 
+@options.with_choices("clean", "attack", "steps")
 def evaluate(
     model: options.Model,
-    data: options.Data = None,
-    norm: options.Norm = None,
-    eps: options.Eps = None,
-    step_size: options.StepSize = None,
+    *,
+    choices: Choices,
     steps: Annotated[list[int] | None, typer.Option(help="Of PGD; may be repeated. Default: 20 and 100.")] = None,
     autoattack: Annotated[bool, typer.Option("--autoattack", help="AutoAttack too: slow, and what to quote.")] = False,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 250,
-    checkpoint: options.Checkpoint = None,
-    pretrained: options.Pretrained = True,
-    precision: options.Precision = "float32",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    model_dir: options.ModelDir = Path("models"),
-    data_root: options.DataRoot = Path("data"),
-    download: options.Download = False,
     out: Annotated[
         Path | None,
         typer.Option(help="The JSON to write, and to continue. Default: results/<model>-evaluation-<norm>-<eps>."),
@@ -50,24 +40,8 @@ def evaluate(
     from rich.console import Console
 
     from ccf_plugin.measure.robustness import evaluate as run_evaluation
-    from ccf_plugin.measure.subject import Choices, load_subject
+    from ccf_plugin.measure.subject import load_subject
 
-    choices = Choices(
-        data=data,
-        norm=norm,
-        eps=eps,
-        step_size=step_size,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        device=device,
-        checkpoint=checkpoint,
-        pretrained=pretrained,
-        model_dir=model_dir,
-        data_root=data_root,
-        download=download,
-    )
     subject = load_subject(model, choices)
     threat = subject.threat
     assert threat is not None  # noqa: S101  (only clean choices have none)
@@ -117,23 +91,14 @@ def _print_evaluation(console: Console, found: Evaluation) -> None:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
 
+@options.with_choices("clean", "attack", "norm", "checkpoint", "pretrained")
 def leaderboard(
     dataset: Annotated[str, typer.Option(help="RobustBench's: cifar10, cifar100 or imagenet.")] = "cifar10",
     threat: Annotated[str, typer.Option(help="RobustBench's: Linf or L2.")] = "Linf",
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This model; may be repeated.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Only models whose files lie in --model-dir.")] = False,
-    data: options.Data = None,
-    eps: options.Eps = None,
-    step_size: options.StepSize = None,
-    steps: options.Steps = None,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 250,
-    precision: options.Precision = "float32",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    model_dir: options.ModelDir = Path("models"),
-    data_root: options.DataRoot = Path("data"),
-    download: options.Download = False,
+    *,
+    choices: Choices,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write <out>.csv and .png. Default: results/leaderboard-<dataset>-<threat>."),
@@ -146,23 +111,8 @@ def leaderboard(
 
     from ccf_plugin.measure.leaderboard import measure_leaderboard, rank_correlation, read_leaderboard
     from ccf_plugin.measure.pictures import draw_leaderboard
-    from ccf_plugin.measure.subject import Choices
     from ccf_plugin.probe.heatmap import save_figure
 
-    choices = Choices(
-        data=data,
-        eps=eps,
-        step_size=step_size,
-        steps=steps,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        device=device,
-        model_dir=model_dir,
-        data_root=data_root,
-        download=download,
-    )
     stem = options.stem(out, f"leaderboard-{dataset}-{threat}")
     file = stem.with_name(f"{stem.name}.csv")
     console = Console()

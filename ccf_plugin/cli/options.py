@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ccf_plugin.files import given_path
+from ccf_plugin.measure.choices import Choices
 
 Model = Annotated[
     str,
@@ -22,6 +27,7 @@ Data = Annotated[
         help="digits, cifar10, cifar100, tinyimagenet, imagenet, folder:PATH or npz:PATH. Default: the model's own."
     ),
 ]
+Clean = Annotated[bool, typer.Option("--clean", help="Clean images; no attack.")]
 Attack = Annotated[
     str | None, typer.Option(help="A torchattacks class, or python:package.module:Class. Default: PGD or PGDL2.")
 ]
@@ -42,6 +48,53 @@ Download = Annotated[bool, typer.Option("--download", help="Fetch the data set w
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that the recipe file names (python:…).")]
 VMin = Annotated[float | None, typer.Option(help="The value of C's lightest colour. Default: 0 (100 classes: -0.75).")]
 VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colour. Default: 1 (100 classes: 0.75).")]
+
+_OF_CHOICES: dict[str, Any] = {
+    "data": Data,
+    "clean": Clean,
+    "attack": Attack,
+    "norm": Norm,
+    "eps": Eps,
+    "step_size": StepSize,
+    "steps": Steps,
+    "limit": Limit,
+    "batch_size": BatchSize,
+    "seed": Seed,
+    "precision": Precision,
+    "device": Device,
+    "checkpoint": Checkpoint,
+    "pretrained": Pretrained,
+    "model_dir": ModelDir,
+    "data_root": DataRoot,
+    "download": Download,
+}
+
+
+def with_choices(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in place of its parameter ``choices``, an option for each field of ``Choices``.
+
+    The command gets the one ``Choices`` that is made of them; a field ``left_out`` keeps its default.
+    """
+    chosen = [field for field in fields(Choices) if field.name not in left_out]
+    options = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_OF_CHOICES[field.name]
+        )
+        for field in chosen
+    ]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            choices = Choices(**{field.name: given.pop(field.name) for field in chosen})
+            command(choices=choices, **given)
+
+        own = inspect.signature(command, eval_str=True).parameters
+        together = [option for name in own for option in (options if name == "choices" else [own[name]])]
+        run.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]  # what typer reads
+        return run
+
+    return give
 
 
 def stem(out: Path | None, name: str) -> Path:

@@ -11,6 +11,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import is_first_process, leave_job, progress_on, quiet_libraries
 from ccf_plugin.files import made_folder
+from ccf_plugin.measure.choices import Choices
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,29 +19,15 @@ if TYPE_CHECKING:
     from ccf_plugin.probe.result import CrossClassResult
 
 
+@options.with_choices()
 def probe(
     model: options.Model,
-    data: options.Data = None,
-    clean: Annotated[bool, typer.Option("--clean", help="Measure clean images; no attack.")] = False,
-    attack: options.Attack = None,
-    norm: options.Norm = None,
-    eps: options.Eps = None,
-    step_size: options.StepSize = None,
-    steps: options.Steps = None,
+    *,
+    choices: Choices,
     instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 250,
     head: Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found.")] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
-    checkpoint: options.Checkpoint = None,
-    pretrained: options.Pretrained = True,
-    precision: options.Precision = "float32",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    model_dir: options.ModelDir = Path("models"),
-    data_root: options.DataRoot = Path("data"),
-    download: options.Download = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>."),
@@ -51,32 +38,13 @@ def probe(
     quiet_libraries()
     from rich.console import Console
 
-    from ccf_plugin.measure.subject import Choices, load_subject
+    from ccf_plugin.measure.subject import load_subject
     from ccf_plugin.probe.heatmap import colour_scale
 
-    choices = Choices(
-        data=data,
-        clean=clean,
-        attack=attack,
-        norm=norm,
-        eps=eps,
-        step_size=step_size,
-        steps=steps,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        device=device,
-        checkpoint=checkpoint,
-        pretrained=pretrained,
-        model_dir=model_dir,
-        data_root=data_root,
-        download=download,
-    )
     subject = load_subject(model, choices)
     colour_scale(len(subject.classes), vmin, vmax)  # says what is wrong with it before anything is measured
     threat = subject.threat
-    name = (attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
+    name = (choices.attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
     described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
     stem = options.stem(out, f"{subject.loaded.name}-{described}")
     console = Console(stderr=as_json, quiet=not is_first_process())

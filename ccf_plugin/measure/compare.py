@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.subject import Choices, Subject, load_subject
+from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import Interval, difference_of_cas
 from ccf_plugin.zoo.threat import show_pixels

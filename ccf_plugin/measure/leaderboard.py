@@ -11,8 +11,9 @@ from typing import Any
 
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean
 from ccf_plugin.files import write_atomically
+from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress
-from ccf_plugin.measure.subject import Choices, load_subject
+from ccf_plugin.measure.subject import load_subject
 from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.precision import resolve_device, resolve_precision

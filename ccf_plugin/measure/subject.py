@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress, measure
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.attacks import attack_class, build_attack
@@ -18,29 +18,6 @@ from ccf_plugin.zoo.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.precision import Precision, job_device, resolve_precision
 from ccf_plugin.zoo.threat import ThreatModel, threat_model
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user may choose about a measurement; None is the model's own (or the default that ``ccf probe`` names)."""
-
-    data: str | None = None
-    clean: bool = False
-    attack: str | None = None
-    norm: str | None = None
-    eps: float | str | None = None
-    step_size: float | str | None = None
-    steps: int | None = None
-    limit: int | None = None
-    batch_size: int = 250
-    seed: int = 0
-    precision: str = "float32"
-    device: str = "auto"
-    checkpoint: Path | None = None
-    pretrained: bool = True
-    model_dir: Path = Path("models")
-    data_root: Path = Path("data")
-    download: bool = False
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _resampled_figures(
     """
     times = torch.zeros(chosen.shape, dtype=torch.float64, device=rows.device)
     times.scatter_add_(1, chosen, times.new_ones(()).expand_as(chosen))
-    parts = zip(times.split(counts.tolist(), 1), rows.split(counts.tolist()), strict=True)
+    parts = zip(torch.split(times, counts.tolist(), 1), torch.split(rows, counts.tolist()), strict=True)
     sums = torch.stack([often @ part.double() for often, part in parts], 1)
     found = [[float(class_attribution_similarity(correlation_matrix(class_means(one, counts))))] for one in sums]
     if instances:

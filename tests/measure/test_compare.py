@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.compare import compare, load_sides, name_sides
 from ccf_plugin.measure.pictures import draw_comparison
-from ccf_plugin.measure.subject import Choices
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import Samples, difference_of_cas
 

@@ -12,9 +12,10 @@ import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.measure import leaderboard
+from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.leaderboard import Row, measure_leaderboard, rank_correlation, read_leaderboard
 from ccf_plugin.measure.pictures import draw_leaderboard
-from ccf_plugin.measure.subject import Choices, load_subject
+from ccf_plugin.measure.subject import load_subject
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.robustbench_table import entries, published_accuracies
 

@@ -14,8 +14,9 @@ import torchattacks
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
-from ccf_plugin.measure.subject import Choices, Subject
+from ccf_plugin.measure.subject import Subject
 from ccf_plugin.zoo.auto_attack import build_autoattack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.loaded import LoadedModel

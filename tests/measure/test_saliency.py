@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.compare import name_sides
 from ccf_plugin.measure.gradcam import find_layer, grad_cam
 from ccf_plugin.measure.saliency import class_index, saliency, shared_features
-from ccf_plugin.measure.subject import Choices, Subject, load_subject
+from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.loaded import LoadedModel
 from ccf_plugin.zoo.models import build_model
