@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 _LONGEST = 1200
@@ -50,3 +50,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     begun = [option for option in by_lower if len(typed) > 2 and option.startswith(typed) and option not in close]
     near = [by_lower[match] for match in (close + begun)[:3]]
     return f"; did you mean {' or '.join(repr(option) for option in near)}?" if near else ""
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names of what may be thousands."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -38,6 +38,13 @@ def test_a_run_s_best_against_its_last(ccf: Ccf, digits_run: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.glob("again*")} == {"again.json", "again.png"}
 
 
+def test_two_models_of_one_name_are_told_apart(ccf: Ccf, digits_run: Path) -> None:
+    arguments = ("saliency", digits_run / "last.safetensors", digits_run / "last.safetensors", "--indices", "3")
+    code, out, _ = ccf(*arguments, *QUICK, "--out", "s")
+    assert code == 0
+    assert out.index("-a says") < out.index("-b says")
+
+
 BAD = {
     "one thing that is no run": (["compare", "nowhere"], "expected two models, or one run folder"),
     "a result that is not there": (["compare", "absent.npz", "{run}"], "expected the result file absent.npz"),

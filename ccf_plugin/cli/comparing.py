@@ -74,7 +74,7 @@ def compare(
         raise InputError("expected models to measure with --bootstrap, found a saved result; files hold no samples")
     for scale in ((vmin, vmax), (difference_vmin, difference_vmax)):
         colour_scale(_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
-    titles = (_title(sides[0], names[0]), _title(sides[1], names[1]))
+    titles = _titles(sides, names)
     console = Console(stderr=as_json)
     results = [
         side.measure(instances=True, progress=progress_on(console, f"measuring {title}"))
@@ -104,8 +104,13 @@ def compare(
     console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
 
 
+def _titles(sides: tuple[Side, Side], names: tuple[str, str]) -> tuple[str, str]:
+    """What the two are called in tables and pictures."""
+    first, second = _title(sides[0], names[0]), _title(sides[1], names[1])
+    return (first, second) if first != second else (f"{first}-a", f"{second}-b")
+
+
 def _title(side: Side, name: str) -> str:
-    """What a side is called in tables and pictures."""
     from ccf_plugin.measure.subject import Subject
 
     if isinstance(side, Subject):
@@ -212,7 +217,7 @@ def saliency(
     label = None if class_name is None else what.class_index(first, class_name)
     both = None if pair is None else _pair_of(pair, first)
     console = Console()
-    titles = (_title(first, names[0]), _title(second, names[1]))
+    titles = _titles((first, second), names)
     examples = what.saliency(
         first,
         second,

@@ -64,6 +64,7 @@ def probe(
 def _print_result(console: Console, result: CrossClassResult) -> None:
     from rich.table import Table
 
+    from ccf_plugin.errors import some_of
     from ccf_plugin.zoo.threat import show_pixels
 
     head = result.head
@@ -92,5 +93,6 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.missing_classes:
-        table.add_row("left out", f"no samples of {', '.join(result.missing_classes)}: NaN in C, not in CAS")
+        left_out = some_of(result.missing_classes, 10)
+        table.add_row("left out", f"no samples of {left_out}: NaN in C, not in CAS")
     console.print(table)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
@@ -170,7 +170,7 @@ def check_alike(first: Side, second: Side) -> None:
     if differing:
         raise InputError(
             f"expected the same data and attack for both, found {'; '.join(differing)}; "
-            "state them for both (--data, --limit, --eps, …), or measure both anew"
+            "state them for both (--data, --limit, --eps, --precision, …), or measure both anew"
         )
 
 
@@ -230,7 +230,7 @@ def _shown(name: str, value: Any) -> str:
     if name in ("eps", "step_size"):
         return show_pixels(value)
     if isinstance(value, tuple):
-        return ", ".join(map(str, value[:3])) + (", …" if len(value) > 3 else "")
+        return some_of(value)
     return "none" if value is None else str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def draw_saliency(examples: Sequence[Example], classes: Sequence[str], titles: t
                 shorten(classes[view.predicted]), fontsize=9, color="black" if right else "firebrick"
             )
     for row, title in enumerate(("test image", *titles)):
-        axes[row, 0].set_ylabel(title, fontsize=9)
+        axes[row, 0].set_ylabel(fill(title, 22), fontsize=9)
     return figure
 
 

@@ -173,7 +173,7 @@
     const traces = pairs.pairs.map(([i, j], place) => ({
       type: "scatter", mode: pairs.epochs.length <= 60 ? "lines+markers" : "lines", x: pairs.epochs,
       y: pairs.values[place], marker: { size: 4 }, name: plain(pairName(i, j)), hovertemplate: "%{y:.2f}",
-      line: { color: colours[place % colours.length], dash: dashes[place % dashes.length], width: 2 },
+      line: { color: colours[place % colours.length], dash: dashes[(place + Math.floor(place / dashes.length)) % dashes.length], width: 2 },
     }));
     const shapes = track.best === null ? [] : [{ type: "line", x0: track.best, x1: track.best, yref: "paper", y0: 0, y1: 1,
       line: { color: colour("--text"), dash: "dash", width: 1.5 } }];

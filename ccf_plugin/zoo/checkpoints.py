@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import write_atomically
 from ccf_plugin.zoo.containment import one_line, weights_only
 
@@ -95,7 +95,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
     }
     if any(differences.values()):
-        parts = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in differences.items() if keys]
+        parts = [f"{len(keys)} {kind} ({some_of(keys)})" for kind, keys in differences.items() if keys]
         raise InputError(
             f"{source}: expected the weights of this network, found a checkpoint of another architecture: "
             f"{'; '.join(parts)}; name the factory that made it"
@@ -138,10 +138,6 @@ def refusal(error: BaseException) -> str:
         )
     reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({one_line(error, 80)})"  # pages of advice
     return f"it is damaged or not a torch file{reason}; download or save it again"
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
 
 
 def _check_file(path: Path) -> None:
@@ -190,7 +186,9 @@ def _find_state(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: expected a state dict (names to tensors), found {type(loaded).__name__}")
     others = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
-        raise InputError(f"{path}: expected a state dict (names to tensors), but these are no tensors: {_some(others)}")
+        raise InputError(
+            f"{path}: expected a state dict (names to tensors), but these are no tensors: {some_of(others)}"
+        )
     return {str(key): value for key, value in loaded.items()}
 
 

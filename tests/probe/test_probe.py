@@ -261,3 +261,11 @@ def test_no_warning_where_nothing_is_missing(model: nn.Module, batch: Batch) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured(model, batch)
+
+
+def test_a_thousand_missing_classes_are_not_all_named() -> None:
+    with CrossClassProbe(nn.Linear(4, 1000)) as probe:
+        probe.model(torch.rand(2, 4))
+        probe.update(torch.tensor([0, 1]))
+        with pytest.warns(UserWarning, match=r"no samples of 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …: their rows"):
+            assert len(probe.compute().missing_classes) == 998
