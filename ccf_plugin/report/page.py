@@ -19,6 +19,7 @@ from ccf_plugin.report.words import (
     against_published,
     alarms_by_kind,
     along_epochs,
+    describe_saliency,
     describe_threat,
     environment_rows,
     format_figure,
@@ -152,7 +153,8 @@ def _pictures(runs: Sequence[RunFiles], room: int) -> tuple[list[dict[str, str]]
             if room < 0:
                 left_out += 1
                 continue
-            pictures.append({"name": f"{run.name}: {path.stem.replace('_', ' ')}", "data": encoded})
+            name = f"{run.name}: {path.stem.replace('_', ' ')}"
+            pictures.append({"name": name, "data": encoded, "shows": describe_saliency(path)})
     return pictures, left_out
 
 

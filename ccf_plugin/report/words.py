@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from ccf_plugin.report.run_files import RunFiles, Track
@@ -25,6 +27,24 @@ def describe_threat(threat: Mapping[str, Any] | None) -> str:
     if threat is None:
         return "clean images"
     return f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {threat['eps'] * 255:.4g}/255"
+
+
+def describe_saliency(picture: Path) -> str:
+    """What a picture of ``ccf saliency`` shows, by the JSON that was written with it; "" where there is none such."""
+    features = picture.stem.endswith("-features")
+    try:
+        found = json.loads(picture.with_name(f"{picture.stem.removesuffix('-features')}.json").read_text("utf-8"))
+        if features:
+            pair = found["pair"]
+            shares = ", ".join(f"{entry['feature']} ({entry['share']:+.3f})" for entry in pair["features"])
+            return (
+                f"The images that excite most the features which carry C[{', '.join(pair['classes'])}] = "
+                f"{pair['correlation']:.2f}: {shares}."
+            )
+        seen = (f"{one['class']} {one['index']}: {one['best']}, {one['last']}" for one in found["examples"])
+        return f"Test images, where the first and the second model look, and what they say. {'; '.join(seen)}."
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def alarms_by_kind(rows: Iterable[EpochRow]) -> dict[str, list[int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from ccf_plugin.report.run_files import RunFiles, Track, read_runs
 from ccf_plugin.report.words import (
     against_published,
     along_epochs,
+    describe_saliency,
     describe_threat,
     environment_rows,
     recipe_differences,
@@ -122,3 +125,17 @@ def test_recipes_side_by_side_show_only_what_differs(write_run: WriteRun) -> Non
     assert ("command", "ccf train") in environment_rows(runs[0])
     assert describe_threat(runs[0].threat) == "PGD-20, Linf, eps 8/255"
     assert describe_threat(None) == "clean images"
+
+
+def test_saliency_in_words(tmp_path: Path) -> None:
+    found = {
+        "examples": [{"index": 7, "class": "cat", "best": "cat", "last": "dog"}],
+        "pair": {"classes": ["cat", "dog"], "correlation": 0.524, "features": [{"feature": 30, "share": 0.0804}]},
+    }
+    (tmp_path / "one.json").write_text(json.dumps(found))
+    assert describe_saliency(tmp_path / "one.png").endswith(" cat 7: cat, dog.")
+    assert describe_saliency(tmp_path / "one-features.png").endswith(" C[cat, dog] = 0.52: 30 (+0.080).")
+    for name, text in (("none.png", None), ("other.png", "[]"), ("cut.png", "{")):
+        if text is not None:
+            (tmp_path / name).with_suffix(".json").write_text(text)
+        assert describe_saliency(tmp_path / name) == ""
