@@ -1,0 +1,164 @@
+"""Checkpoints that are damaged, of something else, or not to be trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bad_inputs.cases import HTML, OWN, SETTINGS, Case, Make, file, network, zip_bomb
+from ccf_plugin.training.recipe_files import load_recipe
+from ccf_plugin.zoo.models import build_model
+
+
+def _torch(change: Callable[[dict[str, Any]], object], name: str = "weights.pt") -> Make:
+    return lambda folder: torch.save(change(network().state_dict()), folder / name)
+
+
+def _damaged(cut: Callable[[bytes], bytes], name: str) -> Make:
+    def make(folder: Path) -> None:
+        state = network().state_dict()
+        (save_file if name.endswith(".safetensors") else torch.save)(state, folder / name)
+        (folder / name).write_bytes(cut((folder / name).read_bytes()))
+
+    return make
+
+
+def _safetensors(header: object, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _permuted(state: dict[str, Any]) -> dict[str, Any]:
+    keys = list(state)
+    return dict(zip(keys, [state[key] for key in keys[1:] + keys[:1]], strict=True))
+
+
+def _with(key: str, value: Callable[[torch.Tensor], object]) -> Callable[[dict[str, Any]], object]:
+    return lambda state: {**state, key: value(state[key])}
+
+
+def own(name: str = "weights.pt") -> list[str]:
+    return ["probe", OWN, "--checkpoint", name, "--data", "digits", "--limit", "20", "--clean"]
+
+
+CHECKPOINTS = {
+    "missing": Case(own(), "weights.pt: expected a checkpoint file, found nothing"),
+    "a folder": Case(own(), "found a folder", lambda folder: (folder / "weights.pt").mkdir()),
+    "a named pipe": Case(own(), "expected a checkpoint file", lambda folder: os.mkfifo(folder / "weights.pt")),
+    "a device": Case(own(), "expected a checkpoint file", lambda f: (f / "weights.pt").symlink_to("/dev/zero")),
+    "a link to itself": Case(own(), "expected a checkpoint", lambda f: (f / "weights.pt").symlink_to("weights.pt")),
+    "empty": Case(own(), "found an empty one", file("weights.pt", b"")),
+    "empty safetensors": Case(own("w.safetensors"), "found an empty one", file("w.safetensors", b"")),
+    "a web page": Case(own(), "found a web page; download it again", file("weights.pt", HTML)),
+    "a web page, safetensors": Case(own("w.safetensors"), "found a web page", file("w.safetensors", HTML)),
+    "random bytes": Case(own(), "damaged", file("weights.pt", bytes(range(256)) * 8)),
+    "random bytes, safetensors": Case(own("w.safetensors"), "damaged", file("w.safetensors", bytes(range(256)) * 8)),
+    "cut short": Case(own(), "damaged", _damaged(lambda raw: raw[:-200], "weights.pt")),
+    "cut short, safetensors": Case(own("w.safetensors"), "damaged", _damaged(lambda r: r[:-9], "w.safetensors")),
+    "cut in its header": Case(own("w.safetensors"), "damaged", _damaged(lambda r: r[:100], "w.safetensors")),
+    "a changed byte in the archive": Case(
+        own(), "damaged", _damaged(lambda raw: raw.replace(b"PK\x01\x02", b"PK\x01\x03", 1), "weights.pt")
+    ),
+    "a header of an exabyte": Case(
+        own("w.safetensors"), "damaged", file("w.safetensors", struct.pack("<Q", 1 << 60) + b"{}")
+    ),
+    "tensors beyond the file's end": Case(
+        own("w.safetensors"),
+        "damaged",
+        file("w.safetensors", _safetensors({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})),
+    ),
+    "a zip bomb's header": Case(own(), "damaged", zip_bomb("weights.pt", "archive/data.pkl", b"\0" * 999, 1 << 31)),
+    "a text file": Case(own("weights.txt"), "ending in .safetensors, .pt or .pth", file("weights.txt", b"hello")),
+    "a list": Case(own(), "expected a state dict", _torch(lambda state: list(state.values()))),
+    "an optimiser's state": Case(own(), "these are no tensors: lr", _torch(lambda _: {"lr": 0.1})),
+    "a whole pickled model": Case(
+        own(), "nothing is unpickled here", lambda f: torch.save(network(), f / "weights.pt")
+    ),
+    "of another architecture": Case(own(), "another architecture", _torch(lambda _: nn.Linear(3, 3).state_dict())),
+    "of other sizes": Case(own(), "1 of another shape (1.weight)", _torch(_with("1.weight", lambda w: w[:, :9]))),
+    "of permuted keys": Case(own(), "of another shape", _torch(_permuted)),
+    "of NaN weights": Case(own(), "'1.weight'", _torch(_with("1.weight", lambda w: w * torch.nan))),
+    "of infinite weights": Case(own(), "'4.bias'", _torch(_with("4.bias", lambda b: b / 0))),
+    "of a NaN statistic": Case(own(), "'2.running_var'", _torch(_with("2.running_var", lambda v: v * torch.nan))),
+    "of 8-bit integers": Case(own(), "'1.weight'", _torch(_with("1.weight", lambda w: (w * 99).to(torch.int8)))),
+    "of complex numbers": Case(own(), "'1.weight'", _torch(_with("1.weight", lambda w: w.to(torch.complex64)))),
+    "of sparse tensors": Case(own(), "weights.pt", _torch(_with("1.weight", lambda w: w.to_sparse()))),
+    "of tensors without data": Case(own(), "weights.pt", _torch(_with("1.weight", lambda w: w.to("meta")))),
+    "of another kind of model": Case(
+        ["probe", "digits_net.pt", "--data", "digits"], "for another file use python:", file("digits_net.pt", b"x")
+    ),
+    "with a model that names itself": Case(
+        ["probe", "timm:resnet18", "--checkpoint", "w.pt"], "--checkpoint goes with python:", file("w.pt", b"x")
+    ),
+}
+
+# A run's own checkpoint, whose description is changed
+
+
+def described(change: Callable[[dict[str, Any]], object]) -> Make:
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        recipe = load_recipe("digits", SETTINGS)
+
+        model = build_model(
+            "narrow_preact_resnet18", num_classes=10, input_size=(1, 8, 8), options=recipe.model.options
+        )
+        metadata = {
+            "format": 1,
+            "model": {"name": "narrow_preact_resnet18", "options": recipe.model.options, "mean": None, "std": None},
+            "classes": list("0123456789"),
+            "data": "digits",
+            "input_size": [1, 8, 8],
+            "test_limit": 10,
+            "threat": {"norm": "Linf", "eps": 0.1},
+        }
+        text = change(metadata)
+        text = text if isinstance(text, str) else json.dumps(metadata if text is None else text)
+        save_file(model.state_dict(), folder / "best.safetensors", metadata={"ccf_plugin": text})
+
+    return make
+
+
+def _description(change: Callable[[dict[str, Any]], object], says: str) -> Case:
+    return Case(["probe", "best.safetensors", "--clean"], says, described(change))
+
+
+DESCRIPTIONS = {
+    "without a description": Case(
+        ["probe", "best.safetensors"],
+        "without a description of its model",
+        lambda folder: save_file(network().state_dict(), folder / "best.safetensors"),
+    ),
+    "no JSON": _description(lambda _: "{", "garbled"),
+    "a nested description": _description(lambda _: "[" * 100_000, "garbled"),
+    "a newer format": _description(lambda m: m.update(format=2), "this version reads up to 1; update ccf_plugin"),
+    "a format of text": _description(lambda m: m.update(format="1"), "format"),
+    "without classes": _description(lambda m: m.pop("classes"), "garbled"),
+    "too few classes": _description(lambda m: m.update(classes=["a"]), "another architecture"),
+    "an unknown model": _description(lambda m: m["model"].update(name="resnet"), "model 'resnet' is unknown"),
+    "code in a file": _description(
+        lambda m: m["model"].update(name="python:os:getcwd"), "run it with python:os:getcwd"
+    ),
+    "a network of an exabyte": _description(lambda m: m["model"]["options"].update(width=1 << 40), "best.safetensors"),
+    "options of text": _description(lambda m: m["model"].update(options="width"), "garbled"),
+    "an input without height": _description(lambda m: m.update(input_size=[1, 8]), "garbled"),
+    "a threat of other keys": _description(lambda m: m.update(threat={"norm": "Linf", "colour": 3}), "garbled"),
+    "a threat in bytes": Case(
+        ["probe", "best.safetensors"], "eps: expected 0 to 1", described(lambda m: m["threat"].update(eps=8))
+    ),
+    "a threat that is a list": _description(lambda m: m.update(threat=[1, 2]), "garbled"),
+    "a limit of text": _description(lambda m: m.update(test_limit="ten"), "garbled"),
+    "data of a number": _description(lambda m: m.update(data=3), "garbled"),
+    "data that are gone": _description(lambda m: m.update(data="npz:gone.npz"), "gone.npz"),
+    "a folder without a best checkpoint": Case(
+        ["probe", "run"], "expected a run folder with best.safetensors", file("run/last.pt", b"x")
+    ),
+}

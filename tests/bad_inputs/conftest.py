@@ -1,0 +1,42 @@
+"""The command line in a folder of its own, and a run to damage."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training.test_run import Quiet
+
+from bad_inputs.cases import SETTINGS
+from ccf_plugin.cli import main
+from ccf_plugin.training.loop import train
+from ccf_plugin.training.recipe_files import load_recipe
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(load_recipe("digits", SETTINGS), tmp_path_factory.mktemp("finished") / "run", Quiet()).folder
+
+
+@pytest.fixture
+def ccf(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
+    """Run ``ccf`` in this process, in a folder of its own: exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("gdown.download", fail)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ccf", *arguments])
+        capfd.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capfd.readouterr().err
+
+    return run
