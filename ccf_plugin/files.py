@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for path in contents:
+            if path.is_dir():  # else the rename would fail with others done
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for path, aside in asides.items():
             aside.replace(path)
         for folder in {path.parent for path in contents}:

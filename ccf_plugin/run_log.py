@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from ccf_plugin.errors import InputError
 
@@ -60,16 +62,11 @@ def read_log(folder: Path) -> list[EpochRow]:
         InputError: there is none, or it is not one that training wrote.
     """
 
-    def value(key: str, cell: str) -> object:
-        return (
-            cell if key in ("alarm", "selected_by") else int(cell) if key == "epoch" else float(cell) if cell else None
-        )
-
     path = folder / "log.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [EpochRow(**{key: value(key, cell) for key, cell in row.items()}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
-    except (OSError, ValueError, TypeError) as error:
+            return [EpochRow(**{key: _value(key, cell) for key, cell in row.items()}) for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"expected the log of a run in {path}, found none that can be read ({error})") from None
 
 
@@ -85,6 +82,18 @@ def best_row(rows: Sequence[EpochRow], figure: str) -> EpochRow | None:
     """The evaluated epoch where a figure of the log is highest (first of equals); None where none was evaluated."""
     evaluated = [(value, row) for row in rows if (value := getattr(row, figure)) is not None]
     return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
+
+
+def _value(key: str, cell: str | None) -> Any:
+    if cell is None:
+        raise ValueError("a row cut short")
+    if key in ("alarm", "selected_by"):
+        return cell
+    if key == "epoch":
+        return int(cell)
+    if cell and not math.isfinite(float(cell)):
+        raise ValueError(f"{key} of {cell}")
+    return float(cell) if cell else None
 
 
 def _cell(value: object) -> object:

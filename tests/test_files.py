@@ -41,6 +41,10 @@ def test_files_that_belong_together_are_written_both_or_not_at_all(tmp_path: Pat
         write_together({one: b"new", other: b"new"})
     assert one.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [one]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write_together({one: b"new", tmp_path / "folder": b"new"})
+    assert one.read_bytes() == b"old"
     write_together({one: b"new", tmp_path / "other": b"more"})
     assert (one.read_bytes(), (tmp_path / "other").read_bytes()) == (b"new", b"more")
 

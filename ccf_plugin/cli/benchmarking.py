@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import quiet_libraries
+from ccf_plugin.cli.console import open_console, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,31 +37,33 @@ def bench(
 ) -> None:
     """Measure how fast a recipe trains here, beside a plain loop. A whole epoch of preact_linf takes hours on a CPU."""
     quiet_libraries()
-    from rich.console import Console
 
-    from ccf_plugin.files import write_atomically
+    from ccf_plugin.errors import InputError
+    from ccf_plugin.files import given_path, made_folder, write_atomically
     from ccf_plugin.training.bench import bench as run_bench
     from ccf_plugin.training.progress import ProgressReporter
     from ccf_plugin.training.recipe_files import load_recipe
     from ccf_plugin.zoo.precision import resolve_device
 
-    console = Console()
+    console = open_console()
     chosen = resolve_device(device)
     settings = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     loaded = load_recipe(recipe, settings, allow_code=allow_code)
-    with ProgressReporter(console) as reporter:
-        figures = run_bench(
-            loaded,
-            reporter,
-            epochs=epochs or (2 if quick else 10),
-            reference_steps=reference_steps,
-            quick=quick,
-            download=download,
-        )
-    figures["command"] = ["ccf", *sys.argv[1:]]
-    path = out or Path("results") / f"bench-{Path(recipe).stem}-{chosen.type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode())
+    path = given_path(out) if out else Path("results") / f"bench-{Path(recipe).stem}-{chosen.type}.json"
+    if path.is_dir():
+        raise InputError(f"expected a file for the figures, found the folder {path}; choose another --out")
+    with made_folder(path.parent):
+        with ProgressReporter(console) as reporter:
+            figures = run_bench(
+                loaded,
+                reporter,
+                epochs=epochs or (2 if quick else 10),
+                reference_steps=reference_steps,
+                quick=quick,
+                download=download,
+            )
+        figures["command"] = ["ccf", *sys.argv[1:]]
+        write_atomically(path, (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode())
     console.print(_table(figures))
     console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 

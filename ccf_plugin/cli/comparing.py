@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
 from ccf_plugin.measure.choices import Choices
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ def compare(
     """Compare the cross-class features of A and B under one attack on the same images: what B has lost."""
     quiet_libraries()
     refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
-    from rich.console import Console
 
     from ccf_plugin.errors import InputError
-    from ccf_plugin.files import write_atomically
+    from ccf_plugin.files import made_folder, write_atomically
     from ccf_plugin.measure.compare import compare as compare_results
     from ccf_plugin.measure.compare import load_sides, name_sides
     from ccf_plugin.measure.pictures import draw_comparison
@@ -75,7 +74,7 @@ def compare(
     for scale in ((vmin, vmax), (difference_vmin, difference_vmax)):
         colour_scale(_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
     titles = _titles(sides, names)
-    console = Console(stderr=as_json)
+    console = open_console(stderr=as_json)
     results = [
         side.measure(instances=True, progress=progress_on(console, f"measuring {title}"))
         if isinstance(side, Subject)
@@ -87,14 +86,14 @@ def compare(
         comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=(difference_vmin, difference_vmax)
     )
     stem = options.stem(out, f"{titles[0]}-against-{titles[1]}")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for side, result, letter in zip(sides, results, "ab", strict=True):
-        if isinstance(side, Subject):
-            written += result.save(stem.with_name(f"{stem.name}-{letter}"))
     description = stem.with_name(f"{stem.name}.json")
-    write_atomically(description, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
-    written += [description, save_figure(figure, stem.with_name(f"{stem.name}.png"))]
+    written: list[Path] = []
+    with made_folder(stem.parent):
+        for side, result, letter in zip(sides, results, "ab", strict=True):
+            if isinstance(side, Subject):
+                written += result.save(stem.with_name(f"{stem.name}-{letter}"))
+        write_atomically(description, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        written += [description, save_figure(figure, stem.with_name(f"{stem.name}.png"))]
     if as_json:
         print(json.dumps(comparison.to_json(), allow_nan=False))  # noqa: T201
         return
@@ -193,11 +192,10 @@ def saliency(
     """Show where BEST and LAST look (Grad-CAM) on adversarial examples that BEST classifies right and LAST wrong."""
     quiet_libraries()
     refuse_several_processes("saliency", "start it with python or ccf alone")
-    from rich.console import Console
     from rich.table import Table
 
     from ccf_plugin.errors import InputError
-    from ccf_plugin.files import write_atomically
+    from ccf_plugin.files import made_folder, write_atomically
     from ccf_plugin.measure import pictures
     from ccf_plugin.measure import saliency as what
     from ccf_plugin.measure.compare import is_result, load_sides, name_sides
@@ -216,7 +214,7 @@ def saliency(
     classes = first.classes
     label = None if class_name is None else what.class_index(first, class_name)
     both = None if pair is None else _pair_of(pair, first)
-    console = Console()
+    console = open_console()
     titles = _titles((first, second), names)
     examples = what.saliency(
         first,
@@ -228,45 +226,47 @@ def saliency(
         progress=progress_on(console, "attacking"),
     )
     stem = options.stem(out, f"{titles[0]}-{titles[1]}-saliency")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {"models": list(names), "threat": first.describe_threat(), "data": first.data_name}
-    described["examples"] = what.describe(examples, classes)
-    written = [save_figure(pictures.draw_saliency(examples, classes, titles), stem.with_name(f"{stem.name}.png"))]
-    table = Table("image", "class", f"{titles[0]} says", f"{titles[1]} says")
-    for entry in described["examples"]:
-        table.add_row(str(entry["index"]), entry["class"], entry["best"], entry["last"])
-    console.print(table)
-    if both is not None:
-        result, shared = what.shared_features(
-            first, both, count=features, progress=progress_on(console, f"measuring {titles[0]}")
-        )
-        correlation = float(result.matrix[both])
-        heading = f"{classes[both[0]]} – {classes[both[1]]}: C = {correlation:.2f}"
-        labels = first.test.labels.tolist()
-        figure = pictures.draw_shared_features(shared, first.test.images, labels, classes, f"{titles[0]}, {heading}")
-        written.append(save_figure(figure, stem.with_name(f"{stem.name}-features.png")))
-        table = Table("feature", f"share of C = {correlation:.2f}", "images that excite it most", title=heading)
-        for entry in shared:
-            seen = ", ".join(f"{classes[labels[index]]} {index}" for index in entry.images[:5])
-            table.add_row(str(entry.feature), f"{entry.share:+.3f}", seen)
+    with made_folder(stem.parent):
+        described: dict[str, Any] = {"models": list(names), "threat": first.describe_threat(), "data": first.data_name}
+        described["examples"] = what.describe(examples, classes)
+        written = [save_figure(pictures.draw_saliency(examples, classes, titles), stem.with_name(f"{stem.name}.png"))]
+        table = Table("image", "class", f"{titles[0]} says", f"{titles[1]} says")
+        for entry in described["examples"]:
+            table.add_row(str(entry["index"]), entry["class"], entry["best"], entry["last"])
         console.print(table)
-        described["pair"] = {
-            "classes": [classes[index] for index in both],
-            "correlation": correlation,
-            "features": [vars(entry) for entry in shared],
-        }
-    file = stem.with_name(f"{stem.name}.json")
-    write_atomically(file, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        if both is not None:
+            result, shared = what.shared_features(
+                first, both, count=features, progress=progress_on(console, f"measuring {titles[0]}")
+            )
+            correlation = float(result.matrix[both])
+            heading = f"{classes[both[0]]} – {classes[both[1]]}: C = {correlation:.2f}"
+            labels = first.test.labels.tolist()
+            figure = pictures.draw_shared_features(
+                shared, first.test.images, labels, classes, f"{titles[0]}, {heading}"
+            )
+            written.append(save_figure(figure, stem.with_name(f"{stem.name}-features.png")))
+            table = Table("feature", f"share of C = {correlation:.2f}", "images that excite it most", title=heading)
+            for entry in shared:
+                seen = ", ".join(f"{classes[labels[index]]} {index}" for index in entry.images[:5])
+                table.add_row(str(entry.feature), f"{entry.share:+.3f}", seen)
+            console.print(table)
+            described["pair"] = {
+                "classes": [classes[index] for index in both],
+                "correlation": correlation,
+                "features": [vars(entry) for entry in shared],
+            }
+        file = stem.with_name(f"{stem.name}.json")
+        write_atomically(file, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
     console.print("Wrote " + ", ".join(map(str, [*written, file])), highlight=False, soft_wrap=True)
 
 
 def _numbers(text: str) -> list[int]:
     from ccf_plugin.errors import InputError
 
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise InputError(f"--indices: expected numbers such as 3,17,20, found {text!r}")
-    return [int(part) for part in parts]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--indices: expected numbers such as 3,17,20, found {text!r}") from None
 
 
 def _pair_of(text: str, subject: Subject) -> tuple[int, int]:

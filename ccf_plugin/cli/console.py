@@ -48,10 +48,21 @@ def quiet_libraries() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
 
 
+def open_console(*, stderr: bool = False) -> Console:
+    """The terminal, or nothing but the first process's of a job.
+
+    File and class names may hold what rich takes for markup or emoji; nothing of it is meant.
+    """
+    from rich.console import Console
+
+    return Console(stderr=stderr, quiet=not is_first_process(), markup=False, emoji=False)
+
+
 def progress_on(console: Console, what: str) -> Progress:
     """A progress bar for a pass over batches; nothing where the console is no terminal."""
+    from rich.markup import escape
     from rich.progress import track
 
     return lambda batches, total: track(
-        batches, what, total=total, console=console, transient=True, disable=not console.is_terminal
+        batches, escape(what), total=total, console=console, transient=True, disable=not console.is_terminal
     )

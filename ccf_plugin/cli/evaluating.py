@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
 from ccf_plugin.measure.choices import Choices
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def evaluate(
     """Measure how robust MODEL is: clean accuracy, PGD, AutoAttack. Run again, it continues where it was stopped."""
     quiet_libraries()
     refuse_several_processes("evaluate", "start it with python or ccf alone")
-    from rich.console import Console
 
+    from ccf_plugin.files import made_folder
     from ccf_plugin.measure.robustness import evaluate as run_evaluation
     from ccf_plugin.measure.subject import load_subject
 
@@ -47,16 +47,16 @@ def evaluate(
     assert threat is not None  # noqa: S101  (only clean choices have none)
     stem = options.stem(out, f"{subject.loaded.name}-evaluation-{threat.norm}-{threat.eps:.4g}")
     file = stem.with_name(f"{stem.name}.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=as_json)
-    found = run_evaluation(
-        subject,
-        file,
-        steps=steps or (20, 100),
-        autoattack=autoattack,
-        restart=restart,
-        progress=lambda name: progress_on(console, f"{name}, {len(subject.test)} images"),
-    )
+    console = open_console(stderr=as_json)
+    with made_folder(file.parent):
+        found = run_evaluation(
+            subject,
+            file,
+            steps=steps or (20, 100),
+            autoattack=autoattack,
+            restart=restart,
+            progress=lambda name: progress_on(console, f"{name}, {len(subject.test)} images"),
+        )
     if as_json:
         print(json.dumps(found.to_json(), allow_nan=False))  # noqa: T201
         return
@@ -107,15 +107,15 @@ def leaderboard(
     """Probe RobustBench's models: CAS and I-CAS beside robust accuracy. Run again, it goes on with those missing."""
     quiet_libraries()
     refuse_several_processes("leaderboard", "start one for each GPU with --only and its own --out")
-    from rich.console import Console
 
+    from ccf_plugin.files import made_folder
     from ccf_plugin.measure.leaderboard import measure_leaderboard, rank_correlation, read_leaderboard
     from ccf_plugin.measure.pictures import draw_leaderboard
     from ccf_plugin.probe.heatmap import save_figure
 
     stem = options.stem(out, f"leaderboard-{dataset}-{threat}")
     file = stem.with_name(f"{stem.name}.csv")
-    console = Console()
+    console = open_console()
     measured = measure_leaderboard(
         dataset,
         threat,
@@ -125,20 +125,20 @@ def leaderboard(
         local=local,
         progress=lambda name: progress_on(console, name),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for row, left in measured:
-        found = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
-        console.print(f"{row.model}: {found} ({left} to go)", highlight=False, soft_wrap=True)
-    rows = read_leaderboard(file) if file.exists() else []
-    had = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
-    if had:
-        console.print(_leaderboard_table(had))
-        title = f"{len(had)} models of RobustBench, {dataset} {threat}"
-        correlation = rank_correlation(had)
-        if correlation == correlation:  # not NaN
-            title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
-        picture = save_figure(draw_leaderboard(had, title), stem.with_name(f"{stem.name}.png"))
-        console.print(title, highlight=False, soft_wrap=True)
+    with made_folder(file.parent):
+        for row, left in measured:
+            found = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
+            console.print(f"{row.model}: {found} ({left} to go)", highlight=False, soft_wrap=True)
+        rows = read_leaderboard(file) if file.exists() else []
+        had = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
+        if had:
+            console.print(_leaderboard_table(had))
+            title = f"{len(had)} models of RobustBench, {dataset} {threat}"
+            correlation = rank_correlation(had)
+            if correlation == correlation:  # not NaN
+                title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
+            picture = save_figure(draw_leaderboard(had, title), stem.with_name(f"{stem.name}.png"))
+            console.print(title, highlight=False, soft_wrap=True)
     if len(rows) > len(had):
         console.print(f"{len(rows) - len(had)} could not be measured; {file} says why, and a second call tries again")
     console.print(f"Wrote {file}{f', {picture}' if had else ''}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import is_first_process, leave_job, progress_on, quiet_libraries
+from ccf_plugin.cli.console import is_first_process, leave_job, open_console, progress_on, quiet_libraries
 from ccf_plugin.files import made_folder
 from ccf_plugin.measure.choices import Choices
 
@@ -36,7 +36,6 @@ def probe(
 ) -> None:
     """Measure the cross-class features of MODEL on adversarial examples of the data's test split."""
     quiet_libraries()
-    from rich.console import Console
 
     from ccf_plugin.measure.subject import load_subject
     from ccf_plugin.probe.heatmap import colour_scale
@@ -47,7 +46,7 @@ def probe(
     name = (choices.attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
     described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
     stem = options.stem(out, f"{subject.loaded.name}-{described}")
-    console = Console(stderr=as_json, quiet=not is_first_process())
+    console = open_console(stderr=as_json)
     result = subject.measure(instances=instances, head=head, progress=progress_on(console, "measuring"))
     if is_first_process():
         with made_folder(stem.parent):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import quiet_libraries
+from ccf_plugin.cli.console import open_console, quiet_libraries
 from ccf_plugin.errors import InputError, UnavailableError
 
 
@@ -21,19 +22,18 @@ def report(
 ) -> None:
     """Write one HTML page of RUN, or of several: curves, matrices along the epochs, recipe. It needs no network."""
     quiet_libraries()
-    from rich.console import Console
 
     from ccf_plugin.files import given_path, made_folder, write_atomically
     from ccf_plugin.report.page import build_report
 
-    named = "-".join(run.resolve().name for run in runs[:3])
+    named = "-".join(Path(os.path.realpath(run)).name for run in runs[:3])
     path = given_path(out) if out else Path("results") / f"report-{named}.html"
     if path.is_dir():
         raise InputError(f"expected a file for the page, found the folder {path}; choose another --out")
     page = build_report(runs, vmin=vmin, vmax=vmax).encode()
     with made_folder(path.parent):
         write_atomically(path, page)
-    Console().print(f"Wrote {path} ({len(page) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    open_console().print(f"Wrote {path} ({len(page) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     if open_it:
         _open(path)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ccf_plugin.cli.console import open_console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,12 +29,11 @@ def theory(
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON and nothing else.")] = False,
 ) -> None:
     """Run the paper's synthetic data model (Section 4): closed forms, Monte Carlo, adversarial training, the probe."""
-    from rich.console import Console
     from rich.progress import track
 
     from ccf_plugin.theory import SyntheticModel, run_study
 
-    console = Console(stderr=as_json)
+    console = open_console(stderr=as_json)
     model = SyntheticModel(mu=mu, sigma=sigma, lam=lam, beta=beta, features=features)
     study = run_study(
         model,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import is_first_process, leave_job, quiet_libraries
+from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import given_path
 
@@ -34,7 +34,6 @@ def train(
 ) -> None:
     """Train by RECIPE, measuring RA and CAS as it goes."""
     quiet_libraries()
-    from rich.console import Console
 
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, closing_table
@@ -44,7 +43,7 @@ def train(
         raise InputError("expected --resume or --force, found both; --force starts anew")
     if allow_change and not resume:
         raise InputError("expected --allow-change with --resume, found it alone; a new run may have any recipe")
-    console = Console(quiet=not is_first_process())
+    console = open_console()
     loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
     with ProgressReporter(console) as reporter:
         run = run_training(
@@ -78,7 +77,6 @@ def sweep(
 ) -> None:
     """Train by RECIPE once for each combination of values; what is finished is skipped, what is begun is resumed."""
     quiet_libraries()
-    from rich.console import Console
 
     from ccf_plugin.training.sweep import command_of, plan_sweep
 
@@ -92,7 +90,7 @@ def sweep(
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, sweep_table
 
-    console = Console(quiet=not is_first_process())
+    console = open_console()
     for point in points:
         if point.is_finished:
             console.print(f"{point.name}: finished already in {point.folder}", highlight=False, soft_wrap=True)
@@ -105,7 +103,6 @@ def sweep(
 
 def recipes() -> None:
     """List the shipped recipes: name, what it is, source."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -115,6 +112,6 @@ def recipes() -> None:
     for name, path in shipped_recipes().items():
         what, source = describe_recipe(path)
         table.add_row(name, Text.assemble(what, "\n", (f"from {source}", "dim")))
-    console = Console()
+    console = open_console()
     console.print(table)
     console.print("\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME", highlight=False)

@@ -198,7 +198,7 @@ def _read(file: Path, conditions: dict[str, Any]) -> dict[str, Any]:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}")
         differing = [name for name in conditions if found[name] != conditions[name]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(
             f"{file}: expected an evaluation to continue, found something else ({type(error).__name__}); "
             "choose another --out, or --restart to replace it"

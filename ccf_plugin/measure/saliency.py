@@ -164,8 +164,9 @@ def class_index(subject: Subject, wanted: str) -> int:
     """A class by its name or its number. Raises InputError with what is near."""
     if wanted in subject.classes:
         return subject.classes.index(wanted)
-    if wanted.isdigit() and int(wanted) < len(subject.classes):
-        return int(wanted)
+    numbers = [str(index) for index in range(len(subject.classes))]
+    if wanted in numbers:
+        return numbers.index(wanted)
     raise InputError(
         f"expected a class's name or its index below {len(subject.classes)}, found {wanted!r}"
         f"{did_you_mean(wanted, subject.classes)}"

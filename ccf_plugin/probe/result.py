@@ -17,6 +17,7 @@ from ccf_plugin.files import write_together
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
+from ccf_plugin.probe.result_checks import ARRAYS, PLAIN_FIELDS, check_fields, checked_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _LISTED_CLASSES = 2_000  # as text a matrix takes 25 bytes a number: 100 MB here, 12 GB for ImageNet-21k
-_ARRAYS = ("matrix", "class_attribution", "counts", "instance_matrix")
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,7 @@ class CrossClassResult:
         """
         npz, description = _paths(path)
         buffer = BytesIO()
-        np.savez_compressed(
-            buffer, **{name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        )
+        np.savez_compressed(buffer, **{name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None})
         text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
         write_together({npz: buffer.getvalue(), description: text.encode()})
         return npz, description
@@ -237,15 +235,14 @@ class CrossClassResult:
             fields = json.loads(description.read_text(encoding="utf-8"))
             version = int(fields["format"])
             with np.load(npz, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in _ARRAYS if name in archive.files}
+                arrays = {name: archive[name] for name in ARRAYS if name in archive.files}
             if version > FORMAT:
                 raise InputError(
                     f"expected a result of format {FORMAT} or older, found {version} in {description}; "
                     "update ccf_plugin"
                 )
-            shape = arrays["matrix"].shape
-            if len(shape) != 2 or shape[0] != shape[1] or arrays["counts"].shape != shape[:1]:
-                raise ValueError(f"a matrix of shape {shape}")
+            arrays = checked_arrays(arrays)
+            check_fields(fields, len(arrays["counts"]))
             return cls(
                 matrix=arrays["matrix"],
                 class_attribution=arrays["class_attribution"],
@@ -254,7 +251,7 @@ class CrossClassResult:
                 head=None if fields["head"] is None else Head(**fields["head"]),
                 class_names=None if fields["class_names"] is None else tuple(fields["class_names"]),
                 repeats=tuple(fields.get("repeats", ())),
-                **{name: fields[name] for name in _PLAIN_FIELDS},
+                **{name: fields[name] for name in PLAIN_FIELDS},
             )
         except InputError:
             raise
@@ -314,9 +311,6 @@ class CrossClassResult:
         if self.clean_accuracy is not None:
             return f"clean accuracy = {self.clean_accuracy:.1%}, {number}"
         return number
-
-
-_PLAIN_FIELDS = ("model", "data", "threat", "model_mode", "precision", "clean_accuracy", "robust_accuracy", "versions")
 
 
 def _cas(matrix: NDArray[np.float64]) -> float:

@@ -148,11 +148,11 @@ def _pictures(runs: Sequence[RunFiles], room: int) -> tuple[list[dict[str, str]]
     pictures, left_out = [], 0
     for run in runs:
         for path in run.saliency:
-            encoded = b64encode(path.read_bytes()).decode()
-            room -= len(encoded)
+            room -= -(-path.stat().st_size // 3) * 4
             if room < 0:
                 left_out += 1
                 continue
+            encoded = b64encode(path.read_bytes()).decode()
             name = f"{run.name}: {path.stem.replace('_', ' ')}"
             pictures.append({"name": name, "data": encoded, "shows": describe_saliency(path)})
     return pictures, left_out

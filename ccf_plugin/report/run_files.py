@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.files import given_path
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, read_log, selecting_figure
 
@@ -80,7 +83,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
     Raises:
         InputError: a folder that is no run, has no results, or has a damaged file; runs of different classes or data.
     """
-    resolved = [folder.expanduser().resolve() for folder in folders]
+    resolved = [Path(os.path.realpath(given_path(folder))) for folder in folders]
     twice = next((folder for place, folder in enumerate(resolved) if folder in resolved[:place]), None)
     if twice is not None:
         raise InputError(f"expected each run once, found {twice} twice")
@@ -128,7 +131,7 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         data=first.data,
         threat=first.threat,
         selected_by=selected_by,
-        saliency=sorted((folder / "saliency").glob("*.png")),
+        saliency=sorted(path for path in (folder / "saliency").glob("*.png") if path.is_file()),
     )
 
 
@@ -144,19 +147,41 @@ def _read_results(folder: Path) -> dict[str, dict[int, CrossClassResult]]:
 def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
-    except (OSError, ValueError) as error:
+        recipe = tomllib.loads(text)
+        _check_recipe(recipe)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"expected the recipe of a run in {path}, found none that can be read ({error})") from None
+    return text, recipe
+
+
+def _check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Raise where the keys that the page reads are not what a recipe has there: of what type depends on what is."""
+    tables = {name: recipe.get(name, {}) for name in ("objective", "evaluate", "optim", "published")}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{name} = {table!r}")
+    if not isinstance(epochs := tables["optim"].get("epochs", 1), int):
+        raise ValueError(f"optim.epochs = {epochs!r}")
+    if (select := tables["evaluate"].get("select", "test")) not in ("test", "validation"):
+        raise ValueError(f"evaluate.select = {select!r}")
+    for entry in tables["published"].get("figures", ()):
+        figures = [value for key, value in entry.items() if key != "at"]
+        if not isinstance(entry["at"], int | str) or not all(map(math.isfinite, figures)):
+            raise ValueError(f"published.figures with {entry!r}")
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("no file")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(content, dict) or not isinstance(content.get("command", []), list):
+            raise ValueError(f"a {type(content).__name__}, or a command that is no list")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"expected the environment of a run in {path}, found none that can be read ({error})"
         ) from None
-    return content if isinstance(content, dict) else {}
+    return content
 
 
 def _check_same(

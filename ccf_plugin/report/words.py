@@ -10,6 +10,7 @@ from typing import Any
 
 from ccf_plugin.report.run_files import RunFiles, Track
 from ccf_plugin.run_log import EpochRow
+from ccf_plugin.zoo.threat import show_pixels
 
 FIGURES = {"test_clean_accuracy": "clean accuracy", "test_robust_accuracy": "RA", "cas": "CAS"}
 _PUBLISHED_AS = {"test_clean_accuracy": "clean_accuracy", "test_robust_accuracy": "robust_accuracy", "cas": "cas"}
@@ -26,7 +27,8 @@ def describe_threat(threat: Mapping[str, Any] | None) -> str:
     """The attack of a result, such as "PGD-20, Linf, eps 8/255"."""
     if threat is None:
         return "clean images"
-    return f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {threat['eps'] * 255:.4g}/255"
+    known = {name: threat.get(name, "?") for name in ("attack", "steps", "norm")}
+    return "{attack}-{steps}, {norm}, eps ".format(**known) + show_pixels(threat.get("eps"))
 
 
 def describe_saliency(picture: Path) -> str:

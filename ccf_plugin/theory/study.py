@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import write_atomically
+from ccf_plugin.files import made_folder, write_together
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.theory.closed_forms import PAIRS, SyntheticModel, correlation
 from ccf_plugin.theory.simulation import DEFAULT_SAMPLES, estimate, head_weight, sample, train, worst_perturbation
@@ -118,11 +118,10 @@ class Study:
             ".json": json.dumps(self.to_json(), indent=1, allow_nan=False).encode(),
             ".png": draw(self),
         }
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        paths = [stem.with_name(stem.name + suffix) for suffix in contents]
-        for path, content in zip(paths, contents.values(), strict=True):
-            write_atomically(path, content)
-        return paths
+        files = {stem.with_name(stem.name + suffix): content for suffix, content in contents.items()}
+        with made_folder(stem.parent):
+            write_together(files)
+        return list(files)
 
 
 def run_study(
@@ -154,6 +153,8 @@ def run_study(
             f"samples: expected 300 to {most} for {model.features} features, found {samples}; "
             f"{DEFAULT_SAMPLES} is usual"
         )
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: expected 0 to {2**32 - 1}, found {seed}; 0 is the default")
     grid = [model.mu / 2 * (point + 1) / (points + 1) for point in range(points)]
     settings = [(beta, eps) for beta in (0.0, model.beta) for eps in grid]
     rows = [

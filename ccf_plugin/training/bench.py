@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.run_log import EpochRow
@@ -154,7 +155,7 @@ def _every_epoch(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def _shortened(recipe: Recipe, download: bool) -> Recipe:
-    root = Path(recipe.data.root).expanduser()
+    root = given_path(recipe.data.root)
     classes = len(load_data(recipe.data.name, splits=("test",), root=root, download=download, test_limit=1).classes)
     per_class = max(2, _QUICK_STEPS * recipe.optim.batch_size // classes)
     given, batch = recipe.data.train_per_class, recipe.optim.batch_size

@@ -48,7 +48,7 @@ class ProgressReporter:
         """Announce the run."""
         total = run.recipe.optim.epochs
         self._console.print(
-            f"[bold]{run.recipe.model.name}[/] on {resolved(run.recipe.data.name)} → {run.folder}; "
+            f"{run.recipe.model.name} on {resolved(run.recipe.data.name)} → {run.folder}; "
             f"the best epoch is chosen by {run.selected_by.replace('_', ' ')}",
             highlight=False,
             soft_wrap=True,

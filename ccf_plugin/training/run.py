@@ -214,6 +214,8 @@ class Run:
     def _read_environment(self) -> dict[str, Any]:
         path = self.folder / "environment.json"
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError("no file")
             found = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(found, dict) or not isinstance(found.get("resumed", []), list):
                 raise ValueError(f"a {type(found).__name__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +59,18 @@ def plan_sweep(
     choices = []
     for setting in settings:
         key, equals, values = setting.partition("=")
-        if not equals or not key or not values:
+        chosen = _split(values)
+        if not equals or not key or not chosen:
             raise InputError(f"expected key=value,value such as attack.eps=2/255,4/255, found {setting!r}")
-        choices.append([f"{key}={value}" for value in _split(values)])
+        choices.append([f"{key}={value}" for value in chosen])
     points = []
     for overrides in itertools.product(*choices):
         name = ",".join(overrides)
         recipe = load_recipe(name_or_path, [*common, *overrides], allow_code=allow_code)
         points.append(Point(name, overrides, recipe, folder / re.sub(r"[^\w.=,+-]", "_", name)))
+    folder, count = Counter(point.folder for point in points).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"expected a folder for each run, found {count} for {folder}; sweep them apart, with --out")
     return points
 
 

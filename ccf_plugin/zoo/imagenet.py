@@ -106,6 +106,7 @@ def _annotated(folder: Path) -> ClassFiles:
     """By val_annotations.txt: each line begins with a file's name and its wnid, separated by tabs."""
     path = folder / _ANNOTATIONS
     names: dict[str, list[str]] = {}
+    seen: set[str] = set()
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except UnicodeDecodeError as error:
@@ -115,6 +116,9 @@ def _annotated(folder: Path) -> ClassFiles:
         wnid = rest.partition("\t")[0]
         if not wnid or {name, wnid} & {".", ".."} or "/" in name + wnid:
             raise InputError(f"{path}: expected lines of file, tab, wnid, found {line[:60]!r}; unpack it again")
+        if name in seen:
+            raise InputError(f"{path}: expected each image once, found {name[:60]!r} twice; unpack the archive again")
+        seen.add(name)
         names.setdefault(wnid, []).append(name)
     if not names:
         raise InputError(f"{path}: expected a line for each image, found none; unpack the archive again")

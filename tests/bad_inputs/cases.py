@@ -95,6 +95,20 @@ def link(name: str, target: str) -> Make:
     return lambda folder: (folder / name).symlink_to(target)
 
 
+def bomb_npy(shape: tuple[int, ...]) -> bytes:
+    header = str({"descr": "|u1", "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+def npz_of(members: dict[str, bytes], name: str = "data.npz") -> Make:
+    def make(folder: Path) -> None:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+
+    return make
+
+
 def listing(folder: Path) -> dict[str, bytes | str | None]:
     """Everything below a folder: files with their content, links with their target, folders and others with None."""
     found: dict[str, bytes | str | None] = {}

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import os
 import struct
-import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from bad_inputs.cases import FOLDER, HTML, NPZ, SET, Case, Make, X, Y, file, images, link, npz, probe, zip_bomb
-
-
-def _bomb_npy(shape: tuple[int, ...]) -> bytes:
-    header = str({"descr": "|u1", "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
-
-
-def _npz_of(members: dict[str, bytes]) -> Make:
-    def make(folder: Path) -> None:
-        with zipfile.ZipFile(folder / "data.npz", "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-
-    return make
-
+from bad_inputs.cases import (
+    FOLDER,
+    HTML,
+    NPZ,
+    SET,
+    Case,
+    X,
+    Y,
+    bomb_npy,
+    file,
+    images,
+    link,
+    npz,
+    npz_of,
+    probe,
+    zip_bomb,
+)
 
 ARRAYS = {
     "missing": Case(probe(NPZ), "expected an npz file, found nothing"),
@@ -41,12 +40,12 @@ ARRAYS = {
     ),
     "one array": Case(probe(NPZ), "npz:data.npz: expected", lambda f: np.save((f / "data.npz").open("wb"), X)),
     "objects": Case(probe(NPZ), "pickled", npz(x=X, y=np.array([None] * 10, dtype=object))),
-    "an array of an exabyte": Case(probe(NPZ), "npz:data.npz", _npz_of({"x.npy": _bomb_npy((1 << 60,)), "y.npy": b""})),
+    "an array of an exabyte": Case(probe(NPZ), "npz:data.npz", npz_of({"x.npy": bomb_npy((1 << 60,)), "y.npy": b""})),
     "an array of 16 GB in 128 bytes": Case(
-        probe(NPZ), "npz:data.npz", _npz_of({"x.npy": _bomb_npy((1 << 28, 8, 8)), "y.npy": b""})
+        probe(NPZ), "npz:data.npz", npz_of({"x.npy": bomb_npy((1 << 28, 8, 8)), "y.npy": b""})
     ),
     "a zip bomb's header": Case(probe(NPZ), "npz:data.npz", zip_bomb("data.npz", "x.npy", b"\0" * 999, 1 << 31)),
-    "members that are no arrays": Case(probe(NPZ), "damaged", _npz_of({"x": b"hello", "y": b"hello"})),
+    "members that are no arrays": Case(probe(NPZ), "damaged", npz_of({"x": b"hello", "y": b"hello"})),
     "other names": Case(probe(NPZ), "found images, labels", npz(images=X, labels=Y)),
     "floats": Case(probe(NPZ), "expected x of uint8", npz(x=X / 255, y=Y)),
     "channels first": Case(probe(NPZ), "(N, H, W, 1 or 3)", npz(x=np.zeros((10, 3, 8, 8), np.uint8), y=Y)),

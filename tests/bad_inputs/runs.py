@@ -14,7 +14,7 @@ from bad_inputs.cases import HTML, SET, Case, Make, file, link
 from bad_inputs.commands import option
 
 
-def _changed(name: str, change: Callable[[Path], object]) -> Make:
+def changed(name: str, change: Callable[[Path], object]) -> Make:
     return lambda folder: change(folder / "run" / name)
 
 
@@ -24,7 +24,7 @@ def state(change: Callable[[dict[str, Any]], object]) -> Make:
         change(state)
         path.write_text(json.dumps(state))
 
-    return _changed("state/last.json", rewrite)
+    return changed("state/last.json", rewrite)
 
 
 def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Make:
@@ -33,7 +33,7 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Make:
         change(tensors)
         path.write_bytes(save(tensors))
 
-    return _changed("state/001.safetensors", rewrite)
+    return changed("state/001.safetensors", rewrite)
 
 
 RESUME = [
@@ -53,22 +53,22 @@ NEW = ["train", "digits", *SET, "--out"]
 RUNS = {
     "of a newer version": Case(RESUME, "update ccf_plugin", state(lambda s: s.update(format=2))),
     "of a format of text": Case(RESUME, "last.json", state(lambda s: s.update(format="new"))),
-    "a state of a list": Case(RESUME, "last.json", _changed("state/last.json", lambda p: p.write_text("[]"))),
+    "a state of a list": Case(RESUME, "last.json", changed("state/last.json", lambda p: p.write_text("[]"))),
     "a state of another encoding": Case(
-        RESUME, "last.json", _changed("state/last.json", lambda p: p.write_bytes(b"\xff"))
+        RESUME, "last.json", changed("state/last.json", lambda p: p.write_bytes(b"\xff"))
     ),
     "a state of 100,000 brackets": Case(
-        RESUME, "last.json", _changed("state/last.json", lambda p: p.write_text("[" * 100_000))
+        RESUME, "last.json", changed("state/last.json", lambda p: p.write_text("[" * 100_000))
     ),
     "a state of other rows": Case(RESUME, "last.json", state(lambda s: s["rows"][0].update(colour=3))),
     "a state of an epoch of text": Case(RESUME, "last.json", state(lambda s: s.update(epoch="one"))),
     "a state of a negative step": Case(RESUME, "last.json", state(lambda s: s.update(step=-1))),
-    "without its tensors": Case(RESUME, "001.safetensors", _changed("state/001.safetensors", Path.unlink)),
+    "without its tensors": Case(RESUME, "001.safetensors", changed("state/001.safetensors", Path.unlink)),
     "tensors cut short": Case(
-        RESUME, "001.safetensors", _changed("state/001.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-99]))
+        RESUME, "001.safetensors", changed("state/001.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-99]))
     ),
     "tensors of a web page": Case(
-        RESUME, "001.safetensors", _changed("state/001.safetensors", lambda p: p.write_bytes(HTML))
+        RESUME, "001.safetensors", changed("state/001.safetensors", lambda p: p.write_bytes(HTML))
     ),
     "tensors without the model": Case(
         RESUME, "001.safetensors", _tensors(lambda t: [t.pop(key) for key in list(t) if key.startswith("model.")])
@@ -83,12 +83,12 @@ RUNS = {
     "momentum of other sizes": Case(
         RESUME, "001.safetensors", _tensors(lambda t: t.update({"optimizer.0.momentum_buffer": torch.zeros(3)}))
     ),
-    "a recipe that was damaged": Case(RESUME, "recipe.toml", _changed("recipe.toml", lambda p: p.write_bytes(b"\xff"))),
-    "a recipe that was deleted": Case(RESUME, "recipe.toml", _changed("recipe.toml", Path.unlink)),
+    "a recipe that was damaged": Case(RESUME, "recipe.toml", changed("recipe.toml", lambda p: p.write_bytes(b"\xff"))),
+    "a recipe that was deleted": Case(RESUME, "recipe.toml", changed("recipe.toml", Path.unlink)),
     "an environment that was damaged": Case(
-        RESUME, "environment.json", _changed("environment.json", lambda p: p.write_text("[1]"))
+        RESUME, "environment.json", changed("environment.json", lambda p: p.write_text("[1]"))
     ),
-    "an environment that was deleted": Case(RESUME, "environment.json", _changed("environment.json", Path.unlink)),
+    "an environment that was deleted": Case(RESUME, "environment.json", changed("environment.json", Path.unlink)),
     "another recipe": Case([*RESUME, "--set", "optim.lr=0.2"], "--allow-change optim.lr"),
     "fewer epochs than are done": Case([*NEW, "gone", "--resume"], "expected a run to resume in gone, found none"),
     "taken": Case([*NEW, "run"], "continue it with --resume, replace it with --force"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 
 from bad_inputs.cases import FOLDER, ends_in_one_line, images, listing, probe
 from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS
-from bad_inputs.commands import OPTIONS, option
+from bad_inputs.commands import BENCH, BENCHES, OPTIONS, RECIPE_LISTS, SWEEPS, THEORIES, TINY_IMAGENETS, option
 from bad_inputs.data import ARRAYS, IMAGES
+from bad_inputs.readers import BOARD, EVALUATE, EVALUATIONS, LEADERBOARDS, REPORTS, SALIENCIES
 from bad_inputs.recipes import RECIPES
+from bad_inputs.results import COMPARE, COMPARISONS, results
 from bad_inputs.runs import NEW, RUNS
 from bad_inputs.zoo import ZOO
 
@@ -30,6 +34,16 @@ TABLE = {
         "option": OPTIONS,
         "run": RUNS,
         "zoo": ZOO,
+        "compare": COMPARISONS,
+        "saliency": SALIENCIES,
+        "evaluate": EVALUATIONS,
+        "leaderboard": LEADERBOARDS,
+        "report": REPORTS,
+        "sweep": SWEEPS,
+        "bench": BENCHES,
+        "theory": THEORIES,
+        "recipes": RECIPE_LISTS,
+        "fix-tinyimagenet": TINY_IMAGENETS,
     }.items()
     for what, case in table.items()
 }
@@ -40,7 +54,7 @@ def test_bad_input_gets_one_line_and_leaves_the_disk_as_it_was(
     ccf: Callable[..., tuple[int, str]], finished: Path, tmp_path: Path, name: str
 ) -> None:
     case = TABLE[name]
-    if name.startswith("run: "):
+    if name.partition(":")[0] in ("run", "compare", "saliency", "evaluate", "report"):
         shutil.copytree(finished, tmp_path / "run")
     case.make(tmp_path)
     before = listing(tmp_path)
@@ -52,15 +66,25 @@ def test_bad_input_gets_one_line_and_leaves_the_disk_as_it_was(
 NO_SPACE = (errno.ENOSPC, "No space left on device", "free some space")
 READ_ONLY = (errno.EROFS, "Read-only file system", "check its path and permissions")
 FORBIDDEN = (errno.EACCES, "Permission denied", "check its path and permissions")
+WRITERS = [
+    NEW,
+    [*option("--clean"), "--out"],
+    [*COMPARE, "--out"],
+    ["saliency", "run", "--indices", "3", "--steps", "1", "--out"],
+    [*EVALUATE, "--out"],
+    [*BOARD, "--out"],
+    ["report", "run", "--out"],
+    [*BENCH, "--out"],
+    ["theory", "--samples", "300", "--points", "1", "--out"],
+]
 
 
 @pytest.mark.parametrize("call", ["mkdir", "fsync", "replace"])
 @pytest.mark.parametrize(("number", "text", "remedy"), [NO_SPACE, READ_ONLY, FORBIDDEN])
-@pytest.mark.parametrize(
-    "command", [[*NEW, "deep/new"], [*option("--clean"), "--out", "deep/new"]], ids=["train", "probe"]
-)
+@pytest.mark.parametrize("command", WRITERS, ids=[command[0] for command in WRITERS])
 def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(
     ccf: Callable[..., tuple[int, str]],
+    finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: list[str],
@@ -74,14 +98,18 @@ def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, text)
 
+    shutil.copytree(finished, tmp_path / "run")
+    results(lambda _: None)(tmp_path)
+    before = listing(tmp_path)
     monkeypatch.setattr(os, call, fail)
-    code, err = ccf(*command)
+    code, err = ccf(*command, "deep/new")
     monkeypatch.undo()
     assert code == 1
     ends_in_one_line(code, err, remedy)
     assert text in err
-    assert call == "mkdir" or "deep/new" in err
-    assert listing(tmp_path) == {}
+    named = "run/environment.json" if command[0] == "bench" else "deep/new"  # bench trains in a folder of its own first
+    assert call == "mkdir" or named in err
+    assert listing(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_read_is_named(
@@ -98,3 +126,19 @@ def test_a_folder_that_cannot_be_read_is_named(
     monkeypatch.setattr(os, "scandir", forbidden)
     code, err = ccf(*probe(FOLDER))
     ends_in_one_line(code, err, "data/test/7: Permission denied; check its path and permissions")
+
+
+def test_names_that_look_like_markup_are_names(ccf: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    images()(tmp_path)
+    (tmp_path / "data/test/9").rename(tmp_path / "data/test/[bold]:bomb:[")
+    assert ccf(*probe(FOLDER), "--out", "a[/b]/[red]c") == (0, "")
+    assert (tmp_path / "a[/b]/[red]c.json").is_file()
+    assert ccf(*NEW, "runs/[/x]") == (0, "")
+
+
+def test_a_terminal_of_ascii_shows_what_it_can(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-m", "ccf_plugin", "probe", "größe"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ccf: model 'gr\\xf6\\xdfe': no such file")

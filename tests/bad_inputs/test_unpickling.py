@@ -13,8 +13,11 @@ import pytest
 import torch
 from zoo.harmful import Harmful
 
-from bad_inputs.cases import FOLDER, NPZ, SET, Make, X, ends_in_one_line, file, images, listing, network, probe
+from bad_inputs.cases import FOLDER, NPZ, OWN, SET, Make, X, ends_in_one_line, file, images, listing, network, probe
 from bad_inputs.checkpoints import own
+from bad_inputs.commands import BENCH, FIX, SWEEP
+from bad_inputs.readers import BOARD, EVALUATE, REPORT
+from bad_inputs.results import COMPARE, results
 from bad_inputs.runs import RESUME, state
 from bad_inputs.zoo import PLACE, PROBE_ROBUST, ROBUST
 
@@ -35,6 +38,15 @@ def _torch_file(name: str) -> Make:
 
 def _harmful_npz(folder: Path) -> None:
     np.savez(folder / "data.npz", x=X, y=np.array([Harmful(folder / "harm")] * 10, dtype=object))
+
+
+def _harmful_arrays(name: str, array: str) -> Make:
+    def make(folder: Path) -> None:
+        with np.load(folder / name) as archive:
+            arrays = dict(archive)
+        np.savez(folder / name, **{**arrays, array: np.array([Harmful(folder / "harm")] * 10, dtype=object)})
+
+    return make
 
 
 def _train(*settings: str) -> list[str]:
@@ -83,6 +95,43 @@ HARMFUL = {
     "a pickle called png": (probe(FOLDER), images(_pickle("data/test/0/a.png"))),
     "CIFAR-10": (probe("cifar10"), _pickle("data/cifar-10-batches-py/test_batch", lambda h: {"data": h})),
     "a recipe": (["train", "mine.toml"], _pickle("mine.toml")),
+    "compare, a checkpoint": (["compare", "run", "w.pt"], _torch_file("w.pt")),
+    "compare, a run's last": (["compare", "run"], _pickle("run/last.safetensors")),
+    "compare, weights of a python: model": (
+        ["compare", OWN, "run", "--checkpoint", "w.pt", "--data", "digits"],
+        _torch_file("w.pt"),
+    ),
+    "compare, a result's arrays": (COMPARE, results(_harmful_arrays("one.npz", "matrix"))),
+    "compare, a bare pickle for arrays": (COMPARE, results(_pickle("one.npz"))),
+    "compare, a bare pickle for JSON": (COMPARE, results(_pickle("one.json"))),
+    "saliency, a checkpoint": (["saliency", "run", "w.pth"], _torch_file("w.pth")),
+    "saliency, a run's best": (["saliency", "run"], _pickle("run/best.safetensors")),
+    "saliency, data": (["saliency", "run", "--data", NPZ], _harmful_npz),
+    "evaluate, a checkpoint": (["evaluate", OWN, "--checkpoint", "w.pt", "--data", "digits"], _torch_file("w.pt")),
+    "evaluate, RobustBench's weights": (["evaluate", f"robustbench:{ROBUST}", "--data", "digits"], _torch_file(PLACE)),
+    "evaluate, the file to continue": (EVALUATE, _pickle("found.json")),
+    "evaluate, data": ([*EVALUATE, "--data", NPZ], _harmful_npz),
+    "leaderboard, the table to continue": (BOARD, _pickle("board.csv")),
+    "leaderboard, data": ([*BOARD, "--data", NPZ], _harmful_npz),
+    "report, a log": (REPORT, _pickle("run/log.csv")),
+    "report, a recipe": (REPORT, _pickle("run/recipe.toml")),
+    "report, an environment": (REPORT, _pickle("run/environment.json")),
+    "report, a result's arrays": (REPORT, _harmful_arrays("run/probe/001.npz", "counts")),
+    "report, a bare pickle for arrays": (REPORT, _pickle("run/probe/001.npz")),
+    "report, a bare pickle for JSON": (REPORT, _pickle("run/probe/001.json")),
+    "fix-tinyimagenet, the list": (FIX, _pickle("data/tiny-imagenet-200/val/val_annotations.txt")),
+    "sweep, a recipe": (["sweep", "mine.toml", "seed=1,2"], _pickle("mine.toml")),
+    "sweep, data": ([*SWEEP, "seed=1,2", "--set", f"data.name={NPZ}"], _harmful_npz),
+    "sweep, a run's state": (
+        [*SWEEP, "optim.epochs=2,3", "--out", "out"],
+        lambda f: (
+            shutil.copytree(f / "run", f / "out/optim.epochs=2"),
+            _pickle("out/optim.epochs=2/state/001.safetensors")(f),
+        ),
+    ),
+    "bench, a recipe": (["bench", "--recipe", "mine.toml"], _pickle("mine.toml")),
+    "bench, data": ([*BENCH, "--set", f"data.name={NPZ}"], _harmful_npz),
+    "bench, a teacher": ([*BENCH, "--set", TEACHER % "w.pt"], _torch_file("w.pt")),
     "a run's state": (RESUME, _pickle("run/state/001.safetensors")),
     "a run's state of another name": (
         RESUME,
@@ -113,3 +162,23 @@ def test_no_command_unpickles_anything(
 def test_the_harmful_object_does_harm(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Harmful(tmp_path / "harm")))
     assert (tmp_path / "harm").exists()
+
+
+def test_a_leaderboard_unpickles_nothing(ccf: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """It goes on to the next model, so that it ends well: its table says what was refused."""
+    _torch_file(PLACE)(tmp_path)
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", x=images, y=np.arange(10))
+    assert ccf("leaderboard", "--local", "--only", ROBUST, "--data", "npz:images.npz", "--out", "board") == (0, "")
+    assert "nothing is unpickled here" in (tmp_path / "board.csv").read_text()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_report_embeds_pictures_as_they_are(
+    ccf: Callable[..., tuple[int, str]], finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    _pickle("run/saliency/a.png")(tmp_path)
+    (tmp_path / "run/saliency/pipe.png").mkdir()
+    assert ccf("report", "run", "--out", "page.html") == (0, "")
+    assert not (tmp_path / "harm").exists()

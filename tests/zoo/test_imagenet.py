@@ -133,9 +133,10 @@ def test_folders_that_other_programs_have_rearranged(tiny: Path) -> None:
     ("annotations", "message"),
     [
         (
-            "".join(f"val_9.JPEG\t{wnid}\t0\t0\n" for wnid in WNIDS),
+            "".join(f"val_{9 + place}.JPEG\t{wnid}\t0\t0\n" for place, wnid in enumerate(WNIDS)),
             "expected val_9.JPEG, which val_annotations.txt names",
         ),
+        ("val_0.JPEG\tn01443537\nval_0.JPEG\tn01629819\n", "expected each image once, found 'val_0.JPEG' twice"),
         ("", "expected a line for each image, found none"),
         ("val_0.JPEG n01443537\n", "expected lines of file, tab, wnid"),
         ("../../secret\tn01443537\n", "expected lines of file, tab, wnid"),
