@@ -127,6 +127,9 @@ HARMFUL = {
         lambda f: (
             shutil.copytree(f / "run", f / "out/optim.epochs=2"),
             _pickle("out/optim.epochs=2/state/001.safetensors")(f),
+            (recipe := f / "out/optim.epochs=2/recipe.toml").write_text(
+                recipe.read_text().replace("\nepochs = 1\n", "\nepochs = 2\n")
+            ),
         ),
     ),
     "bench, a recipe": (["bench", "--recipe", "mine.toml"], _pickle("mine.toml")),
