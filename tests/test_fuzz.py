@@ -6,13 +6,16 @@ Fixed examples in the default run; many more with ``-m slow``.
 from __future__ import annotations
 
 import contextlib
+import json
 import string
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +23,8 @@ from hypothesis import strategies as st
 
 from ccf_plugin.cli import main
 from ccf_plugin.errors import CCFError
+from ccf_plugin.measure.compare import compare
+from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.training.sweep import plan_sweep
@@ -35,6 +40,18 @@ LONG = settings(max_examples=20_000, derandomize=True, deadline=None, database=N
 SHIPPED = [path.read_text(encoding="utf-8") for path in shipped_recipes().values()]
 KEYS = sorted(load_recipe("preact_linf_te", ["stop={on=['CAS falling']}", "awp={}"]).flat())
 SECTIONS = sorted({key.split(".")[0] for key in KEYS} | set(Recipe.model_fields))
+
+THREAT = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "seed": 0}
+RESULT = CrossClassResult(
+    *(np.eye(3), np.ones((3, 2)), np.full(3, 4)),
+    robust_accuracy=0.5,
+    class_names=("a", "b", "c"),
+    data={"name": "digits", "split": "test", "count": 12},
+    threat=THREAT,
+)
+FIELDS = [(name,) for name in RESULT.to_json()] + [
+    (table, name) for table, names in (("threat", THREAT), ("data", RESULT.data or {})) for name in names
+]
 
 words = st.sampled_from(
     [
@@ -130,11 +147,28 @@ def _specs(folder: Path, spec: str, more: str) -> None:
     _told(threat_model, eps=more, step_size=spec)
 
 
+def _results(folder: Path, changes: list[tuple[tuple[str, ...], Any]]) -> None:
+    """A saved result of which some values are others: what was saved is compared, or refused."""
+    for name in ("one", "two"):
+        RESULT.save(folder / name)
+    content = json.loads((folder / "one.json").read_text())
+    for (*tables, last), value in changes:
+        inside = content
+        for table in tables:
+            inside = inside[table] if isinstance(inside.get(table), dict) else {}
+        inside[last] = value
+    with contextlib.suppress(TypeError, UnicodeEncodeError):  # no JSON has such a value
+        (folder / "one.json").write_text(json.dumps(content), encoding="utf-8")
+        loaded = [partial(CrossClassResult.load, folder / name) for name in ("one", "two")]
+        _told(lambda: json.dumps(compare(*(load() for load in loaded)).to_json(), allow_nan=False))
+
+
 CASES: dict[str, tuple[Callable[..., None], list[st.SearchStrategy[Any]]]] = {
     "recipes with other values": (_recipe_texts, [contents()]),
     "torn recipes": (_torn_recipes, [torn()]),
     "--set and sweeps": (_overrides, [st.lists(st.one_of(text, override), max_size=3)]),
     "specs": (_specs, [specs, text]),
+    "saved results": (_results, [st.lists(st.tuples(st.sampled_from(FIELDS), values), max_size=2)]),
 }
 
 
@@ -169,9 +203,18 @@ def test_no_traceback_at_the_command_line(
         st.tuples(st.just("probe"), specs, options, text, st.just("--no-pretrained")),
         st.tuples(st.just("train"), st.just("digits"), st.just("--set"), setting, st.just("--device=cuda:99")),
         st.tuples(st.just("sweep"), st.just("digits"), setting, st.just("--print")),
+        st.tuples(st.just("compare"), specs, specs, options, text, st.just("--no-pretrained")),
+        st.tuples(st.just("saliency"), specs, specs, st.sampled_from(["--pair", "--indices", "--class"]), text),
+        st.tuples(st.just("evaluate"), specs, options, text, st.just("--no-pretrained")),
+        st.tuples(
+            st.just("leaderboard"), st.just("--local"), st.sampled_from(["--dataset", "--threat", "--eps"]), text
+        ),
+        st.tuples(st.just("report"), text),
+        st.tuples(st.just("bench"), st.just("--recipe=digits"), st.just("--set"), setting, st.just("--device=cuda:99")),
+        st.tuples(st.just("fix-tinyimagenet"), st.just("--data-root"), text),
     )
 
-    @settings(QUICK, max_examples=50)
+    @settings(QUICK, max_examples=150)
     @given(commands)
     def run(arguments: tuple[str, ...]) -> None:
         monkeypatch.setattr(sys, "argv", ["ccf", *arguments])
