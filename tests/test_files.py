@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from bad_inputs.cases import SETTINGS
 
 from ccf_plugin.files import given_path, made_folder, write_together
 from ccf_plugin.zoo.datasets import load_data
@@ -32,6 +35,33 @@ def test_what_data_lack_is_said_with_where_they_should_be(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match=rf":{tmp_path}/up: expected"):
         load_data(spec)
+
+
+def test_a_run_shows_where_the_paths_of_its_recipe_lead(
+    ccf: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    digits = load_data("digits", train_per_class=2, test_limit=10)
+    assert digits.train is not None
+    assert digits.test is not None
+    arrays = {
+        f"{name}_{split}": getattr(of_split, kind)
+        for split, of_split in (("train", digits.train), ("test", digits.test))
+        for name, kind in (("x", "images"), ("y", "labels"))
+    }
+    arrays = {key: value[:, 0] if key.startswith("x") else value for key, value in arrays.items()}
+    np.savez(tmp_path / "up.npz", **arrays)
+    recipe = 'base = "../digits_below"\n[data]\nname = "npz:../up.npz"\n'
+    (tmp_path / "digits_below.toml").write_text('base = "digits"')
+    Path("mine.toml").write_text(recipe)
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    code, out, err = ccf("train", "mine.toml", *settings, "--out", "../run")
+    assert (code, err) == (0, "")
+    assert f"on npz:{tmp_path / 'up.npz'} → {tmp_path / 'run'}" in out
+    code, out, err = ccf("train", "mine.toml", "--set", "distill=[{teacher='../gone', weight=1}]", *settings)
+    assert code == 2
+    assert f"{tmp_path / 'gone'}" in err
 
 
 def test_files_that_belong_together_are_written_both_or_not_at_all(tmp_path: Path) -> None:

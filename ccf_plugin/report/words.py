@@ -45,7 +45,7 @@ def describe_saliency(picture: Path) -> str:
             )
         seen = (f"{one['class']} {one['index']}: {one['best']}, {one['last']}" for one in found["examples"])
         return f"Test images, where the first and the second model look, and what they say. {'; '.join(seen)}."
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -182,6 +182,7 @@ def test_a_report_embeds_pictures_as_they_are(
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     _pickle("run/saliency/a.png")(tmp_path)
-    (tmp_path / "run/saliency/pipe.png").mkdir()
+    (tmp_path / "run/saliency/a.json").write_text("[" * 100_000)
+    (tmp_path / "run/saliency/folder.png").mkdir()
     assert ccf("report", "run", "--out", "page.html") == (0, "")
     assert not (tmp_path / "harm").exists()

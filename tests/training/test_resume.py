@@ -113,6 +113,16 @@ def test_one_folder_has_one_writer(tmp_path: Path) -> None:
     train(tiny("optim.epochs=1"), tmp_path / "run", Quiet())
 
 
+def test_a_lock_whose_holder_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = "import filelock, os, sys; held = filelock.FileLock(sys.argv[1]); held.acquire(); os.kill(os.getpid(), 9)"
+    died = subprocess.run([sys.executable, "-c", code, str(folder / ".lock")], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert (folder / ".lock").is_file()
+    assert train(tiny("optim.epochs=1"), folder, Quiet()).epoch == 1
+
+
 def test_resume_follows_the_state_and_not_an_edited_log(finished: Run, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
     with pytest.raises(KeyboardInterrupt):
