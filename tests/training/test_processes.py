@@ -123,28 +123,38 @@ def test_accelerate_launches_it_and_another_number_of_processes_resumes(alone: P
     _assert_equal_within_rounding(tmp_path / "run", alone)
 
 
-def test_a_process_that_dies_ends_the_job_and_the_run_resumes(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("death", "cause", "resumed_by"),
+    [
+        ("raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"]),
+        ("os.kill(os.getpid(), 9)", "SIGKILL", []),
+    ],
+    ids=["error", "kill"],
+)
+def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
+    alone: Path, tmp_path: Path, death: str, cause: str, resumed_by: list[str]
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import ccf_plugin.training.trainer as t\n"
         "    step = t.Trainer._step\n"
         "    def dying(self, epoch, batch):\n"
-        "        if epoch == 2 and self.step == 1:\n"
-        "            raise RuntimeError('cosmic ray')\n"
+        "        if epoch == 2 and self.step == 2:\n"
+        "            open('died', 'w').close()\n"
+        f"            {death}\n"
         "        step(self, epoch, batch)\n"
         "    t.Trainer._step = dying\n"
     )
     out = tmp_path / "run"
-    started = time.monotonic()
-    process = _start(out, [*TORCHRUN, "2"], path=tmp_path)
+    settings = [*SETTINGS, "checkpoint_minutes=1e-9"]  # a state after every step
+    process = _start(out, [*TORCHRUN, "2"], path=tmp_path, settings=settings)
     _, errors = process.communicate(timeout=240)
+    assert time.time() - (tmp_path / "died").stat().st_mtime < 60
     assert process.returncode != 0
-    assert "cosmic ray" in errors
+    assert cause in errors
     assert len(read_log(out)) == 1
-    died_after = time.monotonic() - started
-    assert died_after < 180  # epoch 1 and a minute; a deadlock would last longer
-    _run(out, [*TORCHRUN, "2"], "--resume")
+    _run(out, resumed_by, "--resume", settings=settings)
     _assert_equal_within_rounding(out, alone)
 
 
