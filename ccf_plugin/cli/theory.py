@@ -32,6 +32,7 @@ def theory(
     from rich.progress import track
 
     from ccf_plugin.theory import SyntheticModel, run_study
+    from ccf_plugin.theory.study_files import save_study
 
     console = open_console(stderr=as_json)
     model = SyntheticModel(mu=mu, sigma=sigma, lam=lam, beta=beta, features=features)
@@ -44,7 +45,7 @@ def theory(
             settings, "training", console=console, transient=True, disable=not console.is_terminal
         ),
     )
-    written = study.save(out.with_suffix("") if out.suffix in (".csv", ".json", ".png") else out)
+    written = save_study(study, out.with_suffix("") if out.suffix in (".csv", ".json", ".png") else out)
     if as_json:
         print(json.dumps(study.to_json(), allow_nan=False))  # noqa: T201
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ccf_plugin.probe.heatmap import new_figure
 from ccf_plugin.theory.closed_forms import PAIRS, correlation
 
 if TYPE_CHECKING:
@@ -20,11 +21,7 @@ _COLOURS = ("C0", "C1")  # without and with label smoothing; in the last panel Î
 
 def draw(study: Study) -> bytes:
     """The figure as a PNG: lines are closed forms, dots are trained weights and the CAS that the probe measured."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: nothing global, and no display needed
+    figure = new_figure(14, 4.4)
     weights_ax, cas_ax, theorem_2_ax = figure.subplots(1, 3)
     _draw_along_eps(study, weights_ax, cas_ax)
     _draw_theorem_2(study, theorem_2_ax)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, fields, replace
-from io import StringIO
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import made_folder, write_together
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.theory.closed_forms import PAIRS, SyntheticModel, correlation
 from ccf_plugin.theory.simulation import DEFAULT_SAMPLES, estimate, head_weight, sample, train, worst_perturbation
@@ -104,24 +99,6 @@ class Study:
             "agreement": self.agreement,
             "rows": [asdict(row) for row in self.rows],
         }
-
-    def save(self, stem: Path) -> list[Path]:
-        """Write ``stem``.csv (the rows), .json (everything) and .png (the figure)."""
-        from ccf_plugin.theory.figure import draw
-
-        buffer = StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(field.name for field in fields(StudyRow))
-        writer.writerows([f"{value:.6g}" for value in astuple(row)] for row in self.rows)
-        contents = {
-            ".csv": buffer.getvalue().encode(),
-            ".json": json.dumps(self.to_json(), indent=1, allow_nan=False).encode(),
-            ".png": draw(self),
-        }
-        files = {stem.with_name(stem.name + suffix): content for suffix, content in contents.items()}
-        with made_folder(stem.parent):
-            write_together(files)
-        return list(files)
 
 
 def run_study(

@@ -20,12 +20,13 @@ from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.run_log import EpochRow
+from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.monitor import measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.reference_timing import ReferenceTiming
-from ccf_plugin.training.run import Run, describe_environment
+from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Trainer

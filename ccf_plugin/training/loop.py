@@ -13,11 +13,12 @@ from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.run_log import AVERAGE, EpochRow
 from ccf_plugin.training.alarms import alarms
+from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.interruption import Interruption
 from ccf_plugin.training.monitor import figures, measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.training.run import Run, Snapshot, check_is_free, describe_environment, has_begun, lock
+from ccf_plugin.training.run import Run, Snapshot, check_is_free, has_begun, lock
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts, prepare

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +29,6 @@ _NAMES = (
     *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state", "saliency"),
     *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
 )
-_VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
-_VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_")  # of the environment: what libraries compute by
 
 
 @dataclass(frozen=True)
@@ -359,31 +353,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def describe_environment(device: torch.device, precision: str, command: list[str] | None = None) -> dict[str, Any]:
-    """What a run ran on: versions, hardware, threads, and the command."""
-    versions = {}
-    for name in _VERSIONS_OF:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    return {
-        "command": sys.argv if command is None else command,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
-        "versions": versions,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

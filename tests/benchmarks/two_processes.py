@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ccf_plugin.run_log import read_log
-from ccf_plugin.training.run import describe_environment
+from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.zoo.precision import resolve_precision
 
 CPU = torch.device("cpu")
