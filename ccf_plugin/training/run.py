@@ -59,6 +59,7 @@ class Run:
                 (folder / name).unlink(missing_ok=True)
         run = cls(folder, recipe)
         folder.mkdir(parents=True, exist_ok=True)
+        run._remove_asides()
         run._write_json("environment.json", environment)  # first: by it the folder is known as a run's
         for part in ("probe", "epochs", "state"):
             (folder / part).mkdir(exist_ok=True)
@@ -100,8 +101,12 @@ class Run:
         self._write_json("environment.json", {**first, "resumed": resumed})
         self._write_log()
         write_atomically(self.folder / "recipe.toml", self.recipe.as_toml().encode())
-        for left in self.folder.rglob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        self._remove_asides()
+
+    def _remove_asides(self) -> None:
+        """What a process left that was killed while it wrote."""
+        for path in filter(is_aside, list(self.folder.rglob(".*"))):
+            path.unlink(missing_ok=True)
 
     @property
     def epoch(self) -> int:

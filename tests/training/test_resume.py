@@ -69,7 +69,9 @@ def test_a_run_that_died_before_its_first_epoch_ended_starts_over(tmp_path: Path
         folder = tmp_path / f"run{resume}"
         with pytest.raises(CCFError):
             train(tiny("optim.lr=1e30"), folder, Quiet())
+        (folder / ".recipe.toml.1.tmp").write_text("half")  # as a kill within its writing leaves it
         assert train(tiny("optim.epochs=1"), folder, Quiet(), resume=resume).epoch == 1
+        assert not list(folder.rglob("*.tmp"))
 
 
 def test_resuming_where_no_run_is_says_so(tmp_path: Path) -> None:
