@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +61,6 @@ def bench(
                 quick=quick,
                 download=download,
             )
-        figures["command"] = ["ccf", *sys.argv[1:]]
         write_atomically(path, (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode())
     console.print(_table(figures))
     console.print(f"Wrote {path}", highlight=False, soft_wrap=True)

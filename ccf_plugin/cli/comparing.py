@@ -127,7 +127,7 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
     from rich.table import Table
 
     first, second, found = comparison.first, comparison.second, comparison.bootstrap
-    table = Table("", *titles, "difference")
+    table = Table("", *titles, "first − second")
     for label, name in (("clean accuracy", "clean_accuracy"), (_robust_label(first), "robust_accuracy")):
         a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
         if difference is not None:

@@ -77,7 +77,7 @@ def _print_study(console: Console, study: Study) -> None:
     console.print(
         f"Closed forms, sampling and training {verdict}: losses and robust probabilities within "
         f"{agreement['standard_errors']:.1f} standard errors (each at most {agreement['largest_standard_error']:.1g}; "
-        f"{study.samples} samples); trained weights within {agreement['weight_error']:.1g} "
-        f"(tolerance {agreement['weight_tolerance']:.1g}); the probe's CAS within {agreement['cas_error']:.1g}.",
+        f"{study.samples} samples); trained weights within {agreement['weight_error']:.2g} "
+        f"(tolerance {agreement['weight_tolerance']:.2g}); the probe's CAS within {agreement['cas_error']:.1g}.",
         highlight=False,
     )

@@ -70,7 +70,9 @@ def sweep(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key in all runs.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>-sweep.")
+    ] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
     download: options.Download = False,
     allow_code: options.AllowCode = False,
@@ -81,7 +83,7 @@ def sweep(
     from ccf_plugin.training.sweep import command_of, plan_sweep
 
     common = overrides or []
-    folder = given_path(out or Path("runs") / Path(recipe).stem)
+    folder = given_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
     points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code)
     if print_only:
         for point in points:

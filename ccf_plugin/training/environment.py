@@ -24,7 +24,7 @@ def describe_environment(device: torch.device, precision: str, command: list[str
         except metadata.PackageNotFoundError:
             versions[name] = "unknown"
     return {
-        "command": sys.argv if command is None else command,
+        "command": command or [_program(), *sys.argv[1:]],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "precision": precision,
         "threads": torch.get_num_threads(),
@@ -33,6 +33,12 @@ def describe_environment(device: torch.device, precision: str, command: list[str
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
         "versions": versions,
     }
+
+
+def _program() -> str:
+    """Its name without its folder, which is nobody's business where results are shared."""
+    name = Path(sys.argv[0]).name
+    return "ccf" if name in ("__main__.py", "ccf.exe") else name
 
 
 def _processor() -> str:

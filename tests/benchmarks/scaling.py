@@ -52,7 +52,9 @@ def measure(classes: int, features: int) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if {"-h", "--help"} & set(sys.argv) or len(sys.argv) == 1:
+        print(__doc__)
+    elif len(sys.argv) == 2:
         torch.set_num_threads(1)
         print(measure(*map(int, sys.argv[1].split("x"))))
     else:
