@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,11 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a full disk names none, and nobody knows the one aside
         raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain values as indented JSON, as ``write_atomically`` does; ValueError for NaN and infinity."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def given_path(text: str | Path) -> Path:

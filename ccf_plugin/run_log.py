@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -82,6 +83,30 @@ def best_row(rows: Sequence[EpochRow], figure: str) -> EpochRow | None:
     """The evaluated epoch where a figure of the log is highest (first of equals); None where none was evaluated."""
     evaluated = [(value, row) for row in rows if (value := getattr(row, figure)) is not None]
     return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
+
+
+def read_environment(folder: Path, *, listed: str, remedy: str = "") -> dict[str, Any]:
+    """What a run ran on, as its folder's ``environment.json`` says.
+
+    Args:
+        listed: the key that the caller takes a list from.
+        remedy: what the error ends with.
+
+    Raises:
+        InputError: there is none, or it is not one that training wrote.
+    """
+    path = folder / "environment.json"
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("no file")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get(listed, []), list):
+            raise ValueError(f"a {type(found).__name__}, or a {listed} that is no list")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"expected the environment of a run in {path}, found none that can be read ({error}){remedy}"
+        ) from None
+    return found
 
 
 def _value(key: str, cell: str | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,9 +35,8 @@ def bench(
 ) -> None:
     """Measure how fast a recipe trains here, beside a plain loop. A whole epoch of preact_linf takes hours on a CPU."""
     quiet_libraries()
-
     from ccf_plugin.errors import InputError
-    from ccf_plugin.files import given_path, made_folder, write_atomically
+    from ccf_plugin.files import given_path, made_folder, write_json
     from ccf_plugin.training.bench import bench as run_bench
     from ccf_plugin.training.progress import ProgressReporter
     from ccf_plugin.training.recipe_files import load_recipe
@@ -61,7 +59,7 @@ def bench(
                 quick=quick,
                 download=download,
             )
-        write_atomically(path, (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode())
+        write_json(path, figures)
     console.print(_table(figures))
     console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 

@@ -58,7 +58,7 @@ def compare(
     refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
 
     from ccf_plugin.errors import InputError
-    from ccf_plugin.files import made_folder, write_atomically
+    from ccf_plugin.files import made_folder, write_json
     from ccf_plugin.measure.compare import compare as compare_results
     from ccf_plugin.measure.compare import load_sides, name_sides
     from ccf_plugin.measure.pictures import draw_comparison
@@ -92,7 +92,7 @@ def compare(
         for side, result, letter in zip(sides, results, "ab", strict=True):
             if isinstance(side, Subject):
                 written += result.save(stem.with_name(f"{stem.name}-{letter}"))
-        write_atomically(description, (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        write_json(description, comparison.to_json())
         written += [description, save_figure(figure, stem.with_name(f"{stem.name}.png"))]
     if as_json:
         print(json.dumps(comparison.to_json(), allow_nan=False))  # noqa: T201
@@ -195,7 +195,7 @@ def saliency(
     from rich.table import Table
 
     from ccf_plugin.errors import InputError
-    from ccf_plugin.files import made_folder, write_atomically
+    from ccf_plugin.files import made_folder, write_json
     from ccf_plugin.measure import pictures
     from ccf_plugin.measure import saliency as what
     from ccf_plugin.measure.compare import is_result, load_sides, name_sides
@@ -256,7 +256,7 @@ def saliency(
                 "features": [vars(entry) for entry in shared],
             }
         file = stem.with_name(f"{stem.name}.json")
-        write_atomically(file, (json.dumps(described, indent=1, allow_nan=False) + "\n").encode())
+        write_json(file, described)
     console.print("Wrote " + ", ".join(map(str, [*written, file])), highlight=False, soft_wrap=True)
 
 

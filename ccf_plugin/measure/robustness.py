@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import write_atomically
+from ccf_plugin.files import write_json
 from ccf_plugin.measure.evaluate import Progress, check_input
 from ccf_plugin.measure.subject import Subject
 from ccf_plugin.probe.head import find_logits
@@ -159,8 +159,7 @@ class _State:
         self.write({**self._conditions, "notes": sorted(self.notes), "format": FORMAT})
 
     def write(self, described: dict[str, Any]) -> None:
-        text = json.dumps({**described, "progress": self._progress}, indent=1, allow_nan=False) + "\n"
-        write_atomically(self._file, text.encode())
+        write_json(self._file, {**described, "progress": self._progress})
 
 
 def _conditions(subject: Subject) -> dict[str, Any]:

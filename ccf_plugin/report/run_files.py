@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import given_path
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, read_log, selecting_figure
+from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, read_environment, read_log, selecting_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +125,7 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         tracks=tracks,
         recipe=recipe,
         recipe_text=recipe_text,
-        environment=_read_environment(folder / "environment.json"),
+        environment=read_environment(folder, listed="command"),
         classes=first.names,
         data=first.data,
         threat=first.threat,
@@ -168,20 +167,6 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
         figures = [value for key, value in entry.items() if key != "at"]
         if not isinstance(entry["at"], int | str) or not all(map(math.isfinite, figures)):
             raise ValueError(f"published.figures with {entry!r}")
-
-
-def _read_environment(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            raise ValueError("no file")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("command", []), list):
-            raise ValueError(f"a {type(content).__name__}, or a command that is no list")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"expected the environment of a run in {path}, found none that can be read ({error})"
-        ) from None
-    return content
 
 
 def _check_same(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import is_aside, made_folder, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, selecting_figure
+from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, read_environment, selecting_figure
 from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
@@ -211,19 +211,7 @@ class Run:
             ) from error
 
     def _read_environment(self) -> dict[str, Any]:
-        path = self.folder / "environment.json"
-        try:
-            if not path.is_file():  # a pipe would be waited for
-                raise ValueError("no file")
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not isinstance(found.get("resumed", []), list):
-                raise ValueError(f"a {type(found).__name__}")
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"expected the environment of a run in {path}, found none that can be read ({one_line(error, 120)}); "
-                "write {} into it"
-            ) from None
-        return found
+        return read_environment(self.folder, listed="resumed", remedy="; write {} into it")
 
     def _read_state(self) -> str:
         """Take over the finished epochs as the state has them (the log rounds); its file's name."""
