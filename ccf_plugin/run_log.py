@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ccf_plugin.errors import InputError
 
@@ -40,6 +40,15 @@ class EpochRow:
 
 
 AVERAGE = "_average"  # marks what belongs to the averaged weights, in the log's columns and in file names
+
+
+def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
+    """The file of the weights that a run's folder stands for: the averaged ones where it has them, else the raw ones.
+
+    The averaged model is the output of the methods that average (WAKE's Algorithm 2; KDSWA).
+    """
+    averaged = run / f"{which}{AVERAGE}.safetensors"
+    return averaged if averaged.is_file() else run / f"{which}.safetensors"
 
 
 def log_text(rows: Sequence[EpochRow], *, averaged: bool, validated: bool) -> str:

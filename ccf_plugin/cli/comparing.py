@@ -113,7 +113,8 @@ def _title(side: Side, name: str) -> str:
     from ccf_plugin.measure.subject import Subject
 
     if isinstance(side, Subject):
-        return f"{side.loaded.name}-best" if Path(name).name == "best.safetensors" else side.loaded.name
+        own, stem = side.loaded.name, Path(name).stem  # a run's own weights have its name alone
+        return f"{own}-best" if stem.startswith("best") and not own.endswith(f"-{stem}") else own
     return Path(name).name.removesuffix(".json").removesuffix(".npz")
 
 
@@ -150,7 +151,7 @@ def _robust_label(result: CrossClassResult) -> str:
 def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Table:
     from rich.table import Table
 
-    table = Table(f"pairs that {heading}", *titles, "difference", box=None)
+    table = Table(f"pairs that {heading}", *titles, "first − second", box=None)
     for one, other, first, second in pairs:
         table.add_row(f"{one} – {other}", f"{first:.2f}", f"{second:.2f}", f"{first - second:+.2f}")
     if not pairs:

@@ -35,6 +35,7 @@ def train(
     """Train by RECIPE, measuring RA and CAS as it goes."""
     quiet_libraries()
 
+    from ccf_plugin.run_log import checkpoint_of
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, closing_table
     from ccf_plugin.training.recipe_files import load_recipe
@@ -58,7 +59,7 @@ def train(
         )
     console.print(closing_table(run))
     console.print(
-        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {run.folder / 'best.safetensors'}",
+        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {checkpoint_of(run.folder, 'best')}",
         soft_wrap=True,
     )
     leave_job()

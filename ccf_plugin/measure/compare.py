@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.errors import InputError, UnavailableError, some_of
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import Interval, difference_of_cas
+from ccf_plugin.run_log import checkpoint_of
+from ccf_plugin.zoo.checkpoints import read_metadata
 from ccf_plugin.zoo.threat import show_pixels
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 Side = Subject | CrossClassResult  # a model to measure, or a result that was
 Pair = tuple[str, str, float, float]  # two classes, what they share in the first model and in the second
 
-_BEST, _LAST = "best.safetensors", "last.safetensors"
 # What says where and how to measure, and therefore nothing where both sides are results.
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
 _MEASURING = ("data", "clean", *_ATTACK, "limit", "seed", "precision")
@@ -113,12 +114,25 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
-    """Both sides; a run alone is its best checkpoint against its last. Raises InputError for anything else alone."""
+    """Both sides; a run alone is its best checkpoint against its last.
+
+    Raises:
+        InputError: anything else alone.
+        UnavailableError: the best epoch of that run is its last.
+    """
     if second is not None:
         return first, second
-    best, last = (Path(first) / name for name in (_BEST, _LAST))
+    best, last = checkpoint_of(Path(first), "best"), checkpoint_of(Path(first), "last")
     if not (best.is_file() and last.is_file()):
-        raise InputError(f"expected two models, or one run folder with {_BEST} and {_LAST}, found only {first!r}")
+        raise InputError(
+            f"expected two models, or one run folder with {best.name} and {last.name}, found only {first!r}"
+        )
+    epochs = [(read_metadata(path) or {}).get("epoch") for path in (best, last)]
+    if epochs[0] is not None and epochs[0] == epochs[1]:
+        raise UnavailableError(
+            f"expected a run that went on after its best epoch, found epoch {epochs[0]} to be the best and the last of "
+            f"{first}; name another model or checkpoint beside it"
+        )
     return str(best), str(last)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -53,6 +53,9 @@ class ProgressReporter:
             highlight=False,
             soft_wrap=True,
         )
+        if unreached := run.recipe.unreached():
+            told = f"not reached in {total} epochs: {', '.join(unreached)}"
+            self._console.print(told, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
 
@@ -85,9 +88,18 @@ class ProgressReporter:
 
 
 def closing_table(run: Run) -> Table:
-    """First, best and last epoch side by side; where weights are averaged, their best and last epochs too."""
+    """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
-    table = Table(title=f"{run.folder}: {run.epoch} epochs{ended}; best by {run.selected_by.replace('_', ' ')}")
+    raised: dict[str, list[int]] = {}
+    for row in run.rows:
+        for alarm in filter(None, row.alarm.split("; ")):
+            raised.setdefault(alarm, []).append(row.epoch)
+    table = Table(
+        title=f"{run.folder}: {run.epoch} epochs{ended}; best by {run.selected_by.replace('_', ' ')}",
+        caption="\n".join(f"{alarm} in {_epochs(epochs)}" for alarm, epochs in raised.items()) or None,
+        caption_justify="left",
+        caption_style="yellow",
+    )
     rows = {"first": run.rows[0], "best": run.best or run.rows[-1], "last": run.rows[-1]}
     shown = {name: _figures(row) for name, row in rows.items()}
     if (averaged := run.best_of(AVERAGE)) is not None:
@@ -95,20 +107,27 @@ def closing_table(run: Run) -> Table:
     columns = [name for name in shown["first"] if any(figures.get(name) for figures in shown.values())]
     table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right")
+        if name != "alarm":
+            table.add_column(name, justify="right")
     for name, figures in shown.items():
-        table.add_row(name, *(figures.get(column, "") for column in columns))
+        table.add_row(name, *(figures.get(column, "") for column in columns if column != "alarm"))
     return table
 
 
 def sweep_table(runs: Mapping[str, Run]) -> Table:
-    """Best and last RA and CAS of several runs, by name."""
+    """Best and last RA and CAS of several runs, by name: of the averaged weights where a run averages."""
     table = Table("run", "best epoch", "best RA", "best CAS", "last RA", "last CAS")
     for name, run in runs.items():
-        best, last = run.best or run.rows[-1], run.rows[-1]
-        figures = [_figures(row)[key] for row in (best, last) for key in ("test RA", "CAS")]
-        table.add_row(name, str(best.epoch), *figures)
+        averaged = run.best_of(AVERAGE)
+        best, last = averaged or run.best or run.rows[-1], run.rows[-1]
+        known = [_figures(row) if averaged is None else _averaged_figures(row) for row in (best, last)]
+        figures = [one[key] for one in known for key in ("test RA", "CAS")]
+        table.add_row(name if averaged is None else f"{name}, averaged weights", str(best.epoch), *figures)
     return table
+
+
+def _epochs(epochs: Sequence[int]) -> str:
+    return f"epoch {epochs[0]}" if len(epochs) == 1 else f"{len(epochs)} epochs from {epochs[0]} to {epochs[-1]}"
 
 
 def _averaged_figures(row: EpochRow) -> dict[str, str]:

@@ -235,6 +235,22 @@ class Recipe(_Section):
         """The threat model that measures RA; norm and eps are the training attack's where silent."""
         return evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
 
+    def unreached(self) -> list[str]:
+        """Settings at epochs that the run will not get to, such as "optim.decay_epochs 100"; they do nothing in it."""
+        optim, last = self.optim, self.optim.epochs
+        after = {"optim.decay_epochs": optim.decay_epochs if optim.schedule == "multistep" else []}
+        after |= {
+            f"{name}.start_epoch": [section.start_epoch]
+            for name, section in (("average", self.average), ("awp", self.awp))
+            if section is not None
+        }
+        within = {"optim.warmup_epochs": [optim.warmup_epochs]}
+        within |= {f"distill.{place}.ramp": one.ramp or [] for place, one in enumerate(self.distill)}
+        within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
+        late = {name: [epoch for epoch in epochs if epoch >= last] for name, epochs in after.items()}
+        late |= {name: [epoch for epoch in epochs if epoch > last] for name, epochs in within.items()}
+        return [f"{name} {' and '.join(map(str, epochs))}" for name, epochs in late.items() if epochs]
+
     def flat(self) -> dict[str, Any]:
         """Every key that has a value and a say in the run, as in "optim.epochs"."""
         return _flat(self.model_dump(exclude_none=True, exclude={"published"}))

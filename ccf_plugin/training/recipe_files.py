@@ -19,7 +19,7 @@ from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.files import given_path
 from ccf_plugin.training.recipe import Recipe, evaluation_threat, training_threat
 from ccf_plugin.zoo.python_code import code_in
-from ccf_plugin.zoo.threat import ThreatModel
+from ccf_plugin.zoo.threat import DEFAULT_STEP_SIZE, ThreatModel
 
 _LARGEST_RECIPE = 1_000_000
 _MOST_BASES = _DEEPEST = 20
@@ -52,6 +52,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
     if overrides and isinstance(published := content.get("published"), dict):
         published["changed"] = [*published.get("changed", []), *overrides]
     faults: list[str] = []
+    content = _spelled_out(content)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
@@ -72,7 +73,7 @@ def read_recipe(path: Path) -> Recipe:
         InputError: not TOML, or faults in it.
     """
     try:
-        return Recipe.model_validate(_parse(path))
+        return Recipe.model_validate(_spelled_out(_parse(path)))
     except ValidationError as error:
         raise InputError(*(f"{path}: {fault}" for fault in _schema_faults(error))) from None
 
@@ -188,6 +189,28 @@ def _apply(content: dict[str, Any], override: str) -> None:
     content[last] = value
 
 
+def _spelled_out(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with what other keys decide where it is silent: the attack that a loss is made for, and step sizes.
+
+    TRADES maximises its own divergence (TPGD), the others the cross-entropy; fast-AT's step is 1.25 eps (Wong et al.
+    2020), the paper's eps/4 or in L2 eps/8. What is no table or no norm is left to the faults.
+    """
+    attack, evaluate, objective = (content.get(name, {}) for name in ("attack", "evaluate", "objective"))
+    if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
+        return dict(content)
+    attack = {"name": "TPGD" if objective.get("loss") == "trades" else "PGD", **attack}
+    norm = attack.get("norm", "Linf")
+    is_fast = str(attack["name"]).upper() == "FFGSM"
+    steps = {"attack": "1.25*eps" if is_fast else _step_size(norm), "evaluate": _step_size(evaluate.get("norm", norm))}
+    sections = {"attack": attack, "evaluate": {"name": "PGD", **evaluate}}
+    filled = {name: ({"step_size": step} if (step := steps[name]) else {}) | sections[name] for name in sections}
+    return {**content, **filled}
+
+
+def _step_size(norm: object) -> str | None:
+    return next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
+
+
 def _part_faults(content: Mapping[str, Any]) -> list[str]:
     """What the zoo finds wrong with names and threat models, told together with the schema's faults."""
     from ccf_plugin.zoo.attacks import attack_class, check_attack
@@ -202,14 +225,24 @@ def _part_faults(content: Mapping[str, Any]) -> list[str]:
     def check_teachers() -> None:
         tables = content.get("distill", [])
         teachers = [table for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
-        weights = [table.get("weight", 0) for table in teachers]
-        if all(isinstance(weight, int | float) for weight in weights) and sum(weights) > 1:
-            raise InputError(f"expected teachers' weights that add up to 1 at most, found {sum(weights):g}")
+        for keys in (("weight",), ("weight_after", "weight")):  # before ramps end, and after
+            weights = [next((table[key] for key in keys if key in table), 0) for table in teachers]
+            if all(isinstance(weight, int | float) for weight in weights) and sum(weights) > 1:
+                raise InputError(f"expected teachers' weights that add up to 1 at most, found {sum(weights):g}")
         for ramp in (table.get("ramp") for table in teachers):
             if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
                 raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
-        if "average" not in content and any(table.get("teacher") == "average" for table in teachers):
-            raise InputError("expected an [average] for the teacher 'average', found none")
+        for table in (table for table in teachers if table.get("teacher") == "average"):
+            if "average" not in content:
+                raise InputError("expected an [average] for the teacher 'average', found none")
+            average, ramp = content["average"], table.get("ramp") or [0]
+            begins = average.get("start_epoch", 0) if isinstance(average, dict) else 0
+            if isinstance(begins, int) and isinstance(ramp, list) and ramp and isinstance(ramp[0], int):
+                if ramp[0] < begins:
+                    raise InputError(
+                        f"expected the average to teach after its start_epoch {begins}, found a ramp from {ramp[0]}; "
+                        "before, it is the untrained model"
+                    )
 
     def check_average() -> None:
         table = content.get("average")

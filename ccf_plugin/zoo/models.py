@@ -10,6 +10,7 @@ from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.files import given_path
+from ccf_plugin.run_log import checkpoint_of
 from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, save_checkpoint
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model
@@ -23,7 +24,6 @@ _FORMS = (
     "robustbench:[dataset/threat/]Name, timm:name, a run folder, a .safetensors checkpoint of one, "
     "or python:package.module:factory with --checkpoint FILE"
 )
-_BEST = "best.safetensors"
 
 
 def load_model(
@@ -35,10 +35,11 @@ def load_model(
 ) -> LoadedModel:
     """The classifier that ``spec`` names, in float32 and eval mode, taking [0, 1] images.
 
-    ``spec`` is ``robustbench:[dataset/threat/]Name`` (weights in ``model_dir``), ``timm:name``, a run folder (its
-    best.safetensors), a .safetensors checkpoint of a run, or ``python:package.module:factory``, whose weights come
-    from ``checkpoint``. ``pretrained=False`` leaves RobustBench's and timm's models untrained. Raises InputError for a
-    spec or file that is not right and UnavailableError for weights that cannot be downloaded.
+    ``spec`` is ``robustbench:[dataset/threat/]Name`` (weights in ``model_dir``), ``timm:name``, a run folder (its best
+    weights, the averaged ones where it averages), a .safetensors checkpoint of a run, or
+    ``python:package.module:factory``, whose weights come from ``checkpoint``. ``pretrained=False`` leaves RobustBench's
+    and timm's models untrained. Raises InputError for a spec or file that is not right and UnavailableError for weights
+    that cannot be downloaded.
     """
     kind, separator, rest = spec.partition(":")
     if checkpoint is not None and not (separator and kind == "python"):
@@ -86,7 +87,7 @@ def _load_run(spec: str, path: Path) -> LoadedModel:
     run = path.resolve().parent
     of_epochs = run.parent if run.name == "epochs" else run
     # runs/mine is mine, runs/mine/last.safetensors mine-last, runs/mine/epochs/010.safetensors mine-010
-    name = run.name if path.name == _BEST else f"{of_epochs.name}-{path.stem}"
+    name = run.name if path == checkpoint_of(path.parent, "best") else f"{of_epochs.name}-{path.stem}"
     return _from_metadata(metadata, path, spec=spec, name=name)
 
 
@@ -144,10 +145,11 @@ def _describes(metadata: Mapping[str, Any], spec: str) -> bool:
 def _run_checkpoint(spec: str) -> Path:
     path = given_path(spec)
     if path.is_dir():
-        if (path / _BEST).is_file():
-            return path / _BEST
+        best = checkpoint_of(path, "best")
+        if best.is_file():
+            return best
         found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no checkpoint"
-        raise InputError(f"{path}: expected a run folder with {_BEST}, found {found}")
+        raise InputError(f"{path}: expected a run folder with {best.name}, found {found}")
     if path.is_file():
         if path.suffix == ".safetensors":
             return path

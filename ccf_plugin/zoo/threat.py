@@ -14,7 +14,7 @@ Pixels = str | float | int
 
 _NORMS: dict[str, Norm] = {"linf": "Linf", "l2": "L2"}
 _DEFAULT_EPS: dict[Norm, float] = {"Linf": 8 / 255, "L2": 128 / 255}
-_STEPS_PER_EPS: dict[Norm, int] = {"Linf": 4, "L2": 8}
+DEFAULT_STEP_SIZE: dict[Norm, str] = {"Linf": "eps/4", "L2": "eps/8"}
 # Beyond these, the value was most likely meant in 0..255 units. An L2 ball of 16 already spans a third of the
 # diameter of a 3×32×32 image.
 _LARGEST_EPS: dict[Norm, float] = {"Linf": 1.0, "L2": 16.0}
@@ -64,7 +64,8 @@ def threat_model(
     kind = _NORMS[norm.lower()]
     radius = _DEFAULT_EPS[kind] if eps is None else parse_pixels(eps)
     _check_range("eps", radius, eps, kind)
-    step = radius / _STEPS_PER_EPS[kind] if step_size is None else parse_pixels(step_size, eps=radius, what="step_size")
+    step_size = DEFAULT_STEP_SIZE[kind] if step_size is None else step_size
+    step = parse_pixels(step_size, eps=radius, what="step_size")
     _check_range("step_size", step, step_size, kind)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps: expected a whole number of at least 1, found {steps!r}")

@@ -29,8 +29,8 @@ METHODS = {
     "madry": [],
     "label smoothing": ["objective.label_smoothing=0.1"],
     "KD": [TWO_TEACHERS],
-    "WAKE": ['average={kind="ema", every="step", decay=0.99, stop_epoch=21}', f"distill={AVERAGE_TEACHER}"],
-    "fast-AT": ["attack.name=FFGSM", "attack.step_size=1.25*eps"],
+    "WAKE": ['average={kind="ema", every="step", decay=0.99, stop_epoch=20}', f"distill={AVERAGE_TEACHER}"],
+    "fast-AT": ["attack.name=FFGSM"],
 }
 
 
