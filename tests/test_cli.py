@@ -201,6 +201,17 @@ def test_the_closing_table_shows_averaged_weights_too(ccf: Ccf) -> None:
     assert code == 0
     assert "best averaged" in out
     assert "last averaged" in out
+    assert "weights runs/digits/best_average.safetensors" in out
+    assert "distill" not in out
+    code, out, _ = ccf("sweep", "digits", "seed=0,1", *TINY, "--set", "average={kind='ema', decay=0.5}")
+    assert code == 0
+    assert out.count("averaged weights") == 2
+
+
+def test_what_a_run_will_not_reach_is_said_at_its_start(ccf: Ccf) -> None:
+    code, out, _ = ccf("train", "digits", *TINY, "--set", "optim.decay_epochs=[1,9]")
+    assert code == 0
+    assert out.splitlines()[1] == "not reached in 2 epochs: optim.decay_epochs 9"
 
 
 OWN_ATTACK = """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import check_input
+from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
@@ -24,16 +25,22 @@ from ccf_plugin.zoo.precision import Forward, Precision
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model that gives logits (N, K) for images (N, C, H, W) in [0, 1], and how much it counts when."""
+    """A frozen model that gives logits (N, K) for images (N, C, H, W) in [0, 1], and how much it counts when.
+
+    ``average`` is what it belongs to, which cannot teach before it has moved.
+    """
 
     forward: nn.Module
     section: DistillSection
+    average: WeightAverage | None = None
 
     def weight(self, epoch: int) -> float:
         """λ in an epoch (counted from 1): 0 up to the ramp's start, then linear to the weight at its end.
 
         This is λ_t of the supplement's Algorithm 2, with ``weight_after`` for what follows the ramp.
         """
+        if self.average is not None and not self.average.has_moved:
+            return 0.0
         if self.section.ramp is None:
             return self.section.weight
         start, end = self.section.ramp

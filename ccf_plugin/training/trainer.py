@@ -221,7 +221,7 @@ class Trainer:
 
     def _teacher(self, section: DistillSection) -> Teacher:
         if section.teacher == "average" and self.average is not None:
-            return Teacher(Forward(self.average.averaged, precision=self._parts.precision), section)
+            return Teacher(Forward(self.average.averaged, precision=self._parts.precision), section, self.average)
         return load_teacher(
             section,
             num_classes=len(self._parts.classes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.compare import compare, load_sides, name_sides
 from ccf_plugin.measure.pictures import draw_comparison
@@ -153,6 +154,20 @@ def test_one_run_is_its_best_against_its_last(digits_run: Path, tmp_path: Path) 
     assert (Path(best).name, Path(last).name) == ("best.safetensors", "last.safetensors")
     assert name_sides("a", "b") == ("a", "b")
     with pytest.raises(InputError, match="expected two models, or one run folder"):
+        name_sides(str(tmp_path), None)
+
+
+def test_one_run_that_averages_is_its_averaged_weights(digits_run: Path, tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        for copy in (name, f"{name}_average"):
+            shutil.copy(digits_run / f"{name}.safetensors", tmp_path / f"{copy}.safetensors")
+    assert [Path(side).stem for side in name_sides(str(tmp_path), None)] == ["best_average", "last_average"]
+
+
+def test_one_run_whose_best_epoch_is_its_last_has_nothing_to_compare(digits_run: Path, tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        shutil.copy(digits_run / "best.safetensors", tmp_path / f"{name}.safetensors")
+    with pytest.raises(UnavailableError, match="found epoch 3 to be the best and the last of"):
         name_sides(str(tmp_path), None)
 
 

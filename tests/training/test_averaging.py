@@ -76,8 +76,15 @@ def test_averaged_weights_are_evaluated_probed_and_saved_beside_the_raw_ones(tmp
     best = run.best_of("_average")
     assert best is not None
     assert best.test_robust_accuracy_average == max(row.test_robust_accuracy_average or 0 for row in rows)
-    loaded = load_model(str(run.folder / "best_average.safetensors"))
-    assert loaded.num_classes == 10
+
+
+def test_a_run_that_averages_stands_for_its_averaged_weights(tmp_path: Path) -> None:
+    run = train(tiny(*WAKE), tmp_path / "wake", Quiet())
+    named = {spec: load_model(str(run.folder / spec)) for spec in ("", "best_average.safetensors", "best.safetensors")}
+    states = {spec: loaded.model.state_dict() for spec, loaded in named.items()}
+    assert all(torch.equal(value, states["best_average.safetensors"][key]) for key, value in states[""].items())
+    assert any(not torch.equal(value, states["best.safetensors"][key]) for key, value in states[""].items())
+    assert [loaded.name for loaded in named.values()] == ["wake", "wake", "wake-best"]
 
 
 def test_wake_before_its_ramp_is_madry_bit_for_bit(tmp_path: Path) -> None:

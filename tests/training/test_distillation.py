@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
 from ccf_plugin.training.objectives import StepOutput
-from ccf_plugin.training.recipe import DistillSection
+from ccf_plugin.training.recipe import AverageSection, DistillSection
 
 IMAGES = torch.zeros(4, 1, 2, 2)
 
@@ -74,6 +75,28 @@ def test_the_ramp_is_algorithm_2s() -> None:
     assert [teacher.weight(epoch) for epoch in range(1, 9)] == pytest.approx([0, 0, 0.2, 0.4, 0.6, 1, 1, 1])
     assert _teacher(torch.zeros(4, 3), 0.8, ramp=[2, 6]).weight(7) == 0.8
     assert _teacher(torch.zeros(4, 3), 0.8).weight(1) == 0.8
+
+
+def test_an_average_teaches_only_once_there_is_one() -> None:
+    """Before its first move it holds the untrained weights."""
+    model = nn.Linear(2, 3)
+    average = WeightAverage(model, AverageSection(kind="swa", start_epoch=2))
+    teacher = Teacher(average.averaged, DistillSection(teacher="average", weight=0.5), average)
+    weights = []
+    for epoch in (1, 2, 3, 4):
+        weights.append(teacher.weight(epoch))
+        average.after_step(model, epoch, is_last=True)
+    assert weights == [0, 0, 0, 0.5]
+
+
+def test_the_students_gradient_passes_gradcheck() -> None:
+    output, target = _output(), torch.randn(4, 3, dtype=torch.float64)
+    teachers = [_teacher(target, 0.3, temperature=2.0), _teacher(-target, 0.6)]
+
+    def total(student: Tensor) -> Tensor:
+        return distilled(StepOutput(student.square().sum(), student), IMAGES, teachers, 1)
+
+    assert torch.autograd.gradcheck(total, (output.logits.requires_grad_(),))
 
 
 @pytest.mark.parametrize(

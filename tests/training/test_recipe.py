@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ccf_plugin.errors import InputError
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
+from ccf_plugin.zoo.threat import ThreatModel
 
 MINIMAL = '[model]\nname = "narrow_preact_resnet18"\n[data]\nname = "digits"\n'
 
@@ -100,9 +102,60 @@ def test_evaluation_follows_the_training_attack_where_it_is_silent(recipe_file: 
     assert recipe.evaluation_threat().eps == 128 / 255  # another norm's radius would mean nothing
 
 
-def test_trades_in_l2_is_a_matter_of_the_norm() -> None:
-    recipe = load_recipe("preact_trades", ["attack.norm=L2", "attack.eps=128/255", "attack.step_size=eps/8"])
-    assert (recipe.attack.name, recipe.training_threat().norm) == ("TPGD", "L2")
+def test_one_word_changes_the_method_and_its_attack_follows() -> None:
+    def attacked(*overrides: str) -> tuple[str | None, ThreatModel, ThreatModel]:
+        recipe = load_recipe("preact_linf", overrides)
+        return recipe.attack.name, recipe.training_threat(), recipe.evaluation_threat()
+
+    linf = ThreatModel("Linf", 8 / 255, 2 / 255, 20)
+    assert attacked() == ("PGD", replace(linf, steps=10), linf)
+    assert attacked("objective.loss=trades") == ("TPGD", replace(linf, steps=10), linf)
+    assert attacked("objective.loss=trades", "attack.name=PGD")[0] == "PGD"
+    assert attacked("attack.name=FFGSM")[1].step_size == pytest.approx(1.25 * 8 / 255)
+    assert attacked("attack.name=FFGSM", "attack.step_size=eps")[1].step_size == 8 / 255
+    l2 = ThreatModel("L2", 128 / 255, 16 / 255, 20)
+    in_l2 = ("attack.norm=L2", "attack.eps=128/255")
+    assert attacked(*in_l2) == ("PGD", replace(l2, steps=10), l2)
+    assert attacked(*in_l2, "objective.loss=trades")[0] == "TPGD"
+    assert attacked("evaluate.norm=L2")[2] == l2
+
+
+def test_the_written_recipe_spells_out_what_followed() -> None:
+    written = tomllib.loads(load_recipe("preact_fast").as_toml())
+    assert (written["attack"]["name"], written["attack"]["step_size"]) == ("FFGSM", "1.25*eps")
+    assert (written["evaluate"]["name"], written["evaluate"]["step_size"]) == ("PGD", "eps/4")
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("preact_")])
+def test_reproductions_attack_in_train_mode_as_the_published_code_does(name: str) -> None:
+    assert load_recipe(name).attack.batchnorm == "train"
+    assert load_recipe(name, ["attack.batchnorm=eval"]).attack.batchnorm == "eval"
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("_wake")])
+def test_wake_is_algorithm_2(name: str) -> None:
+    """The average moves in epochs t < t_e; the teacher's weight is above 0 in t > t_s, and 1 in t ≥ t_e."""
+    recipe = load_recipe(name)
+    (teacher,), average = recipe.distill, recipe.average
+    assert teacher.ramp is not None
+    assert average is not None
+    assert (average.kind, average.every, average.start_epoch) == ("ema", "step", 0)
+    assert (teacher.teacher, teacher.weight_after) == ("average", 1.0)
+    assert average.stop_epoch == teacher.ramp[1] - 1
+
+
+def test_what_a_run_does_not_reach_is_named() -> None:
+    assert load_recipe("preact_linf_wake").unreached() == []
+    short = load_recipe("preact_linf_wake", ["optim.epochs=100", "awp.start_epoch=100", "ensembling.ramp=[90, 101]"])
+    assert short.unreached() == [
+        "optim.decay_epochs 100 and 150",
+        "awp.start_epoch 100",
+        "distill.0.ramp 150",
+        "ensembling.ramp 101",
+    ]
+    assert load_recipe("preact_linf_kdswa", ["optim.epochs=50"]).unreached()[1] == "average.start_epoch 100"
+    cyclic = load_recipe("preact_linf", ["optim.epochs=5", "optim.schedule=cyclic", "optim.warmup_epochs=6"])
+    assert cyclic.unreached() == ["optim.warmup_epochs 6"]
 
 
 def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
@@ -156,6 +209,10 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ),
         ("distill=[{teacher='a', weight=-1}]", "distill.0.weight: expected greater than or equal to 0, found -1"),
         ("distill=[{teacher='average', weight=1.0}]", "distill: expected an [average] for the teacher 'average'"),
+        (
+            "distill=[{teacher='a', weight=0.3, ramp=[1, 3], weight_after=0.7}, {teacher='b', weight=0.4}]",
+            "distill: expected teachers' weights that add up to 1 at most, found 1.1",
+        ),
         ("average={kind='ema', start_epoch=5, stop_epoch=5}", "average.stop_epoch: expected an epoch after"),
         ("average={kind='ema', deca=0.5}", "average.deca: expected a known key, found 'deca'; did you mean 'decay'"),
         ("=3", "expected --set key=value"),
