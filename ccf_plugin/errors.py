@@ -35,6 +35,10 @@ class UnavailableError(CCFError, RuntimeError):
     exit_code = 1
 
 
+class DivergedError(CCFError):
+    """Training gave a loss, weights or logits that are not finite."""
+
+
 def _printable(line: str) -> str:
     """Somebody's file names and keys may hold line breaks, control characters, or a million letters."""
     if len(line) > _LONGEST:

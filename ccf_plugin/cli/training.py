@@ -9,7 +9,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import CCFError, DivergedError, InputError
 from ccf_plugin.files import given_path
 
 
@@ -87,20 +87,29 @@ def sweep(
     folder = given_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
     points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code)
     if print_only:
+        flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
         for point in points:
-            print(command_of(point, recipe, common, allow_code=allow_code))  # noqa: T201
+            print(command_of(point, recipe, common, flags))  # noqa: T201
         return
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, sweep_table
 
     console = open_console()
-    for point in points:
-        if point.is_finished:
+    finished = [point.is_finished for point in points]  # and whether each folder is of this sweep, before any runs
+    diverged: dict[str, DivergedError] = {}
+    for point, is_finished in zip(points, finished, strict=True):
+        if is_finished:
             console.print(f"{point.name}: finished already in {point.folder}", highlight=False, soft_wrap=True)
             continue
-        with ProgressReporter(console) as reporter:
-            run_training(point.recipe, point.folder, reporter, resume=point.has_begun, download=download)
-    console.print(sweep_table({point.name: point.run for point in points}))
+        try:
+            with ProgressReporter(console) as reporter:
+                run_training(point.recipe, point.folder, reporter, resume=point.has_begun, download=download)
+        except DivergedError as error:  # the others are worth having
+            diverged[point.name] = error
+            console.print(f"{point.name}: {error}", style="red", highlight=False, soft_wrap=True)
+    console.print(sweep_table({point.name: None if point.name in diverged else point.run for point in points}))
+    if diverged:
+        raise CCFError(f"expected {len(points)} runs to their ends, found that these diverged: {'; '.join(diverged)}")
     leave_job()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn, update_bn
 
 from ccf_plugin.training.recipe import AverageSection
 
@@ -15,16 +16,17 @@ class WeightAverage:
     """The EMA (θ̄ ← decay · θ̄ + (1 − decay) · θ) or the mean (SWA, Izmailov et al. 2018) of a model's weights.
 
     It moves in the epochs after ``start_epoch`` up to ``stop_epoch``, with every step or at every epoch's end, and
-    begins as the weights of its first move. BatchNorm's statistics are the model's own, so that it can teach at any
-    time; ``for_evaluation`` gives it statistics of its own.
+    begins as the weights of its first move. BatchNorm's statistics are averaged alike, so that it can teach at any
+    time; ``for_evaluation`` estimates them anew.
     """
 
     def __init__(self, model: nn.Module, section: AverageSection) -> None:
         self._section = section
-        averaging = None
+        # Named, because torch's own choice for SWA on CUDA cannot take BatchNorm's count of batches, a whole number.
+        averaging: dict[str, Any] = {"avg_fn": get_swa_avg_fn()}  # type: ignore[no-untyped-call]
         if section.kind == "ema":
-            averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
+            averaging = {"multi_avg_fn": get_ema_multi_avg_fn(section.decay)}  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(model, **averaging, use_buffers=True).requires_grad_(False).eval()
 
     def after_step(self, model: nn.Module, epoch: int, *, is_last: bool) -> None:
         """A training step of an epoch (counted from 1) is done, perhaps its last."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,30 @@ def distilled(output: StepOutput, adversarial: Tensor, teachers: Sequence[Teache
     return total
 
 
+def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
+    """Look for the teachers' runs, before anything is loaded or replaced.
+
+    Args:
+        out: the folder of the run that they teach.
+
+    Raises:
+        InputError: runs that are not there yet, each with the command that makes it, or one inside ``out``.
+    """
+    faults = []
+    for section in sections:
+        path = given_path(section.teacher)
+        if ":" in section.teacher or section.teacher == "average":
+            continue
+        if not path.exists():
+            name = path.name if path.name in shipped_recipes() else "RECIPE"
+            place = "" if path == given_path(f"runs/{name}") else f" --out {path}"
+            faults.append(f"expected the teacher's run at {path}, found none; make it with `ccf train {name}{place}`")
+        elif path.resolve().is_relative_to(out.resolve()):
+            faults.append(f"expected a teacher outside the run's own folder {out}, found {path}; choose another --out")
+    if faults:
+        raise InputError(*faults)
+
+
 def load_teacher(
     section: DistillSection,
     *,
@@ -85,15 +110,13 @@ def load_teacher(
     """The teacher of a [[distill]] table, in eval mode and without gradients.
 
     Raises:
-        InputError: no such model (for a run that is not there yet: the command that makes it), or one for other
-            classes or images.
+        InputError: no such model, or one for other classes or images.
     """
     spec = section.teacher
-    path = given_path(spec)
-    if ":" not in spec and not path.exists():
-        made_by = f"ccf train {path.name}" if path.name in shipped_recipes() else f"ccf train RECIPE --out {path}"
-        raise InputError(f"expected the teacher's run at {path}, found none; make it with `{made_by}`")
     loaded = load_model(spec)
+    if loaded.input_size is not None and loaded.input_size != input_size:
+        sizes = ["×".join(map(str, size)) for size in (input_size, loaded.input_size)]
+        raise InputError(f"expected a teacher for images of {sizes[0]}, found one for {sizes[1]} in {spec}")
     model = loaded.model.to(device).requires_grad_(False)
     logits = check_input(model, input_size, spec)
     if logits.shape != (2, num_classes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
@@ -9,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.errors import DivergedError, InputError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.run_log import AVERAGE, EpochRow
 from ccf_plugin.training.alarms import alarms
+from ccf_plugin.training.distillation import check_teachers
 from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.interruption import Interruption
 from ccf_plugin.training.monitor import figures, measure_model
@@ -23,7 +25,7 @@ from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.stopwatch import Stopwatch
-from ccf_plugin.training.trainer import Trainer
+from ccf_plugin.training.trainer import Totals, Trainer
 from ccf_plugin.zoo.memory import keep_freed_memory
 
 
@@ -61,9 +63,10 @@ def train(
     Raises:
         InputError: a fault in recipe, data or model (nothing is written then), or an existing run in ``out``.
         UnavailableError: data, device or a tracker that are not to be had here.
-        CCFError: the loss stopped being finite; the last finished epoch remains.
+        DivergedError: loss, weights or logits stopped being finite; the last finished epoch remains.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
+    check_teachers(recipe.distill, out)
     processes = Processes(recipe, trackers, out)
     if resume and not has_begun(out):
         if not out.is_dir():
@@ -106,14 +109,9 @@ def _train_epoch(
         reporter.step(epoch, step, len(trainer.batches))
         saver.between_steps(epoch)
     totals = trainer.totals()
-    rate = learning_rate(recipe.optim, epoch - 1)
-    if totals.failed_at:
-        left = f"epoch {epoch - 1} remains in {run.folder / 'last.safetensors'}" if epoch > 1 else "nothing was kept"
-        raise CCFError(
-            f"expected a finite loss and finite weights, found a loss of {totals.loss:g} in epoch {epoch}, step "
-            f"{totals.failed_at}, at learning rate {rate:g}; {left}: lower optim.lr or use precision float32"
-        )
+    _check_is_finite(totals, epoch, trainer, run)
     trained = time.perf_counter() - started
+    images = max(0, len(parts.train) - skipped * recipe.optim.batch_size)
     models = {"": trainer.model} | ({} if (averaged := trainer.averaged_model()) is None else {AVERAGE: averaged})
     measured = {}
     if _is_due(recipe.evaluate.every, epoch, recipe):
@@ -124,11 +122,11 @@ def _train_epoch(
                 )
     row = EpochRow(
         epoch=epoch,
-        lr=rate,
+        lr=learning_rate(recipe.optim, epoch - 1),
         train_loss=totals.loss,
         train_robust_accuracy=totals.accuracy if recipe.objective.loss != "standard" else None,
         seconds=time.perf_counter() - started,
-        images_per_second=(len(parts.train) - skipped * recipe.optim.batch_size) / trained,
+        images_per_second=images / trained if images else 0.0,
         **figures(measured),  # type: ignore[arg-type]  # none of them is text
     )
     row = replace(row, alarm="; ".join(alarms(run.rows, row)))
@@ -141,6 +139,22 @@ def _train_epoch(
         trainer.close_epoch()
         saver.save()
     return row
+
+
+def _check_is_finite(totals: Totals, epoch: int, trainer: Trainer, run: Run) -> None:
+    """Raise DivergedError where training went wrong, before anything of the epoch is written."""
+    if not totals.failed_at:
+        return
+    rate = learning_rate(run.recipe.optim, epoch - 1 + (totals.failed_at - 1) / len(trainer.batches))
+    found = f"a loss of {totals.loss:g}"
+    if math.isfinite(totals.loss):
+        found = "weights that give no finite logits in eval mode"
+    last = run.folder / "last.safetensors"
+    left = f"epoch {epoch - 1} remains in {last}" if epoch > 1 else "nothing was kept"
+    raise DivergedError(
+        f"expected a finite loss and finite weights, found {found} in epoch {epoch}, step {totals.failed_at}, at "
+        f"learning rate {rate:g}; {left}: lower optim.lr or use precision float32"
+    )
 
 
 def _open(

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.training.recipe import ObjectiveSection
-from ccf_plugin.zoo.python_code import is_python, load_object
+from ccf_plugin.zoo.python_code import failed, is_python, load_object
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -53,7 +53,7 @@ def own(spec: str, options: Mapping[str, Any]) -> Objective:
     adversarial images, which accuracies and teachers use. ``adversarial`` follows the recipe's [attack].
 
     Raises:
-        InputError: no such function; at the first step: it fails, or returns something else.
+        InputError: no such function; at a step: it fails, or returns something else.
     """
     function = load_object(spec)
     if not callable(function):
@@ -67,15 +67,30 @@ def own(spec: str, options: Mapping[str, Any]) -> Objective:
         ) from None
 
     def checked(forward: Forward, images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
-        output = function(forward, images, adversarial, labels, **options)
-        if not isinstance(output, StepOutput) or output.loss.ndim or len(output.logits) != len(labels):
+        try:
+            output: StepOutput = function(forward, images, adversarial, labels, **options)
+        except (CCFError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise failed(spec, error) from error
+        if (fault := _output_fault(output, len(labels))) is not None:
             raise InputError(
-                f"{spec}: expected a StepOutput of a scalar loss and {len(labels)} rows of logits, found "
-                f"{type(output).__name__}"
+                f"{spec}: expected a StepOutput of a scalar loss with a gradient and logits ({len(labels)}, K), found "
+                f"{fault}"
             )
         return output
 
     return checked
+
+
+def _output_fault(output: object, count: int) -> str | None:
+    if not isinstance(output, StepOutput):
+        return type(output).__name__
+    if not isinstance(output.loss, Tensor) or not isinstance(output.logits, Tensor):
+        return f"a {type(output.loss).__name__} and a {type(output.logits).__name__}"
+    if output.loss.ndim or output.logits.ndim != 2 or len(output.logits) != count:
+        return f"shapes {tuple(output.loss.shape)} and {tuple(output.logits.shape)}"
+    return None if output.loss.requires_grad else "a loss without one, which nothing can be trained by"
 
 
 def madry(

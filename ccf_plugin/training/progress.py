@@ -8,7 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
@@ -114,10 +114,16 @@ def closing_table(run: Run) -> Table:
     return table
 
 
-def sweep_table(runs: Mapping[str, Run]) -> Table:
-    """Best and last RA and CAS of several runs, by name: of the averaged weights where a run averages."""
-    table = Table("run", "best epoch", "best RA", "best CAS", "last RA", "last CAS")
+def sweep_table(runs: Mapping[str, Run | None]) -> Table:
+    """Best and last RA and CAS of several runs, by name: of the averaged weights where a run averages.
+
+    None is a run that diverged.
+    """
+    table = Table(Column("run", overflow="fold"), "best epoch", "best RA", "best CAS", "last RA", "last CAS")
     for name, run in runs.items():
+        if run is None:
+            table.add_row(name, "diverged")
+            continue
         averaged = run.best_of(AVERAGE)
         best, last = averaged or run.best or run.rows[-1], run.rows[-1]
         known = [_figures(row) if averaged is None else _averaged_figures(row) for row in (best, last)]

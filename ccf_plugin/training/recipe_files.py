@@ -1,25 +1,21 @@
-"""Recipes as files: finding them, building one on another, and telling every fault at once.
-
-Each fault comes with its key, what was expected and what was found.
-"""
+"""Recipes as files: finding them, building one on another, and changing their keys."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import ValidationError
+from typing import Any
 
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.files import given_path
-from ccf_plugin.training.recipe import Recipe, evaluation_threat, training_threat
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
 from ccf_plugin.zoo.python_code import code_in
-from ccf_plugin.zoo.threat import DEFAULT_STEP_SIZE, ThreatModel
+from ccf_plugin.zoo.threat import DEFAULT_STEP_SIZE
 
 _LARGEST_RECIPE = 1_000_000
 _MOST_BASES = _DEEPEST = 20
@@ -51,19 +47,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
     _check_values(content, f"{path} with --set")
     if overrides and isinstance(published := content.get("published"), dict):
         published["changed"] = [*published.get("changed", []), *overrides]
-    faults: list[str] = []
-    content = _spelled_out(content)
     try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        faults = _schema_faults(error)
-    for fault in _part_faults(content):  # of two faults of one key, the schema's is the nearer
-        if not any(found.split(":")[0] == fault.split(":")[0] for found in faults):
-            faults.append(fault)
-    if faults:
+        return checked_recipe(_spelled_out(content))
+    except InputError as found:
         source = f"{path} with --set" if overrides else str(path)
-        raise InputError(*(f"{source}: {fault}" for fault in faults))
-    return recipe
+        raise InputError(*(f"{source}: {fault}" for fault in found.args)) from None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -73,9 +61,9 @@ def read_recipe(path: Path) -> Recipe:
         InputError: not TOML, or faults in it.
     """
     try:
-        return Recipe.model_validate(_spelled_out(_parse(path)))
-    except ValidationError as error:
-        raise InputError(*(f"{path}: {fault}" for fault in _schema_faults(error))) from None
+        return recipe_by_schema(_spelled_out(_parse(path)))
+    except InputError as found:
+        raise InputError(*(f"{path}: {fault}" for fault in found.args)) from None
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -209,124 +197,3 @@ def _spelled_out(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _step_size(norm: object) -> str | None:
     return next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
-
-
-def _part_faults(content: Mapping[str, Any]) -> list[str]:
-    """What the zoo finds wrong with names and threat models, told together with the schema's faults."""
-    from ccf_plugin.zoo.attacks import attack_class, check_attack
-    from ccf_plugin.zoo.datasets import check_spec
-    from ccf_plugin.zoo.networks import check_name
-
-    model, data, attack, evaluate, objective = (
-        section if isinstance(section := content.get(name, {}), dict) else {}
-        for name in ("model", "data", "attack", "evaluate", "objective")
-    )
-
-    def check_teachers() -> None:
-        tables = content.get("distill", [])
-        teachers = [table for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
-        for keys in (("weight",), ("weight_after", "weight")):  # before ramps end, and after
-            weights = [next((table[key] for key in keys if key in table), 0) for table in teachers]
-            if all(isinstance(weight, int | float) for weight in weights) and sum(weights) > 1:
-                raise InputError(f"expected teachers' weights that add up to 1 at most, found {sum(weights):g}")
-        for ramp in (table.get("ramp") for table in teachers):
-            if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
-                raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
-        if "average" not in content and any(table.get("teacher") == "average" for table in teachers):
-            raise InputError("expected an [average] for the teacher 'average', found none")
-
-    def check_average() -> None:
-        table = content.get("average")
-        average = table if isinstance(table, dict) else {}
-        start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
-        if isinstance(stop, int) and isinstance(start, int) and stop <= start:
-            raise InputError(f"expected an epoch after start_epoch {start}, found {stop}")
-
-    def check_smoothing() -> None:
-        if objective.get("loss") == "mart" and objective.get("label_smoothing", 0):
-            raise InputError("expected 0 with loss 'mart', whose terms need the one true class, found smoothing")
-        if str(objective.get("loss")).startswith("python:") and objective.get("label_smoothing", 0):
-            raise InputError("expected 0 with a loss of your own, which may take it from objective.options")
-
-    def check_beta() -> None:
-        loss = objective.get("loss", "madry")
-        if objective.get("beta") is not None and loss not in ("trades", "mart"):
-            raise InputError(f"expected no beta with loss {loss!r}, which has no second term, found one")
-
-    def check_options() -> None:
-        if objective.get("options") and not str(objective.get("loss")).startswith("python:"):
-            raise InputError("expected options with a loss of your own alone ('python:…'), found some")
-
-    def check_select() -> None:
-        if evaluate.get("select") == "validation" and data.get("validation") is None:
-            raise InputError("expected data.validation images to select by, found none")
-
-    def check_ensembling() -> None:
-        ensembling = content.get("ensembling", {})
-        ramp = ensembling.get("ramp", [0, 1]) if isinstance(ensembling, dict) else [0, 1]
-        if isinstance(ramp, list) and len(ramp) == 2 and ramp[0] >= ramp[1]:
-            raise InputError(f"expected a ramp that ends after it starts, found {ramp}")
-
-    def check_section(section: Mapping[str, Any], threat: ThreatModel) -> None:
-        if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
-            check_attack(section.get("name"), threat, section.get("options", {}))
-
-    faults: list[str] = []
-    checks: list[tuple[str, Callable[[], object]]] = [
-        ("model.name", lambda: check_name(model["name"]) if isinstance(model.get("name"), str) else None),
-        ("data.name", lambda: check_spec(data["name"]) if isinstance(data.get("name"), str) else None),
-        ("distill", check_teachers),
-        ("average.stop_epoch", check_average),
-        ("objective.label_smoothing", check_smoothing),
-        ("objective.beta", check_beta),
-        ("objective.options", check_options),
-        ("evaluate.select", check_select),
-        ("ensembling.ramp", check_ensembling),
-        ("attack.name", lambda: attack_class(attack["name"]) if isinstance(attack.get("name"), str) else None),
-        ("evaluate.name", lambda: attack_class(evaluate["name"]) if isinstance(evaluate.get("name"), str) else None),
-        ("attack", lambda: check_section(attack, training_threat(attack))),
-        ("evaluate", lambda: check_section(evaluate, evaluation_threat(attack, evaluate))),
-    ]
-    for key, check in checks:
-        try:
-            check()
-        except InputError as fault:
-            if any(found.startswith(("attack.", f"{key}.")) for found in faults) and key in ("attack", "evaluate"):
-                continue  # the same fault again, its own or inherited
-            names_its_key = re.match(r"(eps|step_size|steps|norm): ", str(fault))
-            faults.append(f"{key}.{fault}" if names_its_key else f"{key}: {fault}")
-    return faults
-
-
-def _schema_faults(error: ValidationError) -> list[str]:
-    """One fault per key; where a key may have several types, all are named."""
-    expected: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
-    for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
-        name = str(fault["loc"][-1])
-        found[key] = repr(fault["input"])
-        if fault["type"] == "extra_forbidden":
-            valid = _valid_keys(fault["loc"][:-1])
-            found[key] = repr(name) + (did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}")
-            expected[key] = ["a known key"]
-        elif fault["type"] == "missing":
-            found[key] = "none; add it to the recipe"
-            expected[key] = ["a value"]
-        else:
-            expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
-    return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
-
-
-def _is_type(part: str | int) -> bool:
-    """Whether a part of a fault's place names one of several types that a key may have, and not the key."""
-    return part in ("str", "float", "int", "constrained-int") or str(part).startswith("literal[")
-
-
-def _valid_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = Recipe
-    for part in location:
-        if isinstance(part, str):  # a number counts the tables of a list
-            annotation = section.model_fields[part].annotation
-            section = (get_args(annotation) or (annotation,))[0]  # of a list, or of a section that may be None
-    return list(section.model_fields)

@@ -70,16 +70,13 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False) -> 
     train, validation = data.train, None
     if recipe.data.validation is not None:
         train, validation = hold_out(data.train, recipe.data.validation)
-    if len(train) % recipe.optim.batch_size == 1:
-        raise InputError(
-            f"optim.batch_size: expected one that leaves no last batch of a single image, which BatchNorm refuses, "
-            f"found {recipe.optim.batch_size} for {len(train)} images"
-        )
     size = min(train.images.shape[2:])
     if recipe.data.augmentation != "none" and recipe.data.crop_padding >= size:
         raise InputError(
             f"data.crop_padding: expected less than the images' {size} pixels, found {recipe.data.crop_padding}"
         )
+    if recipe.data.cutout >= size:
+        raise InputError(f"data.cutout: expected less than the images' {size} pixels, found {recipe.data.cutout}")
     torch.manual_seed(recipe.seed)
     channels, height, width = train.images.shape[1:]
     model = build_model(
@@ -91,6 +88,13 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False) -> 
         std=recipe.model.std,
     )
     check_input(model, (channels, height, width), recipe.model.name)
+    batch_size = recipe.optim.batch_size
+    is_single = batch_size == 1 or len(train) % batch_size == 1
+    if is_single and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise InputError(
+            f"optim.batch_size: expected one that leaves no batch of a single image, which BatchNorm refuses, found "
+            f"{batch_size} for {len(train)} images"
+        )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
     return Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)

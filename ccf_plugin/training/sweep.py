@@ -27,8 +27,8 @@ class Point:
 
     @property
     def run(self) -> Run:
-        """The run in its folder."""
-        return Run.read(self.folder, self.recipe)
+        """The run in its folder; InputError where another recipe made it."""
+        return Run.reopen(self.folder, self.recipe)
 
     @property
     def has_begun(self) -> bool:
@@ -60,7 +60,7 @@ def plan_sweep(
     for setting in settings:
         key, equals, values = setting.partition("=")
         chosen = _split(values)
-        if not equals or not key or not chosen:
+        if not equals or not key or not all(value.strip() for value in chosen):
             raise InputError(f"expected key=value,value such as attack.eps=2/255,4/255, found {setting!r}")
         choices.append([f"{key}={value}" for value in chosen])
     points = []
@@ -74,13 +74,24 @@ def plan_sweep(
     return points
 
 
-def command_of(point: Point, name_or_path: str, common: Sequence[str], *, allow_code: bool = False) -> str:
-    """The shell command that does this run alone, for a cluster's array job."""
+def command_of(point: Point, name_or_path: str, common: Sequence[str], flags: Sequence[str] = ()) -> str:
+    """The shell command that does this run alone, for a cluster's array job; ``flags`` as in "--download"."""
     sets = [part for override in (*common, *point.overrides) for part in ("--set", override)]
-    allowed = ["--allow-code"] if allow_code else []
-    return shlex.join(["ccf", "train", name_or_path, *sets, *allowed, "--out", str(point.folder)])
+    return shlex.join(["ccf", "train", name_or_path, *sets, *flags, "--out", str(point.folder)])
 
 
-def _split(values: str) -> list[str]:
+def _split(text: str) -> list[str]:
     """The values between the commas that are not inside brackets or quotes."""
-    return re.findall(r"(?:[^,\[{\"']|\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*')+", values)
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            values.append("")
+            continue
+        values[-1] += letter
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+    return values

@@ -29,6 +29,8 @@ from ccf_plugin.zoo.memory import naming_the_batch
 from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.streaming import on_device
 
+_TRIED = 32  # test images, at an epoch's end
+
 
 @dataclass
 class _Sums:
@@ -78,8 +80,10 @@ class Trainer:
             recipe.attack.name,
             self._forward,
             recipe.training_threat(),
-            mode=recipe.attack.batchnorm,
+            mode=recipe.attack.batchnorm if recipe.objective.loss != "standard" else "eval",
             options=recipe.attack.options,
+            num_classes=len(parts.classes),
+            fresh_noise=True,
         )
         self._clean_batches = TrainingBatches(
             on_device(parts.train.images, parts.device),
@@ -127,9 +131,15 @@ class Trainer:
         """The epoch so far, over all processes; every process must ask."""
         sums = self._sums
         loss, correct = (self._processes.sum(torch.stack([sums.loss, sums.correct])) / len(self._parts.train)).tolist()
-        finite = torch.stack([torch.isfinite(value).all() for value in self.model.parameters()]).all()
-        failed_at = int(sums.failed_at) or (0 if finite else self.step)
+        failed_at = int(sums.failed_at) or (0 if self._is_finite() else self.step)
         return Totals(loss, correct, self._processes.largest(failed_at))
+
+    def _is_finite(self) -> bool:
+        """Whether weights and logits are; these in eval mode, where BatchNorm's statistics may be what fails."""
+        images, _ = next(iter(self._parts.test.batches(_TRIED, self._parts.device)))
+        with torch.no_grad(), evaluation_mode(self.model):
+            logits = Forward(self.model, precision=self._parts.precision)(images)
+        return all(bool(torch.isfinite(values).all()) for values in (*self.model.parameters(), logits))
 
     def close_epoch(self) -> None:
         """The next step will be another epoch's first."""

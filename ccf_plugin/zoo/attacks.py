@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.images import check_images
 from ccf_plugin.zoo.containment import one_line, quiet
-from ccf_plugin.zoo.python_code import is_python, load_object, working_directory_importable
+from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
 from ccf_plugin.zoo.threat import ThreatModel
 
 Mode = Literal["eval", "train"]
@@ -40,6 +40,9 @@ _NORMS = {
 }
 # LGV trains copies of the model and MultiAttack takes attacks instead of a model.
 _NOT_ATTACKS = {"LGV", "MultiAttack"}
+# They run the model on single images, or on those that are not fooled yet; BatchNorm in train mode would then take its
+# statistics from these, or fail for one.
+_ON_PARTS = {"APGD", "APGDT", "FAB", "Square", "AutoAttack", "JSMA", "DeepFool", "SparseFool", "OnePixel", "Pixle"}
 # What the classes call the fields of a threat model.
 _FROM_THREAT = {
     "eps": "eps",
@@ -72,6 +75,7 @@ class Attack:
         *,
         mode: Mode,
         parameters: Mapping[str, inspect.Parameter],
+        fresh_noise: bool = False,
     ) -> None:
         self.name = name
         self.threat = threat
@@ -80,6 +84,7 @@ class Attack:
         self._attack = attack
         self._taken = {_FROM_THREAT[key] for key in parameters if key in _FROM_THREAT}
         self._seeds = "seed" in parameters
+        self._draws_seed = self._seeds and fresh_noise
         self._checked = False
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -88,6 +93,8 @@ class Attack:
             check_images(images, f"attack {self.name}")
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
+        if self._draws_seed:
+            self._attack.seed = int(torch.randint(2**31, ()))
         with torch.inference_mode(False), torch.enable_grad(), self._own_rng(), self._only_input_gradients():
             if images.is_inference():  # such tensors cannot take part in autograd; a copy can
                 images, labels = images.clone(), labels.clone()
@@ -96,8 +103,13 @@ class Attack:
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
             try:
                 adversarial: Tensor = self._attack(images.contiguous(), labels)
-            except IndexError as error:  # the DLR loss of APGD and AutoAttack sorts four logits
-                raise InputError(f"attack {self.name} cannot attack this model: {one_line(error)}; use PGD") from error
+            except Exception as error:
+                what = f"attack {self.name}"
+                if is_python(self.name) and not isinstance(error, InputError | torch.OutOfMemoryError):
+                    raise failed(what, error) from error
+                if isinstance(error, IndexError):  # the DLR loss of APGD and AutoAttack sorts four logits
+                    raise InputError(f"{what} cannot attack this model: {one_line(error)}; use PGD") from error
+                raise
         if first and is_python(self.name):
             if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
                 shape, found = tuple(images.shape), getattr(adversarial, "shape", None)
@@ -178,20 +190,24 @@ def build_attack(
     mode: Mode = "eval",
     options: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
+    fresh_noise: bool = False,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
     ``name=None`` is PGD, and in L2 ``PGD``, ``PGDRS`` and ``TPGD`` stand for their L2 twins. The class receives the
     threat model under its own parameter names (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options``
     as they are; ``num_classes`` goes to those that ask for it (the targeted ones, whose default is 10). ``mode`` is
-    what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Build
-    once and call often: torchattacks searches every attribute that is set on an attack for further attacks.
+    what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Attacks
+    that seed themselves (APGD, Square, …) use the same noise at every call, or with ``fresh_noise`` draw a seed from
+    torch's stream for each. Build once and call often: torchattacks searches every attribute that is set on an attack
+    for further attacks.
 
-    Raises InputError for an unknown name or option, an attack of another norm, and a value that the class refuses.
+    Raises InputError for an unknown name or option, an attack of another norm, a mode or value that it refuses.
     """
     if mode not in ("eval", "train"):
         raise InputError(f"attack mode: expected 'eval' or 'train', found {mode!r}")
-    name, chosen, parameters, values = _checked(name, threat, options or {})
+    name, chosen, parameters, values = _checked(name, threat, options or {}, mode)
+    fresh_noise = fresh_noise and values.get("seed") is None
     if "n_classes" in parameters and num_classes is not None:
         values.setdefault("n_classes", num_classes)
     fields = threat.as_dict()
@@ -206,15 +222,15 @@ def build_attack(
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     if not callable(attack):
         raise InputError(f"attack {name}: expected a callable from it, found {type(attack).__name__}")
-    return Attack(name, model, threat, attack, mode=mode, parameters=parameters)
+    return Attack(name, model, threat, attack, mode=mode, parameters=parameters, fresh_noise=fresh_noise)
 
 
-def check_attack(name: str | None, threat: ThreatModel, options: Mapping[str, Any]) -> None:
+def check_attack(name: str | None, threat: ThreatModel, options: Mapping[str, Any], *, mode: Mode = "eval") -> None:
     """Raise InputError where ``build_attack`` would for any model. The user's own code is imported, not called."""
     if is_python(name):
-        _checked(name, threat, options)
+        _checked(name, threat, options, mode)
     else:
-        build_attack(name, nn.Identity(), threat, options=options)
+        build_attack(name, nn.Identity(), threat, options=options, mode=mode)
 
 
 def attack_names() -> list[str]:
@@ -246,7 +262,7 @@ def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
 
 
 def _checked(
-    name: str | None, threat: ThreatModel, options: Mapping[str, Any]
+    name: str | None, threat: ThreatModel, options: Mapping[str, Any], mode: Mode
 ) -> tuple[str, Callable[..., Any], dict[str, inspect.Parameter], dict[str, Any]]:
     """Name, class, parameters but for the model, and options: all that can be wrong before there is a model."""
     name, chosen = attack_class("PGD" if name is None else name)
@@ -254,6 +270,8 @@ def _checked(
         name, chosen = attack_class(_L2_TWINS[name])
     parameters = _parameters(name, chosen)
     _check_norm(name, parameters, threat)
+    if mode == "train" and name in _ON_PARTS:
+        raise InputError(f"batchnorm: expected 'eval' with attack {name}, which runs the model on parts of a batch")
     return name, chosen, parameters, _check_options(name, parameters, options)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def load_object(spec: str) -> Any:
             known = [other for other, value in vars(module).items() if callable(value)]
             raise InputError(f"{spec}: {module_name} has no {name!r}{did_you_mean(name, known)}")
         return getattr(module, name)
+
+
+def failed(what: str, error: Exception) -> InputError:
+    """One line on an exception out of such code, with the place where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    return InputError(f"{what}: expected it to run, found {one_line(error)} ({place}); mend it")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from bad_inputs.cases import HTML, OWN, Case, Make, file, link
 from bad_inputs.results import results, rewritten
 from bad_inputs.runs import changed
 
-SALIENCY = ["saliency", "run"]
+SALIENCY = ["saliency", "run", "run/last.safetensors"]
 
 SALIENCIES = {
     "nothing": Case(["saliency", "gone"], "gone"),

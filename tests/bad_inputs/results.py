@@ -67,8 +67,9 @@ COMPARISONS = {
     "a damaged last checkpoint": Case(
         ["compare", "run"], "last.safetensors", changed("last.safetensors", lambda p: p.write_bytes(HTML))
     ),
+    "a run whose best epoch is its last": Case(["compare", "run"], "found epoch 1 to be the best and the last"),
     "a run beside a model that is not there": Case(["compare", "run", "gone.safetensors"], "gone.safetensors"),
-    "a checkpoint for a model that needs none": Case(["compare", "run", "--checkpoint", "w.pt"], "found 1"),
+    "a checkpoint for a model that needs none": Case(["compare", "run", "run", "--checkpoint", "w.pt"], "found 1"),
     "a result that is not there": Case(["compare", "gone.json", "two.json"], "gone.npz", results(lambda _: None)),
     "without arrays": Case(COMPARE, "one.npz", results(lambda folder: (folder / "one.npz").unlink())),
     "without a description": Case(COMPARE, "one.json", results(lambda folder: (folder / "one.json").unlink())),

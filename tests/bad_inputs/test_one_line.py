@@ -70,7 +70,7 @@ WRITERS = [
     NEW,
     [*option("--clean"), "--out"],
     [*COMPARE, "--out"],
-    ["saliency", "run", "--indices", "3", "--steps", "1", "--out"],
+    ["saliency", "run", "run/last.safetensors", "--indices", "3", "--steps", "1", "--out"],
     [*EVALUATE, "--out"],
     [*BOARD, "--out"],
     ["report", "run", "--out"],

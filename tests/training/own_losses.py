@@ -23,6 +23,24 @@ def forgetful(forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: 
     return F.cross_entropy(forward(adversarial), labels)
 
 
+def detached(forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
+    """Has no gradient."""
+    logits = forward(adversarial)
+    return StepOutput(F.cross_entropy(logits, labels).detach(), logits)
+
+
+def flat(forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
+    """Gives the true class's logits alone."""
+    logits = forward(adversarial)
+    return StepOutput(F.cross_entropy(logits, labels), logits.gather(1, labels[:, None]).squeeze(1))
+
+
+def raising(forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
+    """Has a fault."""
+    logits = forward(adversarial)
+    return StepOutput(F.cross_entropy(logits, labels) * (1 / 0), logits)
+
+
 def unfit(model: object) -> None:
     """Takes something else."""
 

@@ -46,6 +46,23 @@ def test_ema_without_decay_is_the_model_itself() -> None:
     assert found == weights[-1]
 
 
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_batchnorm_s_statistics_are_averaged_as_the_weights_are(kind: Any) -> None:
+    model = nn.BatchNorm1d(1)
+    average = WeightAverage(model, AverageSection(kind=kind, decay=0.75))
+    with torch.no_grad():
+        for value in (1.0, 2.0, 4.0):
+            for one in (model.weight, model.running_mean, model.running_var):
+                assert one is not None
+                one.fill_(value)
+            average.after_step(model, 1, is_last=False)
+    expected = 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 4 if kind == "ema" else 7 / 3
+    averaged = average.averaged.module
+    assert [float(averaged.weight), float(averaged.running_mean), float(averaged.running_var)] == pytest.approx(
+        [expected] * 3
+    )
+
+
 def test_swa_is_the_mean_of_the_epochs_ends_between_start_and_stop() -> None:
     _, found = _moves(AverageSection(kind="swa", every="epoch", start_epoch=1, stop_epoch=3), epochs=5)
     assert found == pytest.approx((4 + 6) / 2)  # the weights at the ends of epochs 2 and 3

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.training.averaging import WeightAverage
-from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
+from ccf_plugin.training.distillation import Teacher, check_teachers, distilled, load_teacher
+from ccf_plugin.training.loop import train
 from ccf_plugin.training.objectives import StepOutput
 from ccf_plugin.training.recipe import AverageSection, DistillSection
+
+from .tiny import Quiet, contents, tiny
 
 IMAGES = torch.zeros(4, 1, 2, 2)
 
@@ -99,11 +102,42 @@ def test_the_students_gradient_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(total, (output.logits.requires_grad_(),))
 
 
+def test_every_missing_teacher_is_named_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    specs = ["runs/preact_standard", "average", "runs/mine", "timm:resnet18", "else/preact_linf", "there"]
+    with pytest.raises(InputError) as caught:
+        check_teachers([DistillSection(teacher=spec, weight=0.1) for spec in specs], Path("runs/out"))
+    commands = [line.split("`")[1] for line in str(caught.value).splitlines()]
+    assert commands == [
+        "ccf train preact_standard",
+        "ccf train RECIPE --out runs/mine",
+        "ccf train preact_linf --out else/preact_linf",
+    ]
+
+
+def test_a_run_cannot_be_its_own_teacher(tmp_path: Path) -> None:
+    run = train(tiny("optim.epochs=1"), tmp_path / "run", Quiet()).folder
+    before = contents(run)
+    taught = tiny("optim.epochs=1", f"distill=[{{teacher='{run}', weight=0.5}}]")
+    with pytest.raises(InputError, match="expected a teacher outside the run's own folder"):
+        train(taught, run, Quiet(), force=True)
+    assert contents(run) == before
+
+
+def test_a_teacher_for_other_images_is_refused(tmp_path: Path) -> None:
+    run = train(tiny("optim.epochs=1"), tmp_path / "run", Quiet()).folder
+    section, of = DistillSection(teacher=str(run), weight=0.5), {"device": torch.device("cpu"), "precision": "float32"}
+    with pytest.raises(InputError, match="expected a teacher for images of 1×16×16, found one for 1×8×8"):
+        load_teacher(section, num_classes=10, input_size=(1, 16, 16), **of)  # type: ignore[arg-type]
+    assert load_teacher(section, num_classes=10, input_size=(1, 8, 8), **of).weight(1) == 0.5  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("spec", "classes", "message"),
     [
-        ("runs/preact_standard", 10, "make it with `ccf train preact_standard`"),
-        ("runs/mine", 10, "ccf train RECIPE --out runs/mine"),
         ("python:torch.nn:Flatten", 10, "expected a teacher of 10 classes, found 64"),
         ("timm:resnet", 10, "timm has no model"),
     ],

@@ -15,8 +15,6 @@ from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from .tiny import TINY
 
 SMALL = [text for text in TINY if not text.startswith(("model.", "optim.epochs"))]
-# a recipe that begins something after an epoch begins it at once
-SOON = ["average.start_epoch=0", "average.stop_epoch=1"]
 SIZES = {"digits": (8, 8, 1), "tinyimagenet": (64, 64, 3)}
 CLASSES = {"cifar100": 100, "tinyimagenet": 200}
 
@@ -28,6 +26,19 @@ def _shrunk(recipe: Recipe) -> list[str]:
     # Not narrower than 16: the oneDNN of torch 2.15 writes out of bounds on AVX-512 in the input gradient of a strided
     # 1×1 convolution of fewer channels and 64 or more columns.
     return ["model.name=narrow_preact_resnet18", "model.options={width=16}"]
+
+
+def _at_once(recipe: Recipe) -> list[str]:
+    """The settings by which whatever it begins after some epochs is in full force in the first."""
+    settings = []
+    if recipe.average is not None:
+        settings += ["average.start_epoch=0", "average.stop_epoch=1"]
+    if recipe.ensembling is not None:
+        settings += ["ensembling.ramp=[0, 1]"]
+    if any(section.ramp for section in recipe.distill):
+        (section,) = recipe.distill
+        settings += [f"distill=[{{teacher='average', weight={section.weight}, ramp=[0, 1], weight_after=1.0}}]"]
+    return settings
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -43,9 +54,8 @@ def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: 
     for section in recipe.distill:  # first the teachers, from the recipes that their specs name
         if section.teacher != "average" and not Path(section.teacher).exists():
             _ccf_train(Path(section.teacher).name, section.teacher, [*short, *_shrunk(recipe)], monkeypatch)
-    soon = SOON if recipe.average is not None else []
     run = Path("runs") / "student"
-    _ccf_train(name, str(run), [*short, *soon, *_shrunk(recipe)], monkeypatch)
+    _ccf_train(name, str(run), [*short, *_at_once(recipe), *_shrunk(recipe)], monkeypatch)
     (row,) = read_log(run)
     assert np.isfinite(row.train_loss)
     assert row.cas is not None

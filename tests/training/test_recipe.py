@@ -202,17 +202,29 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ("model.std=[0]", "model.std.0: expected greater than 0"),
         ("objective={loss='mart', label_smoothing=0.1}", "objective.label_smoothing: expected 0 with loss 'mart'"),
         ("distill=[{teacher='a', weight=0.7}, {teacher='b', weight=0.4}]", "distill: expected teachers' weights"),
-        ("distill=[{teacher='a', weight=0.7, ramp=[3, 3]}]", "distill: expected a ramp that ends after it starts"),
+        (
+            "distill=[{teacher='a', weight=0.7, ramp=[3, 3]}]",
+            "distill.0.ramp: expected a ramp that ends",
+        ),
         (
             "distill=[{teacher='a', weigt=0.7, weight=1}]",
             "distill.0.weigt: expected a known key, found 'weigt'; did you",
         ),
         ("distill=[{teacher='a', weight=-1}]", "distill.0.weight: expected greater than or equal to 0, found -1"),
-        ("distill=[{teacher='average', weight=1.0}]", "distill: expected an [average] for the teacher 'average'"),
+        (
+            "distill=[{teacher='average', weight=1.0}]",
+            "distill.0.teacher: expected an [average]",
+        ),
         (
             "distill=[{teacher='a', weight=0.3, ramp=[1, 3], weight_after=0.7}, {teacher='b', weight=0.4}]",
             "distill: expected teachers' weights that add up to 1 at most, found 1.1",
         ),
+        ("distill=[{teacher='a', weight=0.3, weight_after=0.7}]", "distill.0.weight_after: expected a ramp"),
+        ("distill=[{teacher='a', weight=0.3, ramp=['a', 1]}]", "distill.0.ramp.0: expected a valid integer, found 'a'"),
+        ("ensembling.ramp=['a', 1]", "ensembling.ramp.0: expected a valid integer, found 'a'"),
+        ("ensembling.ramp=[4, 4]", "ensembling.ramp: expected a ramp that ends after it starts"),
+        ("attack.name=APGD", "attack.batchnorm: expected 'eval' with attack APGD, which runs the model on parts of"),
+        ("objective.loss=python:nowhere.at.all:loss", "objective.loss: python:nowhere.at.all:loss: importing nowhere"),
         ("average={kind='ema', start_epoch=5, stop_epoch=5}", "average.stop_epoch: expected an epoch after"),
         ("average={kind='ema', deca=0.5}", "average.deca: expected a known key, found 'deca'; did you mean 'decay'"),
         ("=3", "expected --set key=value"),
@@ -225,6 +237,16 @@ def test_one_fault_is_one_line(recipe_file: Path, override: str, message: str) -
         load_recipe(str(recipe_file), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_faults_of_several_teachers_are_told_at_once(recipe_file: Path) -> None:
+    tables = "{teacher='average', weight=0.9}, {teacher='x', weight=0.9, ramp=[3, 1]}, {teacher='y', weight_after=0.1}"
+    with pytest.raises(InputError) as caught:
+        load_recipe(str(recipe_file), [f"distill=[{tables}]", "stop={on=['CAS falling']}", "objective.loss=standard"])
+    keys = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert keys == [
+        *("distill.2.weight", "stop", "distill", "distill.0.teacher", "distill.1.ramp", "distill.2.weight_after"),
+    ]
 
 
 NAMES_CODE = f"""{MINIMAL}[model.options]

@@ -33,6 +33,10 @@ CASES = [(name, "Linf") for name in LINF] + [(name, "L2") for name in L2]
 Batch = tuple[Tensor, Tensor]
 
 
+# Those that may not attack in train mode, which the test below finds out anew.
+ON_PARTS = {"APGD", "APGDT", "FAB", "Square"}
+
+
 class Failing(nn.Module):
     """A classifier that fails once ``fail`` is set."""
 
@@ -55,6 +59,41 @@ def state_of(model: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+def test_attacks_that_break_batches_up_are_known(name: str, norm: str, network: nn.Module, batch: Batch) -> None:
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    images, labels = batch
+    labels = network.eval()(images).argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 5  # one image is fooled already
+    sizes.clear()
+    threat = threat_model(norm=norm, eps="8/255" if norm == "Linf" else 0.5, steps=3)
+    build_attack(name, network, threat, options=OPTIONS.get(name))(images, labels)
+    assert (min(sizes) < len(images)) == (name in ON_PARTS)
+
+
+def test_an_attack_that_seeds_itself_draws_fresh_noise_for_training(network: nn.Module, batch: Batch) -> None:
+    images, _ = batch
+    threat = threat_model(eps="1/255", steps=1)
+
+    def starts(**options: Any) -> list[Tensor]:
+        torch.manual_seed(3)
+        attack = build_attack("Square", network.eval(), threat, options={"n_queries": 1}, **options)
+        return [attack(images, network(images).argmax(1)) for _ in range(2)]
+
+    seen: list[Tensor] = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    for fresh in (False, True):
+        seen.clear()
+        starts(fresh_noise=fresh)
+        calls = [torch.cat([x.flatten() for x in half]) for half in (seen[: len(seen) // 2], seen[len(seen) // 2 :])]
+        assert torch.equal(*calls) != fresh
+    again = [torch.cat([x.flatten() for x in seen])]
+    seen.clear()
+    starts(fresh_noise=True)
+    assert torch.equal(torch.cat([x.flatten() for x in seen]), again[0])  # the caller's seed decides
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_attacks_stay_in_the_ball_and_leave_the_model_alone(
     name: str, norm: str, mode: Any, network: nn.Module, batch: Batch
@@ -71,6 +110,10 @@ def test_attacks_stay_in_the_ball_and_leave_the_model_alone(
     network.train()
     frozen.eval()
 
+    if mode == "train" and name in ON_PARTS:
+        with pytest.raises(InputError, match="expected 'eval' with attack"):
+            build_attack(name, network, threat, mode=mode, options=OPTIONS.get(name))
+        return
     attack = build_attack(name.lower(), network, threat, mode=mode, options=OPTIONS.get(name))
     adversarial = attack(images, labels)
 

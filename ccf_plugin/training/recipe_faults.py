@@ -1,0 +1,186 @@
+"""All that is wrong with a recipe's content at once: each fault with its key, what was expected and what was found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.training.recipe import Recipe, evaluation_threat, training_threat
+from ccf_plugin.zoo.threat import ThreatModel
+
+
+def checked_recipe(content: Mapping[str, Any]) -> Recipe:
+    """The recipe, its parts looked up in the zoo and held against each other.
+
+    Raises:
+        InputError: faults, one a line; of two faults of one key the schema's, which is the nearer.
+    """
+    faults: list[str] = []
+    try:
+        recipe = recipe_by_schema(content)
+    except InputError as error:
+        faults += error.args
+    of_parts = [*_contradictions(content), *_unknown_parts(content)]
+    faults += [fault for fault in of_parts if not any(_key(found) == _key(fault) for found in faults)]
+    if faults:
+        raise InputError(*faults)
+    return recipe
+
+
+def recipe_by_schema(content: Mapping[str, Any]) -> Recipe:
+    """The recipe by keys, types and ranges alone: nothing that it names is looked up.
+
+    Raises:
+        InputError: faults, one a line and key; where a key may have several types, all are named.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(*_schema_faults(error)) from None
+
+
+def _contradictions(content: Mapping[str, Any]) -> Iterator[str]:
+    """Parts that do not go together, or could do nothing. Values of a wrong type are left to the schema."""
+    objective, data, evaluate, average, ensembling = (
+        _table(content, name) for name in ("objective", "data", "evaluate", "average", "ensembling")
+    )
+    loss = objective.get("loss", "madry")
+    is_own = str(loss).startswith("python:")
+    if objective.get("label_smoothing", 0) and loss == "mart":
+        yield (
+            "objective.label_smoothing: expected 0 with loss 'mart', whose terms need the one true class, found "
+            "smoothing"
+        )
+    if objective.get("label_smoothing", 0) and is_own:
+        yield (
+            "objective.label_smoothing: expected 0 with a loss of your own, which may take it from objective.options, "
+            "found smoothing"
+        )
+    if objective.get("beta") is not None and loss not in ("trades", "mart"):
+        yield f"objective.beta: expected no beta with loss {loss!r}, which has no second term, found one"
+    if objective.get("options") and not is_own:
+        yield "objective.options: expected options with a loss of your own alone ('python:…'), found some"
+    if content.get("stop") is not None and loss == "standard":
+        yield "stop: expected no [stop] with loss 'standard', whose training raises no alarm, found one; remove it"
+    if evaluate.get("select") == "validation" and data.get("validation") is None:
+        yield "evaluate.select: expected data.validation images to select by, found none"
+    start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
+    if isinstance(stop, int) and isinstance(start, int) and stop <= start:
+        yield f"average.stop_epoch: expected an epoch after start_epoch {start}, found {stop}"
+    if _ends_too_soon(ensembling.get("ramp")):
+        yield f"ensembling.ramp: expected a ramp that ends after it starts, found {ensembling['ramp']}"
+    yield from _of_teachers(content)
+
+
+def _of_teachers(content: Mapping[str, Any]) -> Iterator[str]:
+    tables = content.get("distill")
+    teachers = [table if isinstance(table, dict) else {} for table in tables] if isinstance(tables, list) else []
+    for keys in (("weight",), ("weight_after", "weight")):  # before ramps end, and after
+        weights = [next((table[key] for key in keys if key in table), 0) for table in teachers]
+        if all(isinstance(weight, int | float) for weight in weights) and sum(weights) > 1:
+            yield f"distill: expected teachers' weights that add up to 1 at most, found {sum(weights):g}"
+            break
+    for place, table in enumerate(teachers):
+        if _ends_too_soon(table.get("ramp")):
+            yield f"distill.{place}.ramp: expected a ramp that ends after it starts, found {table['ramp']}"
+        if "weight_after" in table and "ramp" not in table:
+            yield f"distill.{place}.weight_after: expected a ramp that it follows, found none; state it in weight"
+        if table.get("teacher") == "average" and "average" not in content:
+            yield f"distill.{place}.teacher: expected an [average] for the teacher 'average', found none"
+
+
+def _unknown_parts(content: Mapping[str, Any]) -> list[str]:
+    """What the zoo finds wrong with names and threat models, and what of the user's own code cannot be had."""
+    from ccf_plugin.training.objectives import build_objective
+    from ccf_plugin.training.recipe import ObjectiveSection
+    from ccf_plugin.zoo.attacks import attack_class, check_attack
+    from ccf_plugin.zoo.datasets import check_spec
+    from ccf_plugin.zoo.networks import check_name
+
+    model, data, attack, evaluate, objective = (
+        _table(content, name) for name in ("model", "data", "attack", "evaluate", "objective")
+    )
+
+    def named(section: Mapping[str, Any], check: Callable[[str], object], key: str = "name") -> None:
+        if isinstance(section.get(key), str):
+            check(section[key])
+
+    def check_loss(loss: str) -> None:
+        if loss.startswith("python:") and isinstance(options := objective.get("options", {}), dict):
+            build_objective(ObjectiveSection(loss=loss, options=options))
+
+    def check_section(section: Mapping[str, Any], threat: ThreatModel, mode: Any = "eval") -> None:
+        if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
+            check_attack(section.get("name"), threat, section.get("options", {}), mode=mode)
+
+    faults: list[str] = []
+    mode = attack.get("batchnorm", "train") if objective.get("loss") != "standard" else "eval"
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("model.name", lambda: named(model, check_name)),
+        ("data.name", lambda: named(data, check_spec)),
+        ("objective.loss", lambda: named(objective, check_loss, "loss")),
+        ("attack.name", lambda: named(attack, attack_class)),
+        ("evaluate.name", lambda: named(evaluate, attack_class)),
+        ("attack", lambda: check_section(attack, training_threat(attack), mode)),
+        ("evaluate", lambda: check_section(evaluate, evaluation_threat(attack, evaluate))),
+    ]
+    for key, check in checks:
+        try:
+            check()
+        except InputError as fault:
+            if any(found.startswith(("attack.", f"{key}.")) for found in faults) and key in ("attack", "evaluate"):
+                continue  # the same fault again, its own or inherited
+            names_its_key = re.match(r"(eps|step_size|steps|norm|batchnorm): ", str(fault))
+            faults.append(f"{key}.{fault}" if names_its_key else f"{key}: {fault}")
+    return faults
+
+
+def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return section if isinstance(section := content.get(name, {}), dict) else {}
+
+
+def _ends_too_soon(ramp: object) -> bool:
+    are_epochs = isinstance(ramp, list) and len(ramp) == 2 and all(isinstance(epoch, int) for epoch in ramp)
+    return are_epochs and ramp[0] >= ramp[1]  # type: ignore[index]
+
+
+def _key(fault: str) -> str:
+    return fault.split(":")[0]
+
+
+def _schema_faults(error: ValidationError) -> list[str]:
+    """One fault per key; where a key may have several types, all are named."""
+    expected: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"] if not _is_type(part))
+        name = str(fault["loc"][-1])
+        found[key] = repr(fault["input"])
+        if fault["type"] == "extra_forbidden":
+            valid = _valid_keys(fault["loc"][:-1])
+            found[key] = repr(name) + (did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}")
+            expected[key] = ["a known key"]
+        elif fault["type"] == "missing":
+            found[key] = "none; add it to the recipe"
+            expected[key] = ["a value"]
+        else:
+            expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
+    return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a fault's place names one of several types that a key may have, and not the key."""
+    return part in ("str", "float", "int", "constrained-int") or str(part).startswith("literal[")
+
+
+def _valid_keys(location: Sequence[str | int]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        if isinstance(part, str):  # a number counts the tables of a list
+            annotation = section.model_fields[part].annotation
+            section = (get_args(annotation) or (annotation,))[0]  # of a list, or of a section that may be None
+    return list(section.model_fields)
