@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -168,6 +169,36 @@ def test_a_sweep_runs_each_combination_once_and_ends_in_a_table(ccf: Ccf, tmp_pa
     assert code == 0
     assert out.count("finished already") == 2
     assert (tmp_path / "mine" / "attack.eps=4_255" / "log.csv").read_bytes() == before
+
+
+def test_a_sweep_refuses_folders_of_another_recipe_before_it_runs(ccf: Ccf, tmp_path: Path) -> None:
+    assert ccf("sweep", "digits", "seed=0", *TINY, "--out", "mine")[0] == 0
+    code, out, err = ccf("sweep", "digits", "seed=1,0", *TINY, "--set", "objective.loss=trades", "--out", "mine")
+    assert (code, out) == (2, "")
+    assert "objective.loss: 'madry' before, 'trades' now" in err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["seed=0"]
+
+
+def test_a_run_that_diverges_does_not_keep_a_sweep_from_the_others(ccf: Ccf) -> None:
+    code, out, err = ccf("sweep", "digits", "optim.lr=1e30,0.1", *TINY)
+    assert code == 1
+    assert err == "ccf: expected 2 runs to their ends, found that these diverged: optim.lr=1e30\n"
+    assert "optim.lr=1e30: expected a finite loss" in out
+    rows = [line.split("│") for line in out.splitlines() if line.startswith("│ optim.lr")]
+    assert [row[2].strip() for row in rows] == ["diverged", rows[1][2].strip()]
+    assert rows[1][2].strip() in ("1", "2")
+
+
+def test_a_sweep_splits_values_outside_brackets_alone(ccf: Ccf) -> None:
+    teacher = "distill=[{teacher='average', weight=0.5, ramp=[1,2], weight_after=1.0}],[]"
+    arguments = ("sweep", "digits", teacher, *TINY, "--set", "average={kind='ema'}", "--print", "--download")
+    code, out, _ = ccf(*arguments)
+    assert code == 0
+    first, second = (shlex.split(line) for line in out.splitlines())
+    assert teacher.removesuffix(",[]") in first
+    assert "distill=[]" in second
+    assert "--download" in first
+    assert ccf("sweep", "digits", "attack.eps=2/255,,4/255", *TINY, "--print")[0] == 2
 
 
 def test_a_run_is_shown_as_one_page(ccf: Ccf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,37 @@ def _at_once(recipe: Recipe) -> list[str]:
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    recipe, settings = load_recipe(name), _made_small(name, monkeypatch)
+    run = Path("runs") / "student"
+    _ccf_train(name, str(run), settings, monkeypatch)
+    (row,) = read_log(run)
+    assert np.isfinite(row.train_loss)
+    assert row.cas is not None
+    assert (run / "best.safetensors").is_file()
+    assert (run / "best_average.safetensors").is_file() == (recipe.average is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_two_processes_run_a_recipe_to_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = [part for setting in _made_small(name, monkeypatch) for part in ("--set", setting)]
+    for folder in ("one", "two"):
+        command = [sys.executable, "-m", "ccf_plugin", "train", name, "--out", folder, *sets, "--set", "threads=2"]
+        subprocess.run(command, check=True, capture_output=True)
+    files = [path.relative_to("one") for path in Path("one").rglob("*") if path.suffix in (".safetensors", ".npz")]
+    assert len(files) >= 4
+    for file in files:
+        assert (Path("one") / file).read_bytes() == (Path("two") / file).read_bytes(), file
+    logs = [read_log(Path(folder)) for folder in ("one", "two")]
+    first, second = ([replace(row, seconds=0.0, images_per_second=0.0) for row in rows] for rows in logs)
+    assert first == second
+
+
+def _made_small(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The settings by which a recipe runs for two steps, with its images and its teachers made in this folder."""
     recipe = load_recipe(name)
     size, classes = SIZES.get(recipe.data.name, (32, 32, 3)), CLASSES.get(recipe.data.name, 10)
     generator = np.random.default_rng(0)
@@ -54,13 +88,7 @@ def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: 
     for section in recipe.distill:  # first the teachers, from the recipes that their specs name
         if section.teacher != "average" and not Path(section.teacher).exists():
             _ccf_train(Path(section.teacher).name, section.teacher, [*short, *_shrunk(recipe)], monkeypatch)
-    run = Path("runs") / "student"
-    _ccf_train(name, str(run), [*short, *_at_once(recipe), *_shrunk(recipe)], monkeypatch)
-    (row,) = read_log(run)
-    assert np.isfinite(row.train_loss)
-    assert row.cas is not None
-    assert (run / "best.safetensors").is_file()
-    assert (run / "best_average.safetensors").is_file() == (recipe.average is not None)
+    return [*short, *_at_once(recipe), *_shrunk(recipe)]
 
 
 def _ccf_train(recipe: str, out: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

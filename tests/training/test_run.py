@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ccf_plugin.errors import CCFError, InputError, UnavailableError
+from ccf_plugin.errors import CCFError, DivergedError, InputError, UnavailableError
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.run_log import read_log
 from ccf_plugin.training import loop
@@ -137,6 +137,27 @@ def test_standard_training_probes_clean_images_and_still_tells_ra(tmp_path: Path
     result = CrossClassResult.load(run.folder / "probe" / "001")
     assert result.threat is None
     assert result.clean_accuracy == pytest.approx(row.test_clean_accuracy)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_weights_that_fail_in_eval_mode_alone_are_not_kept(later: bool, tmp_path: Path) -> None:
+    """In train mode BatchNorm hides them; running statistics do not. ``later``: the epoch would not be evaluated."""
+    steps = ["optim.batch_size=60", "optim.momentum=0", "optim.weight_decay=0", "optim.decay_epochs=[1]"]
+    even = tiny(*steps, "optim.decay_rate=1e-8")
+    run = train(even, tmp_path / "run", Quiet())
+    assert run.epoch == 3
+    before = (run.folder / "last.safetensors").read_bytes()
+    wild = tiny(*steps, "optim.decay_rate=1.0", "optim.lr=1e18", "optim.epochs=9", *(["evaluate.every=5"] * later))
+    changed = ["optim.decay_rate", "optim.lr", "optim.epochs", "evaluate.every"]
+    with pytest.raises(DivergedError, match=r"no finite logits in eval mode in epoch 4, step 1.* epoch 3 remains in"):
+        train(wild, tmp_path / "run", Quiet(), resume=True, allow_change=changed)
+    assert (run.folder / "last.safetensors").read_bytes() == before
+
+
+def test_the_learning_rate_named_is_that_of_the_step_that_failed(tmp_path: Path) -> None:
+    wild = tiny("optim.lr=1e30", "optim.schedule=cyclic", "optim.epochs=2")
+    with pytest.raises(DivergedError, match=r"epoch 1, step 3, at learning rate 5e\+29"):
+        train(wild, tmp_path / "run", Quiet())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_epoch(tmp_path: Path) -> None:
