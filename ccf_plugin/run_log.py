@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,29 @@ def best_row(rows: Sequence[EpochRow], figure: str) -> EpochRow | None:
     """The evaluated epoch where a figure of the log is highest (first of equals); None where none was evaluated."""
     evaluated = [(value, row) for row in rows if (value := getattr(row, figure)) is not None]
     return max(evaluated, key=lambda pair: (pair[0], -pair[1].epoch))[1] if evaluated else None
+
+
+def alarms_by_kind(rows: Iterable[EpochRow]) -> dict[str, list[int]]:
+    """The epochs at which the log has each alarm."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        for alarm in filter(None, row.alarm.split("; ")):
+            found.setdefault(alarm, []).append(row.epoch)
+    return found
+
+
+def alarms_in_words(rows: Sequence[EpochRow]) -> list[str]:
+    """Each alarm with its epochs, neighbours among the evaluated ones joined: "CAS falling at epochs 40, 88 to 120"."""
+    evaluated = [row.epoch for row in rows if row.test_clean_accuracy is not None]
+    found = []
+    for alarm, epochs in alarms_by_kind(rows).items():
+        places = [evaluated.index(epoch) for epoch in epochs if epoch in evaluated]
+        spans = []
+        for _, group in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
+            members = [evaluated[place] for _, place in group]
+            spans.append(str(members[0]) if len(members) == 1 else f"{members[0]} to {members[-1]}")
+        found.append(f"{alarm} at {'epochs' if len(epochs) > 1 else 'epoch'} {', '.join(spans)}")
+    return found
 
 
 def read_environment(folder: Path, *, listed: str, remedy: str = "") -> dict[str, Any]:

@@ -17,7 +17,6 @@ from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epoc
 from ccf_plugin.report.run_files import RunFiles, Track, describe_data, read_runs
 from ccf_plugin.report.words import (
     against_published,
-    alarms_by_kind,
     along_epochs,
     describe_saliency,
     describe_threat,
@@ -26,6 +25,7 @@ from ccf_plugin.report.words import (
     recipe_differences,
     summarise,
 )
+from ccf_plugin.run_log import alarms_by_kind
 
 _HERE = Path(__file__).parent
 _TOP_PAIRS = 8

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ccf_plugin.report.run_files import RunFiles, Track
-from ccf_plugin.run_log import EpochRow
+from ccf_plugin.run_log import EpochRow, alarms_in_words
 from ccf_plugin.zoo.threat import show_pixels
 
 FIGURES = {"test_clean_accuracy": "clean accuracy", "test_robust_accuracy": "RA", "cas": "CAS"}
@@ -49,15 +48,6 @@ def describe_saliency(picture: Path) -> str:
         return ""
 
 
-def alarms_by_kind(rows: Iterable[EpochRow]) -> dict[str, list[int]]:
-    """The epochs at which the log has each alarm."""
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        for alarm in filter(None, row.alarm.split("; ")):
-            found.setdefault(alarm, []).append(row.epoch)
-    return found
-
-
 def summarise(run: RunFiles, track: Track) -> str:
     """What a reader who sees no picture should know of a track."""
     measured = track.evaluated
@@ -74,21 +64,8 @@ def summarise(run: RunFiles, track: Track) -> str:
         f"last evaluated at {at(last)}",
     ]
     if not track.suffix:
-        alarms = alarms_by_kind(track.rows)
-        evaluated = [row.epoch for row in measured]
-        parts += [f"{alarm} at {_in_words(epochs, evaluated)}" for alarm, epochs in alarms.items()]
-        parts += [] if alarms else ["no alarm in the log"]
+        parts += alarms_in_words(track.rows) or ["no alarm in the log"]
     return "; ".join(parts) + "."
-
-
-def _in_words(epochs: Sequence[int], evaluated: Sequence[int]) -> str:
-    """ "epochs 40, 88 to 120": runs of neighbours among the evaluated epochs."""
-    places = [evaluated.index(epoch) for epoch in epochs if epoch in evaluated]
-    spans = []
-    for _, group in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
-        members = [evaluated[place] for _, place in group]
-        spans.append(str(members[0]) if len(members) == 1 else f"{members[0]} to {members[-1]}")
-    return ("epochs " if len(epochs) > 1 else "epoch ") + ", ".join(spans)
 
 
 def along_epochs(track: Track) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 
@@ -12,11 +12,11 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.run_log import AVERAGE, EpochRow
+from ccf_plugin.run_log import AVERAGE, EpochRow, alarms_in_words
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
 
-_SHORT = ("loss", "test RA", "CAS", "alarm")
+_SHORT = ("loss", "test RA", "CAS")  # fits 80 columns beside the bar
 
 
 class ProgressReporter:
@@ -34,6 +34,7 @@ class ProgressReporter:
         )
         self._epochs: TaskID | None = None
         self._steps: TaskID | None = None
+        self._alarm = ""
 
     def __enter__(self) -> ProgressReporter:
         self._progress.start()
@@ -80,8 +81,11 @@ class ProgressReporter:
         """An epoch's figures are known."""
         known = {name: value for name, value in _figures(row).items() if value}
         if self._epochs is not None:
-            short = [f"{name} {known[name]}" for name in _SHORT if name in known]  # fits 80 columns beside the bar
+            short = [f"{name} {known[name]}" for name in _SHORT if name in known]
             self._progress.update(self._epochs, completed=row.epoch, description=" · ".join(short))
+        if self._console.is_terminal and row.alarm and row.alarm != self._alarm:  # it stays, above the bars
+            self._console.print(f"epoch {row.epoch}: {row.alarm}", style="yellow", highlight=False)
+        self._alarm = row.alarm
         if not self._console.is_terminal:
             line = " · ".join(f"{name} {value}" for name, value in known.items())
             self._console.print(line, highlight=False, soft_wrap=True)
@@ -90,13 +94,9 @@ class ProgressReporter:
 def closing_table(run: Run) -> Table:
     """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
-    raised: dict[str, list[int]] = {}
-    for row in run.rows:
-        for alarm in filter(None, row.alarm.split("; ")):
-            raised.setdefault(alarm, []).append(row.epoch)
     table = Table(
         title=f"{run.folder}: {run.epoch} epochs{ended}; best by {run.selected_by.replace('_', ' ')}",
-        caption="\n".join(f"{alarm} in {_epochs(epochs)}" for alarm, epochs in raised.items()) or None,
+        caption="\n".join(alarms_in_words(run.rows)) or None,
         caption_justify="left",
         caption_style="yellow",
     )
@@ -130,10 +130,6 @@ def sweep_table(runs: Mapping[str, Run | None]) -> Table:
         figures = [one[key] for one in known for key in ("test RA", "CAS")]
         table.add_row(name if averaged is None else f"{name}, averaged weights", str(best.epoch), *figures)
     return table
-
-
-def _epochs(epochs: Sequence[int]) -> str:
-    return f"epoch {epochs[0]}" if len(epochs) == 1 else f"{len(epochs)} epochs from {epochs[0]} to {epochs[-1]}"
 
 
 def _averaged_figures(row: EpochRow) -> dict[str, str]:

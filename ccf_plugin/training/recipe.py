@@ -247,6 +247,7 @@ class Recipe(_Section):
         within = {"optim.warmup_epochs": [optim.warmup_epochs]}
         within |= {f"distill.{place}.ramp": one.ramp or [] for place, one in enumerate(self.distill)}
         within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
+        within |= {} if self.stop is None else {"stop.patience": [self.stop.patience]}
         late = {name: [epoch for epoch in epochs if epoch >= last] for name, epochs in after.items()}
         late |= {name: [epoch for epoch in epochs if epoch > last] for name, epochs in within.items()}
         return [f"{name} {' and '.join(map(str, epochs))}" for name, epochs in late.items() if epochs]

@@ -22,6 +22,7 @@ ROW = EpochRow(1, 0.1, 1.0, 0.4, 0.8, 0.5, 10.0, None, 1.0, 1.0)
         (0.5, 0.47, 7.9, ["robust overfitting", "CAS falling"]),
         (0.3, 0.47, 7.9, []),  # training got worse too: that is not overfitting
         (0.9, 0.10, 2.0, ["catastrophic overfitting", "CAS falling"]),
+        (0.9, 0.51, 2.0, []),  # the most robust so far
         (0.9, None, None, []),
     ],
 )

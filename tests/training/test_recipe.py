@@ -154,6 +154,7 @@ def test_what_a_run_does_not_reach_is_named() -> None:
         "ensembling.ramp 101",
     ]
     assert load_recipe("preact_linf_kdswa", ["optim.epochs=50"]).unreached()[1] == "average.start_epoch 100"
+    assert load_recipe("digits", ["stop={on=['CAS falling'], patience=15}"]).unreached() == ["stop.patience 15"]
     cyclic = load_recipe("preact_linf", ["optim.epochs=5", "optim.schedule=cyclic", "optim.warmup_epochs=6"])
     assert cyclic.unreached() == ["optim.warmup_epochs 6"]
 

@@ -1,0 +1,75 @@
+"""What a person sees of a run: figures and alarms in the progress line and in the closing table, 80 columns wide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ccf_plugin.run_log import EpochRow
+from ccf_plugin.training.progress import ProgressReporter, closing_table, sweep_table
+from ccf_plugin.training.run import Run
+
+from .tiny import tiny
+
+FIRST = EpochRow(1, 0.1, 1.5, 0.4, 0.8, 0.5, 10.0, None, 1.0, 1.0)
+FALLING = replace(FIRST, test_robust_accuracy=0.2, cas=3.0, alarm="catastrophic overfitting; CAS falling")
+ROWS = [FIRST, replace(FALLING, epoch=2), replace(FALLING, epoch=3), replace(FIRST, epoch=4, test_robust_accuracy=0.45)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "runs" / "digits", tiny("optim.epochs=4"))
+    run.folder = Path("runs/digits")
+    run.rows = ROWS
+    return run
+
+
+def _shown(*things: object, terminal: bool = False) -> str:
+    console = Console(file=StringIO(), width=80, force_terminal=terminal)
+    console.print(*things)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_the_closing_table_names_every_alarm_whole(run: Run) -> None:
+    shown = _shown(closing_table(run))
+    assert "runs/digits: 4 epochs; best by test robust accuracy" in " ".join(shown.split())
+    assert "catastrophic overfitting at epochs 2 to 3" in shown
+    assert "CAS falling at epochs 2 to 3" in shown
+    best = next(line for line in shown.splitlines() if line.startswith("│ best"))
+    assert [cell.strip() for cell in best.split("│")[2:8]] == ["1", "1.500", "40.0%", "80.0%", "50.0%", "10.00"]
+
+
+def test_an_epochs_line_names_its_alarm(run: Run) -> None:
+    console = Console(file=StringIO(), width=80)
+    with ProgressReporter(console) as reporter:
+        reporter.started(run)
+        reporter.epoch_finished(ROWS[1])
+    assert isinstance(console.file, StringIO)
+    line = console.file.getvalue().splitlines()[-1]
+    assert line.startswith("epoch 2 · loss 1.500 · train RA 40.0%")
+    assert line.endswith("alarm catastrophic overfitting; CAS falling")
+
+
+def test_a_terminal_names_it_once_above_the_bars(run: Run) -> None:
+    console = Console(file=StringIO(), width=80, force_terminal=True, color_system=None)
+    with ProgressReporter(console) as reporter:
+        reporter.started(run)
+        for row in ROWS:
+            reporter.epoch_finished(row)
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert shown.count("epoch 2: catastrophic overfitting; CAS falling\n") == 1
+    assert shown.count("falling") == 1
+    assert "loss 1.500 · test RA 45.0% · CAS 10.00 ━" in shown
+
+
+def test_a_sweep_s_long_names_are_folded_and_not_cut_off(run: Run) -> None:
+    names = [f"attack.eps={eps}/255,distill=[{{teacher='average', weight=0.5, temperature=2.0}}]" for eps in (2, 4)]
+    shown = _shown(sweep_table(dict.fromkeys(names, run)))
+    folded = "".join(line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│"))
+    assert "".join(name.replace(" ", "") for name in names) == folded.replace(" ", "")
