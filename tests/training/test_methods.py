@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from ccf_plugin.cli import main
+from ccf_plugin.errors import InputError
 from ccf_plugin.run_log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
+from ccf_plugin.zoo.attacks import attack_names
 
 from .tiny import TINY
 
@@ -98,3 +100,40 @@ def _ccf_train(recipe: str, out: str, settings: list[str], monkeypatch: pytest.M
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
+
+
+# What keeps the slow ones short.
+SHORTENED = {
+    "JSMA": {"gamma": 0.01},
+    "Square": {"n_queries": 20},
+    "AutoAttack": {"version": "rand"},
+    "Pixle": {"restarts": 1, "max_iterations": 2},
+    "OnePixel": {"popsize": 2},
+    "SPSA": {"nb_sample": 4},
+    "EADL1": {"max_iterations": 10, "binary_search_steps": 1},
+    "EADEN": {"max_iterations": 10, "binary_search_steps": 1},
+}
+
+
+@pytest.mark.parametrize("name", attack_names())
+def test_any_attack_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the mode that the paper's code attacks in, or, where that is refused, in the other."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    arrays = {f"x_{split}": generator.integers(0, 256, (10, 16, 16, 3), dtype=np.uint8) for split in ("train", "test")}
+    np.savez("made.npz", **arrays, y_train=np.arange(10), y_test=np.arange(10))
+    norm = "L2" if name.endswith("L2") or name in ("CW", "DeepFool") else "Linf"
+    settings = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=1", "optim.epochs=1", "optim.batch_size=5"]
+    settings += ["model.options={width=16}", "data.augmentation=none", "evaluate.norm=Linf"]
+    settings += [f"attack.name={name}", f"attack.norm={norm}", f"attack.eps={'1/255' if norm == 'Linf' else 0.1}"]
+    settings += [f"attack.options.{key}={value}" for key, value in SHORTENED.get(name, {}).items()]
+    _ccf_train("digits", "run", [*settings, f"attack.batchnorm={_mode(settings)}"], monkeypatch)
+    (row,) = read_log(Path("run"))
+    assert np.isfinite(row.train_loss)
+
+
+def _mode(settings: list[str]) -> str:
+    try:
+        return load_recipe("digits", [*settings, "attack.batchnorm=train"]).attack.batchnorm
+    except InputError:
+        return load_recipe("digits", [*settings, "attack.batchnorm=eval"]).attack.batchnorm
