@@ -20,7 +20,8 @@ from ccf_plugin.training.interruption import Interruption
 from ccf_plugin.training.monitor import figures, measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.training.run import Run, Snapshot, check_is_free, has_begun, lock
+from ccf_plugin.training.run import Run, Snapshot
+from ccf_plugin.training.run_folder import check_is_free, has_begun, lock
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts, prepare

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import is_aside, made_folder, write_atomically
+from ccf_plugin.files import is_aside, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, read_environment, selecting_figure
 from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.training.run_folder import RUN_FILES, check_is_free
 from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
 from ccf_plugin.zoo.containment import one_line
 
 _STATE_FORMAT = 1
-
-# All that a run writes into its folder, and all that --force removes from it.
-_NAMES = (
-    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state", "saliency"),
-    *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Run:
     def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
         """A new run folder, in place of the one that ``check_is_free`` allows to replace; raises as that does."""
         check_is_free(folder, force=force)
-        for name in _NAMES if folder.exists() else ():
+        for name in RUN_FILES if folder.exists() else ():
             if (folder / name).is_dir():
                 shutil.rmtree(folder / name)
             else:
@@ -254,61 +248,6 @@ class Run:
         write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def check_is_free(folder: Path, *, force: bool = False) -> None:
-    """Refuse a folder that holds a run with finished epochs, unless ``force``; refuse one with other files always.
-
-    Raises:
-        InputError: the message names the ways out.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"expected a folder for the run, found the file {folder}; choose another --out")
-    found = {entry.name for entry in folder.iterdir() if not is_aside(entry)} - {".lock"}
-    others = sorted(found - set(_NAMES))
-    if others or (found and "environment.json" not in found):
-        named = ", ".join((others or sorted(found))[:3])
-        raise InputError(
-            f"expected an empty folder or a run in {folder}, found other files ({named}); choose another --out"
-        )
-    if has_begun(folder) and not force:
-        raise InputError(
-            f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
-            "or choose another folder with --out"
-        )
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether the folder holds a run that has saved a state."""
-    return (folder / "state" / "last.json").is_file()
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep the folder to this process; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        InputError: another process writes there.
-    """
-    from filelock import FileLock, Timeout
-
-    with made_folder(folder):
-        held = FileLock(folder / ".lock", timeout=0)
-        try:
-            held.acquire()
-        except Timeout:
-            raise InputError(
-                f"expected a run folder that no other process writes, found {folder} locked by one; wait for it to "
-                "end, or choose another --out"
-            ) from None
-        try:
-            yield
-        finally:
-            if [entry.name for entry in folder.iterdir()] == [".lock"]:  # the run could not even begin
-                (folder / ".lock").unlink()
-            held.release()
-
-
 def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) -> None:
     from ccf_plugin.training.recipe_files import read_recipe
 
@@ -324,25 +263,3 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
             f"expected the recipe of the run in {folder}, found changes ({differences}); resume with {allowed}, or use "
             "another --out"
         )
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's tensors by "index.name", for a file; its groups follow from the recipe."""
-    return {
-        f"{index}.{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave; ValueError or IndexError where it was another model's."""
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        if tensor.shape != parameters[int(index)].shape:
-            raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,7 +17,6 @@ from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
 from ccf_plugin.training.objectives import StepOutput, build_objective
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import DistillSection
-from ccf_plugin.training.run import optimizer_tensors, restore_optimizer
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.training.stopwatch import Stopwatch
@@ -156,7 +155,7 @@ class Trainer:
         sums = torch.stack([self._sums.loss, self._sums.correct])
         state = {
             "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self._optimizer),
+            "optimizer": _optimizer_tensors(self._optimizer),
             "sums": {"all": self._processes.sum(sums)},
             "rng": {str(rank): one for rank, one in enumerate(self._processes.gather(_random_state()))},
         }
@@ -169,7 +168,7 @@ class Trainer:
     def restore(self, states: Mapping[str, Mapping[str, Any]], step: int) -> None:
         """Continue after ``step`` steps of an epoch, as ``state`` was then; with as many processes, exactly."""
         self.model.load_state_dict(states["model"])
-        restore_optimizer(self._optimizer, states.get("optimizer", {}))
+        _restore_optimizer(self._optimizer, states.get("optimizer", {}))
         if self.average is not None:
             self.average.averaged.load_state_dict(states["average"])
         if self._ensemble is not None:
@@ -254,3 +253,25 @@ def _set_random_state(state: Tensor) -> None:
     torch.set_rng_state(state[:cpu].cpu())
     if len(state) > cpu and torch.cuda.is_available():
         torch.cuda.set_rng_state(state[cpu:].cpu())
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's tensors by "index.name", for a file; its groups follow from the recipe."""
+    return {
+        f"{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``_optimizer_tensors`` gave; ValueError or IndexError where it was another model's."""
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        if tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -15,7 +15,8 @@ import pytest
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.loop import train
-from ccf_plugin.training.run import Run, lock
+from ccf_plugin.training.run import Run
+from ccf_plugin.training.run_folder import lock
 
 from .tiny import Quiet, assert_same_run, contents, tiny
 
