@@ -96,9 +96,10 @@ def along_epochs(track: Track) -> dict[str, Any]:
 def against_published(run: RunFiles, track: Track) -> dict[str, Any]:
     """Best and last epoch and those with published figures: what was measured, what was published, the difference.
 
-    Without published figures the table has the measured ones alone.
+    Without published figures the table has the measured ones alone; so have the raw weights of a run that averages,
+    since what was published is of the method's output.
     """
-    published: Mapping[str, Any] = run.recipe.get("published", {})
+    published: Mapping[str, Any] = run.recipe.get("published", {}) if track is run.tracks[-1] else {}
     by_place: dict[int | str, Mapping[str, float]] = {entry["at"]: entry for entry in published.get("figures", ())}
     evaluated = track.evaluated
     places: dict[int | str, EpochRow | None] = {row.epoch: row for row in evaluated if row.epoch in by_place}

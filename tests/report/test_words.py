@@ -54,6 +54,13 @@ def test_without_published_figures_the_table_has_the_measured_ones(write_run: Wr
     assert table["source"] is None
 
 
+def test_published_figures_stand_beside_the_averaged_weights_of_a_run_that_averages(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("wake", recipe="preact_l2_wake", epochs=4, best=2, averaged=True)])
+    raw, averaged = (against_published(run, track) for track in run.tracks)
+    assert (raw["source"], raw["columns"][4:]) == (None, [])
+    assert averaged["columns"][4:] == ["published clean accuracy", "published RA"]
+
+
 def test_a_run_in_one_sentence(write_run: WriteRun) -> None:
     (run,) = read_runs([write_run("run", epochs=12, every=2, best=4)])
     text = summarise(run, run.tracks[0])
