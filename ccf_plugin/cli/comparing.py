@@ -113,8 +113,8 @@ def _title(side: Side, name: str) -> str:
     from ccf_plugin.measure.subject import Subject
 
     if isinstance(side, Subject):
-        own, stem = side.loaded.name, Path(name).stem  # a run's own weights have its name alone
-        return f"{own}-best" if stem.startswith("best") and not own.endswith(f"-{stem}") else own
+        own = side.loaded.name  # a run's best weights have its name alone
+        return f"{own}-best" if Path(name).stem.startswith("best") and not own.endswith("-raw") else own
     return Path(name).name.removesuffix(".json").removesuffix(".npz")
 
 

@@ -55,7 +55,7 @@ class ProgressReporter:
             soft_wrap=True,
         )
         if unreached := run.recipe.unreached():
-            told = f"not reached in {total} epochs: {', '.join(unreached)}"
+            told = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
             self._console.print(told, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
@@ -95,7 +95,7 @@ def closing_table(run: Run) -> Table:
     """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = Table(
-        title=f"{run.folder}: {run.epoch} epochs{ended}; best by {run.selected_by.replace('_', ' ')}",
+        title=f"{run.folder}: {_epochs(run.epoch)}{ended}; best by {run.selected_by.replace('_', ' ')}",
         caption="\n".join(alarms_in_words(run.rows)) or None,
         caption_justify="left",
         caption_style="yellow",
@@ -130,6 +130,10 @@ def sweep_table(runs: Mapping[str, Run | None]) -> Table:
         figures = [one[key] for one in known for key in ("test RA", "CAS")]
         table.add_row(name if averaged is None else f"{name}, averaged weights", str(best.epoch), *figures)
     return table
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _averaged_figures(row: EpochRow) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.files import given_path
-from ccf_plugin.run_log import checkpoint_of
+from ccf_plugin.run_log import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, save_checkpoint
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model
@@ -84,11 +84,23 @@ def _load_run(spec: str, path: Path) -> LoadedModel:
     if code.startswith("python:"):
         # A file must not choose which code runs; the user names it.
         raise InputError(f"{path}: a model of your own code; run it with {code} --checkpoint {path}")
+    if path.stem.endswith(AVERAGE):
+        spec = str(path)  # so that whoever named the folder sees which weights they are
+    return _from_metadata(metadata, path, spec=spec, name=_run_name(path))
+
+
+def _run_name(path: Path) -> str:
+    """runs/mine is mine, runs/mine/last.safetensors mine-last, runs/mine/epochs/010.safetensors mine-010.
+
+    Where mine averages, its best and last are the averaged weights, and mine-best-raw the others.
+    """
     run = path.resolve().parent
-    of_epochs = run.parent if run.name == "epochs" else run
-    # runs/mine is mine, runs/mine/last.safetensors mine-last, runs/mine/epochs/010.safetensors mine-010
-    name = run.name if path == checkpoint_of(path.parent, "best") else f"{of_epochs.name}-{path.stem}"
-    return _from_metadata(metadata, path, spec=spec, name=name)
+    if path == checkpoint_of(path.parent, "best"):
+        return run.name
+    if path == checkpoint_of(path.parent, "last"):
+        return f"{run.name}-last"
+    is_raw = path.stem in ("best", "last")
+    return f"{run.parent.name if run.name == 'epochs' else run.name}-{path.stem}{'-raw' if is_raw else ''}"
 
 
 def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: str) -> LoadedModel:

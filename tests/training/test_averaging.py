@@ -101,7 +101,10 @@ def test_a_run_that_averages_stands_for_its_averaged_weights(tmp_path: Path) -> 
     states = {spec: loaded.model.state_dict() for spec, loaded in named.items()}
     assert all(torch.equal(value, states["best_average.safetensors"][key]) for key, value in states[""].items())
     assert any(not torch.equal(value, states["best.safetensors"][key]) for key, value in states[""].items())
-    assert [loaded.name for loaded in named.values()] == ["wake", "wake", "wake-best"]
+    assert [loaded.name for loaded in named.values()] == ["wake", "wake", "wake-best-raw"]
+    assert load_model(str(run.folder / "last_average.safetensors")).name == "wake-last"
+    assert load_model(str(run.folder / "epochs" / "002_average.safetensors")).name == "wake-002_average"
+    assert named[""].spec == str(run.folder / "best_average.safetensors")
 
 
 def test_wake_before_its_ramp_is_madry_bit_for_bit(tmp_path: Path) -> None:
