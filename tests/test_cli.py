@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -177,6 +178,33 @@ def test_a_sweep_refuses_folders_of_another_recipe_before_it_runs(ccf: Ccf, tmp_
     assert (code, out) == (2, "")
     assert "objective.loss: 'madry' before, 'trades' now" in err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["seed=0"]
+
+
+def test_a_sweep_goes_on_with_changes_that_are_allowed(ccf: Ccf) -> None:
+    assert ccf("sweep", "digits", "seed=0", *TINY, "--out", "mine")[0] == 0
+    longer = ("sweep", "digits", "seed=0", *TINY, "--out", "mine", "--set", "optim.epochs=3")
+    code, _, err = ccf(*longer)
+    assert code == 2
+    assert "--allow-change optim.epochs" in err
+    code, out, _ = ccf(*longer, "--allow-change", "optim.epochs")
+    assert code == 0
+    assert "epoch 3" in out
+    assert "epoch 2 ·" not in out
+
+
+def test_a_sweep_that_is_interrupted_says_how_it_goes_on(ccf: Ccf, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def step(self: object, epoch: int, done: int, total: int) -> None:
+        steps.append(done)
+        if len(steps) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ccf_plugin.training.progress.ProgressReporter.step", step)
+    code, _, err = ccf("sweep", "digits", "seed=0,1", *TINY)
+    assert code == 130
+    assert err.startswith("ccf: seed=0: SIGINT in epoch 1, saved after step 1; continue with the same ccf sweep")
+    assert ccf("sweep", "digits", "seed=0,1", *TINY)[0] == 0
 
 
 def test_a_run_that_diverges_does_not_keep_a_sweep_from_the_others(ccf: Ccf) -> None:

@@ -63,7 +63,6 @@ def probe(
 def _print_result(console: Console, result: CrossClassResult) -> None:
     from rich.table import Table
 
-    from ccf_plugin.errors import some_of
     from ccf_plugin.zoo.threat import show_pixels
 
     head = result.head
@@ -91,7 +90,6 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
-    if result.missing_classes:
-        left_out = some_of(result.missing_classes, 10)
-        table.add_row("left out", f"no samples of {left_out}: NaN in C, not in CAS")
+    if result.left_out:
+        table.add_row("left out", f"{result.left_out}: NaN in C, not in CAS")
     console.print(table)

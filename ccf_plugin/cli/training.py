@@ -12,6 +12,11 @@ from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
 from ccf_plugin.errors import CCFError, DivergedError, InputError
 from ccf_plugin.files import given_path
 
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", help="For runs that are resumed: a key that may differ from theirs: optim.epochs."),
+]
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (see `ccf recipes`).")],
@@ -21,10 +26,7 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe's name>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="With --resume: a key of the recipe that may differ, as optim.epochs."),
-    ] = None,
+    allow_change: AllowChange = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")] = False,
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Log to a tracker of accelerate's too: tensorboard, …")
@@ -74,6 +76,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>-sweep.")
     ] = None,
+    allow_change: AllowChange = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
     download: options.Download = False,
     allow_code: options.AllowCode = False,
@@ -85,12 +88,13 @@ def sweep(
 
     common = overrides or []
     folder = given_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
-    points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code)
+    points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code, allow_change=allow_change or [])
     if print_only:
         flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
         for point in points:
             print(command_of(point, recipe, common, flags))  # noqa: T201
         return
+    from ccf_plugin.training.interruption import Interrupted
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, sweep_table
 
@@ -103,7 +107,17 @@ def sweep(
             continue
         try:
             with ProgressReporter(console) as reporter:
-                run_training(point.recipe, point.folder, reporter, resume=point.has_begun, download=download)
+                run_training(
+                    point.recipe,
+                    point.folder,
+                    reporter,
+                    resume=point.has_begun,
+                    allow_change=point.allow_change,
+                    download=download,
+                )
+        except Interrupted as error:
+            where = f"{point.name}: {error.where}"
+            raise Interrupted(where, error.signal_number, "continue with the same ccf sweep") from None
         except DivergedError as error:  # the others are worth having
             diverged[point.name] = error
             console.print(f"{point.name}: {error}", style="red", highlight=False, soft_wrap=True)

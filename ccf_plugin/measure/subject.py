@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress, measure
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.attacks import attack_class, build_attack
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
-from ccf_plugin.zoo.loaded import LoadedModel
+from ccf_plugin.zoo.loaded import LoadedModel, are_other_classes
 from ccf_plugin.zoo.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.precision import Precision, job_device, resolve_precision
@@ -110,10 +110,10 @@ def load_subject(model: str, choices: Choices) -> Subject:
             f"expected data of {loaded.num_classes} classes for {model}, found {len(images.classes)} in {images.name}; "
             "choose --data to match"
         )
-    if loaded.class_names is not None and images.classes != loaded.class_names and not images.classes[0].isdigit():
+    if loaded.class_names is not None and are_other_classes(loaded.class_names, images.classes):
         raise InputError(
-            f"expected data of the classes {', '.join(loaded.class_names[:3])}, …, found "
-            f"{', '.join(images.classes[:3])}, …: their order must be the model's"
+            f"expected data of the classes {some_of(loaded.class_names)}, found {some_of(images.classes)}: their order "
+            "must be the model's"
         )
     loaded.model.to(device)
     if device.type == "cpu":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.errors import InputError
 from ccf_plugin.images import check_images
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.confidence import Samples
@@ -208,7 +208,7 @@ class CrossClassProbe:
         )
         if result.missing_classes:
             warnings.warn(
-                f"no samples of {some_of(result.missing_classes, 10)}: their rows of C are NaN and CAS leaves them out",
+                f"{result.left_out}: their rows of C are NaN and CAS leaves them out",
                 stacklevel=2,
             )
         return result

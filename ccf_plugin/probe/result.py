@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.errors import InputError, did_you_mean, some_of
 from ccf_plugin.files import write_together
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.confidence import Confidence, Samples
@@ -92,6 +92,14 @@ class CrossClassResult:
         """The classes without a row in C: no samples, or an attribution of length zero. CAS leaves them out."""
         undefined = np.isnan(np.diagonal(self.matrix))
         return tuple(name for name, missing in zip(self.names, undefined, strict=True) if missing)
+
+    @property
+    def left_out(self) -> str:
+        """Why which classes are without a row in C, in words (ten names of each kind at most); "" where none is."""
+        missing = np.isnan(np.diagonal(self.matrix))
+        kinds = {"no samples of": missing & (self.counts == 0), "attribution is zero for": missing & (self.counts > 0)}
+        named = {why: [self.names[index] for index in np.flatnonzero(which)] for why, which in kinds.items()}
+        return "; ".join(f"{why} {some_of(names, 10)}" for why, names in named.items() if names)
 
     def top_pairs(self, count: int = 5) -> list[tuple[str, str, float]]:
         """The pairs of classes that share most: (name, name, C[i, j]), largest first."""

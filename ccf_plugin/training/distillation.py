@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import check_input
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
+from ccf_plugin.zoo.loaded import are_other_classes
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.precision import Forward, Precision
 
@@ -102,7 +103,7 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
 def load_teacher(
     section: DistillSection,
     *,
-    num_classes: int,
+    classes: Sequence[str],
     input_size: tuple[int, int, int],
     device: torch.device,
     precision: Precision,
@@ -119,6 +120,9 @@ def load_teacher(
         raise InputError(f"expected a teacher for images of {sizes[0]}, found one for {sizes[1]} in {spec}")
     model = loaded.model.to(device).requires_grad_(False)
     logits = check_input(model, input_size, spec)
-    if logits.shape != (2, num_classes):
-        raise InputError(f"expected a teacher of {num_classes} classes, found {logits.shape[-1]} in {spec}")
+    if logits.shape != (2, len(classes)):
+        raise InputError(f"expected a teacher of {len(classes)} classes, found {logits.shape[-1]} in {spec}")
+    if loaded.class_names is not None and are_other_classes(loaded.class_names, classes):
+        names = f"{some_of(classes)}, found {some_of(loaded.class_names)}"
+        raise InputError(f"expected a teacher of the data's classes {names} in {spec}: their order must be the same")
     return Teacher(Forward(model, precision=precision), section)

@@ -11,10 +11,14 @@ from ccf_plugin.errors import CCFError
 
 
 class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, not a fault
-    """Training ended by a signal, its state saved. The exit code is the shell's for that signal: 130 or 143."""
+    """Training ended by a signal, its state saved. The exit code is the shell's for that signal: 130 or 143.
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+    ``where`` says what ended when; ``remedy`` how to go on.
+    """
+
+    def __init__(self, where: str, signal_number: int, remedy: str) -> None:
+        super().__init__(f"{where}; {remedy}")
+        self.where, self.signal_number = where, signal_number
         self.exit_code = 128 + signal_number
 
 

@@ -93,9 +93,10 @@ class ProgressReporter:
 
 def closing_table(run: Run) -> Table:
     """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
+    took = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = Table(
-        title=f"{run.folder}: {_epochs(run.epoch)}{ended}; best by {run.selected_by.replace('_', ' ')}",
+        title=f"{run.folder}: {took}{ended}; best by {run.selected_by.replace('_', ' ')}",
         caption="\n".join(alarms_in_words(run.rows)) or None,
         caption_justify="left",
         caption_style="yellow",
@@ -105,12 +106,12 @@ def closing_table(run: Run) -> Table:
     if (averaged := run.best_of(AVERAGE)) is not None:
         shown |= {"best averaged": _averaged_figures(averaged), "last averaged": _averaged_figures(run.rows[-1])}
     columns = [name for name in shown["first"] if any(figures.get(name) for figures in shown.values())]
+    columns = [name for name in columns if name not in ("alarm", "seconds")]
     table.add_column("")
     for name in columns:
-        if name != "alarm":
-            table.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for name, figures in shown.items():
-        table.add_row(name, *(figures.get(column, "") for column in columns if column != "alarm"))
+        table.add_row(name, *(figures.get(column, "") for column in columns))
     return table
 
 
@@ -156,7 +157,7 @@ def _figures(row: EpochRow) -> dict[str, str]:
         "train RA": percent(row.train_robust_accuracy),
         "test clean": percent(row.test_clean_accuracy),
         "test RA": percent(row.test_robust_accuracy),
-        "validation RA": percent(row.validation_robust_accuracy),
+        "val RA": percent(row.validation_robust_accuracy),
         "CAS": "" if row.cas is None else f"{row.cas:.2f}",
     }
     if row.instance_cas is not None:

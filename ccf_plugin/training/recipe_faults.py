@@ -169,6 +169,8 @@ def _schema_faults(error: ValidationError) -> list[str]:
             expected[key] = ["a value"]
         else:
             expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
+            if key == "distill" and isinstance(fault["input"], dict):
+                found[key] = "one table; write [[distill]]"
     return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
 
 

@@ -170,11 +170,19 @@ def _apply(content: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError):
         value = text
     *tables, last = (part.strip() for part in key.split("."))
+    inside: Any = content
     for table in tables:
-        content = content.setdefault(table, {})
-        if not isinstance(content, dict):
-            raise InputError(f"expected --set to name a key inside a table, found {override!r}; {table} is not a table")
-    content[last] = value
+        if isinstance(inside, list) and table.isdigit() and int(table) < len(inside):
+            inside = inside[int(table)]  # distill.0.weight
+        elif isinstance(inside, dict):
+            inside = inside.setdefault(table, {})
+        else:
+            inside = None
+    if not isinstance(inside, dict):
+        raise InputError(
+            f"expected --set to name a key inside a table, found {override!r}; {'.'.join(tables)} is not a table"
+        )
+    inside[last] = value
 
 
 def _spelled_out(content: Mapping[str, Any]) -> dict[str, Any]:

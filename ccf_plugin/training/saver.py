@@ -43,8 +43,8 @@ class Saver:
         if wish and not self._trainer.totals().failed_at:  # else the epoch's end will tell, and the good state stays
             self.save()
         if wish > _DUE:
-            name, resume = signal.Signals(wish).name, f"continue with --resume (--out {self._run.folder})"
-            raise Interrupted(f"{name} in epoch {epoch}, saved after step {self._run.step}; {resume}", wish)
+            where = f"{signal.Signals(wish).name} in epoch {epoch}, saved after step {self._run.step}"
+            raise Interrupted(where, wish, f"continue with --resume (--out {self._run.folder})")
 
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an evaluation, between which a signal may end the run; the epoch's training is saved then.

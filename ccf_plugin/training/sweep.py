@@ -25,11 +25,12 @@ class Point:
     overrides: tuple[str, ...]
     recipe: Recipe
     folder: Path
+    allow_change: Sequence[str] = ()
 
     @property
     def run(self) -> Run:
         """The run in its folder; InputError where another recipe made it."""
-        return Run.reopen(self.folder, self.recipe)
+        return Run.reopen(self.folder, self.recipe, allow_change=self.allow_change)
 
     @property
     def has_begun(self) -> bool:
@@ -43,7 +44,13 @@ class Point:
 
 
 def plan_sweep(
-    name_or_path: str, settings: Sequence[str], common: Sequence[str], folder: Path, *, allow_code: bool = False
+    name_or_path: str,
+    settings: Sequence[str],
+    common: Sequence[str],
+    folder: Path,
+    *,
+    allow_code: bool = False,
+    allow_change: Sequence[str] = (),
 ) -> list[Point]:
     """Every combination of the settings' values, such as ``attack.eps=2/255,4/255``, each in a folder of its own.
 
@@ -53,6 +60,7 @@ def plan_sweep(
         common: ``key=value`` for all runs.
         folder: where the runs' folders go.
         allow_code: whether the recipe's file may name code (``load_recipe``).
+        allow_change: keys that may differ from those of a run that is there already (``Run.reopen``).
 
     Raises:
         InputError: a setting of another form, or a combination that is no valid recipe (before anything runs).
@@ -68,7 +76,7 @@ def plan_sweep(
     for overrides in itertools.product(*choices):
         name = ",".join(overrides)
         recipe = load_recipe(name_or_path, [*common, *overrides], allow_code=allow_code)
-        points.append(Point(name, overrides, recipe, folder / re.sub(r"[^\w.=,+-]", "_", name)))
+        points.append(Point(name, overrides, recipe, folder / re.sub(r"[^\w.=,+-]", "_", name), allow_change))
     folder, count = Counter(point.folder for point in points).most_common(1)[0]
     if count > 1:
         raise InputError(f"expected a folder for each run, found {count} for {folder}; sweep them apart, with --out")

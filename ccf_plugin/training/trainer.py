@@ -233,7 +233,7 @@ class Trainer:
             return Teacher(Forward(self.average.averaged, precision=self._parts.precision), section, self.average)
         return load_teacher(
             section,
-            num_classes=len(self._parts.classes),
+            classes=self._parts.classes,
             input_size=self._parts.input_size,
             device=self._parts.device,
             precision=self._parts.precision,

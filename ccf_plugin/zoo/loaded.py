@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,14 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 def default_threat() -> dict[str, Any]:
     """The paper's norm and radius, for a model without its own."""
     return {"norm": "Linf", "eps": 8 / 255}
+
+
+def are_other_classes(own: Sequence[str] | None, found: Sequence[str]) -> bool:
+    """Whether a model's class names are not the data's in their order; the data's may be "0", "1", …, for any."""
+    if own is None or tuple(own) == tuple(found):
+        return False
+    nameless = [str(label) for label in range(len(found))]
+    return sorted(own) == sorted(found) or list(found) != nameless
 
 
 @dataclass

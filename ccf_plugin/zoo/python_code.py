@@ -30,7 +30,7 @@ def load_object(spec: str) -> Any:
     Raises InputError for another form, an import that fails, and a module without such a name.
     """
     module_name, _, name = spec.removeprefix(_PREFIX).partition(":")
-    if not is_python(spec) or not module_name or not name:
+    if not is_python(spec) or not module_name or not name or "/" in module_name or module_name.endswith(".py"):
         raise InputError(f"expected python:package.module:name, e.g. python:mypackage.mymodule:thing, found {spec!r}")
     with working_directory_importable():
         try:

@@ -242,6 +242,18 @@ def test_a_class_without_samples_is_named_once(model: nn.Module, batch: Batch) -
     assert result.cas == pytest.approx(kept[~np.eye(3, dtype=bool)].clip(min=0).sum())
 
 
+def test_a_class_whose_attribution_is_zero_is_not_said_to_have_no_samples() -> None:
+    model = nn.Linear(3, 4, bias=False)
+    with torch.no_grad():
+        model.weight[1] = 0
+    with CrossClassProbe(model, class_names=["ant", "bee", "cow", "doe"]) as probe:
+        model(torch.rand(6, 3))
+        probe.update(torch.tensor([0, 1, 1, 2, 0, 2]))
+        with pytest.warns(UserWarning, match=r"^no samples of doe; attribution is zero for bee: their rows of C"):
+            result = probe.compute()
+    assert result.missing_classes == ("bee", "doe")
+
+
 def test_max_per_class_keeps_the_first_of_each_class(model: nn.Module) -> None:
     passes = [small_batch(10, seed=seed) for seed in range(3)]
     model.eval()

@@ -38,6 +38,7 @@ def test_figures(result: CrossClassResult) -> None:
     assert result.cas_normalised == pytest.approx(0.2)
     assert result.instance_cas == pytest.approx(1.2)
     assert result.missing_classes == ("ship",)
+    assert result.left_out == "no samples of ship"
     assert result.top_pairs() == [("cat", "dog", pytest.approx(0.6))]
 
 

@@ -19,6 +19,7 @@ from ccf_plugin.training.recipe import AverageSection, DistillSection
 
 from .tiny import Quiet, contents, tiny
 
+DIGITS = tuple("0123456789")
 IMAGES = torch.zeros(4, 1, 2, 2)
 
 
@@ -131,25 +132,35 @@ def test_a_teacher_for_other_images_is_refused(tmp_path: Path) -> None:
     run = train(tiny("optim.epochs=1"), tmp_path / "run", Quiet()).folder
     section, of = DistillSection(teacher=str(run), weight=0.5), {"device": torch.device("cpu"), "precision": "float32"}
     with pytest.raises(InputError, match="expected a teacher for images of 1×16×16, found one for 1×8×8"):
-        load_teacher(section, num_classes=10, input_size=(1, 16, 16), **of)  # type: ignore[arg-type]
-    assert load_teacher(section, num_classes=10, input_size=(1, 8, 8), **of).weight(1) == 0.5  # type: ignore[arg-type]
+        load_teacher(section, classes=DIGITS, input_size=(1, 16, 16), **of)  # type: ignore[arg-type]
+    assert load_teacher(section, classes=DIGITS, input_size=(1, 8, 8), **of).weight(1) == 0.5  # type: ignore[arg-type]
+
+
+def test_a_teacher_whose_classes_stand_in_another_order_is_refused(tmp_path: Path) -> None:
+    run = train(tiny("optim.epochs=1"), tmp_path / "run", Quiet()).folder
+    section, size = DistillSection(teacher=str(run), weight=0.5), (1, 8, 8)
+    rest: dict[str, Any] = {"input_size": size, "device": torch.device("cpu"), "precision": "float32"}
+    with pytest.raises(InputError, match="expected a teacher of the data's classes 9, 8, 7, …, found 0, 1, 2, …"):
+        load_teacher(section, classes=DIGITS[::-1], **rest)
+    with pytest.raises(InputError, match="data's classes class 0, class 1, class 2, …, found 0, 1, 2, …"):
+        load_teacher(section, classes=[f"class {label}" for label in DIGITS], **rest)
 
 
 @pytest.mark.parametrize(
-    ("spec", "classes", "message"),
+    ("spec", "message"),
     [
-        ("python:torch.nn:Flatten", 10, "expected a teacher of 10 classes, found 64"),
-        ("timm:resnet", 10, "timm has no model"),
+        ("python:torch.nn:Flatten", "expected a teacher of 10 classes, found 64"),
+        ("timm:resnet", "timm has no model"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(
-    spec: str, classes: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         load_teacher(
             DistillSection(teacher=spec, weight=0.5),
-            num_classes=classes,
+            classes=DIGITS,
             input_size=(1, 8, 8),
             device=torch.device("cpu"),
             precision="float32",

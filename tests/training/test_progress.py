@@ -37,7 +37,7 @@ def _shown(*things: object, terminal: bool = False) -> str:
 
 def test_the_closing_table_names_every_alarm_whole(run: Run) -> None:
     shown = _shown(closing_table(run))
-    assert "runs/digits: 4 epochs; best by test robust accuracy" in " ".join(shown.split())
+    assert "runs/digits: 4 epochs in 4 s; best by test robust accuracy" in " ".join(shown.split())
     assert "catastrophic overfitting at epochs 2 to 3" in shown
     assert "CAS falling at epochs 2 to 3" in shown
     best = next(line for line in shown.splitlines() if line.startswith("│ best"))

@@ -94,6 +94,14 @@ def test_set_changes_one_key(recipe_file: Path, override: str, key: str, value: 
     assert found == value
 
 
+def test_set_reaches_into_lists(recipe_file: Path) -> None:
+    teachers = "distill=[{teacher='a', weight=0.3}, {teacher='b', weight=0.1}]"
+    recipe = load_recipe(str(recipe_file), [teachers, "distill.1.weight=0.5", "distill.0.temperature=2.0"])
+    assert [(one.weight, one.temperature) for one in recipe.distill] == [(0.3, 2.0), (0.5, 1.0)]
+    with pytest.raises(InputError, match=r"distill.2 is not a table"):
+        load_recipe(str(recipe_file), [teachers, "distill.2.weight=0.5"])
+
+
 def test_evaluation_follows_the_training_attack_where_it_is_silent(recipe_file: Path) -> None:
     recipe = load_recipe(str(recipe_file), ["attack.eps=4/255"])
     assert recipe.evaluation_threat().eps == 4 / 255
@@ -225,6 +233,8 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ("ensembling.ramp=['a', 1]", "ensembling.ramp.0: expected a valid integer, found 'a'"),
         ("ensembling.ramp=[4, 4]", "ensembling.ramp: expected a ramp that ends after it starts"),
         ("attack.name=APGD", "attack.batchnorm: expected 'eval' with attack APGD, which runs the model on parts of"),
+        ("distill={teacher='a', weight=0.3}", "distill: expected a valid list, found one table; write [[distill]]"),
+        ("objective.loss=python:my/mine.py:margin", "expected python:package.module:name"),
         ("objective.loss=python:nowhere.at.all:loss", "objective.loss: python:nowhere.at.all:loss: importing nowhere"),
         ("average={kind='ema', start_epoch=5, stop_epoch=5}", "average.stop_epoch: expected an epoch after"),
         ("average={kind='ema', deca=0.5}", "average.deca: expected a known key, found 'deca'; did you mean 'decay'"),

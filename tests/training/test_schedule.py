@@ -19,5 +19,11 @@ def test_the_other_schedules() -> None:
     assert [learning_rate(cosine, epochs) for epochs in (0, 2.5, 5, 10)] == pytest.approx([1, 0.8535534, 0.5, 0])
     cyclic = OptimSection(schedule="cyclic", lr=0.2, epochs=30)
     assert [learning_rate(cyclic, epochs) for epochs in (0, 7.5, 15, 22.5, 30)] == pytest.approx([0, 0.1, 0.2, 0.1, 0])
+    late = OptimSection(schedule="cyclic", lr=0.2, epochs=30, warmup_epochs=12)  # Wong et al.'s own peak
+    assert [learning_rate(late, epochs) for epochs in (0, 6, 12, 21, 30)] == pytest.approx([0, 0.1, 0.2, 0.1, 0])
+    warm = OptimSection(schedule="cosine", lr=1.0, epochs=10, warmup_epochs=2)
+    assert [learning_rate(warm, epochs) for epochs in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    warm = OptimSection(lr=1.0, epochs=10, warmup_epochs=4, decay_epochs=[2, 8])
+    assert [learning_rate(warm, epochs) for epochs in (1, 4, 8)] == pytest.approx([0.25, 0.1, 0.01])
     constant = OptimSection(schedule="constant", lr=0.3, epochs=10, warmup_epochs=4)
     assert [learning_rate(constant, epochs) for epochs in (0, 1, 4, 9)] == pytest.approx([0, 0.075, 0.3, 0.3])
