@@ -5,8 +5,10 @@ from __future__ import annotations
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.training.recipe import Recipe
@@ -320,3 +322,36 @@ def test_every_shipped_recipe_states_its_seed(name: str) -> None:
     chain = tomllib.loads(path.read_text("utf-8"))
     while "seed" not in chain:
         chain = tomllib.loads((path.parent / f"{chain['base']}.toml").read_text("utf-8"))
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> dict[str, object]:
+    """Every key of the schema with its default; None where it has none, or needs a value."""
+    found: dict[str, object] = {}
+    for name, field in section.model_fields.items():
+        inner = [one for one in (get_args(field.annotation) or (field.annotation,)) if isinstance(one, type)]
+        tables = [one for one in inner if issubclass(one, BaseModel)]
+        default = None if field.is_required() else field.default
+        found |= _keys(tables[0], f"{prefix}{name}.") if tables else {f"{prefix}{name}": default}
+    return found
+
+
+def _written(content: object, prefix: str = "") -> dict[str, object]:
+    tables = content if isinstance(content, dict) else {}
+    found: dict[str, object] = {}
+    for name, value in tables.items():
+        inner = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
+        key = f"{prefix}{name}"
+        found |= _written(inner, f"{key}.") if isinstance(inner, dict) and inner else {key: value}
+    return found
+
+
+def test_the_documented_keys_and_defaults_are_the_schemas(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "recipes" / "README.md").read_text("utf-8")
+    block = text.split("<!-- every key -->\n```toml\n")[1].split("```")[0]
+    documented, schema = _written(tomllib.loads(block)), _keys(Recipe)
+    assert documented.keys() == schema.keys()
+    shown = {"objective.loss": "trades"}  # so that beta and TPGD stand beside it
+    for key, default in schema.items():
+        assert default is None or documented[key] == shown.get(key, default), key
+    (tmp_path / "all.toml").write_text(block)
+    assert load_recipe(str(tmp_path / "all.toml")).unreached() == []
