@@ -108,17 +108,19 @@ def _read_run(folder: Path, name: str) -> RunFiles:
             "say at which epochs a run writes them"
         )
     first = next(iter(by_suffix[""].values()))
-    for results in by_suffix.values():
-        for epoch, result in results.items():
-            _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
     selected_by = selecting_figure(
         recipe.get("objective", {}).get("loss", "madry"), recipe.get("evaluate", {}).get("select", "test")
     )
     tracks = []
     for suffix, results in by_suffix.items():
+        best = best_row(rows, f"{selected_by}{suffix}")
+        if best is not None and (at_best := _read_best(folder, suffix, best)) is not None:
+            results = dict(sorted(({best.epoch: at_best} | results).items()))
+        for epoch, result in results.items():
+            _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
         weights = "" if len(by_suffix) == 1 else ", averaged weights" if suffix else ", raw weights"
         matrices = {epoch: result.matrix for epoch, result in results.items()}
-        tracks.append(Track(name + weights, suffix, rows, best_row(rows, f"{selected_by}{suffix}"), matrices))
+        tracks.append(Track(name + weights, suffix, rows, best, matrices))
     return RunFiles(
         folder=folder,
         name=name,
@@ -141,6 +143,16 @@ def _read_results(folder: Path) -> dict[str, dict[int, CrossClassResult]]:
         if match := re.fullmatch(rf"(\d+)({AVERAGE})?", path.stem):
             found.setdefault(match[2] or "", {})[int(match[1])] = CrossClassResult.load(path)
     return {suffix: dict(sorted(found[suffix].items())) for suffix in sorted(found)}
+
+
+def _read_best(folder: Path, suffix: str, row: EpochRow) -> CrossClassResult | None:
+    """The result of the best epoch; None where there is none, or a killed run left that of an epoch not in the log."""
+    path = folder / "probe" / f"best{suffix}.json"
+    logged = getattr(row, f"cas{suffix}")
+    if not path.is_file() or logged is None:
+        return None
+    result = CrossClassResult.load(path)
+    return result if math.isclose(result.cas, logged, rel_tol=1e-4, abs_tol=1e-4) else None
 
 
 def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:

@@ -131,9 +131,10 @@ def _train_epoch(
         **figures(measured),  # type: ignore[arg-type]  # none of them is text
     )
     row = replace(row, alarm="; ".join(alarms(run.rows, row)))
-    kept = measured if _is_due(recipe.probe.every, epoch, recipe) else {}
+    is_kept = _is_due(recipe.probe.every, epoch, recipe)
     snapshots = {
-        suffix: Snapshot(model, kept[suffix].test if suffix in kept else None) for suffix, model in models.items()
+        suffix: Snapshot(model, measured[suffix].test if suffix in measured else None, is_kept)
+        for suffix, model in models.items()
     }
     with spent("writing"):
         row = run.finish_epoch(row, snapshots, parts.describe_model(), write=processes.is_main)

@@ -27,10 +27,11 @@ _STATE_FORMAT = 1
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at an epoch's end, and the result to keep of it."""
+    """A model at an epoch's end, its result where it was evaluated, and whether the recipe keeps that epoch's."""
 
     model: nn.Module
     result: CrossClassResult | None
+    is_kept: bool
 
 
 class Run:
@@ -150,9 +151,11 @@ class Run:
         described = {**describe, "epoch": row.epoch}
         every = self.recipe.checkpoints.every
         for suffix, snapshot in snapshots.items():
-            if snapshot.result is not None:
-                self._save_result(f"{row.epoch:03}{suffix}", snapshot.result)
-            if self.best_of(suffix) is row:
+            is_best = self.best_of(suffix) is row
+            for name, is_wanted in ((f"{row.epoch:03}", snapshot.is_kept), ("best", is_best)):
+                if snapshot.result is not None and is_wanted:
+                    self._save_result(f"{name}{suffix}", row.epoch, snapshot.result)
+            if is_best:
                 save_checkpoint(self.folder / f"best{suffix}.safetensors", snapshot.model, described)
             if every and row.epoch % every == 0:
                 save_checkpoint(
@@ -231,13 +234,12 @@ class Run:
             ) from None
         return file
 
-    def _save_result(self, name: str, result: CrossClassResult) -> None:
+    def _save_result(self, name: str, epoch: int, result: CrossClassResult) -> None:
         stem = self.folder / "probe" / name
         result.save(stem)
         if self.recipe.probe.pictures:
             what = "averaged, epoch" if name.endswith(AVERAGE) else "epoch"
-            title = f"{what} {int(name.removesuffix(AVERAGE))}: {result.title()}"
-            result.save_picture(stem.with_suffix(".png"), title=title)
+            result.save_picture(stem.with_suffix(".png"), title=f"{what} {epoch}: {result.title()}")
 
     def _write_log(self) -> None:
         averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,18 @@ def test_runs_that_cannot_be_compared_are_refused(write_run: WriteRun) -> None:
     for message, other in cases.items():
         with pytest.raises(InputError, match=message):
             read_runs([one, other])
+
+
+def test_the_best_epoch_has_its_matrix_though_it_is_not_among_those_probed(write_run: WriteRun) -> None:
+    folder = write_run("run", epochs=12, every=1, best=5)
+    for epoch in range(1, 13):
+        if epoch % 4:
+            for suffix in ("json", "npz"):
+                path = folder / "probe" / f"{epoch:03}.{suffix}"
+                path.rename(folder / "probe" / f"best.{suffix}") if epoch == 5 else path.unlink()
+    (run,) = read_runs([folder])
+    assert sorted(run.tracks[0].matrices) == [4, 5, 8, 12]
+    shutil.copy(folder / "probe" / "008.json", folder / "probe" / "best.json")  # as of an epoch that never was logged
+    shutil.copy(folder / "probe" / "008.npz", folder / "probe" / "best.npz")
+    (run,) = read_runs([folder])
+    assert sorted(run.tracks[0].matrices) == [4, 8, 12]

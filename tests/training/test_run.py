@@ -43,11 +43,22 @@ def test_the_folder_holds_what_the_design_says(finished: Run) -> None:
         "state/003.safetensors",
         "state/last.json",
         *(f"probe/{epoch:03}.{suffix}" for epoch in (1, 2, 3) for suffix in ("npz", "json")),
+        *(f"probe/best.{suffix}" for suffix in ("npz", "json")),
     }
     assert load_recipe(str(folder / "recipe.toml")) == finished.recipe
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == metadata.version("torch")
     assert environment["threads"] == 1
+
+
+def test_the_best_epochs_result_is_kept_whatever_the_recipe_probes(tmp_path: Path) -> None:
+    run = train(tiny("probe.every=3", "average={kind='ema', decay=0.5}"), tmp_path / "run", Quiet())
+    names = sorted(path.stem for path in (run.folder / "probe").glob("*.npz"))
+    assert names == ["003", "003_average", "best", "best_average"]
+    for suffix in ("", "_average"):
+        best = run.best_of(suffix)
+        assert best is not None
+        assert CrossClassResult.load(run.folder / "probe" / f"best{suffix}").cas == getattr(best, f"cas{suffix}")
 
 
 def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> None:
