@@ -1,6 +1,6 @@
 """The training methods side by side on a few thousand CIFAR-10 images: the runs behind the table in recipes/README.md.
 
-    python tests/benchmarks/compare_methods.py --data folder:PATH --out runs/methods --seeds 0 1
+    python tests/benchmarks/compare_methods.py --data folder:PATH --out runs/methods --seeds 0 1 2
 
 Each run is one ``ccf train recipes/cifar_small.toml`` (a process of its own) with the settings below, skipped when it
 is finished and resumed when it is not. The last lines printed are the table. About 8 minutes a run on one core.
