@@ -99,7 +99,8 @@ def against_published(run: RunFiles, track: Track) -> dict[str, Any]:
     Without published figures the table has the measured ones alone; so have the raw weights of a run that averages,
     since what was published is of the method's output.
     """
-    published: Mapping[str, Any] = run.recipe.get("published", {}) if track is run.tracks[-1] else {}
+    is_output = track is run.tracks[-1]
+    published: Mapping[str, Any] = run.recipe.get("published", {}) if is_output else {}
     by_place: dict[int | str, Mapping[str, float]] = {entry["at"]: entry for entry in published.get("figures", ())}
     evaluated = track.evaluated
     places: dict[int | str, EpochRow | None] = {row.epoch: row for row in evaluated if row.epoch in by_place}
@@ -118,6 +119,7 @@ def against_published(run: RunFiles, track: Track) -> dict[str, Any]:
             ]
             for place, row in rows.items()
         ],
+        "is_output": is_output,
         "source": published.get("source"),
         "changed": published.get("changed", []),
     }

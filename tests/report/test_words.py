@@ -58,6 +58,7 @@ def test_published_figures_stand_beside_the_averaged_weights_of_a_run_that_avera
     (run,) = read_runs([write_run("wake", recipe="preact_l2_wake", epochs=4, best=2, averaged=True)])
     raw, averaged = (against_published(run, track) for track in run.tracks)
     assert (raw["source"], raw["columns"][4:]) == (None, [])
+    assert (raw["is_output"], averaged["is_output"]) == (False, True)
     assert averaged["columns"][4:] == ["published clean accuracy", "published RA"]
 
 
