@@ -89,7 +89,7 @@ def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
 
 
 METHODS = {
-    "trades": ["objective.loss=trades"],
+    "trades": ["objective.loss=trades", "attack.name=PGD"],  # its own attack starts at random
     "mart": ["objective.loss=mart"],
     "weight perturbation": ["awp={gamma=0.01}"],
     "ensembling": ["ensembling={weight=5.0, decay=0.5, ramp=[1, 2]}"],
