@@ -48,8 +48,8 @@ def checkpoint_of(run: Path, which: Literal["best", "last"]) -> Path:
 
     The averaged model is the output of the methods that average (WAKE's Algorithm 2; KDSWA).
     """
-    averaged = run / f"{which}{AVERAGE}.safetensors"
-    return averaged if averaged.is_file() else run / f"{which}.safetensors"
+    has_averaged = (run / f"best{AVERAGE}.safetensors").is_file()  # once an average was evaluated
+    return run / f"{which}{AVERAGE if has_averaged else ''}.safetensors"
 
 
 def log_text(rows: Sequence[EpochRow], *, averaged: bool, validated: bool) -> str:

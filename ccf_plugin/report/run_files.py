@@ -102,25 +102,26 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         raise InputError(f"expected a run with finished epochs in {folder}, found none yet")
     recipe_text, recipe = _read_recipe(folder / "recipe.toml")
     by_suffix = _read_results(folder)
+    selected_by = selecting_figure(
+        recipe.get("objective", {}).get("loss", "madry"), recipe.get("evaluate", {}).get("select", "test")
+    )
+    best = {suffix: best_row(rows, f"{selected_by}{suffix}") for suffix in ("", AVERAGE)}
+    for suffix, row in best.items():
+        if row is not None and (at_best := _read_best(folder, suffix, row)) is not None:
+            by_suffix[suffix] = dict(sorted(({row.epoch: at_best} | by_suffix.get(suffix, {})).items()))
     if not by_suffix.get(""):
         raise InputError(
             f"expected probe results in {folder / 'probe'}, found none; the recipe's evaluate.every and probe.every "
             "say at which epochs a run writes them"
         )
     first = next(iter(by_suffix[""].values()))
-    selected_by = selecting_figure(
-        recipe.get("objective", {}).get("loss", "madry"), recipe.get("evaluate", {}).get("select", "test")
-    )
     tracks = []
-    for suffix, results in by_suffix.items():
-        best = best_row(rows, f"{selected_by}{suffix}")
-        if best is not None and (at_best := _read_best(folder, suffix, best)) is not None:
-            results = dict(sorted(({best.epoch: at_best} | results).items()))
+    for suffix, results in sorted(by_suffix.items()):
         for epoch, result in results.items():
             _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
         weights = "" if len(by_suffix) == 1 else ", averaged weights" if suffix else ", raw weights"
         matrices = {epoch: result.matrix for epoch, result in results.items()}
-        tracks.append(Track(name + weights, suffix, rows, best, matrices))
+        tracks.append(Track(name + weights, suffix, rows, best[suffix], matrices))
     return RunFiles(
         folder=folder,
         name=name,

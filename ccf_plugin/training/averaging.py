@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from ccf_plugin.training.recipe import AverageSection
 
@@ -22,18 +21,29 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, section: AverageSection) -> None:
         self._section = section
-        # Named, because torch's own choice for SWA on CUDA cannot take BatchNorm's count of batches, a whole number.
-        averaging: dict[str, Any] = {"avg_fn": get_swa_avg_fn()}  # type: ignore[no-untyped-call]
+        averaging = None
         if section.kind == "ema":
-            averaging = {"multi_avg_fn": get_ema_multi_avg_fn(section.decay)}  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(model, **averaging, use_buffers=True).requires_grad_(False).eval()
+            averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
+        norms = (one for one in self.averaged.modules() if isinstance(one, nn.modules.batchnorm._NormBase))
+        of_norms = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        self._statistics = [statistic for statistic in of_norms if statistic is not None]
 
     def after_step(self, model: nn.Module, epoch: int, *, is_last: bool) -> None:
         """A training step of an epoch (counted from 1) is done, perhaps its last."""
         stop = self._section.stop_epoch
         is_open = epoch > self._section.start_epoch and (stop is None or epoch <= stop)
         if is_open and (is_last or self._section.every == "step"):
-            self.averaged.update_parameters(model)
+            self._move(model)
+
+    def _move(self, model: nn.Module) -> None:
+        # torch averages either all buffers, whole numbers and infinities too, or none: it copies them here.
+        before = [statistic.clone() for statistic in self._statistics]
+        is_first = not self.has_moved
+        self.averaged.update_parameters(model)
+        share = 1 / int(self.averaged.n_averaged) if self._section.kind == "swa" else 1 - self._section.decay
+        for statistic, old in zip(self._statistics, before, strict=True):
+            statistic.copy_(statistic if is_first else old.lerp(statistic, share))
 
     @property
     def has_moved(self) -> bool:

@@ -37,20 +37,9 @@ class Teacher:
     average: WeightAverage | None = None
 
     def weight(self, epoch: int) -> float:
-        """λ in an epoch (counted from 1): 0 up to the ramp's start, then linear to the weight at its end.
-
-        This is λ_t of the supplement's Algorithm 2, with ``weight_after`` for what follows the ramp.
-        """
-        if self.average is not None and not self.average.has_moved:
-            return 0.0
-        if self.section.ramp is None:
-            return self.section.weight
-        start, end = self.section.ramp
-        if epoch <= start:
-            return 0.0
-        if epoch < end:
-            return self.section.weight * (epoch - start) / (end - start)
-        return self.section.weight if self.section.weight_after is None else self.section.weight_after
+        """λ in an epoch (counted from 1)."""
+        is_ready = self.average is None or self.average.has_moved
+        return self.section.weight_at(epoch) if is_ready else 0.0
 
 
 def distilled(output: StepOutput, adversarial: Tensor, teachers: Sequence[Teacher], epoch: int) -> Tensor:
@@ -91,8 +80,9 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
         if ":" in section.teacher or section.teacher == "average":
             continue
         if not path.exists():
-            name = path.name if path.name in shipped_recipes() else "RECIPE"
-            place = "" if path == given_path(f"runs/{name}") else f" --out {path}"
+            folder = path.parent if path.suffix == ".safetensors" else path
+            name = folder.name if folder.name in shipped_recipes() else "RECIPE"
+            place = "" if folder == given_path(f"runs/{name}") else f" --out {folder}"
             faults.append(f"expected the teacher's run at {path}, found none; make it with `ccf train {name}{place}`")
         elif path.resolve().is_relative_to(out.resolve()):
             faults.append(f"expected a teacher outside the run's own folder {out}, found {path}; choose another --out")
@@ -122,7 +112,10 @@ def load_teacher(
     logits = check_input(model, input_size, spec)
     if logits.shape != (2, len(classes)):
         raise InputError(f"expected a teacher of {len(classes)} classes, found {logits.shape[-1]} in {spec}")
-    if loaded.class_names is not None and are_other_classes(loaded.class_names, classes):
-        names = f"{some_of(classes)}, found {some_of(loaded.class_names)}"
+    own = loaded.class_names
+    if (
+        own is not None and are_other_classes(own, classes) and are_other_classes(classes, own)
+    ):  # either may be nameless
+        names = f"{some_of(classes)}, found {some_of(own)}"
         raise InputError(f"expected a teacher of the data's classes {names} in {spec}: their order must be the same")
     return Teacher(Forward(model, precision=precision), section)

@@ -77,7 +77,7 @@ def train(
         check_is_free(out, force=force)  # before the data are loaded for nothing
     if processes.device.type == "cpu":
         keep_freed_memory()
-    parts = prepare(recipe, processes.device, download=download)
+    parts = prepare(recipe, processes.device, download=download, processes=processes.count)
     spent = spent or Stopwatch()
     trainer = Trainer(parts, processes, spent)
     with lock(out) if processes.is_main else nullcontext():

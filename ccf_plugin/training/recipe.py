@@ -92,6 +92,17 @@ class DistillSection(_Section):
     ramp: Ramp | None = None
     weight_after: Annotated[float, Field(ge=0, le=1)] | None = None
 
+    def weight_at(self, epoch: int) -> float:
+        """λ in an epoch (counted from 1): λ_t of the supplement's Algorithm 2, weight_after standing for its 1."""
+        if self.ramp is None:
+            return self.weight
+        start, end = self.ramp
+        if epoch <= start:
+            return 0.0
+        if epoch < end:
+            return self.weight * (epoch - start) / (end - start)
+        return self.weight if self.weight_after is None else self.weight_after
+
 
 class AverageSection(_Section):
     """[average]: an average of the weights, evaluated, probed and saved beside the raw ones.

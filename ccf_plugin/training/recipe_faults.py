@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -9,7 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.training.recipe import Recipe, evaluation_threat, training_threat
+from ccf_plugin.training.recipe import DistillSection, Recipe, evaluation_threat, training_threat
 from ccf_plugin.zoo.threat import ThreatModel
 
 
@@ -79,11 +80,9 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[str]:
 def _of_teachers(content: Mapping[str, Any]) -> Iterator[str]:
     tables = content.get("distill")
     teachers = [table if isinstance(table, dict) else {} for table in tables] if isinstance(tables, list) else []
-    for keys in (("weight",), ("weight_after", "weight")):  # before ramps end, and after
-        weights = [next((table[key] for key in keys if key in table), 0) for table in teachers]
-        if all(isinstance(weight, int | float) for weight in weights) and sum(weights) > 1:
-            yield f"distill: expected teachers' weights that add up to 1 at most, found {sum(weights):g}"
-            break
+    total, epoch = max(_sums_of_weights(teachers), key=lambda found: (found[0], -found[1]))
+    if total > 1 + 1e-9:
+        yield f"distill: expected teachers' weights that add up to 1 at most, found {total:g} in epoch {epoch}"
     for place, table in enumerate(teachers):
         if _ends_too_soon(table.get("ramp")):
             yield f"distill.{place}.ramp: expected a ramp that ends after it starts, found {table['ramp']}"
@@ -91,6 +90,17 @@ def _of_teachers(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"distill.{place}.weight_after: expected a ramp that it follows, found none; state it in weight"
         if table.get("teacher") == "average" and "average" not in content:
             yield f"distill.{place}.teacher: expected an [average] for the teacher 'average', found none"
+
+
+def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, int]]:
+    """Σλ where it can be largest: at the epochs where a ramp begins or ends, of those teachers that are in order."""
+    sections = []
+    for table in teachers:
+        with contextlib.suppress(ValidationError):
+            sections.append(DistillSection.model_validate(table))
+    edges = {edge + step for one in sections for edge in one.ramp or () for step in (-1, 0, 1)}
+    for epoch in {1, *edges} - {-1, 0}:
+        yield sum(one.weight_at(epoch) for one in sections), epoch
 
 
 def _unknown_parts(content: Mapping[str, Any]) -> list[str]:
@@ -118,7 +128,8 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[str]:
             check_attack(section.get("name"), threat, section.get("options", {}), mode=mode)
 
     faults: list[str] = []
-    mode = attack.get("batchnorm", "train") if objective.get("loss") != "standard" else "eval"
+    attacks_in_train = objective.get("loss") != "standard" and attack.get("batchnorm", "train") == "train"
+    mode = "train" if attacks_in_train else "eval"
     checks: list[tuple[str, Callable[[], object]]] = [
         ("model.name", lambda: named(model, check_name)),
         ("data.name", lambda: named(data, check_spec)),

@@ -61,7 +61,7 @@ def read_recipe(path: Path) -> Recipe:
         InputError: not TOML, or faults in it.
     """
     try:
-        return recipe_by_schema(_spelled_out(_parse(path)))
+        return recipe_by_schema(_spelled_out(_parse(path), by_method=False))
     except InputError as found:
         raise InputError(*(f"{path}: {fault}" for fault in found.args)) from None
 
@@ -172,7 +172,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     *tables, last = (part.strip() for part in key.split("."))
     inside: Any = content
     for table in tables:
-        if isinstance(inside, list) and table.isdigit() and int(table) < len(inside):
+        if isinstance(inside, list) and table in map(str, range(len(inside))):
             inside = inside[int(table)]  # distill.0.weight
         elif isinstance(inside, dict):
             inside = inside.setdefault(table, {})
@@ -185,18 +185,19 @@ def _apply(content: dict[str, Any], override: str) -> None:
     inside[last] = value
 
 
-def _spelled_out(content: Mapping[str, Any]) -> dict[str, Any]:
+def _spelled_out(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
     """The content with what other keys decide where it is silent: the attack that a loss is made for, and step sizes.
 
     TRADES maximises its own divergence (TPGD), the others the cross-entropy; fast-AT's step is 1.25 eps (Wong et al.
-    2020), the paper's eps/4 or in L2 eps/8. What is no table or no norm is left to the faults.
+    2020), the paper's eps/4 or in L2 eps/8. What is no table or no norm is left to the faults. Without ``by_method``
+    silence means PGD and steps by the norm, as it did in the recipes that runs of earlier versions wrote.
     """
     attack, evaluate, objective = (content.get(name, {}) for name in ("attack", "evaluate", "objective"))
     if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
         return dict(content)
-    attack = {"name": "TPGD" if objective.get("loss") == "trades" else "PGD", **attack}
+    attack = {"name": "TPGD" if by_method and objective.get("loss") == "trades" else "PGD", **attack}
     norm = attack.get("norm", "Linf")
-    is_fast = str(attack["name"]).upper() == "FFGSM"
+    is_fast = by_method and str(attack["name"]).upper() == "FFGSM"
     steps = {"attack": "1.25*eps" if is_fast else _step_size(norm), "evaluate": _step_size(evaluate.get("norm", norm))}
     sections = {"attack": attack, "evaluate": {"name": "PGD", **evaluate}}
     filled = {name: ({"step_size": step} if (step := steps[name]) else {}) | sections[name] for name in sections}

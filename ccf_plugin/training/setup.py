@@ -49,8 +49,12 @@ class Parts:
         }
 
 
-def prepare(recipe: Recipe, device: torch.device, *, download: bool = False) -> Parts:
+def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, processes: int = 1) -> Parts:
     """Load data and build the model.
+
+    Args:
+        download: fetch the data set where it is missing.
+        processes: so many will share each batch.
 
     Raises:
         InputError: all that can be wrong with a recipe's data, model and device is found here.
@@ -89,11 +93,12 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False) -> 
     )
     check_input(model, (channels, height, width), recipe.model.name)
     batch_size = recipe.optim.batch_size
-    is_single = batch_size == 1 or len(train) % batch_size == 1
-    if is_single and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    smallest = min(size for size in (batch_size, len(train) % batch_size) if size) // processes
+    if smallest <= 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        shared = "" if processes == 1 else f" and {processes} processes"
         raise InputError(
             f"optim.batch_size: expected one that leaves no batch of a single image, which BatchNorm refuses, found "
-            f"{batch_size} for {len(train)} images"
+            f"{batch_size} for {len(train)} images{shared}"
         )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)

@@ -94,7 +94,7 @@ class Attack:
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
         if self._draws_seed:
-            self._attack.seed = int(torch.randint(2**31, ()))
+            _seed(self._attack, int(torch.randint(2**31, ())))
         with torch.inference_mode(False), torch.enable_grad(), self._own_rng(), self._only_input_gradients():
             if images.is_inference():  # such tensors cannot take part in autograd; a copy can
                 images, labels = images.clone(), labels.clone()
@@ -155,6 +155,14 @@ class Attack:
         # each batch of a training run the same augmentation. The others draw from the caller's stream as it is.
         devices = [torch.cuda.current_device()] if self._seeds and torch.cuda.is_available() else []
         return torch.random.fork_rng(devices=devices, enabled=self._seeds)
+
+
+def _seed(attack: Any, seed: int) -> None:
+    """Seed a torchattacks attack and those inside it (AutoAttack's)."""
+    if "seed" in vars(attack):
+        attack.seed = seed
+    for inner in vars(attack).get("_attacks", {}).values():
+        _seed(inner, seed)
 
 
 class _Facade(nn.Module):

@@ -101,3 +101,14 @@ def test_the_best_epoch_has_its_matrix_though_it_is_not_among_those_probed(write
     shutil.copy(folder / "probe" / "008.npz", folder / "probe" / "best.npz")
     (run,) = read_runs([folder])
     assert sorted(run.tracks[0].matrices) == [4, 8, 12]
+
+
+def test_a_run_that_has_its_best_result_alone_is_shown(write_run: WriteRun) -> None:
+    folder = write_run("run", epochs=3, best=2, averaged=True)
+    for suffix in ("", "_average"):
+        for kind in ("json", "npz"):
+            (folder / "probe" / f"002{suffix}.{kind}").rename(folder / "probe" / f"best{suffix}.{kind}")
+    for path in (folder / "probe").glob("00*"):
+        path.unlink()
+    (run,) = read_runs([folder])
+    assert [sorted(track.matrices) for track in run.tracks] == [[2], [2]]

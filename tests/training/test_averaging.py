@@ -63,6 +63,20 @@ def test_batchnorm_s_statistics_are_averaged_as_the_weights_are(kind: Any) -> No
     )
 
 
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_other_buffers_are_the_models_own(kind: Any) -> None:
+    """Indices of windows, masks of -inf: an average of these would be another network."""
+    model = nn.Linear(1, 1)
+    model.register_buffer("index", torch.arange(500))
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = WeightAverage(model, AverageSection(kind=kind, decay=0.9))
+    for _ in range(5):
+        average.after_step(model, 1, is_last=False)
+    averaged: Any = average.averaged.module
+    assert torch.equal(averaged.index, model.index)
+    assert torch.equal(averaged.mask, model.mask)
+
+
 def test_swa_is_the_mean_of_the_epochs_ends_between_start_and_stop() -> None:
     _, found = _moves(AverageSection(kind="swa", every="epoch", start_epoch=1, stop_epoch=3), epochs=5)
     assert found == pytest.approx((4 + 6) / 2)  # the weights at the ends of epochs 2 and 3

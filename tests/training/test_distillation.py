@@ -142,8 +142,7 @@ def test_a_teacher_whose_classes_stand_in_another_order_is_refused(tmp_path: Pat
     rest: dict[str, Any] = {"input_size": size, "device": torch.device("cpu"), "precision": "float32"}
     with pytest.raises(InputError, match="expected a teacher of the data's classes 9, 8, 7, …, found 0, 1, 2, …"):
         load_teacher(section, classes=DIGITS[::-1], **rest)
-    with pytest.raises(InputError, match="data's classes class 0, class 1, class 2, …, found 0, 1, 2, …"):
-        load_teacher(section, classes=[f"class {label}" for label in DIGITS], **rest)
+    load_teacher(section, classes=[f"class {label}" for label in DIGITS], **rest)  # its own are numbers, not names
 
 
 @pytest.mark.parametrize(

@@ -228,8 +228,14 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ),
         (
             "distill=[{teacher='a', weight=0.3, ramp=[1, 3], weight_after=0.7}, {teacher='b', weight=0.4}]",
-            "distill: expected teachers' weights that add up to 1 at most, found 1.1",
+            "distill: expected teachers' weights that add up to 1 at most, found 1.1 in epoch 4",
         ),
+        (
+            "distill=[{teacher='a',weight=0.2,ramp=[0,5],weight_after=0.8},{teacher='b',weight=0.5,ramp=[0,10]}]",
+            "distill: expected teachers' weights that add up to 1 at most, found 1.3 in epoch 10",
+        ),
+        ("attack.batchnorm=foo", "attack.batchnorm: expected 'train' or 'eval', found 'foo'"),
+        ("distill.².weight=0.1", "write [[distill]]"),
         ("distill=[{teacher='a', weight=0.3, weight_after=0.7}]", "distill.0.weight_after: expected a ramp"),
         ("distill=[{teacher='a', weight=0.3, ramp=['a', 1]}]", "distill.0.ramp.0: expected a valid integer, found 'a'"),
         ("ensembling.ramp=['a', 1]", "ensembling.ramp.0: expected a valid integer, found 'a'"),
