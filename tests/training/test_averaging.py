@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ccf_plugin.run_log import read_log
+from ccf_plugin.run_log import checkpoint_of, read_log
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import AverageSection
@@ -138,3 +138,12 @@ def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(tmp_path: Pat
         assert_same_run(resumed, whole)
         first, second = (load_file(run.folder / "last_average.safetensors") for run in (resumed, whole))
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_stopped_before_its_average_was_evaluated_is_its_raw_weights(tmp_path: Path) -> None:
+    late = tiny("average={kind='ema', start_epoch=2}", "evaluate.every=2", "optim.epochs=4")
+    with pytest.raises(KeyboardInterrupt):
+        train(late, tmp_path / "run", Quiet(stop_after=3))
+    assert (tmp_path / "run" / "last_average.safetensors").is_file()
+    assert checkpoint_of(tmp_path / "run", "last").name == "last.safetensors"
+    assert checkpoint_of(tmp_path / "run", "best").name == "best.safetensors"

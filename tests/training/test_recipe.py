@@ -228,7 +228,7 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ),
         (
             "distill=[{teacher='a', weight=0.3, ramp=[1, 3], weight_after=0.7}, {teacher='b', weight=0.4}]",
-            "distill: expected teachers' weights that add up to 1 at most, found 1.1 in epoch 4",
+            "distill: expected teachers' weights that add up to 1 at most, found 1.1 in epoch 3",
         ),
         (
             "distill=[{teacher='a',weight=0.2,ramp=[0,5],weight_after=0.8},{teacher='b',weight=0.5,ramp=[0,10]}]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.run_log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.training.setup import hold_out
+from ccf_plugin.training.setup import hold_out, prepare
 from ccf_plugin.zoo.datasets import Split
 
 from .tiny import Quiet, tiny
@@ -53,3 +54,13 @@ def test_the_validation_split_selects_the_best_epoch_and_is_not_trained_on(tmp_p
 def test_selecting_by_validation_needs_a_split() -> None:
     with pytest.raises(InputError, match=r"evaluate.select: expected data.validation images to select by, found none"):
         load_recipe("digits", ["evaluate.select=validation"])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "works"), [(20, 1, True), (59, 1, False), (58, 1, True), (58, 2, False), (1, 1, False)]
+)
+def test_batchnorm_gets_no_single_image(batch_size: int, processes: int, works: bool) -> None:
+    """60 images; 60 = 59 + 1 = 58 + 2, and two processes get one each of the latter."""
+    recipe = tiny(f"optim.batch_size={batch_size}")
+    with nullcontext() if works else pytest.raises(InputError, match="leaves no batch of a single image"):
+        prepare(recipe, torch.device("cpu"), processes=processes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.images import check_images
-from ccf_plugin.zoo.attacks import attack_names, build_attack
+from ccf_plugin.zoo.attacks import _seed, attack_names, build_attack
 from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import threat_model
 
@@ -91,6 +91,14 @@ def test_an_attack_that_seeds_itself_draws_fresh_noise_for_training(network: nn.
     seen.clear()
     starts(fresh_noise=True)
     assert torch.equal(torch.cat([x.flatten() for x in seen]), again[0])  # the caller's seed decides
+
+
+def test_autoattacks_own_attacks_get_the_fresh_seed(network: nn.Module) -> None:
+    attack = build_attack("AutoAttack", network, threat_model(), fresh_noise=True)
+    _seed(attack._attack, 12345)
+    seeds = [inner.seed for inner in attack._attack._autoattack.attacks]
+    assert seeds == [12345] * len(seeds)
+    assert len(seeds) >= 3
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
