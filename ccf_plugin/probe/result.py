@@ -90,14 +90,17 @@ class CrossClassResult:
     @property
     def missing_classes(self) -> tuple[str, ...]:
         """The classes without a row in C: no samples, or an attribution of length zero. CAS leaves them out."""
-        undefined = np.isnan(np.diagonal(self.matrix))
-        return tuple(name for name, missing in zip(self.names, undefined, strict=True) if missing)
+        return tuple(self.names[index] for index in np.flatnonzero(self._undefined))
+
+    @property
+    def _undefined(self) -> NDArray[np.bool_]:
+        return np.asarray(np.isnan(np.diagonal(self.matrix)))
 
     @property
     def left_out(self) -> str:
         """Why which classes are without a row in C, in words (ten names of each kind at most); "" where none is."""
-        missing = np.isnan(np.diagonal(self.matrix))
-        kinds = {"no samples of": missing & (self.counts == 0), "attribution is zero for": missing & (self.counts > 0)}
+        missing, seen = self._undefined, self.counts > 0
+        kinds = {"no samples of": missing & ~seen, "attribution is zero for": missing & seen}
         named = {why: [self.names[index] for index in np.flatnonzero(which)] for why, which in kinds.items()}
         return "; ".join(f"{why} {some_of(names, 10)}" for why, names in named.items() if names)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,9 @@ class Run:
         every = self.recipe.checkpoints.every
         for suffix, snapshot in snapshots.items():
             is_best = self.best_of(suffix) is row
-            for name, is_wanted in ((f"{row.epoch:03}", snapshot.is_kept), ("best", is_best)):
-                if snapshot.result is not None and is_wanted:
-                    self._save_result(f"{name}{suffix}", row.epoch, snapshot.result)
+            if snapshot.result is not None:
+                names = [f"{row.epoch:03}"] * snapshot.is_kept + ["best"] * is_best
+                self._save_result([f"{name}{suffix}" for name in names], row.epoch, snapshot.result)
             if is_best:
                 save_checkpoint(self.folder / f"best{suffix}.safetensors", snapshot.model, described)
             if every and row.epoch % every == 0:
@@ -234,12 +234,19 @@ class Run:
             ) from None
         return file
 
-    def _save_result(self, name: str, epoch: int, result: CrossClassResult) -> None:
-        stem = self.folder / "probe" / name
-        result.save(stem)
-        if self.recipe.probe.pictures:
-            what = "averaged, epoch" if name.endswith(AVERAGE) else "epoch"
-            result.save_picture(stem.with_suffix(".png"), title=f"{what} {epoch}: {result.title()}")
+    def _save_result(self, names: Sequence[str], epoch: int, result: CrossClassResult) -> None:
+        """Under each name, the picture being drawn once."""
+        drawn: Path | None = None
+        for name in names:
+            stem = self.folder / "probe" / name
+            result.save(stem)
+            if self.recipe.probe.pictures:
+                what = "averaged, epoch" if name.endswith(AVERAGE) else "epoch"
+                picture = stem.with_suffix(".png")
+                if drawn is None:
+                    drawn = result.save_picture(picture, title=f"{what} {epoch}: {result.title()}")
+                else:
+                    write_atomically(picture, drawn.read_bytes())
 
     def _write_log(self) -> None:
         averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None

@@ -138,7 +138,8 @@ class Trainer:
         images, _ = next(iter(self._parts.test.batches(_TRIED, self._parts.device)))
         with torch.no_grad(), evaluation_mode(self.model):
             logits = Forward(self.model, precision=self._parts.precision)(images)
-        return all(bool(torch.isfinite(values).all()) for values in (*self.model.parameters(), logits))
+        # One answer from the device, not one for each parameter.
+        return bool(torch.stack([torch.isfinite(values).all() for values in (*self.model.parameters(), logits)]).all())
 
     def close_epoch(self) -> None:
         """The next step will be another epoch's first."""

@@ -19,9 +19,9 @@ def default_threat() -> dict[str, Any]:
     return {"norm": "Linf", "eps": 8 / 255}
 
 
-def are_other_classes(own: Sequence[str] | None, found: Sequence[str]) -> bool:
+def are_other_classes(own: Sequence[str], found: Sequence[str]) -> bool:
     """Whether a model's class names are not the data's in their order; the data's may be "0", "1", …, for any."""
-    if own is None or tuple(own) == tuple(found):
+    if tuple(own) == tuple(found):
         return False
     nameless = [str(label) for label in range(len(found))]
     return sorted(own) == sorted(found) or list(found) != nameless
