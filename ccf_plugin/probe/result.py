@@ -55,6 +55,7 @@ class CrossClassResult:
     instance_matrix: NDArray[np.float64] | None = None
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
+    accuracy: float | None = None
     class_names: tuple[str, ...] | None = None
     model: str | None = None
     head: Head | None = None
