@@ -394,39 +394,38 @@ def test_a_fault_of_the_probe_is_not_the_hosts(monkeypatch: pytest.MonkeyPatch) 
 
 def test_mixtures_by_hand_and_by_gradients() -> None:
     torch.manual_seed(0)
-    model = Mixture().eval()
-    labels = torch.arange(N) % K
+    model = Mixture().eval().double()  # processors add float32 up in different orders
+    batch, labels = images().double(), torch.arange(N) % K
     with CrossClassProbe(model) as probe:
-        model(images())
+        model(batch)
         with pytest.raises(InputError, match=r"head='its\.name'.*head='gradient'"):
             probe.update(labels)
     with CrossClassProbe(model, head="branch1.head") as probe:
-        output = model(images())
+        output = model(batch)
         probe.update(labels)
         by_hand = probe.compute()
     assert by_hand.head.name == "branch1.head"
     assert by_hand.robust_accuracy == float((output.argmax(1) == labels).double().mean())  # of the whole model
     with CrossClassProbe(model.branch1) as probe:
-        model.branch1(images())
+        model.branch1(batch)
         probe.update(labels)
         np.testing.assert_allclose(by_hand.matrix, probe.compute().matrix, atol=1e-12)
 
     with CrossClassProbe(model, head="gradient") as probe:
-        model(images())
+        model(batch)
         probe.update(labels)
         found = probe.compute()
     assert found.head.name == "branch1.head + branch2.head"
     assert found.head.features == 2 * n
-    np.testing.assert_allclose(found.class_attribution, expected_gradients(model, labels), atol=1e-9)
+    np.testing.assert_allclose(found.class_attribution, expected_gradients(model, batch, labels), atol=1e-12)
 
 
-def expected_gradients(model: Mixture, labels: Tensor) -> Tensor:
+def expected_gradients(model: Mixture, batch: Tensor, labels: Tensor) -> Tensor:
     """g ⊙ ∂p_y/∂g of the mixture p by the softmax's derivative: ½ p_y (W[y] − Σ_k p_k W[k]) per member."""
     columns = []
     for branch in (model.branch1, model.branch2):
-        g = branch.features(images()).detach().double()
-        weight = branch.head.weight.detach().double()
-        p = (g @ weight.T + branch.head.bias.detach().double()).softmax(1)
+        g, weight = branch.features(batch).detach(), branch.head.weight.detach()
+        p = (g @ weight.T + branch.head.bias.detach()).softmax(1)
         own = p.gather(1, labels[:, None])
         columns.append(g * 0.5 * own * (weight[labels] - p @ weight))
     rows = torch.cat(columns, 1)
