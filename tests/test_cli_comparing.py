@@ -46,6 +46,17 @@ def test_two_models_of_one_name_are_told_apart(ccf: Ccf, digits_run: Path) -> No
     assert out.index("-a says") < out.index("-b says")
 
 
+def test_results_of_ones_own_loop_have_an_accuracy_that_is_no_ra(ccf: Ccf, tmp_path: Path) -> None:
+    for name, accuracy in (("one", 0.75), ("two", 0.5)):
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), accuracy=accuracy).save(tmp_path / name)
+    code, out, err = ccf("compare", "one", "two", "--out", "both")
+    assert (code, err) == (0, "")
+    assert " accuracy " in out
+    assert "75.0%" in out
+    assert "+25.0 points" in out
+    assert "RA" not in out
+
+
 BAD = {
     "one thing that is no run": (["compare", "nowhere"], "expected two models, or one run folder"),
     "a result that is not there": (["compare", "absent.npz", "{run}"], "expected the result file absent.npz"),

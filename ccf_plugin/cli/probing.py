@@ -73,6 +73,8 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("data", f"{result.data['count']} {result.data['split']} images of {result.data['name']}")
     if head is not None:
         table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
+        if head.history:
+            table.add_row("heads before", "\n".join(head.history))
     if threat is None:
         table.add_row("attack", "none (clean images)")
     else:

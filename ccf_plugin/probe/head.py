@@ -14,12 +14,16 @@ REDUCED_PRECISION = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Head:
-    """The linear map that makes the logits: its layer's name and type, K classes, n features."""
+    """The linear map that makes the logits: its layer's name and type, K classes, n features.
+
+    ``history`` tells which heads were measured before this one, where the passes' head changed.
+    """
 
     name: str
     kind: str
     classes: int
     features: int
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

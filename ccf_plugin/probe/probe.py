@@ -44,8 +44,9 @@ class CrossClassProbe:
             4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
         max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
         every: count one ``update`` in so many, beginning with the first.
-        inputs: whether the passes that ``update`` counts see adversarial or clean images; decides which accuracy
-            the result reports. ``run`` sets it by itself.
+        inputs: "adversarial" or "clean", what the passes that ``update`` counts see: the result then reports
+            ``robust_accuracy`` or ``clean_accuracy``. With None, which says nothing of them, it reports ``accuracy``.
+            ``run`` knows by itself.
         class_names: K names for tables and pictures.
         max_bytes: with ``instances``, the memory that single samples' attributions may take together.
 
@@ -71,7 +72,7 @@ class CrossClassProbe:
         instances: bool = False,
         max_per_class: int | None = None,
         every: int = 1,
-        inputs: Literal["adversarial", "clean"] = "adversarial",
+        inputs: Literal["adversarial", "clean"] | None = None,
         class_names: Iterable[str] | None = None,
         max_bytes: int = 8 * 2**30,
     ) -> None:
@@ -79,8 +80,8 @@ class CrossClassProbe:
             raise InputError(f"expected every to be 1 or more, found {every}")
         if max_per_class is not None and max_per_class < 1:
             raise InputError(f"expected max_per_class to be 1 or more, found {max_per_class}")
-        if inputs not in ("adversarial", "clean"):
-            raise InputError(f"expected inputs to be 'adversarial' or 'clean', found {inputs!r}")
+        if inputs not in ("adversarial", "clean", None):
+            raise InputError(f"expected inputs to be 'adversarial', 'clean' or None, found {inputs!r}")
         self.model = model
         self._tracer: HeadTracer | None = HeadTracer(model, head)
         self._needs_graph = head == GRADIENT
@@ -104,6 +105,7 @@ class CrossClassProbe:
         self._rows: InstanceRows | None = None
         self._seen: set[tuple[str, str]] = set()  # (mode, precision) of the passes
         self._calls = 0
+        self._counted = self._inputs  # what the counted passes see
         self._captured: ForwardPass | InputError | None = None
         self._captures = False
 
@@ -145,6 +147,8 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
+            if self._counted != self._inputs:  # what a run counted is still there
+                self._counted = None
             self._add(latest, labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
@@ -189,7 +193,6 @@ class CrossClassProbe:
         classes, total = len(vectors), int(sums.counts.sum())
         accuracy = int(sums.correct) / total
         clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
-        adversarial = self._inputs == "adversarial"
         samples = self._samples(together) if self._instances else None
         seen = set().union(*(entry[1] for entry in described))
         result = CrossClassResult(
@@ -197,8 +200,9 @@ class CrossClassProbe:
             class_attribution=vectors.numpy(),
             counts=sums.counts.cpu().numpy(),
             instance_matrix=None if samples is None else samples.matrix(classes),
-            clean_accuracy=clean_accuracy if adversarial else accuracy,
-            robust_accuracy=accuracy if adversarial else None,
+            clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
+            robust_accuracy=accuracy if self._counted == "adversarial" else None,
+            accuracy=accuracy if self._counted is None else None,
             class_names=self._names(classes),
             head=next((head for head, _ in described if head is not None), None),
             model_mode=_only({mode for mode, _ in seen}),
@@ -256,7 +260,7 @@ class CrossClassProbe:
     ) -> CrossClassResult:
         tracer = self._attached()
         self.reset()
-        self._inputs = "clean" if attack is None else "adversarial"
+        self._counted = "clean" if attack is None else "adversarial"
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         with evaluation_mode(self.model), seeded(seed, device):
             for number, (images, labels) in enumerate(loader):
