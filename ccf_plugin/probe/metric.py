@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
     """CAS (eq. 7) of a classifier's passes, from 0 to K(K-1): a `CrossClassProbe` whose sums are metric states.
 
-    As with the probe, the last pass of the model before ``update`` counts. A clone watches the same model.
+    As with the probe, the last pass of the model before ``update`` counts. It can be one of a `MetricCollection`, which
+    hands (preds, target) to all its metrics: ``update(preds, target)`` is ``update(target)`` here, since the probe has
+    seen the pass itself. A clone watches the same model; a pickle holds the model.
 
     Args:
         model: the classifier.
@@ -40,6 +43,13 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         >>> metric.update(torch.tensor([0, 1, 2, 0, 1, 2]))
         >>> 0 <= metric.compute() <= 6
         tensor(True)
+
+        >>> from torchmetrics import MetricCollection
+        >>> from torchmetrics.classification import MulticlassAccuracy
+        >>> metrics = MetricCollection({"accuracy": MulticlassAccuracy(3), "cas": metric})
+        >>> metrics.update(model(torch.rand(3, 1, 2, 2)), torch.tensor([0, 1, 2]))
+        >>> sorted(metrics.compute())
+        ['accuracy', 'cas']
     """
 
     is_differentiable = False
@@ -51,6 +61,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
     counts: Tensor
     bad_labels: Tensor
     not_finite: Tensor
+    own_bits: Tensor
 
     def __init__(
         self, model: nn.Module, num_classes: int, num_features: int, *, head: str | None = None, **options: Any
@@ -63,14 +74,29 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         self.add_state("counts", zeros.counts, dist_reduce_fx="sum")
         self.add_state("bad_labels", torch.tensor(False), dist_reduce_fx="max")
         self.add_state("not_finite", torch.tensor(False), dist_reduce_fx="max")
+        # A collection updates one metric of those whose states were once equal, as they are of a model and its average
+        # before they part; metrics of two models are never the same.
+        bits = uuid4().int
+        self.add_state("own_bits", torch.tensor([bits >> place & 1 for place in range(128)]), dist_reduce_fx="max")
 
-    def update(self, labels: Tensor) -> None:
-        """Add the last pass; see `CrossClassProbe.update`.
+    def update(
+        self, preds: Tensor | None = None, target: Tensor | None = None, *, labels: Tensor | None = None
+    ) -> None:
+        """Add the last pass; see `CrossClassProbe.update`. Called with labels (N,), or with (preds, target).
+
+        Args:
+            preds: ignored beside labels of any name; alone, the labels.
+            target: the labels, as a `MetricCollection` names them.
+            labels: the labels, by the name that the probe has for them.
 
         Raises:
-            InputError: as there, and where the head is not of the K and n that were announced.
+            InputError: as there, and where the head is not of the K and n that were announced; no labels, or two.
         """
-        self._probe.update(labels)
+        given = [one for one in (labels, target) if one is not None] or [one for one in (preds,) if one is not None]
+        if len(given) != 1:
+            found = "none" if not given else "labels and target"
+            raise InputError(f"expected labels once, as update(labels) or update(preds, target), found {found}")
+        self._probe.update(given[0])
         sums = self._probe.take_sums()
         if sums.attributions.shape != self.attributions.shape:
             raise InputError(
@@ -112,10 +138,19 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         """Remove the probe's hooks from the model."""
         self._probe.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_probe": self._probe.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        *_, head, _ = state["_arguments"]
+        super().__setstate__({**state, "_probe": CrossClassProbe(state["_probe"], head=head)})
+
     def __deepcopy__(self, memo: Any) -> ClassAttributionSimilarity:
         classes, features, head, options = self._arguments
-        copy = type(self)(self._probe.model, classes, features, head=head, **options)
-        for name in self._defaults:
+        model = memo.get(id(self._probe.model), self._probe.model)  # its copy, where the whole around both is copied
+        copy = type(self)(model, classes, features, head=head, **options)
+        for name in self._defaults.keys() - {"own_bits"}:
             setattr(copy, name, getattr(self, name).clone())
         copy._update_count = self._update_count
         return copy
