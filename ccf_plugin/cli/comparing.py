@@ -206,6 +206,8 @@ def saliency(
 
     if class_name is not None and indices is not None:
         raise InputError("expected --class or --indices, found both; --indices names the images itself")
+    if choices.head is not None and pair is None:
+        raise InputError("expected --head beside --pair, whose features are its, found it alone; name a --pair")
     chosen = None if indices is None else _numbers(indices)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]

@@ -26,7 +26,7 @@ Pair = tuple[str, str, float, float]  # two classes, what they share in the firs
 
 # What says where and how to measure, and therefore nothing where both sides are results.
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
-_MEASURING = ("data", "clean", *_ATTACK, "limit", "seed", "precision")
+_MEASURING = ("data", "clean", *_ATTACK, "limit", "head", "output", "seed", "precision")
 _FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_normalised", "instance_cas")
 
 

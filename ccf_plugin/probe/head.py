@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.errors import InputError
+
 REDUCED_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -98,9 +100,33 @@ def output_positions(module: nn.Module, output: Tensor) -> Tensor:
     return _positions(module, output)
 
 
-def find_logits(output: Any) -> Tensor | None:
-    """The first (N, K) logits in a model's output, or None; see `logit_candidates`."""
-    return next(iter(logit_candidates(output)), None)
+def find_logits(output: Any, entry: int | str | None = None) -> Tensor | None:
+    """The first (N, K) logits in a model's output, or in the entry chosen of it, or None; see `logit_candidates`."""
+    return next(iter(logit_candidates(chosen_entry(output, entry))), None)
+
+
+def chosen_entry(output: Any, entry: int | str | None) -> Any:
+    """The entry of a model's output that an index or a key chooses; the output itself where nothing is chosen.
+
+    Raises:
+        InputError: there is no such entry.
+    """
+    if entry is None:
+        return output
+    entries: dict[int | str, Any] = {}
+    if isinstance(output, Mapping):
+        entries = {**dict(enumerate(output.values())), **output}
+    elif isinstance(output, (tuple, list)):
+        entries = {
+            **dict(enumerate(output)),
+            **{name: getattr(output, name) for name in getattr(output, "_fields", ())},
+        }
+    elif not isinstance(output, Tensor):
+        entries = dict(vars(output)) if hasattr(output, "__dict__") else {}
+    if entry not in entries:
+        known = ", ".join(map(repr, entries)) or f"no entries (it is of type {type(output).__name__})"
+        raise InputError(f"expected output to choose an entry of the model's output, found {entry!r} for {known}")
+    return entries[entry]
 
 
 def logit_candidates(output: Any) -> list[Tensor]:

@@ -40,6 +40,7 @@ class CrossClassProbe:
         head: the name of the layer to measure, where it cannot be found; or "gradient" for models without a linear
             head, such as mixtures: A(x) = g ⊙ ∂logit_y/∂g over the members' heads' inputs, equal to the above where
             the head is linear. It needs the pass's graph: call ``update`` before ``backward``.
+        output: the entry of the model's output that holds the logits, an index or a key, where several could.
         instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3). They take
             4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
         max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
@@ -69,6 +70,7 @@ class CrossClassProbe:
         model: nn.Module,
         *,
         head: str | None = None,
+        output: int | str | None = None,
         instances: bool = False,
         max_per_class: int | None = None,
         every: int = 1,
@@ -83,7 +85,8 @@ class CrossClassProbe:
         if inputs not in ("adversarial", "clean", None):
             raise InputError(f"expected inputs to be 'adversarial', 'clean' or None, found {inputs!r}")
         self.model = model
-        self._tracer: HeadTracer | None = HeadTracer(model, head)
+        self._tracer: HeadTracer | None = HeadTracer(model, head, output)
+        self._output = output
         self._needs_graph = head == GRADIENT
         self._head: Head | None = None
         self._instances = instances
@@ -270,7 +273,7 @@ class CrossClassProbe:
                     if number == 0:
                         check_images(images, "the loader's first batch")
                     with torch.set_grad_enabled(self._needs_graph):
-                        clean = find_logits(self.model(images))
+                        clean = find_logits(self.model(images), self._output)
                     tracer.check()  # before an attack is run for nothing
                     images = attack(images, labels)
                     self.model.eval()  # torchattacks turns a model back to train mode

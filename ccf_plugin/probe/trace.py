@@ -19,7 +19,16 @@ from torch.nn.utils import parametrize
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.attribution import gradient_attribution
 from ccf_plugin.probe.detect import detect_in_output, gradient_members, head_by_name
-from ccf_plugin.probe.head import Head, LayerCall, Part, find_logits, is_channel_first, is_matrix, logit_candidates
+from ccf_plugin.probe.head import (
+    Head,
+    LayerCall,
+    Part,
+    chosen_entry,
+    find_logits,
+    is_channel_first,
+    is_matrix,
+    logit_candidates,
+)
 from ccf_plugin.probe.hook import Hook
 
 GRADIENT = "gradient"
@@ -64,9 +73,10 @@ class ForwardPass:
 class HeadTracer:
     """Watches ``model``; ``take`` gives the latest complete forward pass, once."""
 
-    def __init__(self, model: nn.Module, head: str | None = None) -> None:
+    def __init__(self, model: nn.Module, head: str | None = None, output: int | str | None = None) -> None:
         model = _unwrapped(model)
         self._model = model
+        self._output = output
         self._gradient = head == GRADIENT
         self._by_hand = None if self._gradient else head
         self._head: Head | None = None
@@ -201,6 +211,7 @@ class HeadTracer:
         self._pending = None
         with torch.set_grad_enabled(self._gradient):
             try:
+                output = chosen_entry(output, self._output)
                 if self._head is None:
                     self._find_head(calls, output)
                 self._last = self._read(calls, output, training)
