@@ -444,7 +444,7 @@ def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
     """The factors of the columns, (m,), and the largest difference that they leave."""
     driver = None if left.is_cuda else "gelsd"
     factors = torch.linalg.lstsq(left, right, driver=driver).solution
-    return factors.squeeze(1), float((left @ factors - right).abs().amax())
+    return factors.squeeze(1), float((left @ factors - right).detach().abs().amax())
 
 
 def _same_layer(first: Term, second: Term) -> bool:
@@ -472,8 +472,8 @@ def _refusal(record: PassRecord, search: _Search, wanted: Tensor) -> str:
     rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(_links(c, classes, len(c.inputs)))}
     if others := sorted(rows - {len(wanted)}):
         found += (
-            f"; a layer ran on {others[0]} rows, where the logits have {len(wanted)} (probe the module inside, which sees "
-            "them together)"
+            f"; a layer ran on {others[0]} rows, where the logits have {len(wanted)} (probe the module inside, which "
+            "sees them together)"
         )
     if search.dropped:
         found += (

@@ -310,8 +310,8 @@ def _positions(runs: list[LayerCall]) -> Tensor:
     for call in runs:
         if call.inputs is None:
             raise InputError(
-                f"expected the features of {call.name!r} to be kept until the pass's end, found that they took too much "
-                "memory beside those of other layers; run another pass, which keeps the head's alone, then update"
+                f"expected the features of {call.name!r} to be kept until the pass's end, found that they took too "
+                "much memory beside those of other layers; run another pass, which keeps the head's alone, then update"
             )
     stacked = [call.positions() for call in runs]
     return stacked[0] if len(stacked) == 1 else torch.stack([at_mean(rows) for rows in stacked], 1)

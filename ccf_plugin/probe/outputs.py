@@ -61,7 +61,9 @@ def output_part(output: Any, chosen: int | str) -> Any:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return output.get(chosen)
+        if chosen in output:
+            return output[chosen]
+        output = list(output.values())  # an index counts the entries in order
     if isinstance(chosen, str):
         return getattr(output, chosen, None)
     if isinstance(output, (tuple, list)) and -len(output) <= chosen < len(output):
@@ -69,9 +71,9 @@ def output_part(output: Any, chosen: int | str) -> Any:
     return None
 
 
-def find_logits(output: Any) -> Tensor | None:
-    """The first (N, K) logits in a model's output, or None; see `output_entries`."""
-    return next((entry.logits for entry in output_entries(output)), None)
+def find_logits(output: Any, chosen: int | str | None = None) -> Tensor | None:
+    """The first (N, K) logits in a model's output, or in the part of it that was chosen, or None."""
+    return next((entry.logits for entry in output_entries(output, chosen)), None)
 
 
 def logit_candidates(output: Any) -> list[Tensor]:

@@ -109,12 +109,30 @@ class CrossClassProbe:
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
         self._miss_was_told = False
+        self._attach_later = False
         self._attach()
         self.reset()
 
     def _attach(self) -> None:
         self._tracer = HeadTracer(self.model, self._given_head, self._output)
         weakref.finalize(self, remove_hooks, self._tracer.watcher.hooks).atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the hooks and what they noted: a copy attaches to its own model."""
+        attached = self._tracer is not None
+        return {**self.__dict__, "_head": self.head, "_tracer": attached, "_captured": None, "_captures": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _tracer=None)
+        # A model that holds its own probe is not whole yet when that is copied: then the first use attaches.
+        self._attach_later = bool(state["_tracer"])
+        if "_modules" in self.model.__dict__:
+            self._attach_now()
+
+    def _attach_now(self) -> None:
+        if self._attach_later:
+            self._attach_later = False
+            self._attach()
 
     @property
     def head(self) -> Head | None:
@@ -127,6 +145,7 @@ class CrossClassProbe:
         self._rows: InstanceRows | None = None
         self._seen: set[tuple[str, str]] = set()  # (mode, precision) of the passes
         self._calls = 0
+        self._counted = self._inputs  # what the counted passes see
         self._captured: PassRecord | None = None
         self._captures = False
         self._places: list[tuple[int, str]] = []  # from which batch on the head was where
@@ -174,6 +193,8 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
+            if self._counted != self._inputs:  # what a run counted is still there
+                self._counted = None
             self._add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
@@ -187,17 +208,26 @@ class CrossClassProbe:
             raise InputError("expected a forward pass of the probed model before features, found none; call the model")
         return latest.features
 
-    def take_sums(self) -> Sums:
-        """What was accumulated since the last ``reset``, which this is too: for those who add it up themselves.
+    def sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
+        """The sums of the latest pass alone, and its record: for those who add up themselves.
+
+        The pass stays to be read by others; what this probe accumulated is forgotten.
+
+        Args:
+            labels: as in ``update``.
+            after: the record that was read last.
 
         Raises:
-            InputError: nothing was.
+            InputError: as ``update``; the pass is the one that was read last.
         """
-        if self._sums is None:
-            raise InputError(NOTHING_ADDED)
-        sums = self._sums
+        record = self._attached().watcher.latest
+        if record is None or record is after:
+            raise InputError(NO_NEW_FORWARD.format("of the probed model"))
         self.reset()
-        return sums
+        self._add(self._read(record), labels, slice(None))
+        assert self._sums is not None  # noqa: S101
+        sums, self._sums = self._sums, None
+        return sums, record
 
     def compute(self, *, sync: bool = True) -> CrossClassResult:
         """The result over all updates since the last ``reset``.
@@ -227,9 +257,9 @@ class CrossClassProbe:
             class_attribution=vectors.numpy(),
             counts=sums.counts.cpu().numpy().copy(),  # the sums go on
             instance_matrix=None if samples is None else samples.matrix(classes),
-            accuracy=accuracy if self._inputs is None else None,
-            clean_accuracy=accuracy if self._inputs == "clean" else clean_accuracy,
-            robust_accuracy=accuracy if self._inputs == "adversarial" else None,
+            clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
+            robust_accuracy=accuracy if self._counted == "adversarial" else None,
+            accuracy=accuracy if self._counted is None else None,
             class_names=self._names(classes),
             head=next((head for head, _ in described if head is not None), None),
             model_mode=_only({mode for mode, _ in seen}),
@@ -287,32 +317,30 @@ class CrossClassProbe:
     ) -> CrossClassResult:
         self._attached()
         self.reset()
-        given, self._inputs = self._inputs, "clean" if attack is None else "adversarial"
+        self._counted = "clean" if attack is None else "adversarial"
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         needs_graph = self._given_head == GRADIENT
-        try:
-            with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
-                for number, batch in enumerate(loader):
-                    images, labels = images_and_labels(batch, device)
-                    clean = None
-                    if attack is not None:
-                        if number == 0:
-                            check_images(unnormalised(images, attack), "the loader's first batch")
-                        with torch.set_grad_enabled(needs_graph):
-                            self.model(images)
-                        # the clean pass is read before an attack is run for nothing
-                        clean = self._read(self._take_record()).logits.argmax(1)
-                        images = attacked(images, labels, attack)
-                        self.model.eval()  # torchattacks turns a model back to train mode
+        with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
+            for number, batch in enumerate(loader):
+                images, labels = images_and_labels(batch, device)
+                clean = None
+                if attack is not None:
+                    if number == 0:
+                        check_images(unnormalised(images, attack), "the loader's first batch")
                     with torch.set_grad_enabled(needs_graph):
                         self.model(images)
-                    self._add(self._read(self._take_record()), labels, slice(None), clean)
-            result = self.compute()
-        finally:
-            self._inputs = given
+                    # the clean pass is read before an attack is run for nothing
+                    clean = self._read(self._take_record()).logits.argmax(1)
+                    images = attacked(images, labels, attack)
+                    self.model.eval()  # torchattacks turns a model back to train mode
+                with torch.set_grad_enabled(needs_graph):
+                    self.model(images)
+                self._add(self._read(self._take_record()), labels, slice(None), clean)
+        result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
     def _attached(self) -> HeadTracer:
+        self._attach_now()
         if self._tracer is None:
             raise InputError("expected an attached probe, found one after detach(); make a new CrossClassProbe(model)")
         return self._tracer
@@ -323,11 +351,10 @@ class CrossClassProbe:
         self._captured, self._captures = None, False
         tracer.drop()
         if taken is None:
+            failure = tracer.watcher.failure()
+            where = "inside capture()" if inside else "of the probed model"
             raise InputError(
-                f"expected a new forward pass {'inside capture()' if inside else 'of the probed model'} before update, "
-                "found none; call the model (not a copy or a part of it) and then update once, and attach the probe "
-                "before torch.compile's first call (or call torch._dynamo.reset() after attaching it)"
-                f"{f' (the probe failed in the last pass: {failure})' if (failure := tracer.watcher.failure()) else ''}"
+                NO_NEW_FORWARD.format(where) + (f" (the probe failed in the last pass: {failure})" if failure else "")
             )
         return taken
 
@@ -401,6 +428,13 @@ class CrossClassProbe:
         if self._class_names is not None and len(self._class_names) != classes:
             raise InputError(f"expected {classes} class names for this head, found {len(self._class_names)}")
         return self._class_names
+
+
+NO_NEW_FORWARD = (
+    "expected a new forward pass {} before update, found none; call the model (not a copy or a part of it) and then "
+    "update once, and attach the probe before torch.compile's first call (or call torch._dynamo.reset() after "
+    "attaching it)"
+)
 
 
 def _only(values: set[str]) -> str | None:

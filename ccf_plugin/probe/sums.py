@@ -125,8 +125,8 @@ class Sums:
         if (batch := int(self.missed_batch)) != _NO_BATCH:
             raise InputError(
                 f"expected g Wᵀ and one constant row of head {head!r} to be the logits in every counted pass, found "
-                f"them off by {float(self.largest_miss):.1e} of the largest logit, first in batch {batch} (counted from "
-                f"0){f': {reason}' if reason else ''}; call reset(), after which the head is looked for anew"
+                f"them off by {float(self.largest_miss):.1e} of the largest logit, first in batch {batch} (counted "
+                f"from 0){f': {reason}' if reason else ''}; call reset(), after which the head is looked for anew"
             )
         return class_means(self.attributions.cpu().double(), self.counts.cpu())
 

@@ -238,8 +238,8 @@ class HeadTracer:
             matrix = runs[-1].tensors["weight"]
             if matrix.shape[1] != width:
                 raise InputError(
-                    f"expected the weight of LinearHead to be of shape (K, {width}), as {name!r} gives {width} features, "
-                    f"found {tuple(matrix.shape)}"
+                    f"expected the weight of LinearHead to be of shape (K, {width}), as {name!r} gives {width} "
+                    f"features, found {tuple(matrix.shape)}"
                 )
         if not runs:
             raise InputError(f"expected layer {name!r} to run in the pass, found that it did not")

@@ -407,7 +407,7 @@ def test_mixtures_by_hand_and_by_gradients() -> None:
         probe.update(labels)
         by_hand = probe.compute()
     assert by_hand.head.name == "branch1.head"
-    assert by_hand.robust_accuracy == float((output.argmax(1) == labels).double().mean())  # of the whole model
+    assert by_hand.accuracy == float((output.argmax(1) == labels).double().mean())  # of the whole model
     with CrossClassProbe(model.branch1) as probe:
         model.branch1(batch)
         probe.update(labels)
