@@ -1883,10 +1883,10 @@ row(
 row(
     "a head that is said stops being right",
     Pass(),
-    Pass(put(spread=0.5), refused=rf"LinearHead|{MISSED}"),
+    Pass(put(spread=0.5), asks=rf"LinearHead|{MISSED}"),
     Pass(put(spread=0.0)),
     options={"head": SAID},
-)(functional_head(lambda m, g: m.scale.exp() * g @ m.noisy().T, lambda m: m.scale.exp() * m.text))
+)(functional_head(lambda m, g: m.scale.exp() * g @ m.noisy().T, lambda m: m.scale.exp() * m.noisy()))
 row("a head that is said, a tensor", Pass(), Pass(), options={"head": LinearHead(features="body", weight=text())})(
     functional_head(lambda m, g: F.linear(g, text().to(g.dtype)), lambda m: text().to(m.text.dtype))
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -205,13 +205,20 @@ def classes_of(count: int = N) -> Tensor:
     return true_classes(0, count)
 
 
+def curved(value: Callable[[Any, Tensor], float] = lambda m, z: m.value) -> Any:
+    """A model whose logits are linear in g, or not, with nothing else to tell the passes apart."""
+    torch.manual_seed(0)
+    model = after_head(lambda m, z: z + value(m, z) * z.square())()
+    model.on, model.value = True, 0.0
+    return model
+
+
 def test_a_miss_names_the_pass_the_head_and_by_how_much() -> None:
     """`update` does not wait for the device: the miss is noted there and raised by `compute`, until `reset`."""
-    torch.manual_seed(0)
-    model = after_head(lambda m, z: z.tanh())()
+    model = curved()
     with CrossClassProbe(model) as probe:
-        for on in (False, False, True, False):
-            model.on = on
+        for value in (0.0, 0.0, 0.3, 0.0):
+            model.value = value
             model(images(0))
             probe.update(classes_of())
         for _ in range(2):
@@ -226,41 +233,40 @@ def test_a_miss_names_the_pass_the_head_and_by_how_much() -> None:
 
 
 def test_passes_that_do_not_count_are_not_checked() -> None:
-    torch.manual_seed(0)
-    model = after_head(lambda m, z: z.softmax(1))()
+    model = curved()
+
+    def run(value: float) -> None:
+        model.value = value
+        model(images(0))
+
     with CrossClassProbe(model, every=2) as probe:
-        for on in (False, True, False, True):
-            model.on = on
-            model(images(0))  # as the inner passes of an attack: nobody counts it
-            model.on = False
-            model(images(0))
-            probe.update(classes_of())
-        probe.compute()
+        for value in (0.0, 0.3, 0.0, 0.3):
+            run(0.3)  # as the inner passes of an attack
+            run(value)
+            probe.update(classes_of())  # of every two, the first counts
         with probe.capture():
-            model(images(0))
-        model.on = True
-        model(images(0))
-        model.on = False
+            run(0.3)
+            run(0.0)
+        run(0.3)
+        probe.update(classes_of())
+        assert probe.compute().counts.sum() == 3 * N
+        run(0.3)
         probe.update(classes_of())
         probe.compute()
         with probe.capture():
-            model.on = True
-            model(images(0))
+            run(0.3)
+        run(0.0)
         probe.update(classes_of())
-        model(images(0))
-        probe.update(classes_of())  # of every two, this one counts
         with pytest.raises(InputError, match="off by"):
             probe.compute()
 
 
 def test_run_checks_every_batch() -> None:
-    torch.manual_seed(0)
-    model = after_head(lambda m, z: z.softmax(1) if len(z) < N else z)()
-    model.on = True
+    model = curved(lambda m, z: 0.3 if len(z) < N else 0.0)
     whole, last = (images(0), classes_of()), (images(1, 7), classes_of(7))
     with CrossClassProbe(model) as probe:
         assert probe.run([whole, whole]).counts.sum() == 2 * N
-        with pytest.raises(InputError, match=r"batch 1\b.*off by"):
+        with pytest.raises(InputError, match=r"off by.*batch 1\b"):
             probe.run([whole, last])
         assert probe.run([whole]).counts.sum() == N
 
@@ -375,12 +381,10 @@ def test_a_function_is_no_model() -> None:
         (LinearHead(features="body", weight=torch.zeros(n, K)), r"\(4, 6\)|\(6, 4\)"),
         (LinearHead(features="body", weight=lambda m: m.nothing), "nothing"),
         (LinearHead(features="body", weight=lambda m: 3.0), "float"),
-        (LinearHead(features="body", weight=lambda m: 2 * m.text), "off by"),
         (LinearHead(features="body.1", weight=lambda m: m.text), "off by"),
     ],
 )
 def test_a_head_that_is_said_wrongly(head: LinearHead, message: str) -> None:
-    """2 · text is the right head times a constant, which `weight` was to say: not guessed, refused."""
     torch.manual_seed(0)
     model = functional_head(lambda m, g: g @ m.text.T, lambda m: m.text)()
     with pytest.raises(InputError, match=message) as refusal:
