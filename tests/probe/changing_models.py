@@ -782,7 +782,13 @@ def levit_heads(model: Any) -> None:
         model.first, model.second = model.first.fuse(), model.second.fuse()
 
 
-@row("LeViT's two heads, in train mode, in eval mode, then fused", Pass(training), Pass(levit_heads), Pass(levit_heads))
+@row(
+    "LeViT's two heads, in train mode, in eval mode, then fused",
+    Pass(training),
+    Pass(levit_heads),
+    Pass(levit_heads, asks="run another"),
+    Pass(),
+)
 class Levit(Net):
     """Two layers with a BatchNorm1d before each, on one feature: the norms are folded into W."""
 
@@ -909,9 +915,10 @@ LEARNT = redrawn("head.up.weight", "head.down.weight")
 @row(
     "LoRA put around the head in the middle",
     Pass(),
-    Pass(lambda m: wrap(m, Lora(m.head)), asks="built"),
+    Pass(lambda m: wrap(m, Lora(m.head)), asks="run another"),
     Pass(redrawn("head.up.weight")),
-    Pass(lambda m: put(head=m.head.base)(m)),
+    Pass(lambda m: put(head=m.head.base)(m), asks="run another"),
+    Pass(),
     build=lambda made: Based(),
 )
 class Based(Net):
@@ -1001,11 +1008,11 @@ def remember(model: Any) -> None:
 @row("weights loaded", Pass(), Pass(lambda m: m.load_state_dict(drawn_state(m))), Pass())
 @row("weights loaded by assignment", Pass(), Pass(lambda m: m.load_state_dict(drawn_state(m), assign=True)), Pass())
 @row("another parameter as the weight", Pass(), Pass(lambda m: setattr(m.head, "weight", nn.Parameter(drawn(K, n)))))
-@row("the head replaced", Pass(), Pass(lambda m: wrap(m, new_linear()), asks="built"), Pass())
+@row("the head replaced", Pass(), Pass(lambda m: wrap(m, new_linear()), asks="run another"), Pass())
 @row(
     "the head replaced by one of five classes",
     Pass(),
-    Pass(lambda m: wrap(m, new_linear(5)), asks="built", after_others="built|reset"),
+    Pass(lambda m: wrap(m, new_linear(5)), asks="run another", after_others="built|reset"),
     Pass(),
 )
 @row(
@@ -1017,9 +1024,10 @@ def remember(model: Any) -> None:
 @row(
     "the head put under weight norm",
     Pass(),
-    Pass(lambda m: parametrizations.weight_norm(m.head)),
+    Pass(lambda m: parametrizations.weight_norm(m.head), asks="run another"),
     Pass(redrawn("head.parametrizations.weight.original0", scale=2)),
-    Pass(lambda m: parametrize.remove_parametrizations(m.head, "weight")),
+    Pass(lambda m: parametrize.remove_parametrizations(m.head, "weight"), asks="run another"),
+    Pass(),
 )
 @row(
     "the head pruned, then for good",
@@ -1185,7 +1193,7 @@ class Spectral(Net):
         return self.body(x), raw / torch.dot(norm._u, raw @ norm._v)
 
 
-@row("a layer appended", Pass(), Pass(lambda m: append(m), asks="built", after_others="built|reset"), Pass())
+@row("a layer appended", Pass(), Pass(lambda m: append(m), asks="run another", after_others="built|reset"), Pass())
 class Appended(nn.Sequential):
     """K by K on the logits so far: nothing lies between, so the two compose."""
 
@@ -1204,7 +1212,7 @@ def append(model: nn.Sequential) -> None:
 @row(
     "a layer appended behind a ReLU",
     Pass(),
-    Pass(lambda m: append_deep(m), asks="built", after_others="built|reset"),
+    Pass(lambda m: append_deep(m), asks="run another", after_others="built|reset"),
     Pass(),
 )
 class AppendedDeep(nn.Sequential):
@@ -1220,7 +1228,7 @@ def append_deep(model: nn.Sequential) -> None:
     append(model)
 
 
-@row("a bias layer appended", Pass(), Pass(lambda m: m.append(BiasLayer()), asks="built"), Pass())
+@row("a bias layer appended", Pass(), Pass(lambda m: m.append(BiasLayer()), asks="run another"), Pass())
 class AppendedBias(Appended):
     def truth(self, x: Tensor) -> Truth:
         return self[0](x), self[1].weight
@@ -1235,7 +1243,7 @@ class BiasLayer(nn.Module):
         return z + self.offset
 
 
-@row("a head built in the first pass", Pass(asks="built"), Pass())
+@row("a head built in the first pass", Pass(asks="run another"), Pass())
 class BuiltLate(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -1247,7 +1255,7 @@ class BuiltLate(Net):
         return self.head(self.body(x))
 
 
-@row("an all-zero head learns", Pass(), Pass(redrawn("head.weight")), Pass(put(factor=3.0)))
+@row("an all-zero head learns", Pass(), Pass(redrawn("head.weight")), Pass(put(factor=3.0)), modes=("grad",))
 class Zero(Net):
     """torchvision's vit_b_16 as built."""
 
@@ -1456,7 +1464,7 @@ row("a subset with one class twice", *toggled("wanted", (3, 3, 5, 0)))(Large)
 row("all classes after a subset", Pass(), Pass(put(wanted=None), after_others="reset"), Pass())(Large)
 
 
-@row("a larger head for new classes", Pass(), Pass(lambda m: grow(m), asks="built", after_others="built|reset"), Pass())
+@row("a larger head for new classes", Pass(), Pass(lambda m: grow(m), asks="run another", after_others="built|reset"), Pass())
 class Growing(Net):
     pass
 
@@ -1578,7 +1586,7 @@ class PooledByMode(Net):
         return self.body(x).mean((2, 3)), self.head.weight.flatten(1)
 
 
-@row("a 1x1 convolution becomes a linear layer", Pass(), Pass(lambda m: to_linear(m), asks="built"), Pass())
+@row("a 1x1 convolution becomes a linear layer", Pass(), Pass(lambda m: to_linear(m), asks="run another"), Pass())
 class ToLinear(PooledByMode):
     def forward(self, x: Tensor) -> Tensor:
         g = self.body(x).mean((2, 3))
@@ -1892,7 +1900,7 @@ row("a head that is said, a tensor", Pass(), Pass(), options={"head": LinearHead
 )
 
 
-@row("a functional head takes a layer's place", *toggled("zero_shot", True, False))
+@row("a functional head takes a layer's place", Pass(), Pass(put(zero_shot=True), asks="run another"), Pass())
 class ZeroShot(Net):
     zero_shot = False
 
@@ -1918,7 +1926,7 @@ class Straight(Net):
         return self.body(x), self.head.weight + (torch.eye(K, n, dtype=x.dtype) if self.straight else 0)
 
 
-@row("a nested model is replaced", Pass(), Pass(lambda m: replace_inner(m), asks="built"), Pass())
+@row("a nested model is replaced", Pass(), Pass(lambda m: replace_inner(m), asks="run another"), Pass())
 class Outer(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -725,7 +725,13 @@ def test_two_ways_to_write_one_function(build: Callable[[], Any]) -> None:
             g, weight = true_map(model, x, model(x))
             for one in (probe, together):
                 model(x)
-                one.update(y)
+                try:
+                    one.update(y)
+                except InputError as error:  # other modules than before: the probe asks for another pass, once
+                    assert number == 1
+                    assert "run another" in str(error)
+                    model(x)
+                    one.update(y)
                 results.append(one.compute())
                 np.testing.assert_allclose(results[-1].matrix, expected([(g, weight, y)]), atol=1e-6)
                 assert results[-1].head.features == g.shape[1]
