@@ -267,12 +267,17 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``_optimizer_tensors`` gave; ValueError or IndexError where it was another model's."""
+    """Put back what ``_optimizer_tensors`` gave; ValueError or IndexError where it was another model's.
+
+    A file keeps no strides. A fused step walks a parameter and its momentum side by side through memory, so that each
+    gets back its parameter's strides, and its device.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         if tensor.shape != parameters[int(index)].shape:
             raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
-        state.setdefault(int(index), {})[name] = tensor
+        like = torch.empty_like(parameters[int(index)], dtype=tensor.dtype)  # with its strides
+        state.setdefault(int(index), {})[name] = like.detach().copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
