@@ -30,6 +30,7 @@ from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Trainer
+from ccf_plugin.zoo.compilation import compiling_pays
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.precision import matrix_rate, now, resolve_device
 
@@ -64,10 +65,13 @@ def bench(
     """
     device = resolve_device(recipe.device)
     run_epochs = recipe.optim.epochs
-    recipe = _every_epoch(recipe, epochs + (2 if device.type == "cuda" else 1))
     if quick:
         recipe = _shortened(recipe, download)
     parts = prepare(recipe, device, download=download)
+    if recipe.compile == "auto":  # as the whole run decides
+        recipe = recipe.model_copy(update={"compile": compiling_pays(device, parts.work())})
+    recipe = _every_epoch(recipe, epochs + (2 if device.type == "cuda" else 1))
+    parts = replace(parts, recipe=recipe)
     rates = [_matrix_rate(parts)]
     flops = _flops(parts)
     update = _probe_seconds(parts)

@@ -170,7 +170,11 @@ def _open(
     force: bool,
 ) -> Run:
     """The run folder, which the first process alone writes; the trainer gets the state of a resumed run."""
-    environment = {**describe_environment(parts.device, parts.precision), "processes": processes.count}
+    environment = {
+        **describe_environment(parts.device, parts.precision),
+        "processes": processes.count,
+        "compiled": trainer.is_compiled,
+    }
     run = None
     if processes.is_main and resume:
         run = Run.reopen(out, parts.recipe, allow_change=allow_change)
