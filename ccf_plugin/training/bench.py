@@ -181,8 +181,9 @@ def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
     train, test = (_few(split) for split in (parts.train, parts.test))
     parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
+    steps = Trainer(parts, Processes(parts.recipe, (), Path())).steps(1)
     with _FlopCounter() as training:
-        next(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1))
+        next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):
         measure_model(parts, parts.model, lambda batches, _: batches)  # some classes may have no image among so few
     return {"training": training.total / len(train), "evaluation": evaluation.total / len(test)}

@@ -17,7 +17,7 @@ from ccf_plugin.training.alarms import alarms
 from ccf_plugin.training.distillation import check_teachers
 from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.interruption import Interruption
-from ccf_plugin.training.monitor import figures, measure_model
+from ccf_plugin.training.monitor import Monitor, figures
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
@@ -85,9 +85,9 @@ def train(
         processes.start_tracking(recipe)
         reporter.started(run)
         with Interruption() as interruption:
-            saver = Saver(run, trainer, processes, interruption)
+            saver, monitor = Saver(run, trainer, processes, interruption), Monitor(parts)
             while not run.is_finished:
-                row = _train_epoch(run.epoch + 1, parts, trainer, saver, reporter, run, processes, spent)
+                row = _train_epoch(run.epoch + 1, parts, trainer, monitor, saver, reporter, run, processes, spent)
                 processes.track(row)
                 reporter.epoch_finished(row)
         processes.finish()
@@ -98,6 +98,7 @@ def _train_epoch(
     epoch: int,
     parts: Parts,
     trainer: Trainer,
+    monitor: Monitor,
     saver: Saver,
     reporter: Reporter,
     run: Run,
@@ -118,8 +119,8 @@ def _train_epoch(
     if _is_due(recipe.evaluate.every, epoch, recipe):
         for suffix, model in models.items():
             with spent("evaluation"):
-                measured[suffix] = measure_model(
-                    parts, model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
+                measured[suffix] = monitor.measure(
+                    model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
                 )
     row = EpochRow(
         epoch=epoch,

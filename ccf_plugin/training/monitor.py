@@ -9,9 +9,12 @@ from torch import nn
 
 from ccf_plugin.measure.evaluate import Progress, measure
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.probe.host import evaluation_mode
 from ccf_plugin.training.setup import Parts
+from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.memory import naming_the_batch
+from ccf_plugin.zoo.memory import batch_that_fits, naming_the_batch
+from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import ThreatModel
 
 
@@ -23,34 +26,63 @@ class Measured:
     validation: CrossClassResult | None
 
 
-def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
-    """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
-    recipe = parts.recipe
+class Monitor:
+    """Measures the models of a run, keeping for each what its attack has prepared."""
 
-    def on(split: Split, name: str, threat: ThreatModel | None) -> CrossClassResult:
-        return measure(
-            model,
-            split,
-            threat,
-            classes=parts.classes,
-            model_name=recipe.model.name,
-            data_name=parts.data_name,
-            split_name=name,
-            attack_name=recipe.evaluate.name,
-            attack_options=recipe.evaluate.options,
-            batch_size=recipe.evaluate.batch_size,
-            instances=recipe.probe.instances and name == "test",
-            seed=recipe.evaluate.seed,
-            precision=parts.precision,
-            progress=progress,
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._attacks: dict[nn.Module, Attack] = {}
+        self._batch_size = parts.recipe.evaluate.batch_size
+
+    def measure(self, model: nn.Module, progress: Progress) -> Measured:
+        """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
+        recipe, parts = self._parts.recipe, self._parts
+        if model not in self._attacks:
+            self._attacks[model] = self._attack(model)
+        if self._batch_size is None:
+            forward = Forward(model, precision=parts.precision)
+            with evaluation_mode(model):
+                self._batch_size = batch_that_fits(forward, parts.input_size, parts.device)
+        size = self._batch_size
+
+        def on(split: Split, name: str, threat: ThreatModel | None) -> CrossClassResult:
+            return measure(
+                model,
+                split,
+                threat,
+                classes=parts.classes,
+                model_name=recipe.model.name,
+                data_name=parts.data_name,
+                split_name=name,
+                batch_size=size,
+                instances=recipe.probe.instances and name == "test",
+                seed=recipe.evaluate.seed,
+                precision=parts.precision,
+                progress=progress,
+                attack=self._attacks[model],
+            )
+
+        threat = recipe.evaluation_threat()
+        with naming_the_batch("evaluate.batch_size", size):
+            test = on(parts.test, "test", threat)
+            if recipe.probe.inputs == "clean":
+                test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
+            return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
+
+    def _attack(self, model: nn.Module) -> Attack:
+        recipe = self._parts.recipe
+        return build_attack(
+            recipe.evaluate.name,
+            Forward(model, precision=self._parts.precision),
+            recipe.evaluation_threat(),
+            options=recipe.evaluate.options,
+            num_classes=len(self._parts.classes),
         )
 
-    threat = recipe.evaluation_threat()
-    with naming_the_batch("evaluate.batch_size", recipe.evaluate.batch_size):
-        test = on(parts.test, "test", threat)
-        if recipe.probe.inputs == "clean":
-            test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
-        return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
+
+def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
+    """As a ``Monitor`` does, once."""
+    return Monitor(parts).measure(model, progress)
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:
