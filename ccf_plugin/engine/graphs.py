@@ -137,10 +137,11 @@ class CudaGraphs:
     def watch(self) -> Iterator[list[str]]:
         left_out: list[str] = []
         host, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")  # which itself warns that it is a prototype
+                caught.clear()
                 yield left_out
         finally:
             torch.cuda.set_sync_debug_mode(mode)

@@ -84,7 +84,7 @@ def train(
         run = _open(out, parts, trainer, processes, resume=resume, allow_change=allow_change, force=force)
         processes.start_tracking(recipe)
         reporter.started(run)
-        with Interruption() as interruption:
+        with Interruption() as interruption, run.written_beside():
             saver, monitor = Saver(run, trainer, processes, interruption), Monitor(parts)
             while not run.is_finished:
                 row = _train_epoch(run.epoch + 1, parts, trainer, monitor, saver, reporter, run, processes, spent)

@@ -187,7 +187,7 @@ def evaluation(setting: Setting) -> Iterator[Figures]:
             seconds.append(now() - start)
         return {"seconds": seconds, "cas": result.cas, "robust_accuracy": result.robust_accuracy}
 
-    sizes = (20, 40) if setting.is_small else (250, 500, 1000, 2000)
+    sizes = (20, 40) if setting.is_small else (250, 1000, 2000)
     for size in sizes:
         yield {f"replayed_{size}": timed(size, Forward(parts.model, precision=parts.precision))}
     inner = Forward(parts.model, precision=parts.precision)
@@ -317,7 +317,7 @@ ROWS = (
     Row("digits", "the quick start", 40, digits),
     Row("instance_cas", "I-CAS of 10,000 × 512", 25, instance_cas),
     Row("probe", "one update", 25, probe),
-    Row("step_before", "PGD-10 step, each pass a graph", 110, step(True, "reduce-overhead", replayed=False)),
+    Row("step_before", "PGD-10 step, each pass a graph", 110, step(True, replayed=False)),
     Row("fast_captured", "one-step attack, not compiled", 30, step(False, recipe="preact_fast")),
     Row("step_autotuned", "PGD-10 step, autotuned", 200, step(True, "max-autotune-no-cudagraphs")),
     Row("step_eager", "PGD-10 step, no graph, not compiled", 40, step(False, replayed=False)),
@@ -366,9 +366,14 @@ def _in_mode(compile_: Callable[..., Any], mode: str) -> Callable[..., Any]:
 
 
 def _without_graphs() -> None:
+    """Attacks launch kernel by kernel, and cast weights in every pass."""
     from ccf_plugin.engine.graphs import CudaGraphs
+    from ccf_plugin.training import trainer
+    from ccf_plugin.zoo.precision import Forward
 
     CudaGraphs.serve = lambda *_: False  # type: ignore[method-assign]
+    Forward.weights_cast_once = lambda _: contextlib.nullcontext()  # type: ignore[assignment,method-assign]
+    trainer.is_replayed = lambda *_: False
 
 
 def _seconds(call: Callable[[], object]) -> float:
