@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
@@ -39,6 +40,7 @@ _COUNTED_IMAGES = 16
 _MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 
 
+@switches_put_back()
 def bench(
     recipe: Recipe,
     reporter: Reporter,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.errors import DivergedError, InputError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.run_log import AVERAGE, EpochRow
@@ -39,6 +40,7 @@ class Reporter(Protocol):
     def epoch_finished(self, row: EpochRow) -> None: ...
 
 
+@switches_put_back()
 def train(
     recipe: Recipe,
     out: Path,
@@ -52,6 +54,8 @@ def train(
     spent: Stopwatch | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
+
+    What it sets for the whole process (threads, cuDNN's choices, seeds) is put back at the end.
 
     Args:
         resume: continue the run in ``out`` where its state stands; one killed before its first state begins anew.
