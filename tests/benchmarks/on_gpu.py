@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
+import importlib.util
 import json
 import os
 import shutil
@@ -75,6 +75,8 @@ def tests(setting: Setting) -> Iterator[Figures]:
     """``pytest -m gpu``."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/gpu"]
     command += ["--durations=8", "--tb=short"]
+    if importlib.util.find_spec("xdist") is not None:  # much of their time is Python's and compilers'
+        command += ["-n", str(min(4, os.cpu_count() or 1))]
     log = setting.folder / "tests.txt"
     with log.open("w") as file:
         code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
@@ -610,8 +612,7 @@ def main() -> None:
         count = (400, 40) if arguments.device == "cpu" else (50_000, 10_000)
         data = arguments.data or _made_up(Path(folder), *count)
         found = run_all([rows[name] for name in asked] or list(ROWS), arguments, data)
-    text = io.StringIO(table(found)).getvalue()
-    print(text)
+    print(table(found))
 
 
 if __name__ == "__main__":

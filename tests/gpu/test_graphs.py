@@ -109,7 +109,7 @@ def test_compiled_passes_are_replayed_too() -> None:
         found.append(adversarial)
         assert graphs.recorded == 1
     # A gradient of mere rounding may point the other way.
-    assert (found[0] - found[1]).abs().gt(1e-5).float().mean() < 0.01
+    assert (found[0] - found[1]).abs().gt(1e-5).float().mean() < 0.02
 
 
 class _Calls(Forward):
