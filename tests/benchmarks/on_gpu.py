@@ -73,7 +73,7 @@ class Setting:
 
 def tests(setting: Setting) -> Iterator[Figures]:
     """``pytest -m gpu``."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
     command += ["--durations=8", "--tb=short"]
     if importlib.util.find_spec("xdist") is not None:  # much of their time is Python's and compilers'
         command += ["-n", str(min(4, os.cpu_count() or 1))]
