@@ -310,6 +310,16 @@ def test_an_attack_of_ones_own_trains_resumes_and_probes(ccf: Ccf, tmp_path: Pat
     assert (tmp_path / "results" / "digits-reflected1-Linf-0.07843.npz").is_file()
 
 
+@pytest.mark.parametrize(
+    ("model", "entry", "head"), [("Pair", "0", "head"), ("Pair", "1", "second"), ("Named", "two", "second")]
+)
+def test_an_entry_of_the_output_is_an_index_or_a_key(ccf: Ccf, model: str, entry: str, head: str) -> None:
+    spec = f"python:training.own_models:{model}"
+    code, out, err = ccf("probe", spec, "--data", "digits", "--clean", "--limit", 20, "--output", entry, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["head"]["name"] == head
+
+
 def test_recipes_lists_every_shipped_one_with_its_source(ccf: Ccf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = ccf("recipes")
@@ -343,6 +353,14 @@ BAD = {
     "a limit of nothing": (["probe", "{checkpoint}", "--limit", "0"], "--limit: expected at least 1"),
     "a batch of nothing": (["probe", "{checkpoint}", "--batch-size", "0"], "batch"),
     "a head that is no layer": (["probe", "{checkpoint}", "--head", "linea"], "did you mean 'linear'"),
+    "an entry that is not there": (
+        ["probe", "python:training.own_models:Named", "--data", "digits", "--clean", "--output", "three"],
+        "found 'three' for 0, 1, 'one', 'two'",
+    ),
+    "a network without a head": (
+        ["train", "digits", "--set", "model={{name='python:training.own_models:Headless'}}"],
+        "probabilities, not logits",
+    ),
     "a checkpoint of another architecture": (
         ["probe", "python:pyautoattack.examples.resnet:ResNet18", "--checkpoint", "{checkpoint}", "--data", "digits"],
         "another architecture",

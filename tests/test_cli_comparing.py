@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bad_inputs.cases import ends_in_one_line
+from training.own_models import Named
 
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.zoo.datasets import load_data
 
 Ccf = Callable[..., tuple[int, str, str]]
 QUICK = ("--steps", 2, "--limit", 60)
@@ -46,6 +49,38 @@ def test_two_models_of_one_name_are_told_apart(ccf: Ccf, digits_run: Path) -> No
     assert out.index("-a says") < out.index("-b says")
 
 
+def test_results_of_ones_own_loop_have_an_accuracy_that_is_no_ra(ccf: Ccf, tmp_path: Path) -> None:
+    for name, accuracy in (("one", 0.75), ("two", 0.5)):
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), accuracy=accuracy).save(tmp_path / name)
+    code, out, err = ccf("compare", "one", "two", "--out", "both")
+    assert (code, err) == (0, "")
+    assert " accuracy " in out
+    assert "75.0%" in out
+    assert "+25.0 points" in out
+    assert "RA" not in out
+
+
+def test_an_entry_of_the_output_is_chosen_for_both(ccf: Ccf, tmp_path: Path) -> None:
+    spec = "python:training.own_models:Named"
+    chosen = ("--data", "digits", "--clean", "--limit", 20, "--output", "two")
+    code, _, err = ccf("compare", spec, spec, *chosen, "--out", "both")
+    assert (code, err) == (0, "")
+    heads = [CrossClassResult.load(tmp_path / f"both-{letter}").head for letter in "ab"]
+    assert [head.name for head in heads if head is not None] == ["second", "second"]
+
+    arguments = ("--indices", "3,5", "--pair", "3,8", "--out", "seen", "--head", "second")
+    code, _, err = ccf("saliency", spec, spec, *chosen, *arguments)
+    assert (code, err) == (0, "")
+    described = json.loads((tmp_path / "seen.json").read_text())
+    assert described["pair"]["correlation"] == pytest.approx(
+        CrossClassResult.load(tmp_path / "both-a").matrix[3, 8], abs=1e-9
+    )
+    images = load_data("digits", splits=("test",), test_limit=20).test.images[[3, 5]].float() / 255  # type: ignore[union-attr]
+    with torch.no_grad():
+        predicted = Named().eval()(images)["two"].argmax(1).tolist()
+    assert [example["best"] for example in described["examples"]] == [str(label) for label in predicted]
+
+
 BAD = {
     "one thing that is no run": (["compare", "nowhere"], "expected two models, or one run folder"),
     "a result that is not there": (["compare", "absent.npz", "{run}"], "expected the result file absent.npz"),
@@ -56,6 +91,12 @@ BAD = {
     "one resample": (["compare", "{run}", "--bootstrap", "1"], "--bootstrap: expected 2 or more"),
     "colours the wrong way round": (["compare", "clean", "clean", "--vmin", "2"], "expected vmin below vmax"),
     "saliency of a result": (["saliency", "clean", "{run}"], "a saved result, which has no weights"),
+    "a head that nothing needs": (["saliency", "{run}", "--head", "linear"], "--head beside --pair"),
+    "a head of what is measured already": (
+        ["compare", "clean", "clean", "--head", "fc", "--output", "1"],
+        "--head, --output",
+    ),
+    "a head that is no layer": (["compare", "{run}", "--head", "linea"], "did you mean 'linear'"),
     "a pair of one": (["saliency", "{run}", "--pair", "3"], "--pair: expected two classes"),
     "an unknown class": (["saliency", "{run}", "--class", "cat"], "expected a class's name or its index below 10"),
     "indices in words": (["saliency", "{run}", "--indices", "three"], "--indices: expected numbers"),

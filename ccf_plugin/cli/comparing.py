@@ -129,7 +129,8 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
 
     first, second, found = comparison.first, comparison.second, comparison.bootstrap
     table = Table("", *titles, "first − second")
-    for label, name in (("clean accuracy", "clean_accuracy"), (_robust_label(first), "robust_accuracy")):
+    accuracies = {"clean_accuracy": "clean accuracy", "robust_accuracy": _robust_label(first), "accuracy": "accuracy"}
+    for name, label in accuracies.items():
         a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
         if difference is not None:
             table.add_row(label, f"{a:.1%}", f"{b:.1%}", f"{difference * 100:+.1f} points")
@@ -205,6 +206,8 @@ def saliency(
 
     if class_name is not None and indices is not None:
         raise InputError("expected --class or --indices, found both; --indices names the images itself")
+    if choices.head is not None and pair is None:
+        raise InputError("expected --head beside --pair, whose features are its, found it alone; name a --pair")
     chosen = None if indices is None else _numbers(indices)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ccf_plugin.measure.robustness import Evaluation
 
 
-@options.with_choices("clean", "attack", "steps")
+@options.with_choices("clean", "attack", "steps", "head", "output")
 def evaluate(
     model: options.Model,
     *,

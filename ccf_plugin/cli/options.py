@@ -14,6 +14,14 @@ import typer
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.choices import Choices
 
+
+def _index_or_key(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -36,6 +44,15 @@ Eps = Annotated[str | None, typer.Option(help="Radius in [0, 1] pixel units, as 
 StepSize = Annotated[str | None, typer.Option(help="Default: eps/4 (Linf), eps/8 (L2).")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the attack. Default: 20, or the run's own.")]
 Limit = Annotated[int | None, typer.Option(help="Only so many test images, evenly over the classes.")]
+Head = Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found; or gradient.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        parser=_index_or_key,
+        metavar="ENTRY",
+        help="Which entry of the model's output the logits are: an index or a key.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images per pass.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights for a python: model.")]
 Pretrained = Annotated[bool, typer.Option(help="Published weights, or random ones.")]
@@ -58,6 +75,8 @@ _OF_CHOICES: dict[str, Any] = {
     "step_size": StepSize,
     "steps": Steps,
     "limit": Limit,
+    "head": Head,
+    "output": Output,
     "batch_size": BatchSize,
     "seed": Seed,
     "precision": Precision,

@@ -25,7 +25,6 @@ def probe(
     *,
     choices: Choices,
     instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
-    head: Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found.")] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
     out: Annotated[
@@ -47,7 +46,7 @@ def probe(
     described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
     stem = options.stem(out, f"{subject.loaded.name}-{described}")
     console = open_console(stderr=as_json)
-    result = subject.measure(instances=instances, head=head, progress=progress_on(console, "measuring"))
+    result = subject.measure(instances=instances, progress=progress_on(console, "measuring"))
     if is_first_process():
         with made_folder(stem.parent):
             picture = stem.with_name(f"{stem.name}.png")
@@ -73,6 +72,8 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("data", f"{result.data['count']} {result.data['split']} images of {result.data['name']}")
     if head is not None:
         table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
+        if head.history:
+            table.add_row("heads before", "\n".join(head.history))
     if threat is None:
         table.add_row("attack", "none (clean images)")
     else:

@@ -18,6 +18,8 @@ class Choices:
     step_size: float | str | None = None
     steps: int | None = None
     limit: int | None = None
+    head: str | None = None
+    output: int | str | None = None
     batch_size: int = 250
     seed: int = 0
     precision: str = "float32"

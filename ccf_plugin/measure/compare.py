@@ -26,7 +26,8 @@ Pair = tuple[str, str, float, float]  # two classes, what they share in the firs
 
 # What says where and how to measure, and therefore nothing where both sides are results.
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
-_MEASURING = ("data", "clean", *_ATTACK, "limit", "seed", "precision")
+_MEASURING = ("data", "clean", *_ATTACK, "limit", "head", "output", "seed", "precision")
+_FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_normalised", "instance_cas")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Comparison:
 
     @property
     def differences(self) -> dict[str, float | None]:
-        """ΔCAS, ΔI-CAS, Δrobust and Δclean accuracy (fractions); None where a side has no such figure."""
+        """ΔCAS, ΔI-CAS and the differences of accuracies (fractions); None where a side has no such figure."""
         found: dict[str, float | None] = {}
-        for name in ("clean_accuracy", "robust_accuracy", "cas", "cas_normalised", "instance_cas"):
+        for name in _FIGURES:
             first, second = getattr(self.first, name), getattr(self.second, name)
             found[name] = None if first is None or second is None else first - second
         return found
@@ -249,8 +250,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _figures(result: CrossClassResult) -> dict[str, Any]:
-    names = ("model", "clean_accuracy", "robust_accuracy", "cas", "cas_normalised", "instance_cas")
-    return {name: getattr(result, name) for name in names}
+    return {name: getattr(result, name) for name in ("model", *_FIGURES)}
 
 
 def _pair(pair: Pair) -> dict[str, Any]:

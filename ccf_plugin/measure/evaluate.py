@@ -15,7 +15,6 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.distributed import num_processes, rank
 from ccf_plugin.probe.host import evaluation_mode
-from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.precision import Forward, Precision
@@ -42,6 +41,7 @@ def measure(
     instances: bool = False,
     max_per_class: int | None = None,
     head: str | None = None,
+    output: int | str | None = None,
     seed: int = 0,
     precision: Precision = "float32",
     progress: Progress = lambda batches, _: batches,
@@ -55,6 +55,7 @@ def measure(
         model: [0, 1] images (N, C, H, W) → logits (N, K); lies on the device that is used.
         split: the images and their labels.
         classes: the data's K class names; the model's head must have as many.
+        head, output: as `CrossClassProbe` takes them.
         precision: of the attack's passes. Logits and features behind every figure are float32.
         progress: wraps the batches (and is told their number) to show progress.
         attack: what ``build_attack`` made of these settings for an earlier measurement of this model; else it is built.
@@ -75,11 +76,9 @@ def measure(
             options=attack_options,
             num_classes=len(classes),
         )
-    with CrossClassProbe(model, head=head, instances=instances, max_per_class=max_per_class) as probe:
-        # Find the head on a few images, before an attack is run for nothing.
-        with torch.set_grad_enabled(head == GRADIENT):
-            check_input(model, tuple(split.images.shape[1:]), model_name)
-        _check_classes(probe, len(classes))
+    with CrossClassProbe(model, head=head, output=output, instances=instances, max_per_class=max_per_class) as probe:
+        # On a few images, before an attack is run for nothing.
+        find_head(probe, tuple(split.images.shape[1:]), model_name, len(classes))
         batches = progress(part.batches(batch_size, device), part.count_batches(batch_size))
         result = probe.run(batches, attack, seed=seed)
     described: dict[str, Any] | None = None if result.threat is None else {**result.threat, "precision": precision}
@@ -91,6 +90,22 @@ def measure(
         threat=described,
         versions={**result.versions, **_versions()},
     )
+
+
+def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes: int) -> None:
+    """Run the probed model on two images of a size (C, H, W), in eval mode, so that its head is found.
+
+    Raises:
+        InputError: the model refuses such images, or its head has another number of classes. Where the head cannot be
+            found, ``probe`` says so when it is asked for this pass.
+    """
+    with torch.enable_grad():  # which head="gradient" needs
+        check_input(probe.model, size, name)
+    if probe.head is not None and probe.head.classes != classes:
+        raise InputError(
+            f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
+            "choose data to match the model"
+        )
 
 
 def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
@@ -113,11 +128,3 @@ def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
 def _versions() -> dict[str, str]:
     """Of the ecosystem's libraries that took part."""
     return {name: metadata.version(name) for name in _LIBRARIES if name in sys.modules}
-
-
-def _check_classes(probe: CrossClassProbe, classes: int) -> None:
-    if probe.head is not None and probe.head.classes != classes:
-        raise InputError(
-            f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
-            "choose data to match the model"
-        )

@@ -45,7 +45,9 @@ class Layer:
         return torch.cat([output[:, : self.prefix], grid.flatten(2).transpose(1, 2)], 1)
 
 
-def grad_cam(model: nn.Module, images: Tensor, labels: Tensor, layer: Layer) -> Tensor:
+def grad_cam(
+    model: nn.Module, images: Tensor, labels: Tensor, layer: Layer, *, output: int | str | None = None
+) -> Tensor:
     """Where a model looks for the class ``labels``: (N, H, W) in [0, 1], bilinear from the layer's grid.
 
     Each map is divided by its largest value; a map without a positive one is zero.
@@ -55,6 +57,7 @@ def grad_cam(model: nn.Module, images: Tensor, labels: Tensor, layer: Layer) -> 
         images: (N, C, H, W) float in [0, 1].
         labels: (N,) int64.
         layer: of ``find_layer``.
+        output: as ``find_layer`` takes it.
 
     Raises:
         UnavailableError: captum is not installed.
@@ -66,14 +69,14 @@ def grad_cam(model: nn.Module, images: Tensor, labels: Tensor, layer: Layer) -> 
             "saliency needs captum, found that it is not installed; pip install 'ccf_plugin[saliency]'"
         ) from error
     with evaluation_mode(model), torch.enable_grad(), _grid_of(model, layer) as grid:
-        explained = LayerGradCam(lambda inputs: find_logits(model(inputs)), grid)
+        explained = LayerGradCam(lambda inputs: find_logits(model(inputs), output), grid)
         maps = explained.attribute(images.clone().requires_grad_(), target=labels, relu_attributions=True)
         maps = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear").squeeze(1).clamp(min=0)
     largest = maps.amax((1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0)
 
 
-def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Layer:
+def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, output: int | str | None = None) -> Layer:
     """The last layer whose output is a grid of positions that the logits depend on; or the one named.
 
     In a convolutional network that is the last map at the last convolution's resolution; in a transformer the last
@@ -81,6 +84,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Lay
 
     Args:
         images: a few, (N, C, H, W) float in [0, 1].
+        output: the entry of the model's output that holds the logits, where several could.
 
     Raises:
         InputError: there is none (no convolution and no grid of tokens), or the named layer's output is none.
@@ -98,7 +102,7 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Lay
         handles.append(module.register_forward_hook(note))
     try:
         with evaluation_mode(model), torch.enable_grad():
-            logits = find_logits(model(images.clone().requires_grad_()))
+            logits = find_logits(model(images.clone().requires_grad_()), output)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,6 +17,7 @@ from ccf_plugin.measure.subject import Subject
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.head import find_logits
 from ccf_plugin.probe.host import evaluation_mode, seeded
+from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.precision import Forward
 
@@ -87,7 +88,7 @@ def saliency(
     layers = []
     for subject in (best, last):
         images, _ = _images(subject, range(2))
-        layers.append(find_layer(subject.loaded.model, images, layer))
+        layers.append(find_layer(subject.loaded.model, images, layer, output=subject.choices.output))
     if indices is not None:
         wanted, chosen = list(indices), True
     else:
@@ -117,7 +118,8 @@ def saliency(
     for subject, chosen_layer, side in zip((best, last), layers, (1, 2), strict=True):
         attacked = torch.stack([entry[side] for entry in found])  # type: ignore[misc]
         predicted = _predict(subject, attacked)
-        maps = grad_cam(subject.loaded.model, attacked, labels.to(attacked.device), chosen_layer)
+        model, output = subject.loaded.model, subject.choices.output
+        maps = grad_cam(model, attacked, labels.to(attacked.device), chosen_layer, output=output)
         views.append([View(*view) for view in zip(attacked.cpu(), predicted.tolist(), maps.cpu(), strict=True)])
     originals, _ = _images(best, [index for index, *_ in found])
     return [
@@ -148,8 +150,13 @@ def shared_features(
     shares = result.shared_features(*pair, count=count)
     columns = [feature for feature, _ in shares]
     model, activations = subject.loaded.model, []
-    with CrossClassProbe(model) as probe, evaluation_mode(model), torch.no_grad():
-        for batch, _ in subject.test.batches(subject.choices.batch_size, subject.device):
+    choices = subject.choices
+    with (
+        CrossClassProbe(model, head=choices.head, output=choices.output) as probe,
+        evaluation_mode(model),
+        torch.set_grad_enabled(choices.head == GRADIENT),
+    ):
+        for batch, _ in subject.test.batches(choices.batch_size, subject.device):
             model(batch)
             activations.append(probe.features()[:, columns].float().cpu())
     excited = torch.cat(activations)
@@ -221,7 +228,7 @@ def _crafted(subject: Subject, attack: Attack | None, rows: list[int], seed: int
 def _predict(subject: Subject, images: Tensor) -> Tensor:
     model = subject.loaded.model
     with evaluation_mode(model), torch.no_grad():
-        logits = find_logits(Forward(model)(images))
+        logits = find_logits(model(images), subject.choices.output)
     assert logits is not None  # noqa: S101  (the layer was found by them)
     return logits.argmax(1)
 

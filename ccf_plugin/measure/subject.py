@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Subject:
     device: torch.device
     choices: Choices
 
-    def measure(self, *, instances: bool = False, head: str | None = None, progress: Progress) -> CrossClassResult:
+    def measure(self, *, instances: bool = False, progress: Progress) -> CrossClassResult:
         """One pass over the test images (``measure.evaluate.measure``)."""
         with naming_the_batch("--batch-size", self.choices.batch_size):
             return measure(
@@ -46,7 +46,8 @@ class Subject:
                 attack_name=self.choices.attack,
                 batch_size=self.choices.batch_size,
                 instances=instances,
-                head=head,
+                head=self.choices.head,
+                output=self.choices.output,
                 seed=self.choices.seed,
                 precision=self.precision,
                 progress=progress,
@@ -119,4 +120,6 @@ def load_subject(model: str, choices: Choices) -> Subject:
     if device.type == "cpu":
         keep_freed_memory()
     classes = loaded.class_names or images.classes
+    own_head = {name: getattr(loaded, name) for name in ("head", "output") if getattr(choices, name) is None}
+    choices = replace(choices, **own_head)
     return Subject(loaded, images.test, images.name, classes, threat, precision, device, choices)

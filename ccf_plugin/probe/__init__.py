@@ -10,7 +10,7 @@ from ccf_plugin.probe.attribution import (
     instance_matrix,
 )
 from ccf_plugin.probe.confidence import Confidence
-from ccf_plugin.probe.head import Head
+from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.probe import CrossClassProbe
 from ccf_plugin.probe.result import CrossClassResult
 
@@ -19,6 +19,7 @@ __all__ = [
     "CrossClassProbe",
     "CrossClassResult",
     "Head",
+    "LinearHead",
     "attribution",
     "cas_contributions",
     "class_attribution",

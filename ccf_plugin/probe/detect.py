@@ -1,114 +1,140 @@
-"""Which layer makes the logits, decided from the values of one forward pass.
+"""Which layers make the logits, decided from one forward pass: by who made the output, then verified by value.
 
-The layer nearest the output (the last to run) for which g Wᵀ + b reproduces the logits is the head; a constant factor
-after it (a temperature) is folded into W. Where no single layer does, a linear combination of several is tried (deit's
-two heads, averaged): their g are concatenated, and their W with the factors.
+Every way to read the pass is tried as a `Plan`, from the plainest to the widest, and the first that `read` finds to be
+the logits is the head: one layer (the one whose output the logits are, else the last to run), several runs of one
+layer averaged, several layers combined by least squares, some rows of a larger layer, one factor for each class, a
+weighting of positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.probe.head import LayerCall, Part, at_position, logit_candidates, output_positions
+from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.probe.attribution import accumulator_dtype
+from ccf_plugin.probe.calls import LayerCall, PassRecord
+from ccf_plugin.probe.linear_map import Link, Plan, Reading, Term, at_mean, bias_of, link_holds, read, terms_product
+from ccf_plugin.probe.outputs import Entry, path_name
+from ccf_plugin.probe.tensors import same_memory
 
+_EQUATIONS = 4  # for each unknown of a fit, so that none fits by chance
 _NOT_SEEN = (
-    "F.linear with a bare parameter, TorchScript, exported and quantised layers, and code that torch.compile made "
-    "before the probe was attached (torch._dynamo.reset() drops it) show nothing to hooks"
+    "F.linear with a bare parameter under torch.compile, TorchScript, exported and quantised layers, and code that "
+    "torch.compile made before the probe was attached (torch._dynamo.reset() drops it) show nothing to hooks"
+)
+GRAPH_GONE = (
+    "expected the graph of the pass for head='gradient', found that it is gone; "
+    "call update before loss.backward() and optimizer.step() ({})"
+)
+_REMEDY = (
+    "Return the logits of one linear layer, name one by hand with head='its.name' or "
+    "head=LinearHead(features=…, weight=…), or measure a mixture with head='gradient'"
 )
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A way to read a call as g Wᵀ + b, and what it gives at each position, (N, T, K) float64."""
-
-    call: LayerCall
-    part: Part
-    produced: Tensor
-
-
-def detect_head(calls: Sequence[LayerCall], logits: Tensor) -> tuple[Part, ...]:
-    """The layer, or the few layers combined linearly, whose g Wᵀ + b gives the logits.
+def detect_in_output(record: PassRecord, chosen: int | str | None = None) -> Plan:
+    """The plan of the entry of the output that a head makes.
 
     Args:
-        calls: the layers that ran, in order.
-        logits: (N, K) float.
+        record: the pass.
+        chosen: the index or key of the output that the user named.
 
     Raises:
-        InputError: none does; the message names the layers considered and why none qualifies.
+        InputError: no entry is made by one, or several are.
     """
-    wanted = _checked(logits)
-    readings: list[_Reading] = []
-    for reading in _readings(calls, wanted.shape):
-        if (found := _explained_alone(reading, wanted)) is not None:
-            return (found,)
-        readings.append(reading)
-    if combined := _explained_together(readings, wanted):
-        return combined
-    raise InputError(_refusal(calls, readings, wanted))
-
-
-def detect_in_output(calls: Sequence[LayerCall], output: object) -> tuple[int, tuple[Part, ...]]:
-    """Which entry of the output is logits that a head makes (the first such), and the head.
-
-    Raises:
-        InputError: as `detect_head`, of the first entry that may be logits; or there is none.
-    """
-    candidates = logit_candidates(output)
-    if not candidates:
+    if not record.entries and chosen is not None:
         raise InputError(
-            f"expected a classifier's logits of shape (N, K), found an output of {_describe(output)}; "
+            f"expected logits of shape (N, K) in the model's output at output={chosen!r}, found {record.described}"
+        )
+    if not record.entries:
+        raise InputError(
+            f"expected a classifier's logits of shape (N, K), found an output of {record.described}; "
             "name the classification head by hand with head='its.name'"
         )
-    first: InputError | None = None
-    for index, logits in enumerate(candidates):
+    found: list[tuple[Entry, Plan]] = []
+    refusal: InputError | None = None
+    for entry, origin in zip(record.entries, record.origins, strict=True):
+        if any(same_memory(entry.tensor, other.tensor) for other, _ in found):
+            continue
         try:
-            return index, detect_head(calls, logits)
+            found.append((entry, detect_head(record, entry.logits, entry.path, origin)))
         except InputError as error:
-            first = first or error
-    raise first or InputError("expected logits, found none")
+            refusal = refusal or error
+    if len(found) > 1:
+        listed = ", ".join(f"output{entry.name} of shape {tuple(entry.tensor.shape)}" for entry, _ in found)
+        first = found[0][0].path[0]
+        raise InputError(
+            f"expected one entry of the output that a linear layer makes, found {len(found)}: {listed}; choose the "
+            f"logits with output={first!r} (an index or a key), or name their layer with head='its.name'"
+        )
+    if found:
+        return found[0][1]
+    raise refusal or InputError("expected logits, found none")
 
 
-def head_by_name(calls: Sequence[LayerCall]) -> tuple[Part, ...]:
-    """The named layer's last run as the head, checked against that layer's own output (its mean over positions)."""
-    call = calls[-1]
-    if not isinstance(call.output, Tensor) or call.output.ndim < 2:
-        raise InputError(f"expected layer {call.name!r} to give (N, K) logits, found {_describe(call.output)}")
-    parts = detect_head([call], at_position(output_positions(call.module, call.output), None))
-    return tuple(replace(part, call=len(calls) - 1) for part in parts)
+def detect_head(
+    record: PassRecord, logits: Tensor, path: tuple[int | str, ...] | None = (), maker: int | None = None
+) -> Plan:
+    """The plan whose g Wᵀ + a constant row gives the logits.
+
+    Args:
+        record: the pass.
+        logits: (N, K) float.
+        path: the entry of the output that they are.
+        maker: the serial of the run whose output they are, or are computed from, where one is known.
+
+    Raises:
+        InputError: there is none; the message names the layers considered and why none qualifies.
+    """
+    wanted = _checked(logits)
+    search = _Search(record, wanted, path, maker)
+    found = search.find()
+    if found is None:
+        raise InputError(_refusal(record, search, wanted))
+    return found
 
 
-def gradient_members(calls: Sequence[LayerCall], logits: Tensor) -> tuple[Part, ...]:
+def gradient_members(record: PassRecord, logits: Tensor) -> list[LayerCall]:
     """The heads of a mixture's members: the layers of K outputs that the logits follow from with no other between.
 
     Args:
-        calls: the layers that ran, in order, with their graph.
+        record: the pass, whose runs keep their graph.
         logits: (N, K) float, with its graph.
 
     Raises:
         InputError: there is none, or the pass kept no graph.
     """
-    wanted = _checked(logits)
-    members: dict[int, Part] = {}
-    for reading in _readings(calls, wanted.shape):
-        members.setdefault(id(reading.call), reading.part)
-    candidates = [call for call in calls if id(call) in members and call.inputs.requires_grad]
-    if not logits.requires_grad or not candidates:
+    _checked(logits)
+    layers = [call for call in record.calls if not call.is_function]
+    members = _members_among(layers, logits) or _members_among(record.calls, logits)
+    if not members:
         raise InputError(
             "expected a pass with gradients through a layer of K outputs for head='gradient', found none; "
             "run it outside torch.no_grad, on inputs or weights that require gradients"
         )
+    return members
+
+
+def _members_among(calls: Sequence[LayerCall], logits: Tensor) -> list[LayerCall]:
+    rows, classes = logits.shape
+    candidates = [(call, call.inputs) for call in calls if call.inputs is not None and any(_links(call, classes, rows))]
+    candidates = [(call, inputs) for call, inputs in candidates if inputs.requires_grad]
+    if not candidates or not logits.requires_grad:
+        return []
     found = []
-    for call, reached in zip(candidates, _depends(logits, [call.inputs for call in candidates]), strict=True):
-        later = [other for other in candidates if other is not call]
-        hidden = isinstance(call.output, Tensor) and any(_depends(o.inputs, [call.output])[0] for o in later)
-        if reached and not hidden:
-            found.append(members[id(call)])
-    return tuple(found)
+    try:
+        for (call, inputs), reached in zip(candidates, _depends(logits, [i for _, i in candidates]), strict=True):
+            later = [other for _, other in candidates if other is not inputs]
+            hidden = isinstance(call.output, Tensor) and any(_depends(one, [call.output])[0] for one in later)
+            if reached and not hidden:
+                found.append(call)
+    except RuntimeError as error:
+        raise InputError(GRAPH_GONE.format(str(error).splitlines()[0])) from error
+    return found
 
 
 def _depends(result: Tensor, sources: list[Tensor]) -> list[bool]:
@@ -122,120 +148,354 @@ def _checked(logits: Tensor) -> Tensor:
             f"expected logits of 2 or more classes, found an output of shape {tuple(logits.shape)}; "
             "CrossClassProbe measures classifiers (a single logit can be written as two)"
         )
-    wanted = logits.detach().double()
+    if len(logits) == 0:
+        raise InputError("expected a pass of 1 or more samples to find the head in, found none")
+    wanted = logits.detach().to(accumulator_dtype(logits.device))
     if not torch.isfinite(wanted).all():
-        raise InputError("expected finite logits, found NaN or infinity in the first pass; check weights and inputs")
-    if not wanted.any():
+        masked = (wanted == -torch.inf).any() and not (wanted.isnan() | (wanted == torch.inf)).any()
         raise InputError(
-            "expected logits that tell layers apart, found all zeros (the head's weights are zero); "
-            "load or train weights before the first probed pass"
+            "expected finite logits, found a mask (logits of -inf); probe the part of the model before the mask, or "
+            "name its layer with head='its.name'"
+            if masked
+            else "expected finite logits, found NaN or infinity in the first pass; check weights and inputs"
         )
     return wanted
 
 
-def _readings(calls: Sequence[LayerCall], shape: torch.Size) -> Iterator[_Reading]:
-    """Every way to read the calls as g Wᵀ + b of (N, K), the last call first."""
-    runs: dict[str, int] = {}
-    for call in calls:
-        runs[call.name] = runs.get(call.name, 0) + 1
-    for call in reversed(calls):
-        runs[call.name] -= 1
-        inputs = call.positions().detach()
-        if inputs.shape[0] != shape[0]:
-            continue
-        biases = [tensor for tensor in call.tensors.values() if tensor.shape == shape[1:]]
-        for name, tensor in call.matrices():
-            for transposed in (False, True):
-                matrix = tensor.T if transposed else tensor
-                if matrix.shape != (shape[1], inputs.shape[-1]):
-                    continue
-                product = inputs.double() @ matrix.detach().double().T
-                for bias in [*biases, None]:
-                    produced = product if bias is None else product + bias.detach().double()
-                    yield _Reading(call, Part(call.name, call.kind, runs[call.name], name, transposed), produced)
+def _links(call: LayerCall, rows: int, samples: int) -> Iterator[Link]:
+    """The matrices of a run that give so many outputs from its input."""
+    if call.inputs is None or call.inputs.ndim < 2 or call.inputs.shape[0] != samples:
+        return
+    width = call.inputs.shape[1 if call.channel_first else -1]
+    for name, tensor in call.matrices():
+        for transposed in (False, True):
+            if (tensor.T if transposed else tensor).shape == (rows, width):
+                yield Link(call.name, -1, name, transposed, call.is_function)
 
 
-def _explained_alone(reading: _Reading, wanted: Tensor) -> Part | None:
-    tolerance = _tolerance(reading.call, wanted)
-    produced = reading.produced
-    mean = produced.mean(1)
-    factor = float((mean * wanted).sum() / mean.square().sum().clamp(min=1e-300))
-    if factor and _relative_error(mean * factor, wanted) <= tolerance:
-        return replace(reading.part, factor=1.0 if abs(factor - 1) <= tolerance else factor)
-    if produced.shape[1] > 1:  # a position picked after the head
-        errors = (produced - wanted.unsqueeze(1)).abs().amax((0, 2)) / wanted.abs().max()
-        nearest = int(errors.argmin())
-        if errors[nearest] <= tolerance:
-            return replace(reading.part, position=nearest)
-    return None
+class _Search:
+    """The ways to read one entry of a pass, tried in turn."""
 
+    def __init__(
+        self, record: PassRecord, wanted: Tensor, path: tuple[int | str, ...] | None, maker: int | None
+    ) -> None:
+        self._record, self._wanted, self._path, self._maker = record, wanted, path, maker
+        self._samples, self._classes = wanted.shape
+        self._runs: dict[int, int] = {}
+        seen: dict[str, int] = {}
+        for call in reversed(record.calls):
+            seen[call.name] = seen.get(call.name, 0) - 1
+            self._runs[call.serial] = seen[call.name]
+        self._constant = self._samples > 1 and not bool((wanted - wanted.mean(0)).any())
+        # what a refusal tells: layers with K outputs and how far each is off, and whether any has several positions
+        self.errors: dict[str, float] = {}
+        self.several_positions = False
+        self.dropped: list[str] = []
 
-def _explained_together(readings: Sequence[_Reading], wanted: Tensor) -> tuple[Part, ...]:
-    """The factors with Σ factor · produced = wanted, by least squares over one reading per call; () if none fit."""
-    by_call: dict[int, _Reading] = {}
-    for reading in readings:
-        by_call.setdefault(id(reading.call), reading)
-    chosen = list(reversed(by_call.values()))
-    # as many equations as make a fit by chance impossible
-    if len(chosen) < 2 or wanted.numel() < 4 * len(chosen):
-        return ()
-    columns = torch.stack([reading.produced.mean(1).flatten() for reading in chosen], 1)
-    driver = None if columns.is_cuda else "gelsd"
-    factors = torch.linalg.lstsq(columns, wanted.reshape(-1, 1), driver=driver).solution.squeeze(1)
-    tolerance = max(_tolerance(reading.call, wanted) for reading in chosen)
-    kept = columns.abs().amax(0) * factors.abs() / wanted.abs().max() > tolerance
-    if not kept.any() or _relative_error(columns[:, kept] @ factors[kept], wanted.flatten()) > tolerance:
-        return ()
-    shares = zip(chosen, factors.tolist(), kept.tolist(), strict=True)
-    return tuple(replace(reading.part, factor=factor) for reading, factor, keep in shares if keep)
+    def find(self) -> Plan | None:
+        """The first plan that holds; functions are looked at where the layers alone give none."""
+        ordered = self._ordered()
+        layers = [call for call in ordered if not call.is_function]
+        return self._find(layers) or (self._find(ordered) if len(ordered) > len(layers) else None)
 
-
-def _tolerance(call: LayerCall, wanted: Tensor) -> float:
-    """How far float arithmetic may put g Wᵀ + b from the logits, relative to the largest logit."""
-    if call.reduced_precision():
-        return 2e-2
-    return 2e-3 if wanted.is_cuda else 1e-5  # TF32 products, where the host allows them, keep ten bits
-
-
-def _relative_error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-def _describe(output: object) -> str:
-    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
-
-
-def _refusal(calls: Sequence[LayerCall], readings: Sequence[_Reading], wanted: Tensor) -> str:
-    nearest: dict[str, float] = {}
-    for reading in readings:
-        error = _relative_error(reading.produced.mean(1), wanted)
-        name = reading.call.name
-        nearest[name] = min(error, nearest.get(name, error))
-    if nearest:
-        found = ", ".join(f"{name!r} (off by {error:.0e} of the largest logit)" for name, error in nearest.items())
-        found = f"none among {found}{_reason(readings, wanted)}"
-    elif others := sorted({call.inputs.shape[0] for call in calls} - {wanted.shape[0]}):
-        found = (
-            f"that the layers ran on {others[0]} rows, where the logits have {wanted.shape[0]} "
-            "(probe the module inside, which sees them together)"
+    def _find(self, calls: list[LayerCall]) -> Plan | None:
+        terms = [(call, term) for call in calls for term in self._terms_of(call, self._classes)]
+        for call, term in terms:
+            if plan := self._alone(call, term):
+                return self._with_others_on_the_same_features(plan)
+        averaged = list(self._averaged(terms))
+        for term in averaged:
+            if plan := self._holds((term,), (1.0,)):
+                return plan
+        first: dict[int, Term] = {}
+        for call, term in terms:
+            first.setdefault(call.serial, term)
+        separately = [first[serial] for serial in sorted(first)]
+        together = [*averaged, *(term for term in separately if not any(_same_layer(term, one) for one in averaged))]
+        for several in (separately, together):
+            if plan := self._combined(several):
+                return plan
+        return (
+            self._some_rows(calls)
+            or next(filter(None, (self._alone_per_class(term) for _, term in terms)), None)
+            or self._combined_per_class(separately)
+            or next(filter(None, (self._weighted_positions(term) for _, term in terms)), None)
         )
-    elif calls:
-        found = f"none: no layer that ran has a weight for {wanted.shape[1]} classes ({_NOT_SEEN})"
+
+    def _ordered(self) -> list[LayerCall]:
+        """The run that made the logits first, then the last to run first; functions after layers."""
+        calls = sorted(
+            self._record.calls, key=lambda call: (call.serial != self._maker, call.is_function, -call.serial)
+        )
+        self.dropped = [call.name for call in calls if call.inputs is None]
+        return [call for call in calls if call.inputs is not None]
+
+    def _terms_of(self, call: LayerCall, rows: int) -> Iterator[Term]:
+        """The chains of linear runs that begin with this one, the longest first."""
+        for link in _links(call, rows, self._samples):
+            chain, last = [replace(link, run=self._runs[call.serial])], call
+            while (before := self._read_by(last)) is not None and (further := self._linear(before)) is not None:
+                chain.append(further)
+                last = before
+            for length in range(len(chain), 0, -1):
+                yield Term(tuple(chain[:length]))
+
+    def _read_by(self, call: LayerCall) -> LayerCall | None:
+        """The run whose output this one read, in the same shape."""
+        before = None if call.reads is None else self._record.by_serial(call.reads)
+        if before is None or not isinstance(before.output, Tensor) or before.output.ndim < 2:
+            return None
+        return before if before.output_positions().shape == call.positions().shape else None
+
+    def _linear(self, call: LayerCall) -> Link | None:
+        """The link whose matrix times the run's input is its output."""
+        run = self._runs[call.serial]
+        names = [Link(call.name, run, "")] if call.slope is not None else []
+        for name, _ in call.matrices():
+            names += [Link(call.name, run, name), Link(call.name, run, name, True)]
+        return next((link for link in names if link_holds(link, call)), None)
+
+    def _reading(self, plan: Plan) -> Reading | None:
+        try:
+            return read(plan, self._record, self._wanted)
+        except InputError:
+            return None
+
+    def _holds(self, terms: tuple[Term, ...], factors: tuple[float | tuple[float, ...], ...]) -> Plan | None:
+        """The plan with these terms, its factors as they are fitted, where it gives the logits."""
+        plan = Plan(self._path, terms, factors)
+        reading = self._reading(plan)
+        if reading is None:
+            return None
+        if len(terms) == 1:
+            name, error = terms[0].links[0].name, float(reading.error.detach())
+            self.errors[name] = min(error, self.errors.get(name, error))
+        if bool(reading.missed):
+            return None
+        fitted = reading.factors.T.tolist() if plan.per_class else reading.factors.tolist()
+        plan = replace(plan, factors=tuple(tuple(f) if isinstance(f, list) else f for f in fitted))
+        plan = replace(plan, explicit=bool(reading.explicit))
+        if not bool(reading.informative):
+            made_it = len(terms) == 1 and self._maker is not None and self._is_maker(terms[0])
+            return plan if made_it or (bool(reading.explicit) and self._tells_classes_apart(plan)) else None
+        return plan
+
+    def _is_maker(self, term: Term) -> bool:
+        call = self._record.by_serial(self._maker)
+        link = term.links[0]
+        return call is not None and call.name == link.name and self._runs[call.serial] == link.run
+
+    def _tells_classes_apart(self, plan: Plan) -> bool:
+        """Whether the heads' own g Wᵀ is far from zero, though it is the same for all samples."""
+        if plan.per_class:
+            return False
+        shares = [
+            at_mean(terms_product(replace(term, links=term.links[:1]), self._record, self._wanted.dtype)) * factor
+            for term, factor in zip(plan.terms, plan.factors, strict=True)
+            if term.rows is None
+        ]
+        return bool(shares) and bool(torch.stack(shares).sum(0).abs().amax() > 1e-2 * self._wanted.abs().amax() > 0)
+
+    def _alone(self, call: LayerCall, term: Term) -> Plan | None:
+        places: tuple[str, ...] = ("mean",)
+        if call.positions().shape[1] > 1:
+            self.several_positions = True
+            places = ("mean", "nearest")
+        for place in places:
+            if plan := self._holds((replace(term, position=place),), (1.0,)):
+                return plan
+        return None
+
+    def _with_others_on_the_same_features(self, plan: Plan) -> Plan:
+        """With the terms that read the same tensor and have no share yet: a low-rank branch that starts at zero."""
+        (term,) = plan.terms
+        if term.position != "mean":
+            return plan
+        source, outermost = self._innermost(term).source, self._outermost(term).serial
+        others: dict[int, Term] = {}
+        for call in self._ordered():
+            for other in self._terms_of(call, self._classes):
+                if call.serial != outermost and self._innermost(other).source == source:
+                    others.setdefault(call.serial, other)
+        if not others:
+            return plan
+        return replace(plan, terms=(term, *others.values()), factors=(*plan.factors, *(0.0 for _ in others)))
+
+    def _innermost(self, term: Term) -> LayerCall:
+        link = term.links[-1]
+        return self._record.runs(link.name)[link.run if link.run is not None else -1]
+
+    def _outermost(self, term: Term) -> LayerCall:
+        link = term.links[0]
+        return self._record.runs(link.name)[link.run if link.run is not None else -1]
+
+    def _averaged(self, terms: Sequence[tuple[LayerCall, Term]]) -> Iterator[Term]:
+        """All runs of a layer that runs more than once, as one term."""
+        names = dict.fromkeys(call.name for call, _ in terms)
+        for name in names:
+            if len(self._record.runs(name)) > 1:
+                for link in _links(self._record.runs(name)[-1], self._classes, self._samples):
+                    if all(call.inputs is not None for call in self._record.runs(name)):
+                        yield Term((replace(link, run=None),))
+
+    def _combined(self, terms: Sequence[Term]) -> Plan | None:
+        """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
+        if len(terms) < 2 or (self._samples - 1) * self._classes < _EQUATIONS * len(terms):
+            return None
+        columns = torch.stack([self._made(term) for term in terms], 2)
+        with_biases = torch.stack([self._made(term, biased=True) for term in terms], 2)
+        wanted = self._wanted
+        for left, right in ((with_biases, wanted), (columns - columns.mean(0), wanted - wanted.mean(0))):
+            left, right = left.flatten(0, 1), right.reshape(-1, 1)
+            if plan := self._fewest(terms, left, right):
+                return plan
+        return None
+
+    def _fewest(self, terms: Sequence[Term], left: Tensor, right: Tensor) -> Plan | None:
+        """The combination of (rows, m) columns that gives (rows, 1) with the fewest terms, the last to run kept."""
+        kept = list(range(len(terms)))
+        factors, error = _least_squares(left, right)
+        scale = float(right.abs().amax())
+        for least in (1e-4, 3e-2):  # as far as float32's and half precision's rounding may put it
+            if error > least * scale:
+                continue
+            for index in range(len(terms)):
+                if len(kept) < 2:
+                    break
+                without = [other for other in kept if other != index]
+                fewer, further = _least_squares(left[:, without], right)
+                if further <= max(4 * error, 1e-7 * scale if least == 1e-4 else 1e-3 * scale):
+                    kept, factors = without, fewer
+            return self._holds(tuple(terms[index] for index in kept), tuple(factors.tolist()))
+        return None
+
+    def _made(self, term: Term, biased: bool = False) -> Tensor:
+        """g Wᵀ of a term, (N, K), averaged over its positions; of its head alone and with its bias where asked."""
+        if not biased:
+            return at_mean(terms_product(term, self._record, self._wanted.dtype))
+        made = at_mean(terms_product(replace(term, links=term.links[:1]), self._record, self._wanted.dtype))
+        bias = bias_of(self._outermost(term), made.shape[1])
+        return made if bias is None else made + bias.detach().to(made.dtype)
+
+    def _some_rows(self, calls: list[LayerCall]) -> Plan | None:
+        """Logits that are some rows of a larger layer, or its rows in another order."""
+        for call in calls:
+            for name, tensor in call.matrices():
+                for transposed in (False, True):
+                    rows = (tensor.T if transposed else tensor).shape[0]
+                    if rows < self._classes or not any(
+                        link.matrix == name and link.transposed == transposed
+                        for link in _links(call, rows, self._samples)
+                    ):
+                        continue
+                    for term in self._terms_of(call, rows):
+                        if term.links[0].matrix != name or term.links[0].transposed != transposed:
+                            continue
+                        if plan := self._rows_of(call, term):
+                            return plan
+        return None
+
+    def _rows_of(self, call: LayerCall, term: Term) -> Plan | None:
+        made = self._made(term)  # (N, M)
+        biases = [bias.detach().to(made.dtype) for bias in call.biases(made.shape[1])]
+        for shift in (*biases, made.new_zeros(())):
+            distance = torch.cdist(self._wanted.T, (made + shift).T, p=torch.inf)
+            rows = tuple(distance.argmin(1).tolist())
+            if plan := self._holds((replace(term, rows=rows),), (1.0,)):
+                return plan
+        if self._samples <= _EQUATIONS:
+            return None
+        centred, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
+        lengths = centred.norm(dim=0).clamp(min=1e-300), wanted.norm(dim=0).clamp(min=1e-300)
+        cosines = (wanted / lengths[1]).T @ (centred / lengths[0])
+        rows = tuple(cosines.abs().argmax(1).tolist())
+        return self._holds((replace(term, rows=rows),), (1.0,))
+
+    def _alone_per_class(self, term: Term) -> Plan | None:
+        if self._samples - 1 < _EQUATIONS:
+            return None
+        made = self._made(term)
+        made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
+        factors = (made * wanted).sum(0) / made.square().sum(0).clamp(min=1e-300)
+        return self._holds((term,), (tuple(factors.tolist()),))
+
+    def _combined_per_class(self, terms: Sequence[Term]) -> Plan | None:
+        if len(terms) < 2 or self._samples - 1 < _EQUATIONS * len(terms):
+            return None
+        columns = torch.stack([self._made(term) for term in terms], 2)
+        columns = (columns - columns.mean(0)).transpose(0, 1)  # (K, N, m)
+        wanted = (self._wanted - self._wanted.mean(0)).T.unsqueeze(2)
+        factors = torch.linalg.lstsq(columns, wanted, driver=None if columns.is_cuda else "gelsd").solution.squeeze(2)
+        return self._holds(tuple(terms), tuple(tuple(column) for column in factors.T.tolist()))
+
+    def _weighted_positions(self, term: Term) -> Plan | None:
+        made = terms_product(term, self._record, self._wanted.dtype)
+        places = made.shape[1]
+        if places < 2 or (self._samples - 1) * self._classes < _EQUATIONS * places:
+            return None
+        made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
+        rows = made.transpose(1, 2).reshape(-1, places)
+        driver = None if rows.is_cuda else "gelsd"
+        weights = torch.linalg.lstsq(rows, wanted.reshape(-1, 1), driver=driver).solution.squeeze(1)
+        return self._holds((replace(term, position=tuple(weights.tolist())),), (1.0,))
+
+
+def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
+    """The factors of the columns, (m,), and the largest difference that they leave."""
+    driver = None if left.is_cuda else "gelsd"
+    factors = torch.linalg.lstsq(left, right, driver=driver).solution
+    return factors.squeeze(1), float((left @ factors - right).detach().abs().amax())
+
+
+def _same_layer(first: Term, second: Term) -> bool:
+    return first.links[0].name == second.links[0].name
+
+
+def _refusal(record: PassRecord, search: _Search, wanted: Tensor) -> str:
+    classes = wanted.shape[1]
+    where = path_name(search._path or ())
+    entry = f" (output{where})" if where else ""
+    if not wanted.any():
+        return (
+            f"expected logits that tell layers apart, found all zeros{entry} that no layer gave as they are (the "
+            "head's weights are zero); load or train weights before the first probed pass"
+        )
+    if search.errors:
+        listed = ", ".join(
+            f"{_layer(name)} (off by {error:.0e} of the largest logit)" for name, error in search.errors.items()
+        )
+        found = f"none among {listed}{_reason(search, wanted)}"
+    elif record.calls:
+        found = f"none: no layer that ran has a weight for {classes} classes ({_NOT_SEEN}){_reason(search, wanted)}"
     else:
         found = f"that no layer with a weight ran ({_NOT_SEEN})"
-    return (
-        f"expected a layer whose g Wᵀ + b is the logits, found {found}. Return the logits of one linear layer, "
-        "name one by hand with head='its.name', or measure a mixture with head='gradient'"
-    )
+    rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(_links(c, classes, len(c.inputs)))}
+    if others := sorted(rows - {len(wanted)}):
+        found += (
+            f"; a layer ran on {others[0]} rows, where the logits have {len(wanted)} (probe the module inside, which "
+            "sees them together)"
+        )
+    if search.dropped:
+        found += (
+            f"; the features of {some_of([_layer(name) for name in search.dropped])} took too much memory to be kept "
+            "through the first pass: run another, in which less is kept, then update"
+        )
+    return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {found}. {_REMEDY}"
 
 
-def _reason(readings: Sequence[_Reading], wanted: Tensor) -> str:
+def _layer(name: str) -> str:
+    return repr(name) if name else "the model itself"
+
+
+def _reason(search: _Search, wanted: Tensor) -> str:
     if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like probabilities, not logits"
     if bool(((wanted.exp().sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like log-probabilities (a mixture, or log_softmax)"
-    if any(reading.produced.shape[1] > 1 for reading in readings):
-        return "; a layer runs at several positions, and neither one of them nor their mean is the output"
-    if len({reading.call.name for reading in readings}) > 1:
+    if search._constant:
+        return "; the logits are the same for all samples, which tells no layers apart"
+    if search.several_positions:
+        return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"
+    if len(search.errors) > 1:
         return "; nor do they combine linearly"
     return ""

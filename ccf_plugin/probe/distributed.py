@@ -50,8 +50,7 @@ def sum_over_processes(sums: Sums | None) -> Sums | None:
         value = getattr(own, field.name)
         tensor = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
         tensor = tensor.to(_exchange_device())
-        # the first batch with a fault is the least
-        dist.all_reduce(tensor, op=dist.ReduceOp.MIN if field.name.endswith("_batch") else dist.ReduceOp.SUM)
+        dist.all_reduce(tensor, op=getattr(dist.ReduceOp, _REDUCTIONS.get(field.name, "SUM")))
         added[field.name] = tensor if isinstance(value, Tensor) else int(tensor)
     return Sums(**added)
 
@@ -80,6 +79,15 @@ def gather_rows(rows: Tensor | None, labels: Tensor | None, max_bytes: int) -> t
     dist.all_gather(all_owners, owners)
     gathered = [(v[:count], o[:count]) for v, o, count in zip(all_values, all_owners, counts, strict=True)]
     return torch.cat([v for v, _ in gathered]), torch.cat([o for _, o in gathered])
+
+
+# the first batch with a fault is the least
+_REDUCTIONS = {
+    "bad_label_batch": "MIN",
+    "not_finite_batch": "MIN",
+    "missed_batch": "MIN",
+    "largest_miss": "MAX",
+}
 
 
 def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -1,127 +1,60 @@
-"""The head (the linear map with logits = g(x) Wᵀ + b), and one layer's run as a candidate for it."""
+"""The head (the linear map with logits = g(x) Wᵀ + a constant row), and how a user names one that no layer shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-REDUCED_PRECISION = (torch.float16, torch.bfloat16)
+from ccf_plugin.probe.outputs import find_logits, logit_candidates
+
+__all__ = ["Head", "LinearHead", "find_logits", "logit_candidates"]
 
 
 @dataclass(frozen=True)
 class Head:
-    """The linear map that makes the logits: its layer's name and type, K classes, n features."""
+    """The linear map that makes the logits: its layer's name and type, K classes, n features.
+
+    ``history`` tells where the head was in the passes that counted, if it moved: one line per change, the first pass's
+    included; empty where it stayed.
+    """
 
     name: str
     kind: str
     classes: int
     features: int
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class LayerCall:
-    """One layer's run in a pass: its input (N, …), its output (where it is kept) and dtype, its tensors by name."""
+class LinearHead:
+    """A linear head that no layer holds, such as a CLIP zero-shot or a cosine classifier, named by hand.
 
-    name: str
-    module: nn.Module
-    inputs: Tensor
-    output: Any
-    dtype: torch.dtype | None
-    tensors: Mapping[str, Tensor]
+    The probe verifies on every counted pass that g Wᵀ and one constant row are the model's logits.
 
-    @property
-    def kind(self) -> str:
-        """The layer's type; torch's parametrisations rename it."""
-        return type(self.module).__name__.removeprefix("Parametrized")
+    Args:
+        features: the name of the module whose output is g: (N, n), or (N, n, 1, 1).
+        weight: W, (K, n), or a function of the model that gives it; asked at the end of every pass.
 
-    def matrices(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that are a matrix (or a 1×1 kernel), ``weight`` first: old weight norms keep its parts beside."""
-        for name, tensor in sorted(self.tensors.items(), key=lambda item: item[0] != "weight"):
-            if is_matrix(tensor):
-                yield name, tensor.reshape(tensor.shape[:2])
+    Example:
+        >>> import torch
+        >>> from ccf_plugin import CrossClassProbe, LinearHead
+        >>> class ZeroShot(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.image_encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        ...         self.register_buffer("text_features", torch.randn(3, 8))
+        ...     def forward(self, x):
+        ...         return 100 * self.image_encoder(x) @ self.text_features.T
+        >>> model = ZeroShot()
+        >>> head = LinearHead(features="image_encoder", weight=lambda model: 100 * model.text_features)
+        >>> probe = CrossClassProbe(model, head=head)
+        >>> _ = model(torch.rand(6, 3, 2, 2))
+        >>> probe.update(torch.arange(6) % 3)
+        >>> probe.compute().head.features
+        8
+    """
 
-    def positions(self) -> Tensor:
-        """The input as (N, T, n): T is 1 where the layer runs once per sample."""
-        return _positions(self.module, self.inputs)
-
-    def reduced_precision(self) -> bool:
-        """Whether float arithmetic put less than float32's precision into the output."""
-        return self.inputs.dtype in REDUCED_PRECISION or self.dtype in REDUCED_PRECISION
-
-
-@dataclass(frozen=True)
-class Part:
-    """One layer's share in the logits: factor · (g Wᵀ + b)."""
-
-    name: str
-    kind: str
-    call: int  # which of the layer's runs in the pass, from 0
-    weight: str
-    transposed: bool
-    position: int | None = None  # of inputs (N, T, n): which of the T counts; None averages them
-    factor: float = 1.0
-
-    def features(self, call: LayerCall) -> Tensor:
-        """g, (N, n)."""
-        return at_position(call.positions(), self.position)
-
-    def weight_of(self, call: LayerCall) -> Tensor:
-        """W with the factor, (K, n)."""
-        tensor = call.tensors[self.weight]
-        matrix = tensor.reshape(tensor.shape[:2])
-        matrix = matrix.T if self.transposed else matrix
-        return matrix if self.factor == 1 else matrix * self.factor
-
-
-def is_matrix(tensor: Tensor) -> bool:
-    """Whether a tensor is a matrix, or the kernel of a 1×1 convolution."""
-    return tensor.ndim >= 2 and tensor.shape[2:].numel() == 1
-
-
-def at_position(rows: Tensor, position: int | None) -> Tensor:
-    """(N, T, ·) → (N, ·): one position, or their mean."""
-    if position is not None:
-        return rows[:, position]
-    return rows.squeeze(1) if rows.shape[1] == 1 else rows.mean(1)
-
-
-def output_positions(module: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as (N, T, K)."""
-    return _positions(module, output)
-
-
-def find_logits(output: Any) -> Tensor | None:
-    """The first (N, K) logits in a model's output, or None; see `logit_candidates`."""
-    return next(iter(logit_candidates(output)), None)
-
-
-def logit_candidates(output: Any) -> list[Tensor]:
-    """All that may be logits in a model's output, as (N, K): a tensor, ``.logits``, else every such entry in order."""
-    if isinstance(output, Tensor):
-        if output.ndim < 2 or not output.is_floating_point() or output.shape[2:].numel() != 1:
-            return []
-        return [output.flatten(1)]
-    if isinstance(output, Mapping):
-        entries = [output["logits"]] if "logits" in output else list(output.values())
-    elif hasattr(output, "logits"):
-        entries = [output.logits]
-    elif isinstance(output, (tuple, list)):
-        entries = list(output)
-    else:
-        entries = []
-    return [logits for entry in entries for logits in logit_candidates(entry)]
-
-
-def is_channel_first(module: nn.Module) -> bool:
-    """Whether a layer's features stand in its input's second dimension, not its last."""
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-
-
-def _positions(module: nn.Module, tensor: Tensor) -> Tensor:
-    if is_channel_first(module):
-        return tensor.flatten(2).transpose(1, 2)
-    return tensor.unsqueeze(1) if tensor.ndim == 2 else tensor.flatten(1, -2)
+    features: str
+    weight: Tensor | Callable[[nn.Module], Tensor]

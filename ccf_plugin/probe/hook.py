@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils.hooks import RemovableHandle
+
+
+def remove_hooks(hooks: list[weakref.ref[Hook]]) -> None:
+    """Take these hooks off, those that are still there."""
+    for reference in hooks:
+        hook = reference()
+        if hook is not None:
+            hook.remove()
 
 
 class Hook:
@@ -18,6 +28,7 @@ class Hook:
     def __init__(self, call: Callable[..., None]) -> None:
         self._call: Callable[..., None] | None = call
         self._handle: RemovableHandle | None = None
+        self.failed: Exception | None = None
 
     def on(self, register: Callable[..., RemovableHandle], **options: Any) -> Hook:
         """Register this hook; ``register`` is a module's method for it."""
@@ -31,8 +42,15 @@ class Hook:
             self._handle.remove()
 
     def __call__(self, *args: Any) -> None:
-        if self._call is not None:
+        if self._call is None:
+            return
+        if torch.compiler.is_compiling():
             self._call(*args)
+            return
+        try:
+            self._call(*args)
+        except Exception as error:  # the host's own pass never fails for the probe's sake; who reads the pass is told
+            self.failed = error
 
     def __deepcopy__(self, memo: Any) -> Any:
         return contextlib.nullcontext().__exit__

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ccf_plugin.errors import InputError
 
 
 @contextlib.contextmanager
@@ -31,6 +33,68 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The images and labels of a loader's batch, on the device.
+
+    Raises:
+        InputError: the batch is neither a pair (or more), nor a mapping with keys of the usual names.
+    """
+    found: tuple[Any, Any] | None = None
+    if isinstance(batch, Mapping):
+        images, labels = (next((key for key in keys if key in batch), None) for keys in (_IMAGES, _LABELS))
+        if images is None or labels is None:
+            raise InputError(
+                f"expected batches with one of the keys {', '.join(_IMAGES)} and one of {', '.join(_LABELS)}, found "
+                f"{', '.join(map(str, batch))}; give a loader of (images, labels)"
+            )
+        found = batch[images], batch[labels]
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        found = batch[0], batch[1]
+    if found is None or not all(isinstance(part, Tensor) for part in found):
+        kinds = type(batch).__name__ if found is None else " and ".join(type(part).__name__ for part in found)
+        raise InputError(f"expected batches of images and labels as tensors, found {kinds}; give a loader of such")
+    # copies of tensors that were made in inference mode may take part in an attack's gradients
+    first, second = (part.clone() if part.is_inference() else part for part in found)
+    return first.to(device), second.to(device)
+
+
+_IMAGES = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
+_LABELS = ("label", "labels", "y", "target", "targets", "fine_label")
+
+
+def attacked(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], Any]) -> Tensor:
+    """The attack's adversarial examples of a batch, detached.
+
+    Raises:
+        InputError: it returned something else than images like those that it got.
+    """
+    with torch.enable_grad():
+        adversarial = attack(images, labels)
+    wanted = f"expected the attack to return images, a {images.dtype} tensor of shape {tuple(images.shape)}, found"
+    if isinstance(adversarial, (tuple, list)):
+        raise InputError(
+            f"{wanted} a {type(adversarial).__name__} of {len(adversarial)}; pass the part that holds the images, such "
+            "as lambda x, y: attack(x, y)[0]"
+        )
+    if not isinstance(adversarial, Tensor):
+        raise InputError(
+            f"{wanted} {type(adversarial).__name__}; convert it, such as lambda x, y: torch.from_numpy(attack(x, y))"
+        )
+    if adversarial.shape != images.shape or adversarial.dtype != images.dtype:
+        raise InputError(
+            f"{wanted} one of {adversarial.dtype} and shape {tuple(adversarial.shape)}; convert it, such as "
+            "lambda x, y: attack(x, y).to(x.dtype)"
+        )
+    return adversarial.detach().to(images.device)
+
+
+def unnormalised(images: Tensor, attack: object) -> Tensor:
+    """The images in [0, 1], where a torchattacks attack takes them normalised (``set_normalization_used``)."""
+    if getattr(attack, "_normalization_applied", None) is True:
+        return cast(Tensor, attack.inverse_normalize(images))  # type: ignore[attr-defined]
+    return images
 
 
 def describe_attack(attack: object) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torchmetrics import Metric  # type: ignore[import-not-found, unused-ignore]
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, class_means, correlation_matrix
+from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap
 from ccf_plugin.probe.probe import CrossClassProbe
 from ccf_plugin.probe.sums import Sums
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
     """CAS (eq. 7) of a classifier's passes, from 0 to K(K-1): a `CrossClassProbe` whose sums are metric states.
 
-    As with the probe, the last pass of the model before ``update`` counts. A clone watches the same model.
+    As with the probe, the last pass of the model before ``update`` counts. It can be one of a `MetricCollection`, which
+    hands (preds, target) to all its metrics: ``update(preds, target)`` is ``update(target)`` here, since the probe has
+    seen the pass itself. A clone watches the same model; a pickle holds the model.
 
     Args:
         model: the classifier.
@@ -40,6 +45,13 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         >>> metric.update(torch.tensor([0, 1, 2, 0, 1, 2]))
         >>> 0 <= metric.compute() <= 6
         tensor(True)
+
+        >>> from torchmetrics import MetricCollection
+        >>> from torchmetrics.classification import MulticlassAccuracy
+        >>> metrics = MetricCollection({"accuracy": MulticlassAccuracy(3), "cas": metric})
+        >>> metrics.update(model(torch.rand(3, 1, 2, 2)), torch.tensor([0, 1, 2]))
+        >>> sorted(metrics.compute())
+        ['accuracy', 'cas']
     """
 
     is_differentiable = False
@@ -51,27 +63,46 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
     counts: Tensor
     bad_labels: Tensor
     not_finite: Tensor
+    missed: Tensor
+    own_bits: Tensor
 
     def __init__(
         self, model: nn.Module, num_classes: int, num_features: int, *, head: str | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
         self._arguments = (num_classes, num_features, head, options)
-        self._probe = CrossClassProbe(model, head=head)
+        self._probe = CrossClassProbe(model, head=head)  # clones that watch the same model share it
+        self._latest: weakref.ref[PassRecord] | None = None  # the pass that was read last
         zeros = Sums.zeros((num_classes, num_features), torch.device("cpu"))
         self.add_state("attributions", zeros.attributions, dist_reduce_fx="sum")
         self.add_state("counts", zeros.counts, dist_reduce_fx="sum")
         self.add_state("bad_labels", torch.tensor(False), dist_reduce_fx="max")
         self.add_state("not_finite", torch.tensor(False), dist_reduce_fx="max")
+        self.add_state("missed", torch.tensor(False), dist_reduce_fx="max")
+        # A collection updates one metric of those whose states were once equal, as they are of a model and its average
+        # before they part; metrics of two models are never the same.
+        bits = uuid4().int
+        self.add_state("own_bits", torch.tensor([bits >> place & 1 for place in range(128)]), dist_reduce_fx="max")
 
-    def update(self, labels: Tensor) -> None:
-        """Add the last pass; see `CrossClassProbe.update`.
+    def update(
+        self, preds: Tensor | None = None, target: Tensor | None = None, *, labels: Tensor | None = None
+    ) -> None:
+        """Add the last pass; see `CrossClassProbe.update`. Called with labels (N,), or with (preds, target).
+
+        Args:
+            preds: ignored beside labels of any name; alone, the labels.
+            target: the labels, as a `MetricCollection` names them.
+            labels: the labels, by the name that the probe has for them.
 
         Raises:
-            InputError: as there, and where the head is not of the K and n that were announced.
+            InputError: as there, and where the head is not of the K and n that were announced; no labels, or two.
         """
-        self._probe.update(labels)
-        sums = self._probe.take_sums()
+        given = [one for one in (labels, target) if one is not None] or [one for one in (preds,) if one is not None]
+        if len(given) != 1:
+            found = "none" if not given else "labels and target"
+            raise InputError(f"expected labels once, as update(labels) or update(preds, target), found {found}")
+        sums, record = self._probe.sums_of_latest(given[0], None if self._latest is None else self._latest())
+        self._latest = weakref.ref(record)
         if sums.attributions.shape != self.attributions.shape:
             raise InputError(
                 f"expected a head of num_classes, num_features = {tuple(self.attributions.shape)}, "
@@ -82,17 +113,23 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         self.counts = self.counts + sums.counts
         self.bad_labels = self.bad_labels | sums.has_bad_labels()
         self.not_finite = self.not_finite | sums.has_not_finite()
+        self.missed = self.missed | sums.has_missed()
 
     def matrix(self) -> Tensor:
         """C (eq. 6), (K, K) float64.
 
         Raises:
-            InputError: a label outside 0..K-1, or NaN or infinite features.
+            InputError: a label outside 0..K-1, NaN or infinite features, or logits that are not the head's.
         """
         if self.bad_labels:
             raise InputError(f"expected labels in 0..{len(self.counts) - 1}, found others")
         if self.not_finite:
             raise InputError("expected finite features, found NaN or infinity; check the weights and the learning rate")
+        if self.missed:
+            raise InputError(
+                "expected g Wᵀ and one constant row of the head to be the logits in every counted pass, found a pass "
+                "where they are not; call reset() and measure again"
+            )
         return correlation_matrix(class_means(self.attributions, self.counts))
 
     def compute(self) -> Tensor:
@@ -112,10 +149,17 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         """Remove the probe's hooks from the model."""
         self._probe.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_latest": None}
+
     def __deepcopy__(self, memo: Any) -> ClassAttributionSimilarity:
         classes, features, head, options = self._arguments
-        copy = type(self)(self._probe.model, classes, features, head=head, **options)
-        for name in self._defaults:
+        model = memo.get(id(self._probe.model), self._probe.model)  # its copy, where the whole around both is copied
+        copy = type(self)(model, classes, features, head=head, **options)
+        if model is self._probe.model:
+            copy._probe = self._probe
+        copy._latest = self._latest
+        for name in self._defaults.keys() - {"own_bits"}:
             setattr(copy, name, getattr(self, name).clone())
         copy._update_count = self._update_count
         return copy

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +18,19 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError
 from ccf_plugin.images import check_images
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
+from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
-from ccf_plugin.probe.head import Head, find_logits
-from ccf_plugin.probe.host import describe_attack, evaluation_mode, seeded
+from ccf_plugin.probe.head import Head, LinearHead
+from ccf_plugin.probe.hook import remove_hooks
+from ccf_plugin.probe.host import (
+    attacked,
+    describe_attack,
+    evaluation_mode,
+    images_and_labels,
+    seeded,
+    unnormalised,
+)
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels
@@ -30,24 +40,29 @@ from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
 class CrossClassProbe:
     """Measures how much a classifier relies on features that classes share.
 
-    The head (logits = g(x) Wᵀ + b) is found on the first forward pass: the layer nearest the output for which the
-    equation holds, or a few layers that add up to it. The model itself is not changed: hooks read what passes by, and
-    a pass never fails because of them. ``update`` adds the last pass to per-class sums of A(x) = g(x) ⊙ W[y]
-    (Algorithm 1), in float64; memory is O(K n).
+    The head (logits = g(x) Wᵀ + one constant row) is found on the first forward pass, by which layer made the output,
+    and verified by value on every pass that counts: one layer, or what amounts to one linear map (see `linear_map`).
+    The model itself is not changed: hooks read what passes by, and a pass never fails because of them. ``update`` adds
+    the last pass to per-class sums of A(x) = g(x) ⊙ W[y] (Algorithm 1), in float64; memory is O(K n).
 
     Args:
         model: a classifier giving logits (N, K), with K ≥ 2.
-        head: the name of the layer to measure, where it cannot be found; or "gradient" for models without a linear
-            head, such as mixtures: A(x) = g ⊙ ∂logit_y/∂g over the members' heads' inputs, equal to the above where
-            the head is linear. It needs the pass's graph: call ``update`` before ``backward``.
+        head: the name of the layer to measure, where it cannot be found; a `LinearHead` where no layer holds it; or
+            "gradient" for models without a linear head, such as mixtures: A(x) = g ⊙ ∂logit_y/∂g over the members'
+            heads' inputs, equal to the above where the head is linear. It needs the pass's graph: call ``update``
+            before ``backward``.
+        output: the index or key of the logits in the model's output, where several entries of it may be them.
         instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3). They take
             4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
         max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
         every: count one ``update`` in so many, beginning with the first.
-        inputs: whether the passes that ``update`` counts see adversarial or clean images; decides which accuracy
-            the result reports. ``run`` sets it by itself.
+        inputs: whether the passes that ``update`` counts see adversarial or clean images, which makes the accuracy
+            that the result reports RA or clean accuracy; None: it is reported as "accuracy". ``run`` knows by itself.
         class_names: K names for tables and pictures.
         max_bytes: with ``instances``, the memory that single samples' attributions may take together.
+
+    A copy or a pickle of a probe goes with a copy of its model, which it measures. A probe that nothing refers to any
+    more takes its hooks off.
 
     Example:
         >>> import torch
@@ -60,18 +75,20 @@ class CrossClassProbe:
         (3, 3)
 
     Raises:
-        InputError: see the methods; also for nn.DataParallel and TorchScript, and for a ``head`` that names no layer.
+        InputError: see the methods; also for what is no module, nn.DataParallel and TorchScript, and for a ``head``
+            that names no layer.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        head: str | None = None,
+        head: str | LinearHead | None = None,
+        output: int | str | None = None,
         instances: bool = False,
         max_per_class: int | None = None,
         every: int = 1,
-        inputs: Literal["adversarial", "clean"] = "adversarial",
+        inputs: Literal["adversarial", "clean"] | None = None,
         class_names: Iterable[str] | None = None,
         max_bytes: int = 8 * 2**30,
     ) -> None:
@@ -79,19 +96,43 @@ class CrossClassProbe:
             raise InputError(f"expected every to be 1 or more, found {every}")
         if max_per_class is not None and max_per_class < 1:
             raise InputError(f"expected max_per_class to be 1 or more, found {max_per_class}")
-        if inputs not in ("adversarial", "clean"):
-            raise InputError(f"expected inputs to be 'adversarial' or 'clean', found {inputs!r}")
+        if inputs not in ("adversarial", "clean", None):
+            raise InputError(f"expected inputs to be 'adversarial', 'clean' or None, found {inputs!r}")
         self.model = model
-        self._tracer: HeadTracer | None = HeadTracer(model, head)
-        self._needs_graph = head == GRADIENT
-        self._head: Head | None = None
+        self._given_head, self._output = head, output
         self._instances = instances
         self._max_per_class = max_per_class
         self._max_bytes = max_bytes
         self._every = every
         self._inputs = inputs
         self._class_names = None if class_names is None else tuple(class_names)
+        self._head: Head | None = None
+        self._tracer: HeadTracer | None = None
+        self._miss_was_told = False
+        self._attach_later = False
+        self._attach()
         self.reset()
+
+    def _attach(self) -> None:
+        self._tracer = HeadTracer(self.model, self._given_head, self._output)
+        weakref.finalize(self, remove_hooks, self._tracer.watcher.hooks).atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the hooks and what they noted: a copy attaches to its own model."""
+        attached = self._tracer is not None
+        return {**self.__dict__, "_head": self.head, "_tracer": attached, "_captured": None, "_captures": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _tracer=None)
+        # A model that holds its own probe is not whole yet when that is copied: then the first use attaches.
+        self._attach_later = bool(state["_tracer"])
+        if "_modules" in self.model.__dict__:
+            self._attach_now()
+
+    def _attach_now(self) -> None:
+        if self._attach_later:
+            self._attach_later = False
+            self._attach()
 
     @property
     def head(self) -> Head | None:
@@ -104,8 +145,14 @@ class CrossClassProbe:
         self._rows: InstanceRows | None = None
         self._seen: set[tuple[str, str]] = set()  # (mode, precision) of the passes
         self._calls = 0
-        self._captured: ForwardPass | InputError | None = None
+        self._counted = self._inputs  # what the counted passes see
+        self._captured: PassRecord | None = None
         self._captures = False
+        self._places: list[tuple[int, str]] = []  # from which batch on the head was where
+        self._reason = ""  # why a batch's logits were no head's
+        if self._miss_was_told and self._tracer is not None:
+            self._tracer.search_again()
+        self._miss_was_told = False
 
     def detach(self) -> None:
         """Remove the hooks. What was accumulated can still be computed."""
@@ -138,14 +185,17 @@ class CrossClassProbe:
 
         Raises:
             InputError: no new pass since the last update, one whose head cannot be found, use after ``detach``,
-                labels of another form or number. Labels outside 0..K-1 and features that are not finite are noted on
-                the device, and raised by ``compute``.
+                labels of another form or number; a head of another K or n than before. Labels outside 0..K-1,
+                features that are not finite and logits that are no longer the head's are noted on the device, and
+                raised by ``compute``.
         """
-        latest = self._take_pass()
+        record = self._take_record()
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
-            self._add(latest, labels, slice(None) if rows is None else rows)
+            if self._counted != self._inputs:  # what a run counted is still there
+                self._counted = None
+            self._add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
         """g(x) of the latest forward pass, (N, n), detached; ``update`` may still count the pass.
@@ -158,17 +208,26 @@ class CrossClassProbe:
             raise InputError("expected a forward pass of the probed model before features, found none; call the model")
         return latest.features
 
-    def take_sums(self) -> Sums:
-        """What was accumulated since the last ``reset``, which this is too: for those who add it up themselves.
+    def sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
+        """The sums of the latest pass alone, and its record: for those who add up themselves.
+
+        The pass stays to be read by others; what this probe accumulated is forgotten.
+
+        Args:
+            labels: as in ``update``.
+            after: the record that was read last.
 
         Raises:
-            InputError: nothing was.
+            InputError: as ``update``; the pass is the one that was read last.
         """
-        if self._sums is None:
-            raise InputError(NOTHING_ADDED)
-        sums = self._sums
+        record = self._attached().watcher.latest
+        if record is None or record is after:
+            raise InputError(NO_NEW_FORWARD.format("of the probed model"))
         self.reset()
-        return sums
+        self._add(self._read(record), labels, slice(None))
+        assert self._sums is not None  # noqa: S101
+        sums, self._sums = self._sums, None
+        return sums, record
 
     def compute(self, *, sync: bool = True) -> CrossClassResult:
         """The result over all updates since the last ``reset``.
@@ -177,28 +236,30 @@ class CrossClassProbe:
         without a single update too; all get the same result. ``sync=False`` keeps to this process.
 
         Raises:
-            InputError: nothing was accumulated; a label outside 0..K-1; NaN or infinite features.
+            InputError: nothing was accumulated; a label outside 0..K-1; NaN or infinite features; a pass whose logits
+                were not g Wᵀ and one constant row of the head, nor of another of its shape.
         """
         together = sync and num_processes() > 1
-        own = self.head if self._sums is not None else None
+        own = self._head_with_history() if self._sums is not None else None
         described = gather_objects((own, self._seen)) if together else [(own, self._seen)]
         sums = sum_over_processes(self._sums) if together else self._sums
         if sums is None:
             raise InputError(NOTHING_ADDED)
-        vectors = sums.checked_means()
+        self._miss_was_told = bool(sums.has_missed())
+        vectors = sums.checked_means("" if own is None else own.name or "the model itself", self._reason)
         classes, total = len(vectors), int(sums.counts.sum())
         accuracy = int(sums.correct) / total
         clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
-        adversarial = self._inputs == "adversarial"
         samples = self._samples(together) if self._instances else None
         seen = set().union(*(entry[1] for entry in described))
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
             class_attribution=vectors.numpy(),
-            counts=sums.counts.cpu().numpy(),
+            counts=sums.counts.cpu().numpy().copy(),  # the sums go on
             instance_matrix=None if samples is None else samples.matrix(classes),
-            clean_accuracy=clean_accuracy if adversarial else accuracy,
-            robust_accuracy=accuracy if adversarial else None,
+            clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
+            robust_accuracy=accuracy if self._counted == "adversarial" else None,
+            accuracy=accuracy if self._counted is None else None,
             class_names=self._names(classes),
             head=next((head for head, _ in described if head is not None), None),
             model_mode=_only({mode for mode, _ in seen}),
@@ -215,7 +276,7 @@ class CrossClassProbe:
 
     def run(
         self,
-        loader: Iterable[tuple[Tensor, Tensor]],
+        loader: Iterable[Any],
         attack: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         seed: int | None = None,
@@ -225,17 +286,20 @@ class CrossClassProbe:
 
         The model is in eval mode meanwhile; afterwards every module's own mode is as before. With a ``seed`` the
         attack's randomness comes from it, and the host's random state is left as it was. Every batch counts,
-        whatever ``every`` is.
+        whatever ``every`` is. The attack has gradients, also inside the host's ``no_grad`` or ``inference_mode``.
 
         Args:
-            loader: batches of images (N, C, H, W), float in [0, 1], and labels (N,) int64.
-            attack: adversarial examples from images and labels, such as a torchattacks object; None for clean.
+            loader: batches of images (N, C, H, W), float in [0, 1], and labels (N,) int64: pairs, or longer tuples
+                that begin so, or dicts with an image key and a label key of the usual names.
+            attack: adversarial examples from images and labels, such as a torchattacks object; None for clean. One
+                with ``set_normalization_used`` takes and gives normalised images, as the model does.
             seed: for the attack's random start.
             seeds: repeat with so many seeds, from ``seed`` (or 0) on. The result is the first's; ``repeats`` holds
                 the figures of all, ``spread`` their mean and standard deviation.
 
         Raises:
-            InputError: as ``update`` and ``compute``; images to attack that are not in [0, 1]; several ``seeds`` of a
+            InputError: as ``update`` and ``compute``; batches of another form; images to attack that are not in
+                [0, 1]; an attack that returns something else than images like those it got; several ``seeds`` of a
                 clean measurement or of an iterator.
         """
         if seeds == 1:
@@ -249,52 +313,57 @@ class CrossClassProbe:
         return replace(results[0], repeats=tuple(result.figures() for result in results))
 
     def _run_once(
-        self,
-        loader: Iterable[tuple[Tensor, Tensor]],
-        attack: Callable[[Tensor, Tensor], Tensor] | None,
-        seed: int | None,
+        self, loader: Iterable[Any], attack: Callable[[Tensor, Tensor], Tensor] | None, seed: int | None
     ) -> CrossClassResult:
-        tracer = self._attached()
+        self._attached()
         self.reset()
-        self._inputs = "clean" if attack is None else "adversarial"
+        self._counted = "clean" if attack is None else "adversarial"
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
-        with evaluation_mode(self.model), seeded(seed, device):
-            for number, (images, labels) in enumerate(loader):
-                images, labels = images.to(device), labels.to(device)
+        needs_graph = self._given_head == GRADIENT
+        with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
+            for number, batch in enumerate(loader):
+                images, labels = images_and_labels(batch, device)
                 clean = None
                 if attack is not None:
                     if number == 0:
-                        check_images(images, "the loader's first batch")
-                    with torch.set_grad_enabled(self._needs_graph):
-                        clean = find_logits(self.model(images))
-                    tracer.check()  # before an attack is run for nothing
-                    images = attack(images, labels)
+                        check_images(unnormalised(images, attack), "the loader's first batch")
+                    with torch.set_grad_enabled(needs_graph):
+                        self.model(images)
+                    # the clean pass is read before an attack is run for nothing
+                    clean = self._read(self._take_record()).logits.argmax(1)
+                    images = attacked(images, labels, attack)
                     self.model.eval()  # torchattacks turns a model back to train mode
-                with torch.set_grad_enabled(self._needs_graph):
+                with torch.set_grad_enabled(needs_graph):
                     self.model(images)
-                self._add(self._take_pass(), labels, slice(None), None if clean is None else clean.argmax(1))
+                self._add(self._read(self._take_record()), labels, slice(None), clean)
         result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
     def _attached(self) -> HeadTracer:
+        self._attach_now()
         if self._tracer is None:
             raise InputError("expected an attached probe, found one after detach(); make a new CrossClassProbe(model)")
         return self._tracer
 
-    def _take_pass(self) -> ForwardPass:
+    def _take_record(self) -> PassRecord:
         tracer = self._attached()
         taken, inside = (self._captured, True) if self._captures else (tracer.take(), False)
         self._captured, self._captures = None, False
         tracer.drop()
-        if isinstance(taken, InputError):
-            raise taken
         if taken is None:
+            failure = tracer.watcher.failure()
+            where = "inside capture()" if inside else "of the probed model"
             raise InputError(
-                f"expected a new forward pass {'inside capture()' if inside else 'of the probed model'} before update, "
-                "found none; call the model (not a copy or a part of it) and then update once, and attach the probe "
-                "before torch.compile's first call (or call torch._dynamo.reset() after attaching it)"
+                NO_NEW_FORWARD.format(where) + (f" (the probe failed in the last pass: {failure})" if failure else "")
             )
         return taken
+
+    def _take_pass(self) -> ForwardPass:
+        return self._read(self._take_record())
+
+    def _read(self, record: PassRecord) -> ForwardPass:
+        shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])
+        return self._attached().read(record, shape)
 
     @torch.no_grad()
     def _add(self, latest: ForwardPass, labels: Tensor, rows: slice, clean: Tensor | None = None) -> None:
@@ -306,21 +375,37 @@ class CrossClassProbe:
             labels = labels.to(device, torch.int64, non_blocking=device.type == "cuda")
             sums = self._sums_for(latest)
             labels = sums.within_classes(labels)
+            if latest.reading is not None:
+                sums.check(latest.reading.missed, latest.reading.error, latest.reading.refitted)
+                self._reason = self._reason or latest.reason
             if latest.weight is None:
                 values = latest.gradient_attribution(labels, rows).to(sums.attributions.dtype)
             else:
                 values = attribution(features.to(sums.attributions.dtype), latest.weight, labels)
             classes = len(sums.counts)
+            if not self._places or self._places[-1][1] != latest.place:
+                self._places.append((sums.batches, latest.place))
             sums.add(values, labels, logits.argmax(1) if logits.shape[1] == classes else None, clean)
             if self._instances:
                 self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
-                self._rows.append(values.to(torch.promote_types(features.dtype, torch.float32)), labels)
-        self._seen.add(("train" if latest.training else "eval", str(features.dtype).removeprefix("torch.")))
+                self._rows.append(values.to(torch.promote_types(latest.dtype, torch.float32)), labels)
+        self._seen.add(("train" if latest.training else "eval", str(latest.dtype).removeprefix("torch.")))
+
+    def _head_with_history(self) -> Head | None:
+        """The head, and where it was in which batches if that changed."""
+        head = self.head
+        if head is None or self._sums is None:
+            return head
+        history = [f"from batch {batch} on: {place}" for batch, place in self._places]
+        refits = int(self._sums.refits)
+        several = " + " in (self._places[-1][1] if self._places else "")
+        told = history if len(history) > 1 else []
+        if refits and several:
+            told = [*history, f"factors of its parts fitted anew in {refits} of {self._sums.batches} batches"]
+        return replace(head, history=tuple(told))
 
     def _sums_for(self, latest: ForwardPass) -> Sums:
-        head = self.head
-        assert head is not None  # noqa: S101  (a pass was read)
-        shape, device = (head.classes, latest.features.shape[1]), latest.features.device
+        shape, device = latest.shape, latest.features.device
         if self._sums is None:
             self._sums = Sums.zeros(shape, device)
         if self._sums.attributions.shape != shape:
@@ -343,6 +428,13 @@ class CrossClassProbe:
         if self._class_names is not None and len(self._class_names) != classes:
             raise InputError(f"expected {classes} class names for this head, found {len(self._class_names)}")
         return self._class_names
+
+
+NO_NEW_FORWARD = (
+    "expected a new forward pass {} before update, found none; call the model (not a copy or a part of it) and then "
+    "update once, and attach the probe before torch.compile's first call (or call torch._dynamo.reset() after "
+    "attaching it)"
+)
 
 
 def _only(values: set[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ccf_plugin.files import write_together
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
-from ccf_plugin.probe.result_checks import ARRAYS, PLAIN_FIELDS, check_fields, checked_arrays
+from ccf_plugin.probe.result_checks import ARRAYS, PLAIN_FIELDS, check_fields, checked_arrays, with_later_fields
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,7 @@ class CrossClassResult:
         counts: samples per class, (K,) int64.
         instance_matrix: C_I (Section 5.3), (K, K) float64, or None where it was not asked for.
         clean_accuracy, robust_accuracy: fractions, or None where not measured.
+        accuracy: a fraction; set instead of these two where nobody said whether the images were clean or adversarial.
         class_names: K names, or None.
         model: the model's name, or None.
         head: the layer that was measured.
@@ -55,6 +56,7 @@ class CrossClassResult:
     instance_matrix: NDArray[np.float64] | None = None
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
+    accuracy: float | None = None
     class_names: tuple[str, ...] | None = None
     model: str | None = None
     head: Head | None = None
@@ -144,6 +146,7 @@ class CrossClassResult:
             "seed": None if self.threat is None else self.threat.get("seed"),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
+            "accuracy": self.accuracy,
             "cas": self.cas,
             "instance_cas": self.instance_cas,
         }
@@ -197,13 +200,14 @@ class CrossClassResult:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
         return {
             "model": self.model,
-            "head": None if self.head is None else asdict(self.head),
+            "head": None if self.head is None else {**asdict(self.head), "history": list(self.head.history)},
             "data": None if self.data is None else dict(self.data),
             "threat": None if self.threat is None else dict(self.threat),
             "model_mode": self.model_mode,
             "precision": self.precision,
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
+            "accuracy": self.accuracy,
             "cas": self.cas,
             "cas_normalised": self.cas_normalised,
             "instance_cas": self.instance_cas,
@@ -243,8 +247,8 @@ class CrossClassResult:
                     f"expected the result file {file}, found none; a result is an .npz and a .json together"
                 )
         try:
-            fields = json.loads(description.read_text(encoding="utf-8"))
-            version = int(fields["format"])
+            described = with_later_fields(json.loads(description.read_text(encoding="utf-8")))
+            version = int(described["format"])
             with np.load(npz, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in ARRAYS if name in archive.files}
             if version > FORMAT:
@@ -253,16 +257,16 @@ class CrossClassResult:
                     "update ccf_plugin"
                 )
             arrays = checked_arrays(arrays)
-            check_fields(fields, len(arrays["counts"]))
+            check_fields(described, len(arrays["counts"]))
             return cls(
                 matrix=arrays["matrix"],
                 class_attribution=arrays["class_attribution"],
                 counts=arrays["counts"],
                 instance_matrix=arrays.get("instance_matrix"),
-                head=None if fields["head"] is None else Head(**fields["head"]),
-                class_names=None if fields["class_names"] is None else tuple(fields["class_names"]),
-                repeats=tuple(fields.get("repeats", ())),
-                **{name: fields[name] for name in PLAIN_FIELDS},
+                head=None if described["head"] is None else _head(described["head"]),
+                class_names=None if described["class_names"] is None else tuple(described["class_names"]),
+                repeats=tuple(described["repeats"]),
+                **{name: described[name] for name in PLAIN_FIELDS},
             )
         except InputError:
             raise
@@ -315,17 +319,21 @@ class CrossClassResult:
         return Path(path)
 
     def title(self, instances: bool = False) -> str:
-        """RA (or clean accuracy) and CAS in one line."""
+        """The accuracy (named RA where the images were adversarial) and CAS in one line."""
         number = f"I-CAS = {self.instance_cas:.1f}" if instances else f"CAS = {self.cas:.1f}"
-        if self.robust_accuracy is not None:
-            return f"RA = {self.robust_accuracy:.1%}, {number}"
-        if self.clean_accuracy is not None:
-            return f"clean accuracy = {self.clean_accuracy:.1%}, {number}"
-        return number
+        accuracies = {"RA": self.robust_accuracy, "clean accuracy": self.clean_accuracy, "accuracy": self.accuracy}
+        measured = [f"{label} = {value:.1%}" for label, value in accuracies.items() if value is not None]
+        return ", ".join([*measured[:1], number])
 
 
 def _cas(matrix: NDArray[np.float64]) -> float:
     return float(class_attribution_similarity(torch.from_numpy(matrix)))
+
+
+def _head(described: Mapping[str, Any]) -> Head:
+    """What ``to_json`` says of a head; what newer versions add is left out."""
+    known = {one.name: described[one.name] for one in fields(Head) if one.name in described}
+    return Head(**{**known, "history": tuple(known.get("history", ()))})
 
 
 def _listed(matrix: NDArray[np.float64] | None) -> list[list[float | None]] | None:

@@ -21,12 +21,21 @@ PLAIN_FIELDS: dict[str, Any] = {
     "precision": str | None,
     "clean_accuracy": _NUMBER,
     "robust_accuracy": _NUMBER,
+    "accuracy": _NUMBER,
     "versions": dict,
 }
+# What files of older versions lack, and what it was for them.
+_LATER_FIELDS: dict[str, Any] = {"accuracy": None, "repeats": []}
 _INSIDE: dict[str, dict[str, Any]] = {
+    "head": {"name": str, "kind": str, "classes": int, "features": int, "history": list | None},
     "data": {"name": str, "split": str, "count": int},
     "threat": {"eps": _NUMBER, "step_size": _NUMBER},
 }
+
+
+def with_later_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a result's JSON, with those that its version did not know yet."""
+    return {**_LATER_FIELDS, **fields}
 
 
 def checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -53,6 +62,9 @@ def check_fields(fields: Mapping[str, Any], classes: int) -> None:
         if not isinstance(value, kind):
             raise ValueError(f"{name} of {value!r}")
     json.dumps([fields[name] for name in PLAIN_FIELDS], allow_nan=False)  # ValueError at 1e999
+    history = (fields["head"] or {}).get("history", [])
+    if not all(isinstance(one, str) for one in history):
+        raise ValueError(f"head.history of {history!r}")
     names = fields["class_names"]
     if names is not None and not (
         isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)

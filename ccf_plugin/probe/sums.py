@@ -24,6 +24,9 @@ class Sums:
     clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
     bad_label_batch: Tensor  # () int64: the first batch with such a fault
     not_finite_batch: Tensor
+    missed_batch: Tensor  # () int64: the first batch whose logits were not the head's
+    largest_miss: Tensor  # () : by how much they were not, relative to the largest logit
+    refits: Tensor  # () int64: batches in which the factors of several parts were not those of the first pass
     batches: int = 0
     clean_batches: int = 0
 
@@ -38,6 +41,9 @@ class Sums:
             clean_correct=number.clone(),
             bad_label_batch=number + _NO_BATCH,
             not_finite_batch=number + _NO_BATCH,
+            missed_batch=number + _NO_BATCH,
+            largest_miss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
+            refits=number.clone(),
         )
 
     def within_classes(self, labels: Tensor) -> Tensor:
@@ -71,6 +77,13 @@ class Sums:
             self.clean_batches += 1
         self.batches += 1
 
+    def check(self, missed: Tensor, error: Tensor, refitted: Tensor) -> None:
+        """Note of the next batch whether its logits were the head's, () bool, and how far off they were."""
+        _note_first(self.missed_batch, missed, self.batches)
+        largest = torch.maximum(self.largest_miss, error.to(self.largest_miss.dtype))
+        self.largest_miss.copy_(torch.where(missed, largest, self.largest_miss))
+        self.refits += refitted
+
     def to(self, device: torch.device) -> Sums:
         """These sums on another device, where the model went."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -85,11 +98,19 @@ class Sums:
         """Whether any batch had NaN or infinite features, () bool."""
         return self.not_finite_batch != _NO_BATCH
 
-    def checked_means(self) -> Tensor:
+    def has_missed(self) -> Tensor:
+        """Whether any batch had logits that were not the head's, () bool."""
+        return self.missed_batch != _NO_BATCH
+
+    def checked_means(self, head: str = "", reason: str = "") -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.
 
+        Args:
+            head: its name, and why no other was found, for the message where a batch's logits were not its.
+
         Raises:
-            InputError: nothing was added, or a batch had a label outside 0..K-1, or NaN or infinite features.
+            InputError: nothing was added, or a batch had a label outside 0..K-1, NaN or infinite features, or logits
+                that were not the head's.
         """
         if not self.counts.any():
             raise InputError(NOTHING_ADDED)
@@ -100,6 +121,12 @@ class Sums:
             raise InputError(
                 f"expected finite features, found NaN or infinity in batch {batch} (counted from 0); "
                 "check the weights and the learning rate"
+            )
+        if (batch := int(self.missed_batch)) != _NO_BATCH:
+            raise InputError(
+                f"expected g Wᵀ and one constant row of head {head!r} to be the logits in every counted pass, found "
+                f"them off by {float(self.largest_miss):.1e} of the largest logit, first in batch {batch} (counted "
+                f"from 0){f': {reason}' if reason else ''}; call reset(), after which the head is looked for anew"
             )
         return class_means(self.attributions.cpu().double(), self.counts.cpu())
 

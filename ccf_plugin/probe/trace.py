@@ -1,349 +1,395 @@
-"""The hooks: they watch a model's forward passes and keep what the latest one showed at the head.
-
-What runs inside the host's pass only notes tensors, so that torch.compile can trace it and nothing in it can fail;
-finding the head waits until the pass has ended (or, in compiled code, until somebody asks).
-"""
+"""Where a model's head is in its forward passes, and what the latest pass showed there, checked against its logits."""
 
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import gradient_attribution
-from ccf_plugin.probe.detect import detect_in_output, gradient_members, head_by_name
-from ccf_plugin.probe.head import Head, LayerCall, Part, find_logits, is_channel_first, is_matrix, logit_candidates
-from ccf_plugin.probe.hook import Hook
+from ccf_plugin.probe.calls import LayerCall, PassRecord
+from ccf_plugin.probe.detect import GRAPH_GONE, detect_head, detect_in_output, gradient_members
+from ccf_plugin.probe.head import Head, LinearHead
+from ccf_plugin.probe.layers import unwrapped
+from ccf_plugin.probe.linear_map import Plan, Reading, at_mean, read
+from ccf_plugin.probe.outputs import describe_output, path_name
+from ccf_plugin.probe.tensors import version
+from ccf_plugin.probe.watch import PassWatcher
 
 GRADIENT = "gradient"
-# Before the head is known, noted calls keep their inputs alive. Those with one row per sample are small and all are
-# kept (an ensemble has many heads); of those with many (tokens, pixels) only the latest so many.
-_WIDE_CALLS = 4
 
 
 @dataclass(frozen=True)
 class ForwardPass:
     """What one forward pass showed, detached: features (N, n), logits (N, K), weight (K, n) of that pass.
 
-    With head='gradient' there is no one weight: ``members`` are the calls whose inputs, with ``graph`` (N, K), give
-    g ⊙ ∂logit_y/∂g.
+    With head='gradient' there is no one weight: ``members`` are groups of runs whose inputs, with ``graph`` (N, K),
+    give g ⊙ ∂logit_y/∂g; runs of one group are added.
     """
 
     features: Tensor
     logits: Tensor
     weight: Tensor | None
     training: bool
-    members: tuple[LayerCall, ...] = ()
+    dtype: torch.dtype
+    place: str
+    reading: Reading | None = None
+    members: tuple[tuple[LayerCall, ...], ...] = ()
     graph: Tensor | None = None
+    reason: str = ""  # why no other head was found, where the reading misses the logits
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, n)."""
+        return len(self.weight) if self.weight is not None else self.logits.shape[1], self.features.shape[1]
 
     def gradient_attribution(self, labels: Tensor, rows: slice) -> Tensor:
-        """A(x) by gradients, (len(labels), n): members side by side, positions of one member added.
+        """A(x) by gradients, (len(labels), n): groups of members side by side, positions of one member added.
 
         Raises:
             InputError: the pass's graph is gone.
         """
         assert self.graph is not None  # noqa: S101  (only asked of passes that keep one)
+        calls = [call for group in self.members for call in group]
+        inputs = [call.inputs for call in calls if call.inputs is not None]
         try:
-            shares = gradient_attribution([call.inputs for call in self.members], self.graph, labels, rows=rows)
+            shares = iter(gradient_attribution(inputs, self.graph, labels, rows=rows))
         except RuntimeError as error:
-            raise InputError(
-                "expected the graph of the pass for head='gradient', found that it is gone; "
-                f"call update before loss.backward() and optimizer.step() ({str(error).splitlines()[0]})"
-            ) from error
-        calls = zip(self.members, shares, strict=True)
-        return torch.cat([replace(call, inputs=share).positions().sum(1) for call, share in calls], 1)
+            raise InputError(GRAPH_GONE.format(str(error).splitlines()[0])) from error
+        groups = [[replace(call, inputs=next(shares)).positions().sum(1) for call in group] for group in self.members]
+        return torch.cat([torch.stack(group).sum(0) for group in groups], 1)
 
 
 class HeadTracer:
-    """Watches ``model``; ``take`` gives the latest complete forward pass, once."""
+    """Watches ``model``; ``take`` gives the latest complete forward pass, once, and ``read`` what it shows."""
 
-    def __init__(self, model: nn.Module, head: str | None = None) -> None:
-        model = _unwrapped(model)
-        self._model = model
+    def __init__(self, model: nn.Module, head: str | LinearHead | None = None, output: int | str | None = None) -> None:
+        model = unwrapped(model)
         self._gradient = head == GRADIENT
-        self._by_hand = None if self._gradient else head
+        self._given = isinstance(head, LinearHead)
+        self._by_hand = head.features if isinstance(head, LinearHead) else None if self._gradient else head
+        self._output = output
         self._head: Head | None = None
-        self._parts: tuple[Part, ...] = ()
-        self._entry = 0  # which of the output's candidates are the logits
-        self._noting: list[tuple[int, LayerCall]] | None = None  # with the call's number in the pass
-        self._wide: list[tuple[int, LayerCall]] = []
-        self._number = 0
-        self._pending: tuple[list[LayerCall], Any, bool] | None = None
-        self._last: ForwardPass | InputError | None = None
-        self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        watched = self._unconsidered()
-        if self._by_hand is not None:
-            if self._by_hand not in watched:
-                raise InputError(
-                    f"expected head to name a layer with a weight, found {head!r}"
-                    f"{did_you_mean(self._by_hand, watched) or '; see model.named_modules()'}"
-                )
-            watched = {self._by_hand: watched[self._by_hand]}
-        # The root's hooks enclose the layers', also where the root is itself the head.
-        self._root = [Hook(self._begin).on(model.register_forward_pre_hook, prepend=True)]
-        self._layers = {name: list(self._watch(name, module)) for name, module in watched.items()}
-        self._root.append(Hook(self._end).on(model.register_forward_hook))
+        self._plans: dict[Any, Plan] = {}  # by the structure of the passes that they read
+        weight = None
+        if isinstance(head, LinearHead):
+            given = head.weight
+
+            def weight() -> Tensor | str:
+                return _given_weight(given, model)
+
+        self.watcher = PassWatcher(
+            model,
+            name=self._by_hand,
+            output=output,
+            keeps_graph=self._gradient,
+            weight=weight,
+            completed=self._search,
+        )
 
     @property
     def head(self) -> Head | None:
         """The head, or None before the first pass, or where it was not found."""
-        self._resolve()
+        if self._head is None and self.watcher.latest is not None:
+            self._search(self.watcher.latest)
         return self._head
 
-    def take(self) -> ForwardPass | InputError | None:
-        """The latest pass since the last `take` or `drop`, or why it cannot be measured, or None where none came."""
-        self._resolve()
-        taken, self._last = self._last, None
+    def take(self) -> PassRecord | None:
+        """The latest pass since the last `take` or `drop`, or None where none came."""
+        taken, self.watcher.latest = self.watcher.latest, None
         return taken
 
-    def check(self) -> None:
-        """Raises InputError where the latest pass cannot be measured; it stays to be taken."""
-        self._resolve()
-        if isinstance(self._last, InputError):
-            raise self._last
-
     def peek(self) -> ForwardPass | None:
-        """The latest pass, which stays to be taken; raises as ``check``."""
-        self.check()
-        return None if isinstance(self._last, InputError) else self._last
+        """What the latest pass shows; it stays to be taken. Raises InputError where it cannot be measured."""
+        return None if self.watcher.latest is None else self.read(self.watcher.latest)
 
     def drop(self) -> None:
         """Forget the latest pass."""
-        self._pending = self._last = None
+        self.watcher.latest = None
+
+    def search_again(self) -> None:
+        """Look for the head anew in the next pass, among all layers."""
+        self._head = None
+        self._plans.clear()
+        self.watcher.widen()
 
     def detach(self) -> None:
         """Remove every hook and drop what was noted."""
-        self._resolve()
-        for hook in self._root:
-            hook.remove()
-        self._unwatch(set())
-        self._noting = None
-        self._wide.clear()
-        self.drop()
+        self.head  # noqa: B018  (found in the pending pass, to be told afterwards)
+        self.watcher.detach()
 
-    def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
-        computed: dict[str, Tensor] = {}
+    def read(self, record: PassRecord, shape: tuple[int, int] | None = None) -> ForwardPass:
+        """Features, weight and logits of a pass, with the check of the one against the other.
 
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            if self._noting is None or not tensors or tensors[0].ndim < 2:
-                return
-            inputs = tensors[0]
-            if not self._gradient:
-                inputs = inputs.detach()
-            kept, dtype = None, None
-            if isinstance(output, Tensor):
-                dtype = output.dtype
-                if self._by_hand is not None:
-                    kept = output.detach().clone()  # the host may go on to change it in place
-                elif self._gradient:
-                    kept = output
-            call = LayerCall(name, module, inputs, kept, dtype, {**_tensors(module), **computed})
-            wide = inputs.shape[2:].numel() > 1 if is_channel_first(module) else inputs.ndim > 2
-            self._number += 1
-            (self._wide if wide else self._noting).append((self._number, call))
-            # Written so that torch 2.6 can trace it: no deque with a length, no next() of a generator.
-            if len(self._wide) > _WIDE_CALLS:
-                self._wide.pop(0)
+        Args:
+            record: the pass.
+            shape: (K, n) of the head in the passes that were counted so far, where there are any.
 
-        yield Hook(note).on(module.register_forward_hook, with_kwargs=True)
-        # Reading a parametrised weight computes it anew (spectral_norm even takes a power-iteration step), so the
-        # value that the pass itself computed is noted.
-        for key, parametrization in _parametrizations(module).items():
+        Raises:
+            InputError: the head cannot be found in it, or it is of another shape than before.
+        """
+        try:
+            return self._read(record, shape)
+        except InputError as error:
+            raise self._to_be_found_next(error, record, shape is not None) from error
+        except Exception as error:  # whatever it is, it is told as what it is: a pass that cannot be read
+            what = " ".join(str(error).split())
+            raise InputError(
+                f"expected a pass that the probe can read, found one where it fails ({type(error).__name__}: "
+                f"{what}); name the head by hand with head='its.name' or head=LinearHead(features=…, weight=…)"
+            ) from error
 
-            def note_weight(_: nn.Module, args: Any, output: Tensor, key: str = key) -> None:
-                computed[key] = output.detach()
-
-            yield Hook(note_weight).on(parametrization.register_forward_hook)
-
-    def _unwatch(self, kept: set[str]) -> None:
-        for name in set(self._layers) - kept:
-            for hook in self._layers.pop(name):
-                hook.remove()
-
-    def _begin(self, *_: Any) -> None:
-        self._noting = []
-        self._wide = []
-        self._number = 0
-        self._pending = self._last = None
-
-    def _end(self, _: nn.Module, args: Any, output: Any) -> None:
-        if self._noting is None:  # the model called itself: the inner pass was the pass
-            return
-        calls = [call for _, call in sorted([*self._noting, *self._wide], key=lambda noted: noted[0])]
-        self._noting = None
-        self._wide = []
-        if self._by_hand is None:
-            sizes = {logits.shape[1] for logits in logit_candidates(output)}
-            calls = [call for call in calls if any(sizes & set(matrix.shape) for _, matrix in call.matrices())]
-        # W of this pass: an optimiser, a swap of averaged weights or the next pass may change it in place, and writes
-        # through `.data` leave no trace in a version counter.
-        calls = [
-            replace(call, tensors={name: tensor.detach().clone() for name, tensor in call.tensors.items()})
-            for call in calls
-        ]
-        self._pending = calls, output, self._model.training
-        if not torch.compiler.is_compiling():
-            self._resolve()
-
-    def _resolve(self) -> None:
-        """Turn the noted calls into a `ForwardPass`, finding the head where it is not known yet."""
-        if self._pending is None:
-            return
-        calls, output, training = self._pending
-        self._pending = None
-        with torch.set_grad_enabled(self._gradient):
-            try:
-                if self._head is None:
-                    self._find_head(calls, output)
-                self._last = self._read(calls, output, training)
-            except InputError as error:
-                self._last = self._with_new_layers(error)
-            except Exception as error:  # whatever it is, the host's pass does not fail for the probe's sake
-                what = " ".join(str(error).split())
-                self._last = InputError(
-                    f"expected a pass that the probe can read, found one where it fails ({type(error).__name__}: "
-                    f"{what}); name the head by hand with head='its.name'"
+    def _to_be_found_next(self, error: InputError, record: PassRecord, counted: bool) -> InputError:
+        """The refusal of a pass, in the words that fit; what is watched changes so that the next may show the head."""
+        message = str(error)
+        if failure := self.watcher.failure():
+            message += f" (of this pass not all could be noted: {failure})"
+        if any(call.inputs is None for call in record.calls):
+            self.watcher.narrow(record, (), {entry.logits.shape[1] for entry in record.entries}, None, products=True)
+            return InputError(message)
+        if self._head is not None and counted:
+            gone = next((name for name in self._head.name.split(" + ") if not record.runs(name)), None)
+            if gone is not None:
+                message = (
+                    f"expected the head {gone!r} to run in every pass, found that the last pass went around it; probe "
+                    f"the part of the model that always runs, or attach before torch.compile's first call ({message})"
                 )
+        new = self.watcher.has_new_layers()
+        if new or self._head is not None:
+            self._head = None
+            self._plans.clear()
+            built = ", ".join(map(repr, self.watcher.widen()))
+            message += f". The layers {built} were built in this pass or since" if new else ""
+            message += ". All layers are watched in the next pass: run another, then update"
+        return InputError(message)
 
-    def _unconsidered(self) -> dict[str, nn.Module]:
-        """The layers that may be a head and were not there at the last look, by name."""
-        found = {}
-        for name, module in self._model.named_modules():
-            if module not in self._considered and _may_be_head(module):
-                self._considered.add(module)
-                found[name] = module
-        return found
+    def _read(self, record: PassRecord, shape: tuple[int, int] | None) -> ForwardPass:
+        record.calls = [call.as_plain() for call in record.calls]
+        with torch.set_grad_enabled(self._gradient):
+            if self._gradient:
+                return self._read_members(record)
+            plan = self._plan_of(record)
+            logits = self._logits(plan, record)
+            reading = read(plan, record, logits)
+            reason = ""
+            # On a CPU nothing waits for a look at the check: the pass itself may show the head that is right.
+            if logits.device.type == "cpu" and bool(reading.missed.numpy()):
+                plan, reading, reason = self._read_anew(plan, record, reading, shape)
+                logits = self._logits(plan, record)
+            if self.watcher.has_moved(term.links[0].name for term in plan.terms):
+                self._plans.clear()
+                self.watcher.widen()
+        return ForwardPass(
+            reading.features.detach(),
+            self._predicting(plan, record, logits).detach(),
+            reading.weight.detach(),
+            record.training,
+            reading.dtype,
+            _place(plan, record),
+            reading,
+            reason=reason,
+        )
 
-    def _with_new_layers(self, error: InputError) -> InputError:
-        """Watch layers that the model has got since, and look for the head among them in the next pass."""
-        built = {} if self._by_hand is not None else self._unconsidered()
-        if not built:
-            return error
-        self._head = None
-        self._layers.update({name: list(self._watch(name, module)) for name, module in built.items()})
-        names = ", ".join(map(repr, built))
-        return InputError(f"{error}. The layers {names} were built in this pass or since: run another, then update")
+    def _plan_of(self, record: PassRecord) -> Plan:
+        """The plan for passes of this structure; found in this pass where there is none yet."""
+        signature = record.signature()
+        plan = self._plans.get(signature)
+        if plan is None:
+            plan = self._detect(record)
+            self._learn(plan, record, read(plan, record, self._logits(plan, record)))
+            self._plans[record.signature()] = plan
+        return plan
 
-    def _read(self, calls: list[LayerCall], output: Any, training: bool) -> ForwardPass:
-        runs: dict[str, list[LayerCall]] = {}
-        for call in calls:
-            runs.setdefault(call.name, []).append(call)
-        missing = [part.name for part in self._parts if len(runs.get(part.name, ())) <= part.call]
-        if missing:
+    def _read_anew(
+        self, plan: Plan, record: PassRecord, missed: Reading, shape: tuple[int, int] | None
+    ) -> tuple[Plan, Reading, str]:
+        """Another plan that this pass shows, if it is of the shape that is counted; and otherwise why there is none."""
+        try:
+            found = self._detect(record)
+            reading = read(found, record, self._logits(found, record))
+        except InputError as error:
+            return plan, missed, str(error)
+        now = (reading.weight.shape[0], reading.features.shape[1])
+        if shape is not None and now != shape:
+            names, _ = self._named(found, record)
+            return plan, missed, f"they are those of {names!r} now, of shape (K, n) = {now}"
+        names, kinds = self._named(found, record)
+        self._head = Head(names, kinds, *now)
+        self._plans[record.signature()] = found
+        return found, reading, ""
+
+    def _detect(self, record: PassRecord) -> Plan:
+        if self._by_hand is None:
+            return detect_in_output(record, self._output)
+        return self._detect_by_hand(record)
+
+    def _detect_by_hand(self, record: PassRecord) -> Plan:
+        name = self._by_hand
+        runs = record.runs(name or "")
+        if record.fault:
+            raise InputError(f"expected the weight of LinearHead to be a tensor of shape (K, n), found {record.fault}")
+        if self._given and runs and runs[-1].inputs is not None:
+            width = runs[-1].positions().shape[2]
+            matrix = runs[-1].tensors["weight"]
+            if matrix.shape[1] != width:
+                raise InputError(
+                    f"expected the weight of LinearHead to be of shape (K, {width}), as {name!r} gives {width} "
+                    f"features, found {tuple(matrix.shape)}"
+                )
+        if not runs:
+            raise InputError(f"expected layer {name!r} to run in the pass, found that it did not")
+        refusal: InputError | None = None
+        for entry, origin in zip(record.entries, record.origins, strict=True):
+            try:
+                return detect_head(record, entry.logits, entry.path, origin)
+            except InputError as error:
+                refusal = refusal or error
+        if self._given:
+            raise refusal or detect_failure(record)
+        own = runs[-1]
+        if not isinstance(own.output, Tensor) or own.output.ndim < 2:
+            raise InputError(f"expected layer {name!r} to give (N, K) logits, found {describe_output(own.output)}")
+        made = at_mean(own.output_positions())
+        narrower = [entry.logits.shape[1] for entry in record.entries if entry.logits.shape[1] < made.shape[1]]
+        if narrower and all(len(entry.logits) == len(made) for entry in record.entries):
             raise InputError(
-                f"expected the head {missing[0]!r} to run in every pass, found that the last pass went around it; "
-                "probe the part of the model that always runs, or attach before torch.compile's first call"
+                f"expected the model's {narrower[0]} logits to be rows of {name!r}, which has {made.shape[1]} classes, "
+                f"found that they are not; which class is which cannot be told: probe the part of the model whose "
+                f"output {name!r} makes"
             )
-        used = tuple(runs[part.name][part.call] for part in self._parts)
-        pairs = list(zip(self._parts, used, strict=True))
-        features = [part.features(call).detach() for part, call in pairs]
-        joined = features[0] if len(features) == 1 else torch.cat(features, 1)
-        graph = self._logits(used[-1], output)
-        if len(joined) != len(graph):
-            raise InputError(
-                f"expected the head to see the batch as the logits show it, found that it ran on {len(joined)} rows, "
-                f"where the logits have {len(graph)}; probe the module inside, which sees them together"
-            )
-        if self._gradient:
-            return ForwardPass(joined, graph.detach(), None, training, used, graph)
-        weights = [part.weight_of(call) for part, call in pairs]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights, 1)
-        return ForwardPass(joined, graph.detach(), weight, training)
+        return replace(detect_head(record, made, None, own.serial), path=None)
 
-    def _logits(self, call: LayerCall, output: Any) -> Tensor:
+    def _logits(self, plan: Plan, record: PassRecord) -> Tensor:
         """The model's (N, K); a head named by hand may have other classes than the model's output: then its own."""
-        candidates = logit_candidates(output)
-        if self._head is not None and len(candidates) > self._entry:
-            logits = candidates[self._entry]
-            if logits.shape[1] == self._head.classes:
-                return logits
-        own = find_logits(call.output)
-        if own is None:
-            raise InputError("expected logits in every pass, found none in the last")
-        return own
+        if plan.path is None:
+            return at_mean(record.runs(self._by_hand or "")[-1].output_positions())
+        for entry in record.entries:
+            if entry.path == plan.path:
+                return entry.logits
+        raise InputError(f"expected logits at output{path_name(plan.path)} in every pass, found none in the last")
 
-    def _find_head(self, calls: list[LayerCall], output: Any) -> None:
-        if self._by_hand is not None:
-            if not calls:
-                raise InputError(f"expected layer {self._by_hand!r} to run in the pass, found that it did not")
-            parts = head_by_name(calls)
-        elif self._gradient:
-            parts = self._find_members(calls, output)
-        else:
-            self._entry, parts = detect_in_output(calls, output)
-        sizes = []
-        for part in parts:
-            used = [call for call in calls if call.name == part.name][part.call]
-            sizes.append(part.weight_of(used).shape)
-        self._head = Head(
-            name=" + ".join(part.name for part in parts),
-            kind=" + ".join(part.kind for part in parts),
-            classes=sizes[0][0],
-            features=sum(size[1] for size in sizes),
-        )
-        self._parts = parts
-        self._unwatch({part.name for part in parts})
+    def _predicting(self, plan: Plan, record: PassRecord, logits: Tensor) -> Tensor:
+        """What the accuracy is of: the whole model's output, where it has the head's classes."""
+        if plan.path is None:
+            for entry in record.entries:
+                if entry.logits.shape == logits.shape:
+                    return entry.logits
+        return logits
 
-    def _find_members(self, calls: list[LayerCall], output: Any) -> tuple[Part, ...]:
+    def _search(self, record: PassRecord) -> None:
+        """Find the head in a pass, if it can be; a refusal is told by who reads the pass."""
         with contextlib.suppress(InputError):
-            self._entry, parts = detect_in_output(calls, output)
-            return parts
-        logits = find_logits(output)
-        if logits is None:
-            detect_in_output(calls, output)  # says what is wrong with it
-            raise InputError("expected logits, found none")
-        return gradient_members(calls, logits)
+            self.read(record)
 
+    def _learn(self, plan: Plan, record: PassRecord, reading: Reading) -> None:
+        """The head is known: watch only layers that may be it from now on."""
+        names, kinds = self._named(plan, record)
+        classes, features = len(reading.weight), reading.features.shape[1]
+        self._head = Head(names, kinds, classes, features)
+        linked = {link.name for term in plan.terms for link in term.links}
+        runs = [record.runs(term.links[0].name)[-1] for term in plan.terms]
+        heights = {len(matrix) for run in runs for _, matrix in run.matrices()}
+        products = any(run.is_function for run in runs)
+        self.watcher.narrow(record, linked, {classes, *heights}, features, products)
+        if products and self.watcher.has_new_layers():  # a layer that was built in this pass, seen as its function
+            self.watcher.widen()
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's and DistributedDataParallel's wrappers: passes through either are its passes.
-
-    Raises:
-        InputError: a kind of module whose passes hooks cannot follow.
-    """
-    if isinstance(model, nn.DataParallel):
-        raise InputError(
-            "expected one module per process, found nn.DataParallel, whose replicas hooks cannot follow; "
-            "use one process per GPU (DistributedDataParallel), or probe model.module"
+    def _read_members(self, record: PassRecord) -> ForwardPass:
+        """A pass of head='gradient': no map to check, the members are those that the graph shows."""
+        logits, groups, names, kinds = self._members(record)
+        for call in (call for group in groups for call in group):
+            if len(call.positions()) != len(logits):
+                raise InputError(
+                    f"expected the head to see the batch as the logits show it, found that it ran on "
+                    f"{len(call.positions())} rows, where the logits have {len(logits)}; probe the module inside, "
+                    "which sees them together"
+                )
+            if version(call.inputs) != call.version:
+                raise InputError(
+                    f"expected the features of {call.name!r} as the pass left them, found that they were changed in "
+                    "place since; call update before that"
+                )
+        features = [torch.stack([at_mean(call.positions().detach()) for call in group]).sum(0) for group in groups]
+        joined = torch.cat(features, 1)
+        if self._head is None:
+            self._head = Head(names, kinds, logits.shape[1], joined.shape[1])
+            calls = [call for group in groups for call in group]
+            products = any(call.is_function for call in calls)
+            self.watcher.narrow(record, names.split(" + "), {logits.shape[1]}, joined.shape[1], products)
+        return ForwardPass(
+            joined, logits.detach(), None, record.training, features[0].dtype, names, members=groups, graph=logits
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "expected an eager nn.Module, found a TorchScript module, which shows nothing to hooks; "
-            "probe the module that it was made from"
-        )
-    split = [name for name, m in model.named_modules() if isinstance(m, nn.DataParallel) and len(m.device_ids) > 1]
-    if split:
-        raise InputError(
-            f"expected a model that runs whole in one process, found nn.DataParallel at {split[0]!r}; "
-            "use one process per GPU (DistributedDataParallel)"
-        )
-    inner = getattr(model, "_orig_mod", None)
-    if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-        inner = model.module
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+    def _members(self, record: PassRecord) -> tuple[Tensor, tuple[tuple[LayerCall, ...], ...], str, str]:
+        """The logits, groups of runs whose shares are added, and the heads' names and kinds."""
+        with contextlib.suppress(InputError):
+            plan = detect_in_output(record, self._output)
+            groups: list[
+                tuple[set[Any], list[LayerCall]]
+            ] = []  # whose shares are added: same weights, or same features
+            for term in plan.used:
+                link = term.links[-1]
+                runs = record.runs(link.name)
+                for call in runs if link.run is None else [runs[link.run]]:
+                    marks = {("weight", term.matrices), ("features", call.source)}
+                    group = next((group for group in groups if group[0] & marks), None)
+                    if group is None:
+                        groups.append((marks, [call]))
+                    elif all(call.inputs is not other.inputs for other in group[1]):
+                        # one tensor's gradient holds the shares of all that read it
+                        group[0].update(marks)
+                        group[1].append(call)
+            names, kinds = self._named(plan, record)
+            return self._logits(plan, record), tuple(tuple(group) for _, group in groups), names, kinds
+        if not record.entries:
+            detect_in_output(record, self._output)  # says what is wrong with the output
+        logits = record.entries[0].logits
+        members = gradient_members(record, logits)
+        distinct = {id(call.inputs): call for call in members}
+        names, kinds = " + ".join(call.name for call in members), " + ".join(call.kind for call in members)
+        return logits, tuple((call,) for call in distinct.values()), names, kinds
+
+    def _named(self, plan: Plan, record: PassRecord) -> tuple[str, str]:
+        """The names and kinds of a plan's layers."""
+        names = [term.links[0].name for term in plan.used or plan.terms]
+        return " + ".join(names), " + ".join(record.runs(name)[-1].kind for name in names)
 
 
-def _parametrizations(module: nn.Module) -> dict[str, nn.Module]:
-    return dict(module.parametrizations.items()) if parametrize.is_parametrized(module) else {}  # type: ignore
+def _given_weight(given: Tensor | Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor | str:
+    """A copy of the weight that a user gave, or why there is none."""
+    if isinstance(given, Tensor):
+        value = given
+    elif torch.compiler.is_compiling():
+        value = given(model)
+    else:
+        try:
+            with torch.no_grad():
+                value = given(model)
+        except Exception as error:
+            return f"a function that fails ({type(error).__name__}: {' '.join(str(error).split())})"
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__}"
+    return value.detach().clone() if value.ndim == 2 else f"one of shape {tuple(value.shape)}"
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The layer's own tensors by name: parameters, buffers, and the plain attributes that old weight norms set."""
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
-    owned = {**module._buffers, **module._parameters}
-    return plain | {name: value for name, value in owned.items() if value is not None}
+def detect_failure(record: PassRecord) -> InputError:
+    """Why an output without an entry of logits cannot be measured."""
+    return InputError(f"expected a classifier's logits of shape (N, K), found an output of {record.described}")
 
 
-def _may_be_head(module: nn.Module) -> bool:
-    """Whether a layer has a matrix, or may have one by the end of its first pass."""
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) or _parametrizations(module):
-        return True
-    return any(is_matrix(tensor) for tensor in _tensors(module).values())
+def _place(plan: Plan, record: PassRecord) -> str:
+    """Where the head is, in words: its layers, which of their runs, and which entry of the output."""
+    parts = []
+    for term in plan.used or plan.terms:
+        link = term.links[0]
+        runs = len(record.runs(link.name))
+        where = repr(link.name) if link.name else "the model itself"
+        if runs > 1:
+            where += f" (mean of {runs} runs)" if link.run is None else f" (run {runs + link.run + 1} of {runs})"
+        parts.append(where)
+    return " + ".join(parts) + (f" at output{path_name(plan.path)}" if plan.path else "")

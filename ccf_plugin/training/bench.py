@@ -20,6 +20,7 @@ from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
+from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.loop import Reporter, train
@@ -216,9 +217,11 @@ def _probe_seconds(parts: Parts) -> float:
     batch_size = parts.recipe.optim.batch_size
     images, labels = next(iter(parts.train.batches(batch_size, parts.device)))
     seconds = []
-    with CrossClassProbe(deepcopy(parts.model)) as probe, torch.no_grad():
+    head, output = parts.recipe.probe.head, parts.recipe.probe.output
+    model = deepcopy(parts.model)
+    with CrossClassProbe(model, head=head, output=output) as probe, torch.set_grad_enabled(head == GRADIENT):
         for _ in range(5):
-            probe.model(images)
+            model(images)
             start = now()
             probe.update(labels)
             seconds.append(now() - start)

@@ -18,7 +18,7 @@ from ccf_plugin.training.alarms import alarms
 from ccf_plugin.training.distillation import check_teachers
 from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.interruption import Interruption
-from ccf_plugin.training.monitor import Monitor, figures
+from ccf_plugin.training.monitor import Monitor, check_measurable, figures
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
@@ -66,7 +66,8 @@ def train(
         spent: where the seconds of an epoch's parts are added up.
 
     Raises:
-        InputError: a fault in recipe, data or model (nothing is written then), or an existing run in ``out``.
+        InputError: a fault in recipe, data or model, which may have no head or resist the evaluation's attack (nothing
+            is written then), or an existing run in ``out``.
         UnavailableError: data, device or a tracker that are not to be had here.
         DivergedError: loss, weights or logits stopped being finite; the last finished epoch remains.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
@@ -82,6 +83,7 @@ def train(
     if processes.device.type == "cpu":
         keep_freed_memory()
     parts = prepare(recipe, processes.device, download=download, processes=processes.count)
+    check_measurable(parts)
     spent = spent or Stopwatch()
     trainer = Trainer(parts, processes, spent)
     with lock(out) if processes.is_main else nullcontext():

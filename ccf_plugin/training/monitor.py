@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ccf_plugin.measure.evaluate import Progress, measure
-from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.probe.host import evaluation_mode
+from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.measure.evaluate import Progress, find_head, measure
+from ccf_plugin.probe import CrossClassProbe, CrossClassResult
+from ccf_plugin.probe.host import evaluation_mode, seeded
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.attacks import Attack, build_attack
+from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.memory import batch_that_fits, naming_the_batch
 from ccf_plugin.zoo.precision import Forward
@@ -38,7 +40,7 @@ class Monitor:
         """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
         recipe, parts = self._parts.recipe, self._parts
         if model not in self._attacks:
-            self._attacks[model] = self._attack(model)
+            self._attacks[model] = _attack(parts, model)
         if self._batch_size is None:
             forward = Forward(model, precision=parts.precision)
             with evaluation_mode(model):
@@ -56,6 +58,8 @@ class Monitor:
                 split_name=name,
                 batch_size=size,
                 instances=recipe.probe.instances and name == "test",
+                head=recipe.probe.head,
+                output=recipe.probe.output,
                 seed=recipe.evaluate.seed,
                 precision=parts.precision,
                 progress=progress,
@@ -69,20 +73,62 @@ class Monitor:
                 test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
             return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
 
-    def _attack(self, model: nn.Module) -> Attack:
-        recipe = self._parts.recipe
-        return build_attack(
-            recipe.evaluate.name,
-            Forward(model, precision=self._parts.precision),
-            recipe.evaluation_threat(),
-            options=recipe.evaluate.options,
-            num_classes=len(self._parts.classes),
-        )
-
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
     """As a ``Monitor`` does, once."""
     return Monitor(parts).measure(model, progress)
+
+
+def _attack(parts: Parts, model: nn.Module) -> Attack:
+    """The evaluation's."""
+    evaluate = parts.recipe.evaluate
+    return build_attack(
+        evaluate.name,
+        Forward(model, precision=parts.precision),
+        parts.recipe.evaluation_threat(),
+        options=evaluate.options,
+        num_classes=len(parts.classes),
+    )
+
+
+def check_measurable(parts: Parts) -> None:
+    """Find the model's head, and run the evaluation's attack on two test images: what fails, fails before it costs.
+
+    The model, its modes and the random state are as before. Each process checks for itself.
+
+    Raises:
+        InputError: there is no head, or not of the data's classes; the attack fails on this model.
+    """
+    with seeded(parts.recipe.evaluate.seed, parts.device):
+        _check_head(parts)
+        _check_attack(parts)
+
+
+def _check_head(parts: Parts) -> None:
+    recipe = parts.recipe
+    try:
+        with CrossClassProbe(parts.model, head=recipe.probe.head, output=recipe.probe.output) as probe:
+            find_head(probe, parts.input_size, recipe.model.name, len(parts.classes))
+            probe.features()
+    except InputError as error:
+        raise InputError(f"probe: {error}") from error
+
+
+def _check_attack(parts: Parts) -> None:
+    attack = _attack(parts, parts.model)
+    images, labels = next(iter(parts.test.batches(2, parts.device)))
+    try:
+        with evaluation_mode(parts.model):
+            attack(images, labels)
+    except InputError as error:
+        raise InputError(f"evaluate: {error}") from error
+    except CCFError:
+        raise
+    except Exception as error:  # whatever a stranger's model and an attack can provoke in each other
+        raise InputError(
+            f"evaluate: expected a model that attack {attack.name} can attack, found that it fails on two images "
+            f"({one_line(error, 200)}); let the model return its logits alone, or choose another evaluate.name"
+        ) from error
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:

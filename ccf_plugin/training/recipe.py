@@ -170,8 +170,13 @@ class EvaluateSection(_Section):
 
 
 class ProbeSection(_Section):
-    """[probe]: what is measured at evaluated epochs, and which of them leave result files and pictures."""
+    """[probe]: what is measured at evaluated epochs, and which of them leave result files and pictures.
 
+    head names the layer where it cannot be found, and output the entry of the model's output that holds the logits.
+    """
+
+    head: str | None = None
+    output: int | str | None = None
     inputs: Literal["adversarial", "clean"] = "adversarial"
     instances: bool = False
     every: Annotated[int, Field(ge=1)] = 1

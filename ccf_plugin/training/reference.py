@@ -137,7 +137,7 @@ def _accuracy(model: nn.Module, loader: Batches, threat: ThreatModel | None) -> 
 
 def _cross_class(model: nn.Module, loader: Batches, threat: ThreatModel) -> CrossClassResult:
     device = next(model.parameters()).device
-    with CrossClassProbe(model) as probe:
+    with CrossClassProbe(model, inputs="adversarial") as probe:
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
             adversarial = pgd(model, images, labels, threat)

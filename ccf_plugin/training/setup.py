@@ -55,6 +55,8 @@ class Parts:
             "data": self.data_name,
             "input_size": list(self.input_size),
             "test_limit": self.recipe.data.test_limit,
+            "head": self.recipe.probe.head,
+            "output": self.recipe.probe.output,
             "threat": self.recipe.evaluation_threat().as_dict(),
         }
 

@@ -34,7 +34,8 @@ class LoadedModel:
     ``model`` maps float32 images (N, C, H, W) in [0, 1] to logits (N, K), and is in eval mode. ``data`` is the data
     spec to probe it on by default, and ``test_limit`` how many of its test images; ``threat`` holds the default norm
     and eps, and of a run also step_size and steps; ``preprocess`` is the resizing and cropping of its own data
-    configuration, ``input_size`` (C, H, W). None means unknown (``preprocess``: images go in as they are).
+    configuration, ``input_size`` (C, H, W). ``head`` and ``output`` are what a run's recipe has in [probe]. None means
+    unknown (``preprocess``: images go in as they are).
     """
 
     model: nn.Module
@@ -47,3 +48,5 @@ class LoadedModel:
     preprocess: Preprocess | None = None
     input_size: tuple[int, int, int] | None = None
     test_limit: int | None = None
+    head: str | None = None
+    output: int | str | None = None

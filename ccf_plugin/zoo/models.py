@@ -109,8 +109,11 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: 
         classes = tuple(str(label) for label in metadata["classes"])
         channels, height, width = (int(side) for side in metadata["input_size"])
         data, test_limit = metadata.get("data"), metadata.get("test_limit")
+        head, output = metadata.get("head"), metadata.get("output")
         if not isinstance(data, str | None) or not isinstance(test_limit, int | None):
             raise TypeError(data, test_limit)
+        if not isinstance(head, str | None) or not isinstance(output, int | str | None):
+            raise TypeError(head, output)
         options = dict(model.get("options") or {})
         if str(model["name"]).startswith(("timm:", "robustbench:")):
             options["pretrained"] = False  # the weights follow from the file
@@ -139,6 +142,8 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: 
         threat=threat,
         input_size=(channels, height, width),
         test_limit=test_limit,
+        head=head,
+        output=output,
     )
 
 

@@ -155,6 +155,8 @@ DESCRIPTIONS = {
         ["probe", "best.safetensors"], "eps: expected 0 to 1", described(lambda m: m["threat"].update(eps=8))
     ),
     "a threat that is a list": _description(lambda m: m.update(threat=[1, 2]), "garbled"),
+    "a head of a number": _description(lambda m: m.update(head=3), "garbled"),
+    "an output of a list": _description(lambda m: m.update(output=["logits"]), "garbled"),
     "a limit of text": _description(lambda m: m.update(test_limit="ten"), "garbled"),
     "data of a number": _description(lambda m: m.update(data=3), "garbled"),
     "data that are gone": _description(lambda m: m.update(data="npz:gone.npz"), "gone.npz"),

@@ -54,6 +54,14 @@ def test_three_classes_by_hand() -> None:
     assert described["bootstrap"] is None
 
 
+def test_results_that_do_not_say_what_their_images_were_compare_too() -> None:
+    plain = {"robust_accuracy": None, "threat": None}
+    found = compare(replace(FIRST, **plain, accuracy=0.75), replace(SECOND, **plain, accuracy=0.5))
+    assert found.differences["accuracy"] == pytest.approx(0.25)
+    assert found.differences["robust_accuracy"] is None
+    assert found.to_json()["first"]["accuracy"] == 0.75
+
+
 def test_the_figures_move_by_what_the_pairs_move() -> None:
     found = compare(FIRST, SECOND)
     moved = sum(max(a, 0) - max(b, 0) for _, _, a, b in found.lost(9) + found.gained(9))

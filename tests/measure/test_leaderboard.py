@@ -86,6 +86,12 @@ def test_what_can_be_had_is_measured_and_the_rest_is_listed(place: Path, tmp_pat
     assert rows[ABSENT].published_autoattack_accuracy is not None
 
 
+def test_the_chosen_head_is_measured(place: Path, tmp_path: Path) -> None:
+    choices = replace(choices_in(place), head="linea")
+    ((row, _),) = measure_leaderboard("cifar10", "Linf", choices, tmp_path / "board.csv", only=(FIRST,))
+    assert "expected head to name a layer" in row.unavailable
+
+
 def test_an_interrupted_table_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, choices, both = tmp_path / "board.csv", choices_in(place), (FIRST, SECOND)
     loaded: list[str] = []

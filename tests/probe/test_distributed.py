@@ -57,7 +57,7 @@ def equal(found: Any, expected: Any) -> None:
         np.testing.assert_allclose(
             np.array(found[key], dtype=float), np.array(expected[key], dtype=float), atol=1e-6, err_msg=key
         )
-    for key in ("head", "robust_accuracy", "model_mode", "precision"):
+    for key in ("head", "accuracy", "model_mode", "precision"):
         assert found[key] == expected[key], key
 
 

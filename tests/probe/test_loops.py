@@ -126,8 +126,8 @@ def test_a_detached_probe_leaves_compiled_code(network: nn.Module, passes: list[
     drive(probe, fast, passes)
     probe.detach()
     fast(passes[0][0])
-    assert tracer._noting is None
-    assert tracer._pending is None
+    assert tracer.watcher._noting is None
+    assert tracer.watcher.latest is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +48,7 @@ def test_the_result_equals_the_oracle(model: nn.Module, batch: Batch) -> None:
     np.testing.assert_allclose(result.instance_matrix, instances, atol=1e-5)
     assert result.counts.tolist() == [3, 3, 3, 3]
     with torch.no_grad():
-        assert result.robust_accuracy == float((model(images).argmax(1) == labels).float().mean())
-    assert result.clean_accuracy is None
+        assert result.accuracy == float((model(images).argmax(1) == labels).float().mean())
     assert result.model_mode == "eval"
     assert result.precision == "float32"
     assert result.head is not None
@@ -225,6 +225,51 @@ def test_run_measures_under_attack(model: nn.Module, batch: Batch) -> None:
     assert clean.threat is None
     assert first.threat == {"attack": "attack", "seed": 3}
     np.testing.assert_allclose(clean.matrix, expected_matrix(model, images, labels), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "measured_as", "title"),
+    [
+        (None, "accuracy", "accuracy = "),
+        ("clean", "clean_accuracy", "clean accuracy = "),
+        ("adversarial", "robust_accuracy", "RA = "),
+    ],
+)
+def test_the_accuracy_is_named_as_the_caller_names_the_images(
+    model: nn.Module, batch: Batch, inputs: Any, measured_as: str, title: str
+) -> None:
+    images, labels = batch
+    model.eval()
+    with torch.no_grad():
+        share = float((model(images).argmax(1) == labels).double().mean())
+
+    def told(result: CrossClassResult) -> dict[str, float]:
+        names = ("accuracy", "clean_accuracy", "robust_accuracy")
+        return {name: value for name in names if (value := getattr(result, name)) is not None}
+
+    with CrossClassProbe(model, inputs=inputs) as probe:
+        for round_ in ("before a run", "after one"):
+            model(images)
+            probe.update(labels)
+            found = probe.compute()
+            assert told(found) == {measured_as: share}, round_
+            assert found.title().startswith(title)
+            attacked = probe.run([batch], lambda x, _: x)
+            assert told(attacked) == {"clean_accuracy": share, "robust_accuracy": share}
+            assert attacked.title().startswith("RA = ")
+            assert probe.run([batch]).title().startswith("clean accuracy = ")
+            probe.reset()
+
+
+def test_passes_added_to_a_run_are_of_no_one_kind(model: nn.Module, batch: Batch) -> None:
+    with CrossClassProbe(model.eval()) as probe:
+        probe.run([batch], lambda x, _: x)
+        model(batch[0])
+        probe.update(batch[1])
+        mixed = probe.compute()
+    assert mixed.counts.sum() == 2 * len(batch[1])
+    assert mixed.accuracy is not None
+    assert (mixed.robust_accuracy, mixed.clean_accuracy) == (None, None)
 
 
 def test_a_class_without_samples_is_named_once(model: nn.Module, batch: Batch) -> None:

@@ -24,7 +24,7 @@ def result() -> CrossClassResult:
         robust_accuracy=0.407,
         class_names=("cat", "dog", "ship"),
         model="a network",
-        head=Head(name="fc", kind="Linear", classes=3, features=2),
+        head=Head(name="fc", kind="Linear", classes=3, features=2, history=("aux", "fc + aux")),
         data={"name": "digits", "split": "test", "count": 7},
         threat={"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "steps": 20, "seed": 0},
         model_mode="eval",
@@ -60,7 +60,14 @@ def test_json_is_strict_and_nan_is_null(result: CrossClassResult, tmp_path: Path
     _, description = result.save(tmp_path / "found")
     read = json.loads(description.read_text(), parse_constant=refuse)
     assert read["matrix"] == [[1.0, 0.6, None], [0.6, 1.0, None], [None, None, None]]
-    assert read["head"] == {"name": "fc", "kind": "Linear", "classes": 3, "features": 2}
+    assert read["head"] == {
+        "name": "fc",
+        "kind": "Linear",
+        "classes": 3,
+        "features": 2,
+        "history": ["aux", "fc + aux"],
+    }
+    assert read == result.to_json()
     assert read["cas"] == pytest.approx(1.2)
     assert read["format"] == 1
 
@@ -75,6 +82,35 @@ def test_a_result_without_optional_parts(tmp_path: Path) -> None:
     assert loaded.title() == "CAS = 0.0"
     with pytest.raises(InputError, match="instances=True"):
         loaded.plot(instances=True)
+
+
+@pytest.mark.parametrize(
+    ("known", "title"),
+    [
+        ({"robust_accuracy": 0.407, "clean_accuracy": 0.8}, "RA = 40.7%, CAS = 0.0"),
+        ({"clean_accuracy": 0.8}, "clean accuracy = 80.0%, CAS = 0.0"),
+        ({"accuracy": 0.125}, "accuracy = 12.5%, CAS = 0.0"),
+    ],
+)
+def test_the_title_names_the_accuracy_that_was_measured(known: dict[str, float], title: str, tmp_path: Path) -> None:
+    result = CrossClassResult(matrix=np.eye(2), class_attribution=np.eye(2), counts=np.array([1, 1]), **known)
+    assert result.title() == title
+    result.save(tmp_path / "found")
+    assert CrossClassResult.load(tmp_path / "found").title() == title
+
+
+def test_files_of_older_and_newer_versions_are_read(result: CrossClassResult, tmp_path: Path) -> None:
+    _, description = result.save(tmp_path / "found")
+    described = json.loads(description.read_text())
+    for later in ("accuracy", "repeats"):
+        del described[later]
+    del described["head"]["history"]
+    described |= {"colour": "blue", "head": {**described["head"], "depth": 3}}
+    description.write_text(json.dumps(described))
+    loaded = CrossClassResult.load(description)
+    assert loaded.accuracy is None
+    assert loaded.head == Head(name="fc", kind="Linear", classes=3, features=2)
+    assert loaded.to_json() == {**result.to_json(), "head": {**result.to_json()["head"], "history": []}}
 
 
 def test_nothing_is_pickled(result: CrossClassResult, tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
         ("optim.decay_epochs=[1, 2]", "optim.decay_epochs", [1, 2]),
         ("model.options.width=4", "model.options", {"width": 4}),
         ("probe.instances=true", "probe.instances", True),
+        ("probe.head=backbone.fc", "probe.head", "backbone.fc"),
+        ("probe.output=1", "probe.output", 1),
+        ("probe.output=out", "probe.output", "out"),
     ],
 )
 def test_set_changes_one_key(recipe_file: Path, override: str, key: str, value: object) -> None:
@@ -246,6 +249,8 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ("objective.loss=python:nowhere.at.all:loss", "objective.loss: python:nowhere.at.all:loss: importing nowhere"),
         ("average={kind='ema', start_epoch=5, stop_epoch=5}", "average.stop_epoch: expected an epoch after"),
         ("average={kind='ema', deca=0.5}", "average.deca: expected a known key, found 'deca'; did you mean 'decay'"),
+        ("probe.head=3", "probe.head: expected a valid string, found 3"),
+        ("probe.output=1.5", "probe.output: expected a valid integer or a valid string, found 1.5"),
         ("=3", "expected --set key=value"),
         ("optim.epochs", "expected --set key=value"),
         ("model.name.x=3", "not a table"),

@@ -1,0 +1,84 @@
+"""Linear heads without a layer: calls of torch's functions with a matrix (``F.linear``, ``@``, ``einsum``), noted.
+
+A function mode sees such calls in eager code alone. It is switched on while the head is unknown, and stays on where
+the head turned out to be such a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_PRODUCTS: dict[Callable[..., Any], str] = {
+    F.linear: "F.linear",
+    torch.matmul: "matmul",
+    Tensor.matmul: "matmul",
+    Tensor.__matmul__: "matmul",
+    Tensor.__rmatmul__: "matmul",
+    torch.mm: "mm",
+    Tensor.mm: "mm",
+    torch.bmm: "bmm",
+    Tensor.bmm: "bmm",
+    torch.addmm: "addmm",
+    Tensor.addmm: "addmm",
+    torch.baddbmm: "baddbmm",
+    Tensor.baddbmm: "baddbmm",
+    torch.einsum: "einsum",
+    torch.tensordot: "tensordot",
+    torch.inner: "inner",
+    Tensor.inner: "inner",
+    F.conv1d: "conv1d",
+    F.conv2d: "conv2d",
+}
+
+
+class ProductMode(TorchFunctionMode):
+    """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors."""
+
+    def __init__(self, note: Callable[[str, Tensor, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = _PRODUCTS.get(func)
+        if name is not None and isinstance(output, Tensor):
+            operands = [value for value in _flat((*args, *(kwargs or {}).values())) if isinstance(value, Tensor)]
+            # addmm's and baddbmm's first tensor is added to the product of the other two
+            operands = operands[1:3] if name in ("addmm", "baddbmm") else operands[:2]
+            if len(operands) == 2:
+                self._note(name, operands[0], operands[1], output)
+        return output
+
+
+def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The ways to read a product's operands as features (N, …, n) and a matrix of (K, n) or (n, K)."""
+    if name in ("conv1d", "conv2d"):
+        # a 1×1 kernel on (N, n, …): its channels stand second
+        is_point = second.shape[2:].numel() == 1 and first.ndim == second.ndim
+        return [(first.flatten(2).transpose(1, 2), second.flatten(1))] if is_point else []
+    pairs = []
+    for features, matrix in ((first, second), (second, first)):
+        if matrix.ndim == 3 and (matrix.shape[0] == 1 or matrix.stride(0) == 0):  # one matrix for all
+            matrix = matrix[0]
+        if features.ndim == 3 and features.shape[0] == 1 and matrix.ndim == 2:
+            features = features[0]
+        if matrix.ndim == 2 and features.ndim >= 2:
+            pairs.append((features, matrix))
+            if features.ndim == 2:
+                pairs.append((features.T, matrix))  # W gᵀ, transposed afterwards
+    return pairs
+
+
+def _flat(values: tuple[Any, ...]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        found += list(value) if isinstance(value, (tuple, list)) else [value]
+    return found

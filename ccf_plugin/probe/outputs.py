@@ -1,0 +1,110 @@
+"""Which entries of a model's output may be its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ccf_plugin.errors import some_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a model's output that may be logits.
+
+    Attributes:
+        path: indices and keys that lead to it; () where the output is the tensor itself.
+        tensor: as the model returned it.
+        logits: the same as (N, K).
+    """
+
+    path: tuple[int | str, ...]
+    tensor: Tensor
+    logits: Tensor
+
+    @property
+    def name(self) -> str:
+        """The path as Python would write it, such as ``[1]`` or ``['out']``; "" for the output itself."""
+        return path_name(self.path)
+
+
+def path_name(path: tuple[int | str, ...]) -> str:
+    """``[1]['out']`` for (1, "out")."""
+    return "".join(f"[{step!r}]" for step in path)
+
+
+def output_entries(output: Any, chosen: int | str | None = None, model: nn.Module | None = None) -> list[Entry]:
+    """All that may be logits in a model's output, in order.
+
+    ``.logits``, and the key "logits" of a mapping, stand alone, as do the logits of torchvision's and timm's own
+    output types; otherwise every (N, K) float tensor is listed, also those of containers inside.
+
+    Args:
+        output: what the model returned.
+        chosen: an index or a key of the output, where the user named one; without such an entry nothing is listed.
+        model: whose output it is, where that decides.
+    """
+    if chosen is not None:
+        return _entries(output_part(output, chosen), (chosen,))
+    distilled = model is not None and model.training and getattr(model, "distilled_training", False)
+    if distilled and isinstance(output, tuple):
+        # timm's distilled models in train mode: (logits, the distillation token's), as its DistillationLoss reads them
+        return _entries(output[0], (0,))
+    return _entries(output, ())
+
+
+def output_part(output: Any, chosen: int | str) -> Any:
+    """The part of an output with this index or key, or None; a tensor alone is the part that was meant."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        if chosen in output:
+            return output[chosen]
+        output = list(output.values())  # an index counts the entries in order
+    if isinstance(chosen, str):
+        return getattr(output, chosen, None)
+    if isinstance(output, (tuple, list)) and -len(output) <= chosen < len(output):
+        return output[chosen]
+    return None
+
+
+def find_logits(output: Any, chosen: int | str | None = None) -> Tensor | None:
+    """The first (N, K) logits in a model's output, or in the part of it that was chosen, or None."""
+    return next((entry.logits for entry in output_entries(output, chosen)), None)
+
+
+def logit_candidates(output: Any) -> list[Tensor]:
+    """All that may be logits in a model's output, as (N, K); see `output_entries`."""
+    return [entry.logits for entry in output_entries(output)]
+
+
+def describe_output(output: Any) -> str:
+    """An output in words: its shape, or its type and what it holds."""
+    if isinstance(output, Tensor):
+        return f"shape {tuple(output.shape)}"
+    if isinstance(output, (tuple, list)) and output:
+        return f"type {type(output).__name__} of {some_of([describe_output(part) for part in output], 5)}"
+    if isinstance(output, Mapping) and output:
+        parts = [f"{key!r}: {describe_output(value)}" for key, value in output.items()]
+        return f"type {type(output).__name__} of {some_of(parts, 5)}"
+    return f"type {type(output).__name__}"
+
+
+def _entries(output: Any, path: tuple[int | str, ...]) -> list[Entry]:
+    if isinstance(output, Tensor):
+        if output.ndim < 2 or not output.is_floating_point() or output.shape[2:].numel() != 1:
+            return []
+        return [Entry(path, output, output.flatten(1))]
+    parts: list[tuple[int | str, Any]]
+    if isinstance(output, Mapping):
+        parts = [("logits", output["logits"])] if "logits" in output else list(output.items())
+    elif hasattr(output, "logits"):  # Hugging Face's outputs, and torchvision's with auxiliary heads
+        parts = [("logits", output.logits)]
+    elif isinstance(output, (tuple, list)):
+        parts = list(enumerate(output))
+    else:
+        parts = []
+    return [entry for step, part in parts for entry in _entries(part, (*path, step))]

@@ -1,0 +1,64 @@
+"""Tensors of a host, whatever they are: copies, values and identity that never fail its pass."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def snapshot(tensor: Tensor) -> Tensor:
+    """A detached copy; the tensor itself where its type has none, or its memory is gone."""
+    if torch.compiler.is_compiling():
+        return tensor.detach().clone()
+    try:
+        if tensor.numel() and not tensor.is_meta and not memory(tensor) and type(tensor) in (Tensor, nn.Parameter):
+            return torch.empty_like(tensor, device="meta")  # freed: a copy of it would read what is not there
+        return tensor.detach().clone()
+    except Exception:  # a subclass without it: what can be read of it is decided by `as_plain`
+        return tensor
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """The values as an ordinary tensor: sharded ones are gathered, quantised ones dequantised.
+
+    Gathering is a collective: every process of the tensor's mesh must ask.
+    """
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    for how in ("full_tensor", "dequantize"):
+        with contextlib.suppress(Exception):  # not of this kind
+            return cast(Tensor, getattr(tensor, how)().detach())
+    return tensor
+
+
+def version(tensor: Any) -> int | None:
+    """How often a tensor was changed in place; None where that is not counted (inference mode, compiled code)."""
+    if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version
+
+
+def memory(tensor: Tensor) -> int:
+    """Where a tensor's numbers lie; 0 where it has no memory of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except Exception:  # fake, batched and wrapped tensors
+        return 0
+
+
+def same_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are one, or views of the same numbers in the same order."""
+    if first is second:
+        return True
+    if torch.compiler.is_compiling() or first.numel() != second.numel() or first.numel() == 0:
+        return False
+    if first.is_meta or first.is_sparse or type(first) is not type(second):
+        return False
+    try:
+        same = first.data_ptr() == second.data_ptr() != 0
+    except Exception:  # no memory of its own: fake and batched tensors
+        return False
+    return same and first.is_contiguous() == second.is_contiguous()

@@ -1,0 +1,498 @@
+"""The hooks: they watch a model's forward passes and note what the layers that may be its head read and made.
+
+What runs inside the host's pass only notes tensors, so that torch.compile can trace it and nothing in it can fail.
+While the head is unknown every layer with a matrix is noted; from then on only the layers that may be it are, and their
+tensors are copied as they run, since the host may change them in place afterwards.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.probe.calls import LayerCall, PassRecord, is_channel_first, is_matrix
+from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix
+from ccf_plugin.probe.hook import Hook
+from ccf_plugin.probe.layers import (
+    NORMS,
+    batchnorm_slope,
+    candidates,
+    is_sharded,
+    kind_of,
+    parametrizations,
+    tensors_of,
+)
+from ccf_plugin.probe.outputs import Entry, describe_output, output_entries
+from ccf_plugin.probe.tensors import memory, same_memory, snapshot, version
+
+# Until the head is known, what layers read is kept to the end of the pass. Beyond this the oldest are let go; should
+# the head have been among them, the next pass finds it.
+_FIRST_PASS_BYTES = 2 * 2**30
+
+
+class PassWatcher:
+    """Watches ``model``; ``latest`` is the record of its latest complete forward pass.
+
+    Args:
+        model: the root whose passes count.
+        names: watch these modules alone, named by hand; None: every layer that may be a head.
+        output: the entry of the output that the user chose.
+        keeps_graph: note tensors with their graph, uncopied.
+        weight: where the named module's output is g: gives W of the pass, or says why it cannot.
+        completed: called with the record when a pass has ended, while the head is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str | None,
+        output: int | str | None,
+        keeps_graph: bool,
+        weight: Callable[[], Tensor | str] | None,
+        completed: Callable[[PassRecord], None],
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._output = output
+        self._keeps_graph = keeps_graph
+        self._weight = weight
+        self._completed = completed
+        self.latest: PassRecord | None = None
+        self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
+        self._narrow = False  # whether the head is known, and what may be it is copied as it runs
+        self._wants_products = name is None
+        self._noting: list[LayerCall] | None = None
+        self._raw: list[tuple[Tensor, Any, int | None]] = []  # of each noted run: what it read and made, as they were
+        self._bytes = 0
+        self._depth = 0
+        self._sharded = False
+        self._mode: ProductMode | None = None
+        self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
+        self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        watched = self._unconsidered()
+        if name is not None:
+            modules = watched if weight is None else dict(model.named_modules())
+            if name not in modules:
+                raise InputError(
+                    f"expected head to name a layer{' with a weight' if weight is None else ''}, found {name!r}"
+                    f"{did_you_mean(name, modules) or '; see model.named_modules()'}"
+                )
+            watched = {name: modules[name]}
+        # The root's hooks enclose the layers', also where the root is itself the head.
+        self._root = [self._hook(self._begin, model.register_forward_pre_hook, prepend=True)]
+        self._layers = {key: (module, list(self._watch(key, module))) for key, module in watched.items()}
+        self._root.append(self._hook(self._end, model.register_forward_hook, always_call=True))
+
+    def failure(self) -> str:
+        """Why something of the latest pass could not be noted, in words; "" where all could. It is told once."""
+        for hook in (reference() for reference in self.hooks):
+            if hook is not None and hook.failed is not None:
+                error, hook.failed = hook.failed, None
+                return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return ""
+
+    def narrow(
+        self, record: PassRecord, names: Iterable[str], sizes: set[int], features: int | None, products: bool
+    ) -> None:
+        """The head is known: watch, from now on, these layers, those with a matrix of such a size, and what they read.
+
+        Args:
+            record: the pass in which it was found; it keeps the runs of these layers.
+            names: of layers.
+            sizes: of matrices.
+            features: n.
+            products: whether the head is a function's product.
+        """
+        kept = {*names, *(name for name, (module, _) in self._layers.items() if _has_matrix(module, sizes))}
+        # low-rank branches that have not run yet: what a layer of K outputs and other than n features may read from
+        ranks = {size for name in kept if name in self._layers for size in _widths(self._layers[name][0])} - sizes
+        kept |= {name for name, (module, _) in self._layers.items() if _has_matrix(module, ranks - {features})}
+        for call in reversed(record.calls):
+            if any(sizes & set(matrix.shape) for _, matrix in call.matrices()):
+                kept.add(call.name)
+            if call.name in kept and (before := record.by_serial(call.reads)) is not None:
+                kept.add(before.name)
+        self._unwatch(kept)
+        record.calls = [call for call in record.calls if call.name in kept and (products or not call.is_function)]
+        self._wants_products, self._narrow = products, True
+
+    def widen(self) -> list[str]:
+        """Watch every layer again that may be a head; the names of those that were built since the last look."""
+        self._narrow, self._wants_products = False, self._name is None
+        if self._name is not None:
+            return []
+        built = list(self._unconsidered())
+        present = dict(candidates(self._model))
+        self._unwatch({name for name in self._layers if self._is_watched_as_it_is(name, present.get(name))})
+        for name, module in present.items():
+            if name not in self._layers:
+                self._layers[name] = module, list(self._watch(name, module))
+        return built
+
+    def has_moved(self, names: Iterable[str]) -> bool:
+        """Whether other modules than the watched ones have these names now: a layer was wrapped or replaced."""
+        modules = ((name, self._layers[name][0]) for name in names if name in self._layers)
+        return any(_submodule(self._model, name) is not module for name, module in modules)
+
+    def _is_watched_as_it_is(self, name: str, module: nn.Module | None) -> bool:
+        watched, hooks = self._layers[name]
+        return watched is module and len(hooks) == 1 + len(parametrizations(watched))
+
+    def has_new_layers(self) -> bool:
+        """Whether the model has layers that may be a head and were not there at the last look."""
+        if self._name is not None:
+            return False
+        return any(module not in self._considered for _, module in candidates(self._model))
+
+    def detach(self) -> None:
+        """Remove every hook and drop what was noted."""
+        for hook in self._root:
+            hook.remove()
+        self._unwatch(set())
+        self._forget()
+        self.latest = None
+
+    def _unwatch(self, kept: set[str]) -> None:
+        for name in set(self._layers) - kept:
+            for hook in self._layers.pop(name)[1]:
+                hook.remove()
+
+    def _unconsidered(self) -> dict[str, nn.Module]:
+        """The layers that may be a head and were not there at the last look, by name."""
+        found = {}
+        for name, module in candidates(self._model):
+            if module not in self._considered:
+                self._considered.add(module)
+                found[name] = module
+        return found
+
+    def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
+        hook = Hook(call).on(register, **options)
+        self.hooks.append(weakref.ref(hook))
+        return hook
+
+    def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
+        computed: dict[str, Tensor] = {}
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._noting is None:
+                return
+            if self._weight is not None:
+                self._note(name, module, output, output, {})
+                return
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor):
+                    self._note(name, module, value, output, computed)
+                    return
+
+        # First among the hooks: those of sharded models free the weights when the layer has run.
+        yield self._hook(note, module.register_forward_hook, with_kwargs=True, prepend=True)
+        # Reading a parametrised weight computes it anew (spectral_norm even takes a power-iteration step), so the
+        # value that the pass itself computed is noted.
+        for key, parametrization in parametrizations(module).items():
+
+            def note_weight(_: nn.Module, args: Any, output: Tensor, key: str = key) -> None:
+                computed[key] = output.detach()
+
+            yield self._hook(note_weight, parametrization.register_forward_hook)
+
+    def _note(self, name: str, module: nn.Module, inputs: Any, output: Any, computed: dict[str, Tensor]) -> None:
+        if self._noting is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+            return
+        slope = batchnorm_slope(module, inputs) if isinstance(module, NORMS) else None
+        if isinstance(module, NORMS) and slope is None:
+            return
+        tensors = {**tensors_of(module), **computed} if slope is None and self._weight is None else {}
+        copies = self._copies_at_once()
+        made = output
+        if isinstance(output, Tensor) and not self._keeps_graph:
+            # a head named by hand may be measured for its own output, which the host may go on to change in place
+            made = snapshot(output) if self._name is not None and self._weight is None else output.detach()
+        while self._noting and self._is_layers_own(self._noting[-1], inputs, output):
+            self._noting.pop()
+            read, _, _ = self._raw.pop()
+            self._bytes -= read.nbytes if read.ndim > 2 else 0
+        source = self._source_of(inputs)
+        self._noting.append(
+            LayerCall(
+                name=name,
+                kind=kind_of(module),
+                serial=len(self._noting),
+                inputs=self._kept_input(inputs, source, copies),
+                output=made,
+                dtype=output.dtype if isinstance(output, Tensor) else None,
+                tensors={key: snapshot(tensor) for key, tensor in tensors.items()} if copies else tensors,
+                channel_first=is_channel_first(module) and self._weight is None,
+                reads=self._maker_of(inputs),
+                source=source,
+                slope=slope,
+                version=version(inputs),
+            )
+        )
+        self._raw.append((inputs, output, version(output)))
+        self._let_go(inputs)
+
+    def _copies_at_once(self) -> bool:
+        """Whether a layer's tensors are copied as it runs; in compiled code they are at the pass's end.
+
+        Sharded models free the whole weights when the layer has run, so there the first pass copies too.
+        """
+        return not torch.compiler.is_compiling() and (self._narrow or self._sharded) and not self._keeps_graph
+
+    def _is_layers_own(self, noted: LayerCall, inputs: Tensor, output: Any) -> bool:
+        """Whether a product is what a layer that just ran consists of, so that it shows nothing more."""
+        if not noted.is_function or not isinstance(output, Tensor) or noted.inputs is None:
+            return False
+        operands = (noted.inputs, noted.tensors["weight"])
+        return same_memory(noted.output, output) and any(memory(one) == memory(inputs) for one in operands)
+
+    def _source_of(self, inputs: Tensor) -> int:
+        """The serial of the first run that read this tensor; that of the next run where none did."""
+        assert self._noting is not None  # noqa: S101
+        for index in range(len(self._noting) - 1, -1, -1):
+            read = self._raw[index][0]
+            if same_memory(read, inputs) and version(read) == version(inputs) and read.shape == inputs.shape:
+                return self._noting[index].source
+        return len(self._noting)
+
+    def _kept_input(self, inputs: Tensor, source: int, copies: bool) -> Tensor:
+        """The input as it is kept: copied once, where several layers read it."""
+        assert self._noting is not None  # noqa: S101
+        if self._keeps_graph:  # a view of the same numbers has a gradient of its own
+            return inputs
+        if source < len(self._noting) and self._noting[source].inputs is not None:
+            return self._noting[source].inputs  # type: ignore[return-value]
+        return snapshot(inputs) if copies else inputs.detach()
+
+    def _maker_of(self, tensor: Tensor) -> int | None:
+        """The serial of the run whose output this tensor is, unchanged."""
+        assert self._noting is not None  # noqa: S101
+        for index in range(len(self._noting) - 1, -1, -1):
+            _, made, then = self._raw[index]
+            if isinstance(made, Tensor) and same_memory(made, tensor) and version(tensor) == then:
+                while index and self._raw[index - 1][1] is made:  # other ways to read the same product
+                    index -= 1
+                return self._noting[index].serial
+        return None
+
+    def _origin_of(self, tensor: Tensor) -> int | None:
+        """The serial of the run whose output is nearest behind a tensor in its graph, where it has one."""
+        assert self._noting is not None  # noqa: S101
+        made = {
+            output.grad_fn: call.serial
+            for call, (_, output, _) in zip(self._noting, self._raw, strict=True)
+            if isinstance(output, Tensor) and output.grad_fn is not None and not call.is_function
+        }
+        seen, front = set(), [tensor.grad_fn]
+        while made and front:
+            found = [made[node] for node in front if node in made]
+            if found:
+                return found[-1] if len(found) == 1 else None
+            seen.update(front)
+            front = [node for at in front if at is not None for node, _ in at.next_functions if node not in seen]
+        return None
+
+    def _let_go(self, added: Tensor) -> None:
+        """Before the head is known: let go of the oldest inputs at several positions, where all take too much."""
+        if torch.compiler.is_compiling() or self._narrow or self._noting is None or added.ndim < 3:
+            return
+        self._bytes += added.nbytes
+        for index, call in enumerate(self._noting):
+            if self._bytes <= _FIRST_PASS_BYTES:
+                return
+            if call.inputs is not None and call.inputs.ndim > 2 and not same_memory(call.inputs, added):
+                self._bytes -= call.inputs.nbytes
+                self._noting[index] = replace(call, inputs=None, output=None)
+                self._raw[index] = (torch.empty(0), None, None)
+
+    def _note_product(self, name: str, first: Tensor, second: Tensor, output: Tensor) -> None:
+        if self._noting is None:
+            return
+        copies = self._copies_at_once()
+        known = next((self._memory_names[m] for m in map(memory, (second, first)) if m in self._memory_names), "")
+        for features, matrix in as_features_and_matrix(name, first, second):
+            source = self._source_of(features)
+            self._noting.append(
+                LayerCall(
+                    name=f"{name}({known})" if known else name,
+                    kind=name,
+                    serial=len(self._noting),
+                    inputs=self._kept_input(features, source, copies),
+                    output=output if self._keeps_graph else output.detach(),
+                    dtype=output.dtype,
+                    tensors={"weight": snapshot(matrix) if copies else matrix.detach()},
+                    reads=self._maker_of(features),
+                    source=source,
+                    version=version(features),
+                    is_function=True,
+                )
+            )
+            self._raw.append((features, output, version(output)))
+            self._let_go(features)
+
+    def _begin(self, *_: Any) -> None:
+        if torch.compiler.is_exporting():  # what is noted would become a part of the exported graph
+            return
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return  # recomputed inside backward (checkpointing): no pass
+        if self._depth and (torch.compiler.is_compiling() or _is_inside(self._model)):
+            self._depth += 1  # the model calls itself
+            return
+        self._forget()
+        self._depth = 1
+        self._sharded = not torch.compiler.is_compiling() and not self._narrow and is_sharded(self._model)
+        self._noting = []
+        self.latest = None
+        if not torch.compiler.is_compiling() and self._wants_products and _may_use_modes(self._model):
+            own = (*self._model.named_parameters(), *self._model.named_buffers())
+            self._memory_names = {memory(tensor): name for name, tensor in own}
+            self._mode = ProductMode(self._note_product)
+            self._mode.__enter__()
+
+    def _end(self, _: nn.Module, args: Any, output: Any) -> None:
+        if self._noting is None or self._depth == 0:
+            return
+        self._depth -= 1
+        if self._depth:
+            return
+        self._leave_mode()
+        if output is None:  # the pass failed
+            self._forget()
+            return
+        entries = output_entries(output, self._output, self._model)
+        makers = [self._maker_of(entry.tensor) for entry in entries]
+        calls = self._noting
+        fault = ""
+        if self._weight is not None:
+            given = self._weight()
+            fault = given if isinstance(given, str) else ""
+            calls = [replace(call, tensors={} if isinstance(given, str) else {"weight": given}) for call in calls]
+        if torch.compiler.is_compiling():
+            # only what may be the head: each copy is one more output of the compiled graph
+            calls = _relevant(calls, {entry.logits.shape[1] for entry in entries}) if self._name is None else calls
+            calls = _copied(calls)
+        # compiled code must not depend on what is known already: it would be compiled again
+        fresh = not torch.compiler.is_compiling() and not self._narrow
+        origins = makers
+        if fresh:
+            origins = [
+                self._origin_of(entry.tensor) if maker is None else maker
+                for entry, maker in zip(entries, makers, strict=True)
+            ]
+        # the host may go on to change its output in place, and its graph is not ours to keep alive
+        kept = [
+            Entry(entry.path, entry.tensor.detach(), logits.clone())
+            for entry in entries
+            for logits in [entry.logits if self._keeps_graph else entry.logits.detach()]
+        ]
+        record = PassRecord(calls, kept, makers, origins, self._model.training, describe_output(output), fault)
+        self._forget()
+        self.latest = record
+        if not fresh:
+            return
+        if not _is_capturing():
+            with _disable_current_modes():  # such as one that counts the host's operations
+                self._completed(record)
+        if not self._keeps_graph:
+            record.calls = _copied(record.calls)
+
+    def _forget(self) -> None:
+        self._noting = None
+        self._raw, self._bytes, self._depth = [], 0, 0
+        self._leave_mode()
+
+    def _leave_mode(self) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _has_matrix(module: nn.Module, sizes: set[int]) -> bool:
+    """Whether a layer, which may not have run yet, has a matrix with such a size."""
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore
+        return True
+    return any(is_matrix(tensor) and bool(sizes & set(tensor.shape)) for tensor in tensors_of(module).values())
+
+
+def _widths(module: nn.Module) -> set[int]:
+    """How many features a layer's matrices may read."""
+    return {size for tensor in tensors_of(module).values() if is_matrix(tensor) for size in tensor.shape[:2]}
+
+
+def _is_inside(model: nn.Module) -> bool:
+    """Whether a pass of the model is under way around this one; if not, an earlier one was broken off."""
+    frame, around = sys._getframe(1), 0
+    code = nn.Module._call_impl.__code__
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("self") is model:
+            around += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return around > 1
+
+
+def _may_use_modes(model: nn.Module) -> bool:
+    """Whether a function mode leaves the host's numbers and compiled code alone.
+
+    Around compiled parts it makes them be compiled once more; torch's transformer layers and attention leave their
+    fused kernels, which differ by rounding and in what they give for padding.
+    """
+    return not any(
+        isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer))
+        or hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: nothing may wait for the device meanwhile."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _relevant(calls: list[LayerCall], sizes: set[int]) -> list[LayerCall]:
+    """The runs with a matrix of such a size and those they read from; all where there is none."""
+    wanted: list[int] = []
+    for call in reversed(calls):
+        sized = any(size in sizes for _, matrix in call.matrices() for size in matrix.shape)
+        if sized or call.serial in wanted:
+            wanted.append(call.serial)
+            if call.reads is not None:
+                wanted.append(call.reads)
+    return [call for call in calls if call.serial in wanted] if wanted else calls
+
+
+def _copied(calls: list[LayerCall]) -> list[LayerCall]:
+    """The runs with copies of their tensors; what was one object stays one."""
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def copied(tensor: Tensor) -> Tensor:
+        for original, copy in copies:
+            if original is tensor:
+                return copy
+        copies.append((tensor, snapshot(tensor)))
+        return copies[-1][1]
+
+    return [
+        replace(
+            call,
+            inputs=None if call.inputs is None else copied(call.inputs),
+            tensors={name: copied(tensor) for name, tensor in call.tensors.items()},
+        )
+        for call in calls
+    ]
