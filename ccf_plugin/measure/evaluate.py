@@ -45,6 +45,7 @@ def measure(
     seed: int = 0,
     precision: Precision = "float32",
     progress: Progress = lambda batches, _: batches,
+    attack: Attack | None = None,
 ) -> CrossClassResult:
     """Measure a classifier on a split, in eval mode, under an attack (``threat`` None: clean).
 
@@ -57,6 +58,7 @@ def measure(
         head, output: as `CrossClassProbe` takes them.
         precision: of the attack's passes. Logits and features behind every figure are float32.
         progress: wraps the batches (and is told their number) to show progress.
+        attack: what ``build_attack`` made of these settings for an earlier measurement of this model; else it is built.
 
     Raises:
         InputError: the model refuses such images, its head's class count is not the data's, or a fault that the
@@ -64,8 +66,9 @@ def measure(
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     part = split.part(rank(), num_processes())
-    attack: Attack | None = None
-    if threat is not None:
+    if threat is None:
+        attack = None
+    elif attack is None:
         attack = build_attack(
             attack_name,
             Forward(model, precision=precision),

@@ -25,6 +25,7 @@ class WeightAverage:
         if section.kind == "ema":
             averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
+        self._evaluated: nn.Module | None = None
         norms = (one for one in self.averaged.modules() if isinstance(one, nn.modules.batchnorm._NormBase))
         of_norms = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
         self._statistics = [statistic for statistic in of_norms if statistic is not None]
@@ -51,7 +52,9 @@ class WeightAverage:
         return bool(self.averaged.n_averaged)
 
     def for_evaluation(self, clean_batches: Iterable[Tensor]) -> nn.Module:
-        """A copy in eval mode, its BatchNorm statistics estimated anew on clean training images."""
-        model: nn.Module = copy.deepcopy(self.averaged.module)
-        update_bn(clean_batches, model)
-        return model.eval()
+        """A copy in eval mode, its BatchNorm statistics estimated anew on clean training images; always one."""
+        if self._evaluated is None:
+            self._evaluated = copy.deepcopy(self.averaged.module)
+        self._evaluated.load_state_dict(self.averaged.module.state_dict())
+        update_bn(clean_batches, self._evaluated)
+        return self._evaluated.eval()

@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
@@ -31,6 +32,7 @@ from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Trainer
+from ccf_plugin.zoo.compilation import compiling_pays
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.precision import matrix_rate, now, resolve_device
 
@@ -39,6 +41,7 @@ _COUNTED_IMAGES = 16
 _MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 
 
+@switches_put_back()
 def bench(
     recipe: Recipe,
     reporter: Reporter,
@@ -65,10 +68,13 @@ def bench(
     """
     device = resolve_device(recipe.device)
     run_epochs = recipe.optim.epochs
-    recipe = _every_epoch(recipe, epochs + (2 if device.type == "cuda" else 1))
     if quick:
         recipe = _shortened(recipe, download)
     parts = prepare(recipe, device, download=download)
+    if recipe.compile == "auto":  # as the whole run decides
+        recipe = recipe.model_copy(update={"compile": compiling_pays(device, parts.work())})
+    recipe = _every_epoch(recipe, epochs + (2 if device.type == "cuda" else 1))
+    parts = replace(parts, recipe=recipe)
     rates = [_matrix_rate(parts)]
     flops = _flops(parts)
     update = _probe_seconds(parts)
@@ -178,8 +184,9 @@ def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
     train, test = (_few(split) for split in (parts.train, parts.test))
     parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
+    steps = Trainer(parts, Processes(parts.recipe, (), Path())).steps(1)
     with _FlopCounter() as training:
-        next(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1))
+        next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):
         measure_model(parts, parts.model, lambda batches, _: batches)  # some classes may have no image among so few
     return {"training": training.total / len(train), "evaluation": evaluation.total / len(test)}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
-_VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_")  # of the environment: what libraries compute by
+_VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_", "ACCELERATE_")  # of the environment: what libraries compute by
 
 
 def describe_environment(device: torch.device, precision: str, command: list[str] | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.errors import DivergedError, InputError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.run_log import AVERAGE, EpochRow
@@ -17,7 +18,7 @@ from ccf_plugin.training.alarms import alarms
 from ccf_plugin.training.distillation import check_teachers
 from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.interruption import Interruption
-from ccf_plugin.training.monitor import check_measurable, figures, measure_model
+from ccf_plugin.training.monitor import Monitor, check_measurable, figures
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
@@ -39,6 +40,7 @@ class Reporter(Protocol):
     def epoch_finished(self, row: EpochRow) -> None: ...
 
 
+@switches_put_back()
 def train(
     recipe: Recipe,
     out: Path,
@@ -52,6 +54,8 @@ def train(
     spent: Stopwatch | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
+
+    What it sets for the whole process (threads, cuDNN's choices, seeds) is put back at the end.
 
     Args:
         resume: continue the run in ``out`` where its state stands; one killed before its first state begins anew.
@@ -86,10 +90,10 @@ def train(
         run = _open(out, parts, trainer, processes, resume=resume, allow_change=allow_change, force=force)
         processes.start_tracking(recipe)
         reporter.started(run)
-        with Interruption() as interruption:
-            saver = Saver(run, trainer, processes, interruption)
+        with Interruption() as interruption, run.written_beside():
+            saver, monitor = Saver(run, trainer, processes, interruption), Monitor(parts)
             while not run.is_finished:
-                row = _train_epoch(run.epoch + 1, parts, trainer, saver, reporter, run, processes, spent)
+                row = _train_epoch(run.epoch + 1, parts, trainer, monitor, saver, reporter, run, processes, spent)
                 processes.track(row)
                 reporter.epoch_finished(row)
         processes.finish()
@@ -100,6 +104,7 @@ def _train_epoch(
     epoch: int,
     parts: Parts,
     trainer: Trainer,
+    monitor: Monitor,
     saver: Saver,
     reporter: Reporter,
     run: Run,
@@ -120,8 +125,8 @@ def _train_epoch(
     if _is_due(recipe.evaluate.every, epoch, recipe):
         for suffix, model in models.items():
             with spent("evaluation"):
-                measured[suffix] = measure_model(
-                    parts, model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
+                measured[suffix] = monitor.measure(
+                    model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
                 )
     row = EpochRow(
         epoch=epoch,
@@ -172,7 +177,11 @@ def _open(
     force: bool,
 ) -> Run:
     """The run folder, which the first process alone writes; the trainer gets the state of a resumed run."""
-    environment = {**describe_environment(parts.device, parts.precision), "processes": processes.count}
+    environment = {
+        **describe_environment(parts.device, parts.precision),
+        "processes": processes.count,
+        "compiled": trainer.is_compiled,
+    }
     run = None
     if processes.is_main and resume:
         run = Run.reopen(out, parts.recipe, allow_change=allow_change)

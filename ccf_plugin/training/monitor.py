@@ -12,10 +12,10 @@ from ccf_plugin.measure.evaluate import Progress, find_head, measure
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.host import evaluation_mode, seeded
 from ccf_plugin.training.setup import Parts
-from ccf_plugin.zoo.attacks import build_attack
+from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.memory import naming_the_batch
+from ccf_plugin.zoo.memory import batch_that_fits, naming_the_batch
 from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import ThreatModel
 
@@ -28,36 +28,67 @@ class Measured:
     validation: CrossClassResult | None
 
 
+class Monitor:
+    """Measures the models of a run, keeping for each what its attack has prepared."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._attacks: dict[nn.Module, Attack] = {}
+        self._batch_size = parts.recipe.evaluate.batch_size
+
+    def measure(self, model: nn.Module, progress: Progress) -> Measured:
+        """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
+        recipe, parts = self._parts.recipe, self._parts
+        if model not in self._attacks:
+            self._attacks[model] = _attack(parts, model)
+        if self._batch_size is None:
+            forward = Forward(model, precision=parts.precision)
+            with evaluation_mode(model):
+                self._batch_size = batch_that_fits(forward, parts.input_size, parts.device)
+        size = self._batch_size
+
+        def on(split: Split, name: str, threat: ThreatModel | None) -> CrossClassResult:
+            return measure(
+                model,
+                split,
+                threat,
+                classes=parts.classes,
+                model_name=recipe.model.name,
+                data_name=parts.data_name,
+                split_name=name,
+                batch_size=size,
+                instances=recipe.probe.instances and name == "test",
+                head=recipe.probe.head,
+                output=recipe.probe.output,
+                seed=recipe.evaluate.seed,
+                precision=parts.precision,
+                progress=progress,
+                attack=self._attacks[model],
+            )
+
+        threat = recipe.evaluation_threat()
+        with naming_the_batch("evaluate.batch_size", size):
+            test = on(parts.test, "test", threat)
+            if recipe.probe.inputs == "clean":
+                test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
+            return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
+
+
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
-    """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
-    recipe = parts.recipe
+    """As a ``Monitor`` does, once."""
+    return Monitor(parts).measure(model, progress)
 
-    def on(split: Split, name: str, threat: ThreatModel | None) -> CrossClassResult:
-        return measure(
-            model,
-            split,
-            threat,
-            classes=parts.classes,
-            model_name=recipe.model.name,
-            data_name=parts.data_name,
-            split_name=name,
-            attack_name=recipe.evaluate.name,
-            attack_options=recipe.evaluate.options,
-            batch_size=recipe.evaluate.batch_size,
-            instances=recipe.probe.instances and name == "test",
-            head=recipe.probe.head,
-            output=recipe.probe.output,
-            seed=recipe.evaluate.seed,
-            precision=parts.precision,
-            progress=progress,
-        )
 
-    threat = recipe.evaluation_threat()
-    with naming_the_batch("evaluate.batch_size", recipe.evaluate.batch_size):
-        test = on(parts.test, "test", threat)
-        if recipe.probe.inputs == "clean":
-            test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
-        return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
+def _attack(parts: Parts, model: nn.Module) -> Attack:
+    """The evaluation's."""
+    evaluate = parts.recipe.evaluate
+    return build_attack(
+        evaluate.name,
+        Forward(model, precision=parts.precision),
+        parts.recipe.evaluation_threat(),
+        options=evaluate.options,
+        num_classes=len(parts.classes),
+    )
 
 
 def check_measurable(parts: Parts) -> None:
@@ -84,14 +115,7 @@ def _check_head(parts: Parts) -> None:
 
 
 def _check_attack(parts: Parts) -> None:
-    evaluate = parts.recipe.evaluate
-    attack = build_attack(
-        evaluate.name,
-        Forward(parts.model, precision=parts.precision),
-        parts.recipe.evaluation_threat(),
-        options=evaluate.options,
-        num_classes=len(parts.classes),
-    )
+    attack = _attack(parts, parts.model)
     images, labels = next(iter(parts.test.batches(2, parts.device)))
     try:
         with evaluation_mode(parts.model):

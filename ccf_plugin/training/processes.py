@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +12,16 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.precision import job_device, resolve_device
+
+# What accelerate's environment may ask for that this loop cannot do: it splits the weights up.
+_SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 class Processes:
@@ -31,13 +35,7 @@ class Processes:
                     f"tracker {name!r}: expected one that is installed ({', '.join(known) or 'none is'}); "
                     "`pip install ccf_plugin[tensorboard]` brings tensorboard"
                 )
-        # Broadcasting buffers between the two forward passes of TRADES or MART would break autograd.
-        self._accelerator = Accelerator(
-            cpu=resolve_device(recipe.device).type == "cpu",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            log_with=list(trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
-        )
+        self._accelerator = _accelerator(recipe, trackers, folder)
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.device = job_device(recipe.device)
@@ -109,3 +107,33 @@ class Processes:
         """Close the trackers, if there are any."""
         for tracker in self._accelerator.trackers:
             tracker.finish()
+
+
+def _accelerator(recipe: Recipe, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """accelerate's part in a job: nothing of how a recipe trains is left to its environment.
+
+    ``accelerate launch`` exports the user's own choices, of which an accelerator takes each that it is not given; the
+    steps to accumulate over it takes even then, unless they are given as a plugin.
+    """
+    for name in _SPLITTING:
+        if os.environ.get(variable := f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"expected processes that hold the whole model each, found {variable}=true; launch with torchrun, or "
+                "with another configuration of accelerate"
+            )
+    try:
+        return Accelerator(
+            cpu=resolve_device(recipe.device).type == "cpu",
+            mixed_precision="no",  # ``Forward`` sees to precision
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            # Broadcasting buffers between the two forward passes of TRADES or MART would break autograd.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+        )
+    except ValueError as error:
+        raise InputError(
+            f"expected accelerate without choices of its own in this process, found an Accelerator ({error}); train in "
+            "a process without one"
+        ) from error

@@ -153,7 +153,8 @@ class EvaluateSection(_Section):
     """[evaluate]: the attack that measures RA, in eval mode; norm and eps are [attack]'s where silent.
 
     select names the split whose accuracy chooses the best epoch: RA, or clean accuracy after standard training. The
-    test split flatters the best epoch; "validation" needs data.validation.
+    test split flatters the best epoch; "validation" needs data.validation. Where batch_size is silent, it is 250, and
+    on CUDA as many as fit, up to 1000.
     """
 
     name: str | None = None
@@ -162,7 +163,7 @@ class EvaluateSection(_Section):
     step_size: Pixels | None = None
     steps: Annotated[int, Field(ge=1)] = 20
     options: dict[str, Any] = {}
-    batch_size: Annotated[int, Field(ge=1)] = 250
+    batch_size: Annotated[int, Field(ge=1)] | None = None
     seed: Seed = 0
     every: Annotated[int, Field(ge=1)] = 1
     select: Literal["test", "validation"] = "test"

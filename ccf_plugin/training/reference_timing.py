@@ -99,7 +99,7 @@ class _PlainLoop:
         loaders = (reference.augmented_loader(batches, epoch) for epoch in count(1))
         whole = (batch for loader in loaders for batch in loader if len(batch[1]) == batches.batch_size)
         self._steps = reference.training_steps(model, optimizer, whole, training, attack_mode=recipe.attack.batchnorm)
-        self._test = next(iter(parts.test.batches(recipe.evaluate.batch_size, device)))
+        self._test = next(iter(parts.test.batches(recipe.evaluate.batch_size or 250, device)))
         self._evaluation = recipe.evaluation_threat()
         self._model = model
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
@@ -19,7 +19,8 @@ from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, read_envir
 from ccf_plugin.training.alarms import should_stop
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run_folder import RUN_FILES, check_is_free
-from ccf_plugin.zoo.checkpoints import load_state, save_checkpoint
+from ccf_plugin.training.writing import Writer
+from ccf_plugin.zoo.checkpoints import load_state, on_host, write_checkpoint
 from ccf_plugin.zoo.containment import one_line
 
 _STATE_FORMAT = 1
@@ -42,6 +43,7 @@ class Run:
         self.recipe = recipe
         self.rows: list[EpochRow] = []
         self.step = 0  # steps done of the epoch after those
+        self._writer: Writer | None = None
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
@@ -98,6 +100,29 @@ class Run:
         write_atomically(self.folder / "recipe.toml", self.recipe.as_toml().encode())
         self._remove_asides()
 
+    @contextlib.contextmanager
+    def written_beside(self) -> Iterator[None]:
+        """Inside, epochs and states are written by a thread while the caller goes on; at the end all of them are.
+
+        What fails is raised when the next epoch is finished, or at the end; nothing after it is written.
+        """
+        try:
+            with Writer() as self._writer:
+                yield
+        finally:
+            self._writer = None
+
+    def wait(self) -> None:
+        """Until all that was to be written is; raises what failed."""
+        if self._writer is not None:
+            self._writer.wait()
+
+    def _write(self, job: Callable[[], None]) -> None:
+        if self._writer is None:
+            job()
+        else:
+            self._writer.add(job)
+
     def _remove_asides(self) -> None:
         """What a process left that was killed while it wrote."""
         for path in filter(is_aside, list(self.folder.rglob(".*"))):
@@ -148,45 +173,55 @@ class Run:
             self.rows[-1] = row = replace(row, selected_by=self.selected_by)
         if not write:
             return row
+        self.wait()  # for the epoch before, whose copies of weights are held until then
         described = {**describe, "epoch": row.epoch}
-        every = self.recipe.checkpoints.every
         for suffix, snapshot in snapshots.items():
-            is_best = self.best_of(suffix) is row
-            if snapshot.result is not None:
-                names = [f"{row.epoch:03}"] * snapshot.is_kept + ["best"] * is_best
-                self._save_result([f"{name}{suffix}" for name in names], row.epoch, snapshot.result)
-            if is_best:
-                save_checkpoint(self.folder / f"best{suffix}.safetensors", snapshot.model, described)
-            if every and row.epoch % every == 0:
-                save_checkpoint(
-                    self.folder / "epochs" / f"{row.epoch:03}{suffix}.safetensors", snapshot.model, described
-                )
-            save_checkpoint(self.folder / f"last{suffix}.safetensors", snapshot.model, described)
+            self._write(self._epoch_job(row, suffix, snapshot, described))
         self._write_log()
         return row
+
+    def _epoch_job(
+        self, row: EpochRow, suffix: str, snapshot: Snapshot, described: Mapping[str, Any]
+    ) -> Callable[[], None]:
+        """What writes a snapshot's files, the weights being those of now."""
+        is_best, every = self.best_of(suffix) is row, self.recipe.checkpoints.every
+        names = [f"{row.epoch:03}"] * snapshot.is_kept + ["best"] * is_best
+        paths = [self.folder / f"best{suffix}.safetensors"] * is_best
+        if every and row.epoch % every == 0:
+            paths.append(self.folder / "epochs" / f"{row.epoch:03}{suffix}.safetensors")
+        paths.append(self.folder / f"last{suffix}.safetensors")
+        tensors = on_host(snapshot.model.state_dict())
+
+        def write() -> None:
+            if snapshot.result is not None:
+                self._save_result([f"{name}{suffix}" for name in names], row.epoch, snapshot.result)
+            write_checkpoint(paths, tensors, described)
+
+        return write
 
     def save_state(self, states: Mapping[str, Mapping[str, Tensor]], step: int = 0) -> None:
         """Write what ``restore`` gives back: after the finished epochs, or ``step`` steps into the next."""
         from safetensors.torch import save
 
         self.step = step
-        tensors = {
-            f"{name}.{key}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, state in states.items()
-            for key, value in state.items()
-        }
-        folder = self.folder / "state"
+        tensors = {name: on_host(state) for name, state in states.items()}
         file = f"{self.epoch:03}-{step}.safetensors" if step else f"{self.epoch:03}.safetensors"
-        write_atomically(folder / file, save(tensors))
-        # last.json names the state that counts; only then may the one before it go.
         rows = [asdict(row) for row in self.rows]
-        self._write_json(
-            "state/last.json",
-            {"format": _STATE_FORMAT, "epoch": self.epoch, "step": step, "file": file, "rows": rows},
-        )
-        for old in folder.glob("*.safetensors"):
-            if old.name != file:
-                old.unlink()
+        last = {"format": _STATE_FORMAT, "epoch": self.epoch, "step": step, "file": file, "rows": rows}
+
+        def write() -> None:
+            folder = self.folder / "state"
+            named = {
+                f"{name}.{key}": value.contiguous() for name, state in tensors.items() for key, value in state.items()
+            }
+            write_atomically(folder / file, save(named))
+            # last.json names the state that counts; only then may the one before it go.
+            self._write_json("state/last.json", last)
+            for old in folder.glob("*.safetensors"):
+                if old.name != file:
+                    old.unlink()
+
+        self._write(write)
 
     def restore(self, take: Callable[[dict[str, dict[str, Any]]], None]) -> None:
         """Hand over the states as ``save_state`` was given them last.
@@ -251,7 +286,7 @@ class Run:
     def _write_log(self) -> None:
         averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None
         text = log_text(self.rows, averaged=averaged, validated=validated)
-        write_atomically(self.folder / "log.csv", text.encode())
+        self._write(lambda: write_atomically(self.folder / "log.csv", text.encode()))
 
     def _write_json(self, name: str, content: object) -> None:
         write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())

@@ -43,6 +43,7 @@ class Saver:
         if wish and not self._trainer.totals().failed_at:  # else the epoch's end will tell, and the good state stays
             self.save()
         if wish > _DUE:
+            self._run.wait()
             where = f"{signal.Signals(wish).name} in epoch {epoch}, saved after step {self._run.step}"
             raise Interrupted(where, wish, f"continue with --resume (--out {self._run.folder})")
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import check_input
+from ccf_plugin.probe.host import evaluation_mode
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.models import build_model
@@ -36,6 +38,14 @@ class Parts:
         """(C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def work(self) -> float:
+        """About how many operations the run's training takes: those of convolutions and matrix products."""
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluation_mode(self.model):
+            self.model(torch.zeros(2, *self.input_size, device=self.device))
+        # A pass forward, one back to the images, and one back to the weights, are of about the same size.
+        attack = 0 if self.recipe.objective.loss == "standard" else 2 * self.recipe.attack.steps
+        return float(counter.get_total_flops() / 2 * (attack + 3) * len(self.train) * self.recipe.optim.epochs)
 
     def describe_model(self) -> dict[str, Any]:
         """What a checkpoint says of itself, so that it can be loaded wherever it lies."""

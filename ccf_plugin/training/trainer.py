@@ -22,8 +22,8 @@ from ccf_plugin.training.setup import Parts
 from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 from ccf_plugin.training.weight_perturbation import perturbed_weights
-from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.compilation import build_forward
+from ccf_plugin.zoo.attacks import build_attack, is_replayed
+from ccf_plugin.zoo.compilation import CompiledForward, build_forward
 from ccf_plugin.zoo.memory import naming_the_batch
 from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.streaming import on_device
@@ -64,22 +64,27 @@ class Trainer:
         first, end = (
             recipe.optim.batch_size * rank // processes.count for rank in (processes.rank, processes.rank + 1)
         )
+        has_attack = recipe.objective.loss != "standard"
         self._forward = build_forward(
             self.model,
             precision=parts.precision,
             device=parts.device,
             compiled=recipe.compile,
             batch_size=end - first,
+            work=parts.work(),
+            is_replayed=is_replayed(recipe.attack.name, recipe.training_threat())
+            and recipe.objective.loss != "standard",
         )
         is_bare = trained is self.model
         self._trained_forward = self._forward if is_bare else Forward(trained, precision=parts.precision)
         torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
+        self.is_compiled = isinstance(self._forward, CompiledForward)
         self._objective = build_objective(recipe.objective)
         self._attack = build_attack(
             recipe.attack.name,
             self._forward,
             recipe.training_threat(),
-            mode=recipe.attack.batchnorm if recipe.objective.loss != "standard" else "eval",
+            mode=recipe.attack.batchnorm if has_attack else "eval",
             options=recipe.attack.options,
             num_classes=len(parts.classes),
             fresh_noise=True,
@@ -267,12 +272,17 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``_optimizer_tensors`` gave; ValueError or IndexError where it was another model's."""
+    """Put back what ``_optimizer_tensors`` gave; ValueError or IndexError where it was another model's.
+
+    A file keeps no strides. A fused step walks a parameter and its momentum side by side through memory, so that each
+    gets back its parameter's strides, and its device.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         if tensor.shape != parameters[int(index)].shape:
             raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
-        state.setdefault(int(index), {})[name] = tensor
+        like = torch.empty_like(parameters[int(index)], dtype=tensor.dtype)  # with its strides
+        state.setdefault(int(index), {})[name] = like.detach().copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -20,9 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, model_state
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.images import check_images
 from ccf_plugin.zoo.containment import one_line, quiet
+from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
 from ccf_plugin.zoo.threat import ThreatModel
 
@@ -54,6 +56,11 @@ _FROM_THREAT = {
     "nb_iter": "steps",
     "norm": "norm",
 }
+# They do the same at every call, on the device alone, but for random numbers that are drawn there.
+_REPLAYABLE = {
+    *("FGSM", "BIM", "RFGSM", "FFGSM", "MIFGSM", "NIFGSM", "PGD", "EOTPGD", "TPGD"),
+    *("PGDL2", "TPGDL2"),
+}
 # torchattacks 3.5.1 convolves with kernels written for three channels.
 _THREE_CHANNELS = {"TIFGSM", "PIFGSM", "PIFGSMPP"}
 
@@ -64,6 +71,8 @@ class Attack:
     The result has the shape, dtype and device of ``images``. Whatever happens inside, afterwards every module of the
     model is in the mode it was in, every parameter requires gradients as it did, and no ``.grad`` has changed. It may
     be called under ``torch.no_grad`` and ``torch.inference_mode``. The first call checks that its images are in [0, 1].
+
+    On CUDA those attacks that only compute there are replayed as one graph each (``engine.graphs``).
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Attack:
         mode: Mode,
         parameters: Mapping[str, inspect.Parameter],
         fresh_noise: bool = False,
+        graphs: Graphs = CUDA_GRAPHS,
     ) -> None:
         self.name = name
         self.threat = threat
@@ -86,6 +96,9 @@ class Attack:
         self._seeds = "seed" in parameters
         self._draws_seed = self._seeds and fresh_noise
         self._checked = False
+        self._craft: Callable[[Tensor, Tensor], Tensor] = self._craft_as_it_is
+        if name in _REPLAYABLE:
+            self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         first = not self._checked  # checked once per attack, so that no later step waits for the device
@@ -95,21 +108,13 @@ class Attack:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
         if self._draws_seed:
             _seed(self._attack, int(torch.randint(2**31, ())))
-        with torch.inference_mode(False), torch.enable_grad(), self._own_rng(), self._only_input_gradients():
+        with torch.inference_mode(False):
             if images.is_inference():  # such tensors cannot take part in autograd; a copy can
                 images, labels = images.clone(), labels.clone()
             if getattr(self._attack, "device", images.device) != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
-            try:
-                adversarial: Tensor = self._attack(images.contiguous(), labels)
-            except Exception as error:
-                what = f"attack {self.name}"
-                if is_python(self.name) and not isinstance(error, InputError | torch.OutOfMemoryError):
-                    raise failed(what, error) from error
-                if isinstance(error, IndexError):  # the DLR loss of APGD and AutoAttack sorts four logits
-                    raise InputError(f"{what} cannot attack this model: {one_line(error)}; use PGD") from error
-                raise
+            adversarial = self._craft(images.contiguous(), labels)
         if first and is_python(self.name):
             if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
                 shape, found = tuple(images.shape), getattr(adversarial, "shape", None)
@@ -118,6 +123,19 @@ class Attack:
             check_images(adversarial, f"what attack {self.name} returns")
         self._checked = True
         return adversarial.detach()
+
+    def _craft_as_it_is(self, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad(), self._own_rng(), self._only_input_gradients(), self._weights_cast_once():
+            try:
+                adversarial: Tensor = self._attack(images, labels)
+            except Exception as error:
+                what = f"attack {self.name}"
+                if is_python(self.name) and not isinstance(error, InputError | torch.OutOfMemoryError):
+                    raise failed(what, error) from error
+                if isinstance(error, IndexError):  # the DLR loss of APGD and AutoAttack sorts four logits
+                    raise InputError(f"{what} cannot attack this model: {one_line(error)}; use PGD") from error
+                raise
+        return adversarial
 
     def describe(self) -> dict[str, Any]:
         """What to record: attack, norm, eps, step_size, steps.
@@ -149,6 +167,9 @@ class Attack:
                 parameter.requires_grad_(True)
             for module, training in modes:
                 module.training = training  # not train(): that would also set the module's children
+
+    def _weights_cast_once(self) -> contextlib.AbstractContextManager[None]:
+        return self._model.weights_cast_once() if isinstance(self._model, Forward) else contextlib.nullcontext()
 
     def _own_rng(self) -> contextlib.AbstractContextManager[None]:
         # The attacks with a ``seed`` (APGD, FAB, Square, …) set torch's global seed at every call, which would give
@@ -199,6 +220,7 @@ def build_attack(
     options: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     fresh_noise: bool = False,
+    graphs: Graphs = CUDA_GRAPHS,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
@@ -208,7 +230,7 @@ def build_attack(
     what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Attacks
     that seed themselves (APGD, Square, …) use the same noise at every call, or with ``fresh_noise`` draw a seed from
     torch's stream for each. Build once and call often: torchattacks searches every attribute that is set on an attack
-    for further attacks.
+    for further attacks. ``graphs`` is what replays it.
 
     Raises InputError for an unknown name or option, an attack of another norm, a mode or value that it refuses.
     """
@@ -230,7 +252,13 @@ def build_attack(
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     if not callable(attack):
         raise InputError(f"attack {name}: expected a callable from it, found {type(attack).__name__}")
-    return Attack(name, model, threat, attack, mode=mode, parameters=parameters, fresh_noise=fresh_noise)
+    return Attack(name, model, threat, attack, mode=mode, parameters=parameters, fresh_noise=fresh_noise, graphs=graphs)
+
+
+def is_replayed(name: str | None, threat: ThreatModel) -> bool:
+    """Whether such an attack is one graph on CUDA, unless the model prevents it."""
+    name = "PGD" if name is None else name
+    return not is_python(name) and _exact(name, threat)[0] in _REPLAYABLE
 
 
 def check_attack(name: str | None, threat: ThreatModel, options: Mapping[str, Any], *, mode: Mode = "eval") -> None:
@@ -273,14 +301,17 @@ def _checked(
     name: str | None, threat: ThreatModel, options: Mapping[str, Any], mode: Mode
 ) -> tuple[str, Callable[..., Any], dict[str, inspect.Parameter], dict[str, Any]]:
     """Name, class, parameters but for the model, and options: all that can be wrong before there is a model."""
-    name, chosen = attack_class("PGD" if name is None else name)
-    if threat.norm == "L2" and name in _L2_TWINS:
-        name, chosen = attack_class(_L2_TWINS[name])
+    name, chosen = _exact("PGD" if name is None else name, threat)
     parameters = _parameters(name, chosen)
     _check_norm(name, parameters, threat)
     if mode == "train" and name in _ON_PARTS:
         raise InputError(f"batchnorm: expected 'eval' with attack {name}, which runs the model on parts of a batch")
     return name, chosen, parameters, _check_options(name, parameters, options)
+
+
+def _exact(name: str, threat: ThreatModel) -> tuple[str, Callable[..., Any]]:
+    exact, chosen = attack_class(name)
+    return attack_class(_L2_TWINS[exact]) if threat.norm == "L2" and exact in _L2_TWINS else (exact, chosen)
 
 
 def _parameters(name: str, chosen: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,28 @@ def save_checkpoint(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -
     once per name. ``"format"`` is added to the metadata. Raises InputError where the state dict holds other things than
     tensors.
     """
-    from safetensors.torch import save
+    write_checkpoint([path], on_host(model.state_dict()), metadata)
 
+
+def on_host(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """Copies in host memory. Raises InputError for other things than tensors."""
     tensors = {}
-    for key, value in model.state_dict().items():
+    for key, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(f"cannot save {key!r} of the model: expected a tensor, found {type(value).__name__}")
-        tensors[key.replace("_orig_mod.", "")] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata={METADATA_KEY: json.dumps({"format": FORMAT, **metadata})}))
+        tensors[key] = value.detach().to("cpu", copy=True)
+    return tensors
+
+
+def write_checkpoint(paths: Sequence[Path], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """The same checkpoint to each path, as ``save_checkpoint`` does, of a state dict ``on_host``."""
+    from safetensors.torch import save
+
+    named = {key.replace("_orig_mod.", ""): value.contiguous() for key, value in tensors.items()}
+    content = save(named, metadata={METADATA_KEY: json.dumps({"format": FORMAT, **metadata})})
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

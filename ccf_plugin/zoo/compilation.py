@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Literal
 
 import torch
@@ -14,21 +17,51 @@ from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.memory import is_out_of_memory
 from ccf_plugin.zoo.precision import Forward, Precision
 
+_log = logging.getLogger(__name__)
+
 Compile = Literal["auto"] | bool
+Mode = Literal["default", "reduce-overhead"]
+
+# Compiling a step took 52 s on an H100, which in that time computed 7e15 operations (18 % of 782 TFLOP/s); it must gain
+# what it takes, from a third of the run.
+_PAYS_FROM = 2e16
 
 
 def build_forward(
-    model: nn.Module, *, precision: Precision, device: torch.device, compiled: Compile, batch_size: int
+    model: nn.Module,
+    *,
+    precision: Precision,
+    device: torch.device,
+    compiled: Compile,
+    batch_size: int,
+    work: float = math.inf,
+    is_replayed: bool = False,
 ) -> Forward:
-    """``Forward``, compiled for batches of ``batch_size``. "auto" is: on CUDA, unless compiling fails there.
+    """``Forward``, compiled for batches of ``batch_size``. "auto" is: on CUDA, where the run is long enough for it.
 
-    There the passes are CUDA graphs, which spare the launch of each kernel. On a CPU, whose convolutions are a
-    library's either way, compiling made a step slower.
+    On a CPU, whose convolutions are a library's either way, compiling made a step slower. Where compiling fails "auto"
+    goes on without.
+
+    Args:
+        work: operations of the whole run, by which "auto" decides.
+        is_replayed: whether the attack's passes are parts of one CUDA graph; else each is made one.
     """
-    if compiled is True or (compiled == "auto" and device.type == "cuda"):
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
+    pays = compiling_pays(device, work)
+    if compiled == "auto" and device.type == "cuda":
+        relation = "at least" if pays else "less than"
+        _log.info(
+            "%s: the run takes about %.1e operations, %s the %.0e from which compiling pays",
+            *("compiled" if pays else "not compiled", work, relation, _PAYS_FROM),
+        )
+    if compiled is True or (compiled == "auto" and pays):
+        mode: Mode = "reduce-overhead" if device.type == "cuda" and not is_replayed else "default"
         return CompiledForward(model, precision=precision, batch_size=batch_size, mode=mode, required=compiled is True)
     return Forward(model, precision=precision)
+
+
+def compiling_pays(device: torch.device, work: float) -> bool:
+    """Whether a run of so many operations gains more by it than it takes."""
+    return device.type == "cuda" and work >= _PAYS_FROM
 
 
 class CompiledForward(Forward):
@@ -40,20 +73,22 @@ class CompiledForward(Forward):
         UnavailableError: from the first pass, where torch.compile does not work and is ``required``.
     """
 
-    def __init__(self, model: nn.Module, *, precision: Precision, batch_size: int, mode: str, required: bool) -> None:
+    def __init__(self, model: nn.Module, *, precision: Precision, batch_size: int, mode: Mode, required: bool) -> None:
         super().__init__(model, precision=precision)
         self._batch_size = batch_size
         self._required = required
         self._has_run = False
-        torch.compiler.reset()  # or the passes of runs before in this process count against torch's limit of variants
-        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(super().forward, dynamic=False, mode=mode)
+        self._overwrites = mode == "reduce-overhead"
+        own = MethodType(_own_copy(Forward.forward), self)
+        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(own, dynamic=False, mode=mode)
 
     def forward(self, images: Tensor) -> Tensor:
         if self._compiled is None or len(images) != self._batch_size:
             return super().forward(images)
         try:
-            # A copy, since a CUDA graph writes its next logits where these lie, and attacks keep some (TPGD the clean).
-            logits = self._compiled(images).clone()
+            logits = self._compiled(images)
+            if self._overwrites:  # a graph of one pass writes its next logits there, and TPGD keeps the clean ones
+                logits = logits.clone()
         except Exception as error:  # no compiler, no Triton, an operation that it cannot trace: of many types
             if self._has_run or is_out_of_memory(error):
                 raise
@@ -66,3 +101,9 @@ class CompiledForward(Forward):
             return super().forward(images)
         self._has_run = True
         return logits
+
+
+def _own_copy(function: Callable[..., Tensor]) -> FunctionType:
+    """With code of its own: torch limits the variants that it compiles of one code, also over runs in one process."""
+    assert isinstance(function, FunctionType)  # noqa: S101  (it is no callable of C)
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,6 +16,7 @@ from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
 
 Precision = Literal["float32", "bf16"]
 
+_CAST_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _BF16_CAPABILITY = (8, 0)  # NVIDIA Ampere: the first with bfloat16 tensor cores
 
 
@@ -40,6 +43,37 @@ class Forward(nn.Module):
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits: Tensor = self.model(images)
         return logits.float()
+
+    @contextlib.contextmanager
+    def weights_cast_once(self) -> Iterator[None]:
+        """Inside, passes on CUDA find the weights as autocast would cast them in each: for passes between two steps.
+
+        They are those of plain convolutions and linear layers, which stand at their cast values meanwhile.
+        """
+        cast = self._cast_by_autocast() if self.precision == "bf16" else []
+        kept = [parameter.data for parameter in cast]
+        values = [torch.empty_like(one, dtype=torch.bfloat16) for one in kept]
+        if cast:
+            torch._foreach_copy_(values, kept)
+        try:
+            for parameter, value in zip(cast, values, strict=True):
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in zip(cast, kept, strict=True):
+                parameter.data = value
+
+    def _cast_by_autocast(self) -> list[nn.Parameter]:
+        """On CUDA, and of no other layer, which might compute with them in float32."""
+        taken: dict[int, nn.Parameter] = {}
+        others: set[int] = set()
+        for module in self.model.modules():
+            owned = [one for one in module._parameters.values() if one is not None]
+            if type(module) in _CAST_LAYERS:  # not a subclass, which may compute its weight first
+                taken |= {id(one): one for one in owned if one.is_cuda and one.dtype == torch.float32}
+            else:
+                others |= {id(one) for one in owned}
+        return [one for key, one in taken.items() if key not in others]
 
 
 def resolve_precision(name: Literal["auto", "float32", "bf16"], device: torch.device) -> Precision:

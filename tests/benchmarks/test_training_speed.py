@@ -20,11 +20,17 @@ from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.bench import bench
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
-from ccf_plugin.zoo.precision import resolve_precision
+from ccf_plugin.zoo.precision import matrix_rate, resolve_precision
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+# Passes of the network that the plain loop takes for one of ours: for the weights' gradients in each step of its attack
+# and a clean pass more; in evaluation a second attack too.
+STEP = (10 * 3 + 3 + 1) / (10 * 2 + 3)
+EVALUATION = (2 * (20 * 3 + 1) + 1) / (20 * 2 + 2)
+# What must be left of those and of the units' rate: at the highest of rates memory decides.
+KEPT_OF_STEP, KEPT_OF_EVALUATION, LEAST_UTILISATION = 0.5, 0.35, 0.25
 HAS_BF16 = resolve_precision("auto", CPU) == "bf16"
 
 
@@ -72,10 +78,17 @@ def test_a_float32_step_takes_at_most_as_long_as_its_arithmetic_promises(made: s
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no units for bf16")
-def test_a_bf16_step_is_several_float32_steps(made: str) -> None:
+def test_a_bf16_step_is_as_many_float32_steps_as_the_units_rates_promise(made: str) -> None:
+    """The rates are measured here and now: AVX-512's units for bf16 gain far less than AMX's."""
     figures = _bench(made, "precision=bf16")
-    assert figures["reference"]["step_ratio"] >= 4.0
-    assert figures["reference"]["evaluation_ratio"] >= 3.5
+    torch.set_num_threads(figures["threads"])
+    rates = figures["matrix_product_flops_per_second"] / max(matrix_rate(CPU, "float32", size=n) for n in (1024, 2048))
+    torch.set_num_threads(1)
+    reference = figures["reference"]
+    print(json.dumps({"bf16 rate in float32 rates": rates, "utilisation": figures["utilisation"]}))
+    assert reference["step_ratio"] >= KEPT_OF_STEP * STEP * rates
+    assert reference["evaluation_ratio"] >= KEPT_OF_EVALUATION * EVALUATION * rates
+    assert figures["utilisation"] >= LEAST_UTILISATION
     shares, step = figures["shares"], figures["probe"]["share_of_step"]
     assert shares["data"] <= 0.02
     assert step <= 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from ccf_plugin import (
 
 from . import oracle
 
+formulas = importlib.import_module("ccf_plugin.probe.attribution")  # where the package's name is the function
 Sample = tuple[Tensor, Tensor, Tensor]
 
 # (samples, features, classes, whether each class has samples)
@@ -168,6 +170,21 @@ def test_instance_matrix_does_not_depend_on_its_blocks(sample: Sample, max_bytes
     np.testing.assert_allclose(instance_matrix(rows, labels, len(weight), max_bytes=max_bytes), whole, atol=1e-12)
 
 
+@given(samples, st.integers(1, 5000))
+@settings(max_examples=60, deadline=None)
+def test_a_gpus_few_products_give_the_same(sample: Sample, max_bytes: int) -> None:
+    """The way that is taken on CUDA, here taken on the CPU, against the oracle."""
+    g, weight, labels = sample
+    expected = oracle.instance_matrix(g.tolist(), weight.tolist(), labels.tolist())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(formulas, "_sum_of_nearest", formulas._sum_of_nearest_in_products)
+        found = instance_matrix(attribution(g, weight, labels), labels, len(weight), max_bytes=max_bytes)
+        rows = attribution(g, weight, labels).float()
+        single = instance_matrix(rows, labels, len(weight), max_bytes=max_bytes)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(single, expected, atol=1e-6)
+
+
 def class_wise(g: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return correlation_matrix(class_attribution(g, weight, labels))
 
@@ -176,7 +193,9 @@ def instance_wise(g: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return instance_matrix(attribution(g, weight, labels), labels, len(weight))
 
 
-def test_golden_figures(golden: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize("way", ["_sum_of_nearest", "_sum_of_nearest_in_products"])
+def test_golden_figures(golden: dict[str, np.ndarray], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formulas, "_sum_of_nearest", getattr(formulas, way))
     g, weight, labels = (torch.from_numpy(golden[name]) for name in ("features", "weight", "labels"))
     matrix = correlation_matrix(class_attribution(g.double(), weight, labels))
     np.testing.assert_allclose(matrix, golden["matrix"], atol=1e-6)

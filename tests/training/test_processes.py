@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.run_log import EpochRow, read_log
+from ccf_plugin.training.processes import Processes
+
+from .tiny import tiny
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"
@@ -47,8 +52,9 @@ def _start(
     command = [sys.executable, *launcher, "-m", "ccf_plugin", "train", "digits", "--out", str(out)]
     for setting in settings:
         command += ["--set", setting]
-    found_in = [str(Path(__file__).parent), *([] if path is None else [str(path)])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(found_in), "OMP_NUM_THREADS": "1"}
+    found_in = [Path(__file__).parent, path, os.environ.get("PYTHONPATH")]
+    joined = os.pathsep.join(str(one) for one in found_in if one)
+    environment = {**os.environ, "PYTHONPATH": joined, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=out.parent
     )
@@ -86,6 +92,53 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
     _run(tmp_path / "run", [*TORCHRUN, "2"])
     _assert_equal_within_rounding(tmp_path / "run", alone)
+
+
+# What `accelerate launch` exports of a user's configuration.
+CONFIGURED = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_DYNAMO_BACKEND": "eager",
+}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerates_environment_changes_nothing_and_is_told(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = [] if processes == 1 else [*TORCHRUN, "2"]
+    settings = [*SETTINGS, "data.train_per_class=3", "optim.epochs=1"]
+    _run(tmp_path / "plain", launcher, settings=settings)
+    for name, value in CONFIGURED.items():
+        monkeypatch.setenv(name, value)
+    _run(tmp_path / "configured", launcher, settings=settings)
+    plain, configured = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "configured"))
+    assert_close(configured, plain, rtol=0, atol=0)
+    one, other = (read_log(tmp_path / name)[0] for name in ("plain", "configured"))
+    assert (one.train_loss, one.cas) == (other.train_loss, other.cas)
+    told = json.loads((tmp_path / "configured" / "environment.json").read_text())
+    assert told["precision"] == "float32"
+    assert told["variables"].items() >= CONFIGURED.items()
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_models_are_not_split_up(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"the whole model each, found ACCELERATE_USE_{name}=true; launch with"):
+        Processes(tiny(), (), tmp_path)
+
+
+def test_an_accelerator_of_the_hosts_own_choices_is_refused(tmp_path: Path) -> None:
+    code = (
+        "from accelerate import Accelerator\n"
+        "host = Accelerator(mixed_precision='bf16', cpu=True)\n"
+        "from pathlib import Path\n"
+        "from ccf_plugin.training.processes import Processes\n"
+        "from ccf_plugin.training.recipe_files import load_recipe\n"
+        "Processes(load_recipe('digits', ['device=cpu']), (), Path())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "InputError: expected accelerate without choices of its own" in done.stderr
 
 
 METHODS = {

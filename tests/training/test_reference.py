@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.reads import Reads
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training import reference
@@ -161,19 +160,6 @@ def test_a_step_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch)
         next(trainer.steps(1))
 
 
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what makes the host wait for the device: a tensor's value read as a Python number, or copied to the host.
-
-    On the CPU nothing waits, but the same calls are made.
-    """
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("loss", ["madry", "trades", "mart"])
 def test_no_step_waits_for_the_device(loss: str) -> None:
     attack = ["attack.name=TPGD"] if loss == "trades" else []
@@ -182,7 +168,7 @@ def test_no_step_waits_for_the_device(loss: str) -> None:
     trainer = Trainer(_parts(*attack, *more), Processes(tiny(), (), Path()))
     steps = trainer.steps(1)
     next(steps)  # the attack checks its first images
-    with _Reads() as reads:
+    with Reads() as reads:
         next(steps)
     assert reads.count == 0
     with reads:

@@ -9,14 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.loop import train
+from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.run_folder import lock
+from ccf_plugin.training.setup import prepare
+from ccf_plugin.training.trainer import Trainer
 
 from .tiny import Quiet, assert_same_run, contents, tiny
 
@@ -49,6 +55,48 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished: Run, tmp_path: Path
         (continued,) = json.loads((folder / "environment.json").read_text())["resumed"]
         assert continued["after_epoch"] == epoch
         assert_same_run(resumed, finished)
+
+
+def test_a_fused_optimizer_goes_on_with_its_parameters_strides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where the optimiser is fused: it refuses other strides there, and on a CPU mixes elements up."""
+    plain, optimizers = torch.optim.SGD, []
+
+    def fused(*args: Any, **options: Any) -> torch.optim.Optimizer:
+        optimizers.append(plain(*args, **{**options, "fused": True}))
+        return optimizers[-1]
+
+    monkeypatch.setattr(torch.optim, "SGD", fused)
+
+    def trainer() -> Trainer:
+        parts = prepare(tiny(), torch.device("cpu"))
+        return Trainer(parts, Processes(parts.recipe, (), tmp_path))
+
+    def strides_and_kinds() -> list[list[Any]]:
+        """Of each parameter and of its momentum."""
+        optimizer = optimizers[-1]
+        parameters = optimizer.param_groups[0]["params"]
+        pairs = [(parameter, optimizer.state[parameter]["momentum_buffer"]) for parameter in parameters]
+        return [[(one.stride(), one.dtype, one.device) for one in column] for column in zip(*pairs, strict=True)]
+
+    def weights(of: Trainer) -> list[Tensor]:
+        return [value.clone() for value in of.model.state_dict().values()]
+
+    run = Run.create(tmp_path / "run", tiny(), {})
+    first = trainer()
+    steps = first.steps(1)
+    next(steps), next(steps)
+    run.save_state(first.state(), 2)
+    after_two = weights(first)
+    next(steps)
+    second = trainer()
+    Run.read(run.folder, tiny()).restore(lambda states: second.restore(states, 2))
+    of_parameters, of_momentum = strides_and_kinds()
+    assert of_momentum == of_parameters
+    kernels = [parameter for parameter in second.model.parameters() if parameter.ndim == 4]
+    assert not all(kernel.is_contiguous() for kernel in kernels), "strides that a file would not keep by chance"
+    assert all(torch.equal(one, other) for one, other in zip(weights(second), after_two, strict=True))
+    next(second.steps(1))
+    assert all(torch.equal(one, other) for one, other in zip(weights(second), weights(first), strict=True))
 
 
 def test_more_epochs_than_before_continue_the_run(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchattacks
+from support.graphs import FakeGraphs
+from support.reads import Reads
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.images import check_images
-from ccf_plugin.zoo.attacks import _seed, attack_names, build_attack
+from ccf_plugin.zoo.attacks import _seed, attack_names, build_attack, is_replayed
 from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import threat_model
 
@@ -338,3 +343,65 @@ def test_an_own_attack_that_does_not_fit_is_refused(
     with pytest.raises(InputError, match=message) as caught:
         build_attack(OWN + name, network, threat_model(), options=options)(*batch)
     assert "\n" not in str(caught.value)
+
+
+REPLAYED = ["FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "NIFGSM", "PGDL2", "TPGDL2"]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", REPLAYED)
+def test_a_replayed_attack_gives_what_it_gives_as_it_is(name: str, mode: Any, network: nn.Module, batch: Batch) -> None:
+    norm = "L2" if name.endswith("L2") else "Linf"
+    images, labels = batch
+    calls = [(images, labels), (images.flip(3), labels), (images[:3], labels[:3]), (images[:3], labels[:3])] * 2
+    results, states = [], []
+    for graphs, recorded in ((FakeGraphs(), 2), (FakeGraphs(serves=False), 0)):
+        model = copy.deepcopy(network).train()
+        attack = build_attack(name, Forward(model), threat_model(norm=norm, steps=2), mode=mode, graphs=graphs)
+        torch.manual_seed(5)
+        found = []
+        for one in calls:
+            found.append(attack(*one))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(0.9)
+        results.append(found)
+        states.append([state_of(model), [value.clone() for value in model.state_dict().values()]])
+        assert graphs.recorded == recorded
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert states[0][0] == states[1][0]
+    assert all(torch.equal(one, other) for one, other in zip(states[0][1], states[1][1], strict=True))
+
+
+@pytest.mark.parametrize("name", [*(set(LINF + L2) - set(REPLAYED)), "python:zoo.own_attacks:OneStep"])
+def test_other_attacks_are_never_recorded(name: str, network: nn.Module, batch: Batch) -> None:
+    graphs = FakeGraphs()
+    norm = "L2" if name.endswith("L2") else "Linf"
+    threat = threat_model(norm=norm, steps=1)
+    attack = build_attack(name, network, threat, options=OPTIONS.get(name), graphs=graphs)
+    for _ in range(3):
+        attack(*batch)
+    assert (graphs.watched, graphs.recorded) == (0, 0)
+    assert not is_replayed(name, threat)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_a_replayed_attack_asks_the_device_nothing_and_draws_nothing_on_the_host(
+    name: str, network: nn.Module, batch: Batch
+) -> None:
+    threat = threat_model(norm="L2" if name.endswith("L2") else "Linf", steps=2)
+    assert is_replayed(name, threat)
+    attack = build_attack(name, network, threat)
+    attack(*batch)  # its first call checks the images
+    host = random.getstate(), np.random.get_state()[1].tolist()
+    with Reads() as reads:
+        attack(*batch)
+    assert reads.count == 0
+    assert host == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_l2_twins_are_replayed_too() -> None:
+    assert is_replayed(None, threat_model())
+    assert is_replayed("tpgd", threat_model(norm="L2"))
+    assert not is_replayed("APGD", threat_model(norm="L2"))

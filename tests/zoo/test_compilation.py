@@ -40,12 +40,41 @@ def _count_compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("compiled", "device", "expected"),
-    [("auto", CPU, False), ("auto", CUDA, True), (True, CPU, True), (False, CUDA, False)],
+    ("compiled", "device", "work", "expected"),
+    [
+        ("auto", CPU, 1e20, False),
+        ("auto", CUDA, 1e20, True),
+        ("auto", CUDA, 1e14, False),
+        (True, CPU, 1e14, True),
+        (False, CUDA, 1e20, False),
+    ],
 )
-def test_auto_compiles_on_cuda_alone(compiled: compilation.Compile, device: torch.device, expected: bool) -> None:
-    forward = build_forward(_model(), precision="float32", device=device, compiled=compiled, batch_size=8)
+def test_auto_compiles_on_cuda_alone_and_long_runs_alone(
+    compiled: compilation.Compile,
+    device: torch.device,
+    work: float,
+    expected: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="ccf_plugin")
+    forward = build_forward(_model(), precision="float32", device=device, compiled=compiled, batch_size=8, work=work)
     assert isinstance(forward, CompiledForward) == expected
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (compiled == "auto" and device == CUDA)
+    assert all(message.startswith("compiled: " if expected else "not compiled: ") for message in said)
+
+
+@pytest.mark.parametrize(
+    ("device", "is_replayed", "expected"),
+    [(CUDA, True, "default"), (CUDA, False, "reduce-overhead"), (CPU, False, "default")],
+)
+def test_a_pass_is_a_graph_of_its_own_unless_it_is_part_of_one(
+    device: torch.device, is_replayed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: modes.append(options["mode"]) or function)
+    build_forward(_model(), precision="float32", device=device, compiled=True, batch_size=8, is_replayed=is_replayed)
+    assert modes == [expected]
 
 
 def test_only_whole_batches_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +108,7 @@ def test_logits_survive_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda images: memory.copy_(function(images).detach())
 
     monkeypatch.setattr(torch, "compile", graph)
-    forward = build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)
+    forward = CompiledForward(_model(), precision="float32", batch_size=8, mode="reduce-overhead", required=True)
     first, second = (forward(torch.rand(8, 3, 6, 6)) for _ in range(2))
     assert not torch.equal(first, second)
 

@@ -1,0 +1,1 @@
+"""How things run on a device. Knows nothing of models, data or training."""

@@ -1,0 +1,81 @@
+"""The command that measures on a GPU, on a CPU: that its rows work, and that what fails or takes too long is told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import on_gpu
+
+
+def _run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, on_gpu.__file__, "--out", str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_rows_leave_json_and_a_table(tmp_path: Path) -> None:
+    done = _run(tmp_path, "--device", "cpu", "--only", "instance_cas,evaluation")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "on_gpu.json").read_text())
+    assert [row["status"] for row in found["rows"].values()] == ["finished", "finished"]
+    assert found["rows"]["instance_cas"]["figures"]["10_classes"]["products"] > 0
+    figures = found["rows"]["evaluation"]["figures"]
+    assert figures["replayed_20"]["cas"] == pytest.approx(figures["eager_20"]["cas"])
+    assert "| instance_cas | I-CAS of 10,000 × 512 | finished |" in (tmp_path / "on_gpu.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = _run(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "expected a CUDA device, which torch does not see here\n"
+    assert "expected rows among tests, step_captured" in _run(tmp_path, "--only", "none").stderr
+
+
+def test_what_a_row_had_when_its_time_ran_out_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row's process, its own children too, is ended."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "(out / 'slow.json').write_text('{\"first\": 1}')\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "(out / 'child').write_text(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(on_gpu, "__file__", str(script))
+
+    def measure(_: on_gpu.Setting) -> Iterator[dict[str, Any]]:
+        yield from ()
+
+    rows = [on_gpu.Row("slow", "waits", 3, measure), on_gpu.Row("later", "comes too late", 3, measure)]
+    arguments = argparse.Namespace(out=tmp_path, minutes=11 / 60, device="cpu", data="")
+    found = on_gpu.run_all(rows, arguments, "digits")["rows"]
+    assert found["slow"]["status"] == "ended after its 3 s"
+    assert found["slow"]["figures"] == {"first": 1}
+    assert found["later"]["status"] == "no time left"
+    child = Path("/proc", (tmp_path / "child").read_text())
+    time.sleep(0.5)
+    assert not child.exists() or "Z (zombie)" in (child / "status").read_text()
+    assert json.loads((tmp_path / "on_gpu.json").read_text())["rows"]["slow"]["figures"] == {"first": 1}
+
+
+def test_kernels_are_told_apart() -> None:
+    names = {
+        "sm90_xmma_fprop_implicit_gemm_bf16": "convolution",
+        "batch_norm_backward_elemt_channels_last_kernel": "normalisation",
+        "triton_poi_fused_relu_3": "fused by inductor",
+        "void at::native::vectorized_elementwise_kernel<4>": "elementwise",
+        "Memcpy DtoD (Device -> Device)": "copy or cast",
+        "something": "other",
+    }
+    assert {name: on_gpu._kind(name) for name in names} == names
