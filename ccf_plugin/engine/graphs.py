@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import warnings
 from collections import OrderedDict
@@ -183,6 +184,11 @@ class CudaGraphs:
 
 
 CUDA_GRAPHS = CudaGraphs()
+
+
+def graphs_are_wanted() -> bool:
+    """Whether attacks are replayed: where CCF_CUDA_GRAPHS=1. Replays are tested with a stand-in, not yet on a GPU."""
+    return os.environ.get("CCF_CUDA_GRAPHS") == "1"
 
 
 def model_state(model: nn.Module) -> Hashable:

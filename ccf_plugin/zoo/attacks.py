@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, model_state
+from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.images import check_images
 from ccf_plugin.zoo.containment import one_line, quiet
@@ -72,7 +72,7 @@ class Attack:
     model is in the mode it was in, every parameter requires gradients as it did, and no ``.grad`` has changed. It may
     be called under ``torch.no_grad`` and ``torch.inference_mode``. The first call checks that its images are in [0, 1].
 
-    On CUDA those attacks that only compute there are replayed as one graph each (``engine.graphs``).
+    On CUDA those attacks that only compute there can be replayed as one graph each (``engine.graphs``).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Attack:
         mode: Mode,
         parameters: Mapping[str, inspect.Parameter],
         fresh_noise: bool = False,
-        graphs: Graphs = CUDA_GRAPHS,
+        graphs: Graphs | None = None,
     ) -> None:
         self.name = name
         self.threat = threat
@@ -97,8 +97,8 @@ class Attack:
         self._draws_seed = self._seeds and fresh_noise
         self._checked = False
         self._craft: Callable[[Tensor, Tensor], Tensor] = self._craft_as_it_is
-        if name in _REPLAYABLE:
-            self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs)
+        if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
+            self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs or CUDA_GRAPHS)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         first = not self._checked  # checked once per attack, so that no later step waits for the device
@@ -220,7 +220,7 @@ def build_attack(
     options: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     fresh_noise: bool = False,
-    graphs: Graphs = CUDA_GRAPHS,
+    graphs: Graphs | None = None,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
@@ -230,7 +230,7 @@ def build_attack(
     what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Attacks
     that seed themselves (APGD, Square, …) use the same noise at every call, or with ``fresh_noise`` draw a seed from
     torch's stream for each. Build once and call often: torchattacks searches every attribute that is set on an attack
-    for further attacks. ``graphs`` is what replays it.
+    for further attacks. ``graphs`` is what replays it; None: CUDA's where they are wanted.
 
     Raises InputError for an unknown name or option, an attack of another norm, a mode or value that it refuses.
     """
@@ -258,7 +258,7 @@ def build_attack(
 def is_replayed(name: str | None, threat: ThreatModel) -> bool:
     """Whether such an attack is one graph on CUDA, unless the model prevents it."""
     name = "PGD" if name is None else name
-    return not is_python(name) and _exact(name, threat)[0] in _REPLAYABLE
+    return graphs_are_wanted() and not is_python(name) and _exact(name, threat)[0] in _REPLAYABLE
 
 
 def check_attack(name: str | None, threat: ThreatModel, options: Mapping[str, Any], *, mode: Mode = "eval") -> None:

@@ -11,6 +11,7 @@ import torch
 
 HERE = Path(__file__).parent
 
+os.environ["CCF_CUDA_GRAPHS"] = "1"  # what is tested here above all; off elsewhere until this has passed on a GPU
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS does not repeat itself bit for bit
 
 

@@ -388,8 +388,9 @@ def test_other_attacks_are_never_recorded(name: str, network: nn.Module, batch: 
 
 @pytest.mark.parametrize("name", REPLAYED)
 def test_a_replayed_attack_asks_the_device_nothing_and_draws_nothing_on_the_host(
-    name: str, network: nn.Module, batch: Batch
+    name: str, network: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CCF_CUDA_GRAPHS", "1")
     threat = threat_model(norm="L2" if name.endswith("L2") else "Linf", steps=2)
     assert is_replayed(name, threat)
     attack = build_attack(name, network, threat)
@@ -401,7 +402,9 @@ def test_a_replayed_attack_asks_the_device_nothing_and_draws_nothing_on_the_host
     assert host == (random.getstate(), np.random.get_state()[1].tolist())
 
 
-def test_l2_twins_are_replayed_too() -> None:
+def test_l2_twins_are_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_replayed(None, threat_model())  # unless it is asked for
+    monkeypatch.setenv("CCF_CUDA_GRAPHS", "1")
     assert is_replayed(None, threat_model())
     assert is_replayed("tpgd", threat_model(norm="L2"))
     assert not is_replayed("APGD", threat_model(norm="L2"))
