@@ -1464,7 +1464,12 @@ row("a subset with one class twice", *toggled("wanted", (3, 3, 5, 0)))(Large)
 row("all classes after a subset", Pass(), Pass(put(wanted=None), after_others="reset"), Pass())(Large)
 
 
-@row("a larger head for new classes", Pass(), Pass(lambda m: grow(m), asks="run another", after_others="built|reset"), Pass())
+@row(
+    "a larger head for new classes",
+    Pass(),
+    Pass(lambda m: grow(m), asks="run another", after_others="built|reset"),
+    Pass(),
+)
 class Growing(Net):
     pass
 
