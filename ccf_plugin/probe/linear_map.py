@@ -42,19 +42,19 @@ class Link:
         run: -1 is its last run in a pass; None stands for all of them, averaged.
         matrix: the tensor's name among the layer's; "" is a BatchNorm's slope.
         transposed: whether it is (n, K).
-        is_function: whether it is a function's product, not a layer.
+        alike: a function's product has a matrix in each call; this is the last run with an equal one. None: a layer.
     """
 
     name: str
     run: int | None
     matrix: str
     transposed: bool = False
-    is_function: bool = False
+    alike: int | None = None
 
     @property
     def weight(self) -> tuple[object, ...]:
-        """What tells its matrix from others: a layer's is that of all its runs, a function has one in each call."""
-        return self.name, self.matrix, self.transposed, self.run if self.is_function else None
+        """What tells its matrix from others: a layer's is that of all its runs."""
+        return self.name, self.matrix, self.transposed, self.alike
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,14 @@ def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
     )
 
 
-def terms_product(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
-    """g Wᵀ of a term at its positions, (N, T, K)."""
+def term_product(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
+    """g Wᵀ of a term in its place, (N, K); not of one whose place is that nearest to the logits."""
+    links = [_runs_of(link, record) for link in term.links]
+    return product(_placed(_positions(links[-1]), term.position), _weight_and_bias(term, links)[0], dtype)
+
+
+def products_at_positions(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
+    """g Wᵀ of a term at all its positions, (N, T, K)."""
     links = [_runs_of(link, record) for link in term.links]
     return product(_positions(links[-1]), _weight_and_bias(term, links)[0], dtype)
 
@@ -325,15 +331,19 @@ def at_mean(rows: Tensor) -> Tensor:
 def _at(
     rows: Tensor, position: str | tuple[float, ...], weight: Tensor, bias: Tensor | None, logits: Tensor, factor: float
 ) -> Tensor:
-    if position == "mean":
+    if position != "nearest":
+        return _placed(rows, position)
+    made = product(rows, weight, logits.dtype)
+    if bias is not None:
+        made = made + bias.to(logits.dtype)
+    nearest = (made * factor - logits.unsqueeze(1)).abs().amax(2).argmin(1)
+    return rows.gather(1, nearest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
+
+
+def _placed(rows: Tensor, position: str | tuple[float, ...]) -> Tensor:
+    """(N, T, n) at the mean of its positions, or at these weights of them."""
+    if isinstance(position, str):
         return at_mean(rows)
-    if position == "nearest":
-        made = product(rows, weight, logits.dtype)
-        if bias is not None:
-            made = made + bias.to(logits.dtype)
-        nearest = (made * factor - logits.unsqueeze(1)).abs().amax(2).argmin(1)
-        return rows.gather(1, nearest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
-    assert not isinstance(position, str)  # noqa: S101
     weights = _on_device(position, rows.dtype, rows.device)
     if len(weights) != rows.shape[1]:
         raise InputError(
@@ -435,7 +445,7 @@ def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second:
     return own.inner.source == other.inner.source and same_place and not any(averaged)
 
 
-def _ordered(plan: Plan, together: list[int], matrices: list[object]) -> list[int]:
+def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:
     """The reading's terms in the order of these weights."""
     return sorted(together, key=lambda index: matrices.index(plan.terms[index].matrices))
 
@@ -450,7 +460,7 @@ def _planned(plan: Plan, together: list[int]) -> NDArray[np.float64]:
 
 def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     """Whether two readings have the same weights, and factors in the same proportion."""
-    matrices: list[object] = [plan.terms[index].matrices for index in first]
+    matrices = [plan.terms[index].matrices for index in first]
     if sorted(map(str, matrices)) != sorted(str(plan.terms[index].matrices) for index in second):
         return False
     own, other = _planned(plan, first), _planned(plan, _ordered(plan, second, matrices))
