@@ -357,12 +357,12 @@ class _Search:
 
     def _averaged(self, terms: Sequence[tuple[LayerCall, Term]]) -> Iterator[Term]:
         """All runs of a layer that runs more than once, as one term."""
-        names = dict.fromkeys(call.name for call, _ in terms)
-        for name in names:
-            if len(self._record.runs(name)) > 1:
-                for link in _links(self._record.runs(name)[-1], self._classes, self._samples):
-                    if all(call.inputs is not None for call in self._record.runs(name)):
-                        yield Term((replace(link, run=None),))
+        for name in dict.fromkeys(call.name for call, _ in terms):
+            runs = self._record.runs(name)
+            alike = len({None if call.inputs is None else call.inputs.shape[1:] for call in runs}) == 1
+            if len(runs) > 1 and alike and runs[0].inputs is not None:
+                for link in _links(runs[-1], self._classes, self._samples):
+                    yield Term((replace(link, run=None),))
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""

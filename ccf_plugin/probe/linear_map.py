@@ -113,7 +113,7 @@ class TermValues:
         features: (N, n).
         weight: (K, n).
         bias: of its layers, (K,), or None.
-        inner: the run whose input the features are.
+        sources: which tensors its runs read.
         outer: the run whose output the term is.
         spread: √Σ g²w² over the products behind each logit, (N, K): the scale of their rounding errors.
     """
@@ -121,7 +121,7 @@ class TermValues:
     features: Tensor
     weight: Tensor
     bias: Tensor | None
-    inner: LayerCall
+    sources: tuple[int, ...]
     outer: LayerCall
     spread: Tensor
 
@@ -229,7 +229,7 @@ def _term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) 
     links = [_runs_of(link, record) for link in term.links]
     weight, bias = _weight_and_bias(term, links)
     positions = _positions(links[-1])
-    outer, inner = links[0][-1], links[-1][-1]
+    outer = links[0][-1]
     if len(positions) != len(logits):
         raise InputError(
             f"expected the head to see the batch as the logits show it, found that it ran on {len(positions)} "
@@ -241,7 +241,7 @@ def _term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) 
         own = _matrix(term.links[0], outer)
         own = own if term.rows is None else own.index_select(0, _index(term.rows, own))
         spread = spread + _spread(at_mean(outer.positions()), own, logits.dtype)
-    return TermValues(features, weight, bias, inner, outer, spread)
+    return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
 
 
 def _runs_of(link: Link, record: PassRecord) -> list[LayerCall]:
@@ -441,8 +441,7 @@ def _weighted(weights: list[Tensor], factors: Tensor, per_class: bool) -> Tensor
 def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second: int) -> bool:
     own, other = values[first], values[second]
     same_place = plan.terms[first].position == plan.terms[second].position
-    averaged = [plan.terms[index].links[-1].run is None for index in (first, second)]
-    return own.inner.source == other.inner.source and same_place and not any(averaged)
+    return own.sources == other.sources and same_place
 
 
 def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import LayerCall, PassRecord, as_positions, is_channel_first, is_matrix
-from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix
+from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix, unnoted
 from ccf_plugin.probe.hook import Hook
 from ccf_plugin.probe.layers import (
     NORMS,
@@ -402,7 +402,7 @@ class PassWatcher:
         if not fresh:
             return
         if not _is_capturing():
-            with _disable_current_modes():  # such as one that counts the host's operations
+            with _disable_current_modes(), unnoted():  # such as one that counts the host's operations
                 self._completed(record)
         if not self._keeps_graph:
             record.calls = _copied(record.calls)

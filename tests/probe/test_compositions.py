@@ -25,7 +25,7 @@ from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
 
 from . import oracle
 
-N, n, K = 30, 6, 4
+N, n, K = 30, 12, 4
 TOKENS = 4
 SPARE = 3  # classes of a larger head that nobody asks for
 Truth = tuple[Tensor, Tensor]
