@@ -449,7 +449,7 @@ class _Search:
 
     def _explained(self, terms: list[Term], heights: Sequence[int]) -> Plan | None:
         """The terms, with rows and factors that are found for each class: those that explain its logits alone."""
-        if self._samples - 1 < 2 * (len(terms) + 1):
+        if self._samples - 1 < len(terms) + _EQUATIONS:
             return None
         wanted = self._wanted - self._wanted.mean(0)
         made = [one - one.mean(0) for one in map(self._made, terms)]

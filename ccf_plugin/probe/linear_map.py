@@ -31,6 +31,7 @@ from ccf_plugin.probe.calls import LayerCall, PassRecord, is_matrix
 # Factors are fitted anew where that explains so many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 _EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
+_FITTED = 256  # units of roundoff by which fitted factors may be off
 
 
 @dataclass(frozen=True)
@@ -486,6 +487,8 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
             allowed + (value.spread * rounding + products[..., index].abs() * 8 * unit) * factors[..., index].abs()
         )
         unit_out = max(unit_out, unit)
+    if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
+        allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * (products * factors).abs().sum(2)
     return allowed + 8 * unit_out * logits.abs().amax()
 
 

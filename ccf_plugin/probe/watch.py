@@ -251,10 +251,9 @@ class PassWatcher:
 
     def _is_layers_own(self, noted: LayerCall, inputs: Tensor, output: Any) -> bool:
         """Whether a product is what a layer that just ran consists of, so that it shows nothing more."""
-        if not noted.is_function or not isinstance(output, Tensor) or noted.inputs is None:
+        if not noted.is_function or not isinstance(output, Tensor):
             return False
-        operands = (noted.inputs, noted.tensors["weight"])
-        return same_memory(noted.output, output) and any(memory(one) == memory(inputs) for one in operands)
+        return same_memory(noted.output, output) and not same_memory(inputs, output)
 
     def _source_of(self, inputs: Tensor, channel_first: bool = False) -> int:
         """The serial of the first run that read these rows of features; that of the next run where none did."""
