@@ -359,10 +359,13 @@ class _Search:
         """All runs of a layer that runs more than once, as one term."""
         for name in dict.fromkeys(call.name for call, _ in terms):
             runs = self._record.runs(name)
-            alike = len({None if call.inputs is None else call.inputs.shape[1:] for call in runs}) == 1
-            if len(runs) > 1 and alike and runs[0].inputs is not None:
-                for link in _links(runs[-1], self._classes, self._samples):
-                    yield Term((replace(link, run=None),))
+            if len(runs) < 2:
+                continue
+            for term in self._terms_of(runs[-1], self._classes):
+                chain = [self._record.runs(link.name) for link in term.links]
+                shapes = {None if call.inputs is None else call.inputs.shape[1:] for call in chain[-1]}
+                if all(len(calls) == len(runs) for calls in chain) and len(shapes) == 1 and None not in shapes:
+                    yield Term(tuple(replace(link, run=None) for link in term.links))
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
@@ -563,6 +566,8 @@ def _reason(search: _Search, wanted: Tensor) -> str:
         return "; the output looks like log-probabilities (a mixture, or log_softmax)"
     if search._constant:
         return "; the logits are the same for all samples, which tells no layers apart"
+    if (len(wanted) - 1) * wanted.shape[1] < _EQUATIONS:
+        return "; so few samples show neither a factor nor a constant row: run a pass of more, then update"
     if search.several_positions:
         return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"
     if len(search.errors) > 1:

@@ -173,7 +173,8 @@ def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
         if value.bias is not None:
             own = own + value.bias.to(dtype) * factors[..., index]
     explicit = ((residual - own).abs() <= allowed).all()
-    centred = residual - residual.mean(0, keepdim=True)
+    centred = residual - residual[:1]  # the constant row first, whose size would round the mean
+    centred = centred - centred.mean(0, keepdim=True)
     # One sample alone is explained by any constant row: there the layers' own biases must be it.
     difference = (residual - own).abs() if len(wanted) == 1 and plan.explicit else centred.abs()
     made = (products * factors).sum(2)
@@ -474,10 +475,11 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
 
     With u the unit roundoff of a product's inputs, rounding them moves a sum of n products by about u √Σ g²w², since
     the errors have either sign; summing adds at most some √n times the sum's own unit, over partial sums of √n times
-    the same. What is done to the terms afterwards rounds them a few times more.
+    the same; they begin with the bias, which may be as large as the largest logit. What is done to the terms
+    afterwards rounds them a few times more.
     """
     allowed = torch.zeros_like(logits)
-    unit_out = 0.0
+    of_largest = 0.0
     for index, value in enumerate(values):
         unit_in, unit = _units(value.outer)
         width = value.features.shape[1]
@@ -486,10 +488,10 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
         allowed = (
             allowed + (value.spread * rounding + products[..., index].abs() * 8 * unit) * factors[..., index].abs()
         )
-        unit_out = max(unit_out, unit)
+        of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * (products * factors).abs().sum(2)
-    return allowed + 8 * unit_out * logits.abs().amax()
+    return allowed + of_largest * logits.abs().amax()
 
 
 def _units(call: LayerCall) -> tuple[float, float]:

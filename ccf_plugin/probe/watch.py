@@ -217,10 +217,7 @@ class PassWatcher:
         if isinstance(output, Tensor) and not self._keeps_graph:
             # a head named by hand may be measured for its own output, which the host may go on to change in place
             made = snapshot(output) if self._name is not None and self._weight is None else output.detach()
-        while self._noting and self._is_layers_own(self._noting[-1], inputs, output):
-            self._noting.pop()
-            read, _, _ = self._raw.pop()
-            self._bytes -= read.nbytes if read.ndim > 2 else 0
+        self._drop_products_of_layer(inputs, output)
         channel_first = is_channel_first(module) and self._weight is None
         source = self._source_of(inputs, channel_first)
         self._noting.append(
@@ -249,11 +246,17 @@ class PassWatcher:
         """
         return not torch.compiler.is_compiling() and (self._narrow or self._sharded) and not self._keeps_graph
 
-    def _is_layers_own(self, noted: LayerCall, inputs: Tensor, output: Any) -> bool:
-        """Whether a product is what a layer that just ran consists of, so that it shows nothing more."""
-        if not noted.is_function or not isinstance(output, Tensor):
-            return False
-        return same_memory(noted.output, output) and not same_memory(inputs, output)
+    def _drop_products_of_layer(self, inputs: Tensor, output: Any) -> None:
+        """Forget the product that a layer which just ran consists of: it shows nothing more."""
+        assert self._noting is not None  # noqa: S101
+        first = len(self._noting)
+        while first and self._noting[first - 1].is_function and isinstance(output, Tensor):
+            if not same_memory(self._noting[first - 1].output, output):
+                break
+            first -= 1
+        if any(memory(read) == memory(inputs) for read, _, _ in self._raw[first:]):
+            self._bytes -= sum(read.nbytes for read, _, _ in self._raw[first:] if read.ndim > 2)
+            del self._noting[first:], self._raw[first:]
 
     def _source_of(self, inputs: Tensor, channel_first: bool = False) -> int:
         """The serial of the first run that read these rows of features; that of the next run where none did."""
