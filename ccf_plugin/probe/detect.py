@@ -8,19 +8,38 @@ weighting of positions.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
-from ccf_plugin.probe.linear_map import Link, Plan, Reading, Term, at_mean, bias_of, link_holds, read, terms_product
+from ccf_plugin.probe.linear_map import (
+    Link,
+    Plan,
+    Reading,
+    Term,
+    bias_of,
+    link_holds,
+    products_at_positions,
+    read,
+    term_product,
+)
 from ccf_plugin.probe.outputs import Entry, path_name
 from ccf_plugin.probe.tensors import same_memory
 
+# Where rows are looked for in layers of several sizes at once, how many choices are tried for each class; and how many
+# products are made to look for rows at single positions of larger layers. What lies beyond is refused.
+_ROWS_TOGETHER = 20_000
+_PRODUCTS_AT_POSITIONS = 2 * 10**9
+_NUMBERS_AT_ONCE = 2**24
+_UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 _EQUATIONS = 4  # for each unknown of a fit, so that none fits by chance
 _NOT_SEEN = (
     "F.linear with a bare parameter under torch.compile, TorchScript, exported and quantised layers, and code that "
@@ -170,7 +189,7 @@ def _links(call: LayerCall, rows: int, samples: int) -> Iterator[Link]:
     for name, tensor in call.matrices():
         for transposed in (False, True):
             if (tensor.T if transposed else tensor).shape == (rows, width):
-                yield Link(call.name, -1, name, transposed, call.is_function)
+                yield Link(call.name, -1, name, transposed)
 
 
 class _Search:
@@ -215,12 +234,7 @@ class _Search:
         for several in (separately, together):
             if plan := self._combined(several):
                 return plan
-        return (
-            self._some_rows(calls)
-            or next(filter(None, (self._alone_per_class(term) for _, term in terms)), None)
-            or self._combined_per_class(separately)
-            or next(filter(None, (self._weighted_positions(term) for _, term in terms)), None)
-        )
+        return self._by_class(calls) or next(filter(None, (self._weighted_positions(term) for _, term in terms)), None)
 
     def _ordered(self) -> list[LayerCall]:
         """The run that made the logits first, then the last to run first; functions after layers."""
@@ -233,7 +247,7 @@ class _Search:
     def _terms_of(self, call: LayerCall, rows: int) -> Iterator[Term]:
         """The chains of linear runs that begin with this one, the longest first."""
         for link in _links(call, rows, self._samples):
-            chain, last = [replace(link, run=self._runs[call.serial])], call
+            chain, last = [replace(link, run=self._runs[call.serial], alike=self._alike(call))], call
             while (before := self._read_by(last)) is not None and (further := self._linear(before)) is not None:
                 chain.append(further)
                 last = before
@@ -252,8 +266,17 @@ class _Search:
         run = self._runs[call.serial]
         names = [Link(call.name, run, "")] if call.slope is not None else []
         for name, _ in call.matrices():
-            names += [Link(call.name, run, name), Link(call.name, run, name, True)]
+            names += [Link(call.name, run, name, at, self._alike(call)) for at in (False, True)]
         return next((link for link in names if link_holds(link, call)), None)
+
+    def _alike(self, call: LayerCall) -> int | None:
+        """The last run of a function whose matrix equals this one's."""
+        if not call.is_function:
+            return None
+        matrix = call.tensors["weight"]
+        runs = self._record.runs(call.name)
+        equal = (other for other in reversed(runs) if torch.equal(other.tensors["weight"], matrix))
+        return self._runs[next(equal, call).serial]
 
     def _reading(self, plan: Plan) -> Reading | None:
         try:
@@ -287,12 +310,10 @@ class _Search:
 
     def _tells_classes_apart(self, plan: Plan) -> bool:
         """Whether the heads' own g Wᵀ is far from zero, though it is the same for all samples."""
-        if plan.per_class:
-            return False
         shares = [
-            at_mean(terms_product(replace(term, links=term.links[:1]), self._record, self._wanted.dtype)) * factor
+            self._made(replace(term, links=term.links[:1])) * factor
             for term, factor in zip(plan.terms, plan.factors, strict=True)
-            if term.rows is None
+            if not isinstance(factor, tuple)
         ]
         return bool(shares) and bool(torch.stack(shares).sum(0).abs().amax() > 1e-2 * self._wanted.abs().amax() > 0)
 
@@ -325,126 +346,177 @@ class _Search:
         link = term.links[-1]
         return self._record.runs(link.name)[link.run if link.run is not None else -1]
 
+    def _height(self, term: Term) -> int:
+        """How many outputs its head has."""
+        matrix = self._outermost(term).tensors[term.links[0].matrix]
+        return matrix.shape[1 if term.links[0].transposed else 0]
+
     def _outermost(self, term: Term) -> LayerCall:
         link = term.links[0]
         return self._record.runs(link.name)[link.run if link.run is not None else -1]
 
     def _averaged(self, terms: Sequence[tuple[LayerCall, Term]]) -> Iterator[Term]:
         """All runs of a layer that runs more than once, as one term."""
-        names = dict.fromkeys(call.name for call, _ in terms)
-        for name in names:
-            if len(self._record.runs(name)) > 1:
-                for link in _links(self._record.runs(name)[-1], self._classes, self._samples):
-                    if all(call.inputs is not None for call in self._record.runs(name)):
-                        yield Term((replace(link, run=None),))
+        for name in dict.fromkeys(call.name for call, _ in terms):
+            runs = self._record.runs(name)
+            if len(runs) < 2:
+                continue
+            for term in self._terms_of(runs[-1], self._classes):
+                chain = [self._record.runs(link.name) for link in term.links]
+                shapes = {None if call.inputs is None else call.inputs.shape[1:] for call in chain[-1]}
+                if all(len(calls) == len(runs) for calls in chain) and len(shapes) == 1 and None not in shapes:
+                    yield Term(tuple(replace(link, run=None) for link in term.links))
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
         if len(terms) < 2 or (self._samples - 1) * self._classes < _EQUATIONS * len(terms):
             return None
-        columns = torch.stack([self._made(term) for term in terms], 2)
-        with_biases = torch.stack([self._made(term, biased=True) for term in terms], 2)
         wanted = self._wanted
+        with_biases = torch.stack([self._made_by_head(term) for term in terms], 2)
+        columns = torch.stack([self._made(term) for term in terms], 2)
         for left, right in ((with_biases, wanted), (columns - columns.mean(0), wanted - wanted.mean(0))):
-            left, right = left.flatten(0, 1), right.reshape(-1, 1)
-            if plan := self._fewest(terms, left, right):
+            if plan := self._fewest(terms, left.flatten(0, 1).unsqueeze(0), right.reshape(1, -1)):
                 return plan
         return None
 
     def _fewest(self, terms: Sequence[Term], left: Tensor, right: Tensor) -> Plan | None:
-        """The combination of (rows, m) columns that gives (rows, 1) with the fewest terms, the last to run kept."""
+        """The combination of (B, rows, m) columns that gives (B, rows) with the fewest terms, the last to run kept.
+
+        B is 1 where a term has one factor, and K where it has one for each class.
+        """
         kept = list(range(len(terms)))
         factors, error = _least_squares(left, right)
         scale = float(right.abs().amax())
-        for least in (1e-4, 3e-2):  # as far as float32's and half precision's rounding may put it
-            if error > least * scale:
+        for nearly, negligible in ((1e-4, 1e-7), (3e-2, 1e-3)):  # as far as float32 or half precision may put it
+            if error > nearly * scale:
                 continue
             for index in range(len(terms)):
-                if len(kept) < 2:
-                    break
                 without = [other for other in kept if other != index]
-                fewer, further = _least_squares(left[:, without], right)
-                if further <= max(4 * error, 1e-7 * scale if least == 1e-4 else 1e-3 * scale):
+                if not without:
+                    break
+                fewer, further = _least_squares(left[..., without], right)
+                if further <= max(4 * error, negligible * scale):
                     kept, factors = without, fewer
-            return self._holds(tuple(terms[index] for index in kept), tuple(factors.tolist()))
+            shares = [tuple(share) if len(right) > 1 else share[0] for share in factors.T.tolist()]
+            return self._holds(tuple(terms[index] for index in kept), tuple(shares))
         return None
 
-    def _made(self, term: Term, biased: bool = False) -> Tensor:
-        """g Wᵀ of a term, (N, K), averaged over its positions; of its head alone and with its bias where asked."""
-        if not biased:
-            return at_mean(terms_product(term, self._record, self._wanted.dtype))
-        made = at_mean(terms_product(replace(term, links=term.links[:1]), self._record, self._wanted.dtype))
+    def _made(self, term: Term) -> Tensor:
+        """g Wᵀ of a term, (N, K)."""
+        return term_product(term, self._record, self._wanted.dtype)
+
+    def _made_by_head(self, term: Term) -> Tensor:
+        """What a term's head alone made of what it read, with its bias, (N, K)."""
+        made = self._made(replace(term, links=term.links[:1]))
         bias = bias_of(self._outermost(term), made.shape[1])
         return made if bias is None else made + bias.detach().to(made.dtype)
 
-    def _some_rows(self, calls: list[LayerCall]) -> Plan | None:
-        """Logits that are some rows of a larger layer, or its rows in another order."""
-        for call in calls:
-            for name, tensor in call.matrices():
-                for transposed in (False, True):
-                    rows = (tensor.T if transposed else tensor).shape[0]
-                    if rows < self._classes or not any(
-                        link.matrix == name and link.transposed == transposed
-                        for link in _links(call, rows, self._samples)
-                    ):
-                        continue
-                    for term in self._terms_of(call, rows):
-                        if term.links[0].matrix != name or term.links[0].transposed != transposed:
-                            continue
-                        if plan := self._rows_of(call, term):
-                            return plan
+    def _by_class(self, calls: list[LayerCall]) -> Plan | None:
+        """Rows of larger layers, a scale for each class, one of several positions, in any combination."""
+        by_height: dict[int, list[Term]] = {}
+        for call in reversed(calls):
+            for height in {size for _, matrix in call.matrices() for size in matrix.shape if size >= self._classes}:
+                if (term := next(self._terms_of(call, height), None)) is not None:
+                    by_height.setdefault(height, []).append(term)
+        for terms in by_height.values():
+            for term in reversed(terms):
+                if plan := self._own_outputs(term):
+                    return plan
+        for number in range(1, len(by_height) + 1):
+            for heights in itertools.combinations(sorted(by_height), number):
+                if number > 1 and math.prod(heights) > _ROWS_TOGETHER:
+                    continue
+                for terms in self._placed([term for height in heights for term in by_height[height]]):
+                    if plan := self._explained(terms, heights):
+                        return plan
         return None
 
-    def _rows_of(self, call: LayerCall, term: Term) -> Plan | None:
-        made = self._made(term)  # (N, M)
-        biases = [bias.detach().to(made.dtype) for bias in call.biases(made.shape[1])]
-        for shift in (*biases, made.new_zeros(())):
-            distance = torch.cdist(self._wanted.T, (made + shift).T, p=torch.inf)
-            rows = tuple(distance.argmin(1).tolist())
-            if plan := self._holds((replace(term, rows=rows),), (1.0,)):
-                return plan
-        if self._samples <= _EQUATIONS:
-            return None
-        centred, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
-        lengths = centred.norm(dim=0).clamp(min=1e-300), wanted.norm(dim=0).clamp(min=1e-300)
-        cosines = (wanted / lengths[1]).T @ (centred / lengths[0])
-        rows = tuple(cosines.abs().argmax(1).tolist())
+    def _own_outputs(self, term: Term) -> Plan | None:
+        """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
+        made = self._made_by_head(term)
+        rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
         return self._holds((replace(term, rows=rows),), (1.0,))
 
-    def _alone_per_class(self, term: Term) -> Plan | None:
-        if self._samples - 1 < _EQUATIONS:
-            return None
-        made = self._made(term)
-        made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
-        factors = (made * wanted).sum(0) / made.square().sum(0).clamp(min=1e-300)
-        return self._holds((term,), (tuple(factors.tolist()),))
+    def _placed(self, terms: list[Term]) -> Iterator[list[Term]]:
+        """The terms at the mean of their positions, and at each single position that they share."""
+        yield terms
+        rows = {term: self._innermost(term).positions() for term in terms}
+        for places in sorted({one.shape[1] for one in rows.values()} - {1}):
+            some = [term for term in terms if rows[term].shape[1] in (1, places)]
+            larger = sum(rows[term].numel() * height for term in some if (height := self._height(term)) > self._classes)
+            if larger > _PRODUCTS_AT_POSITIONS:
+                continue
+            for place in range(places):
+                only = tuple(float(place == other) for other in range(places))
+                yield [term if rows[term].shape[1] == 1 else replace(term, position=only) for term in some]
 
-    def _combined_per_class(self, terms: Sequence[Term]) -> Plan | None:
-        if len(terms) < 2 or self._samples - 1 < _EQUATIONS * len(terms):
+    def _explained(self, terms: list[Term], heights: Sequence[int]) -> Plan | None:
+        """The terms, with rows and factors that are found for each class: those that explain its logits alone."""
+        if self._samples - 1 < len(terms) + _EQUATIONS:
             return None
-        columns = torch.stack([self._made(term) for term in terms], 2)
-        columns = (columns - columns.mean(0)).transpose(0, 1)  # (K, N, m)
-        wanted = (self._wanted - self._wanted.mean(0)).T.unsqueeze(2)
-        factors = torch.linalg.lstsq(columns, wanted, driver=None if columns.is_cuda else "gelsd").solution.squeeze(2)
-        return self._holds(tuple(terms), tuple(tuple(column) for column in factors.T.tolist()))
+        wanted = self._wanted - self._wanted.mean(0)
+        made = [one - one.mean(0) for one in map(self._made, terms)]
+        which = [heights.index(one.shape[1]) for one in made]
+        own = torch.arange(self._classes)
+        any_rows = torch.cartesian_prod(*map(torch.arange, heights)).view(-1, len(heights))
+        if set(heights) == {self._classes} and (plan := self._with_rows(terms, [own] * len(terms), made, wanted)):
+            return plan
+        choices = any_rows[:, which]
+        first = wanted.square().sum(0).argmax()  # of one class it is soon known that there are none
+        if float(_best_rows(made, choices, wanted[:, first : first + 1])[1]) > _UNEXPLAINED:
+            return None
+        best = any_rows[_best_rows(made, choices, wanted)[0]]
+        return self._with_rows(terms, [best[:, index] for index in which], made, wanted)
+
+    def _with_rows(self, terms: list[Term], rows: list[Tensor], made: list[Tensor], wanted: Tensor) -> Plan | None:
+        """The terms with these rows, and one factor each, or one for each class."""
+        own = torch.arange(self._classes)
+        chosen = [
+            term if one.shape[1] == len(at) and torch.equal(at, own) else replace(term, rows=tuple(at.tolist()))
+            for term, at, one in zip(terms, rows, made, strict=True)
+        ]
+        columns = torch.stack([one[:, at.to(one.device)] for at, one in zip(rows, made, strict=True)], 2)  # (N, K, m)
+        return self._fewest(chosen, columns.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1)) or self._fewest(
+            chosen, columns.transpose(0, 1), wanted.T
+        )
 
     def _weighted_positions(self, term: Term) -> Plan | None:
-        made = terms_product(term, self._record, self._wanted.dtype)
+        made = products_at_positions(term, self._record, self._wanted.dtype)
         places = made.shape[1]
         if places < 2 or (self._samples - 1) * self._classes < _EQUATIONS * places:
             return None
         made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
         rows = made.transpose(1, 2).reshape(-1, places)
-        driver = None if rows.is_cuda else "gelsd"
-        weights = torch.linalg.lstsq(rows, wanted.reshape(-1, 1), driver=driver).solution.squeeze(1)
-        return self._holds((replace(term, position=tuple(weights.tolist())),), (1.0,))
+        weights, _ = _least_squares(rows.unsqueeze(0), wanted.reshape(1, -1))
+        return self._holds((replace(term, position=tuple(weights[0].tolist())),), (1.0,))
 
 
 def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    """The factors of the columns, (m,), and the largest difference that they leave."""
+    """The factors of the columns, (B, m), and the largest difference that they leave; (B, rows, m) and (B, rows)."""
     driver = None if left.is_cuda else "gelsd"
-    factors = torch.linalg.lstsq(left, right, driver=driver).solution
-    return factors.squeeze(1), float((left @ factors - right).detach().abs().amax())
+    factors = torch.linalg.lstsq(left, right.unsqueeze(2), driver=driver).solution
+    return factors.squeeze(2), float(((left @ factors).squeeze(2) - right).abs().amax())
+
+
+def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """For each column of ``wanted``, (N, K), the choice of rows that explains it best, and the share that is left.
+
+    Args:
+        made: of each term, (N, M), centred.
+        rows: (choices, m): one of each term's M columns.
+        wanted: centred.
+    """
+    least, best = wanted.new_full(wanted.shape[1:], torch.inf), torch.zeros(wanted.shape[1], dtype=torch.int64)
+    step = max(1, _NUMBERS_AT_ONCE // (len(wanted) * len(made) + wanted.shape[1]))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step].T.to(wanted.device)
+        columns = torch.stack([one[:, at] for one, at in zip(made, some, strict=True)], 2)
+        directions = torch.linalg.qr(F.normalize(columns, dim=0).transpose(0, 1))[0]  # (choices, N, m)
+        lengths = wanted.square().sum(0).clamp(min=torch.finfo(wanted.dtype).tiny)
+        left, index = (1 - (directions.mT @ wanted).square().sum(1) / lengths).min(0)
+        best = torch.where((left < least).cpu(), index.cpu() + start, best)
+        least = torch.minimum(left, least)
+    return best, least
 
 
 def _same_layer(first: Term, second: Term) -> bool:
@@ -494,6 +566,8 @@ def _reason(search: _Search, wanted: Tensor) -> str:
         return "; the output looks like log-probabilities (a mixture, or log_softmax)"
     if search._constant:
         return "; the logits are the same for all samples, which tells no layers apart"
+    if (len(wanted) - 1) * wanted.shape[1] < _EQUATIONS:
+        return "; so few samples show neither a factor nor a constant row: run a pass of more, then update"
     if search.several_positions:
         return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"
     if len(search.errors) > 1:

@@ -6,7 +6,9 @@ the head turned out to be such a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +39,19 @@ _PRODUCTS: dict[Callable[..., Any], str] = {
 }
 
 
+_probing = threading.local()
+
+
+@contextlib.contextmanager
+def unnoted() -> Iterator[None]:
+    """Products in this block are a probe's own: another probe of the model, whose pass goes on, does not note them."""
+    before, _probing.now = getattr(_probing, "now", False), True
+    try:
+        yield
+    finally:
+        _probing.now = before
+
+
 class ProductMode(TorchFunctionMode):
     """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors."""
 
@@ -49,7 +64,7 @@ class ProductMode(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         name = _PRODUCTS.get(func)
-        if name is not None and isinstance(output, Tensor):
+        if name is not None and isinstance(output, Tensor) and not getattr(_probing, "now", False):
             operands = [value for value in _flat((*args, *(kwargs or {}).values())) if isinstance(value, Tensor)]
             # addmm's and baddbmm's first tensor is added to the product of the other two
             operands = operands[1:3] if name in ("addmm", "baddbmm") else operands[:2]

@@ -31,6 +31,7 @@ from ccf_plugin.probe.calls import LayerCall, PassRecord, is_matrix
 # Factors are fitted anew where that explains so many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 _EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
+_FITTED = 256  # units of roundoff by which fitted factors may be off
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,19 @@ class Link:
         run: -1 is its last run in a pass; None stands for all of them, averaged.
         matrix: the tensor's name among the layer's; "" is a BatchNorm's slope.
         transposed: whether it is (n, K).
-        is_function: whether it is a function's product, not a layer.
+        alike: a function's product has a matrix in each call; this is the last run with an equal one. None: a layer.
     """
 
     name: str
     run: int | None
     matrix: str
     transposed: bool = False
-    is_function: bool = False
+    alike: int | None = None
 
     @property
     def weight(self) -> tuple[object, ...]:
-        """What tells its matrix from others: a layer's is that of all its runs, a function has one in each call."""
-        return self.name, self.matrix, self.transposed, self.run if self.is_function else None
+        """What tells its matrix from others: a layer's is that of all its runs."""
+        return self.name, self.matrix, self.transposed, self.alike
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class TermValues:
         features: (N, n).
         weight: (K, n).
         bias: of its layers, (K,), or None.
-        inner: the run whose input the features are.
+        sources: which tensors its runs read.
         outer: the run whose output the term is.
         spread: √Σ g²w² over the products behind each logit, (N, K): the scale of their rounding errors.
     """
@@ -121,7 +122,7 @@ class TermValues:
     features: Tensor
     weight: Tensor
     bias: Tensor | None
-    inner: LayerCall
+    sources: tuple[int, ...]
     outer: LayerCall
     spread: Tensor
 
@@ -172,7 +173,8 @@ def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
         if value.bias is not None:
             own = own + value.bias.to(dtype) * factors[..., index]
     explicit = ((residual - own).abs() <= allowed).all()
-    centred = residual - residual.mean(0, keepdim=True)
+    centred = residual - residual[:1]  # the constant row first, whose size would round the mean
+    centred = centred - centred.mean(0, keepdim=True)
     # One sample alone is explained by any constant row: there the layers' own biases must be it.
     difference = (residual - own).abs() if len(wanted) == 1 and plan.explicit else centred.abs()
     made = (products * factors).sum(2)
@@ -190,8 +192,14 @@ def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
     )
 
 
-def terms_product(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
-    """g Wᵀ of a term at its positions, (N, T, K)."""
+def term_product(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
+    """g Wᵀ of a term in its place, (N, K); not of one whose place is that nearest to the logits."""
+    links = [_runs_of(link, record) for link in term.links]
+    return product(_placed(_positions(links[-1]), term.position), _weight_and_bias(term, links)[0], dtype)
+
+
+def products_at_positions(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
+    """g Wᵀ of a term at all its positions, (N, T, K)."""
     links = [_runs_of(link, record) for link in term.links]
     return product(_positions(links[-1]), _weight_and_bias(term, links)[0], dtype)
 
@@ -223,7 +231,7 @@ def _term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) 
     links = [_runs_of(link, record) for link in term.links]
     weight, bias = _weight_and_bias(term, links)
     positions = _positions(links[-1])
-    outer, inner = links[0][-1], links[-1][-1]
+    outer = links[0][-1]
     if len(positions) != len(logits):
         raise InputError(
             f"expected the head to see the batch as the logits show it, found that it ran on {len(positions)} "
@@ -235,7 +243,7 @@ def _term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) 
         own = _matrix(term.links[0], outer)
         own = own if term.rows is None else own.index_select(0, _index(term.rows, own))
         spread = spread + _spread(at_mean(outer.positions()), own, logits.dtype)
-    return TermValues(features, weight, bias, inner, outer, spread)
+    return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
 
 
 def _runs_of(link: Link, record: PassRecord) -> list[LayerCall]:
@@ -325,15 +333,19 @@ def at_mean(rows: Tensor) -> Tensor:
 def _at(
     rows: Tensor, position: str | tuple[float, ...], weight: Tensor, bias: Tensor | None, logits: Tensor, factor: float
 ) -> Tensor:
-    if position == "mean":
+    if position != "nearest":
+        return _placed(rows, position)
+    made = product(rows, weight, logits.dtype)
+    if bias is not None:
+        made = made + bias.to(logits.dtype)
+    nearest = (made * factor - logits.unsqueeze(1)).abs().amax(2).argmin(1)
+    return rows.gather(1, nearest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
+
+
+def _placed(rows: Tensor, position: str | tuple[float, ...]) -> Tensor:
+    """(N, T, n) at the mean of its positions, or at these weights of them."""
+    if isinstance(position, str):
         return at_mean(rows)
-    if position == "nearest":
-        made = product(rows, weight, logits.dtype)
-        if bias is not None:
-            made = made + bias.to(logits.dtype)
-        nearest = (made * factor - logits.unsqueeze(1)).abs().amax(2).argmin(1)
-        return rows.gather(1, nearest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
-    assert not isinstance(position, str)  # noqa: S101
     weights = _on_device(position, rows.dtype, rows.device)
     if len(weights) != rows.shape[1]:
         raise InputError(
@@ -431,11 +443,10 @@ def _weighted(weights: list[Tensor], factors: Tensor, per_class: bool) -> Tensor
 def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second: int) -> bool:
     own, other = values[first], values[second]
     same_place = plan.terms[first].position == plan.terms[second].position
-    averaged = [plan.terms[index].links[-1].run is None for index in (first, second)]
-    return own.inner.source == other.inner.source and same_place and not any(averaged)
+    return own.sources == other.sources and same_place
 
 
-def _ordered(plan: Plan, together: list[int], matrices: list[object]) -> list[int]:
+def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:
     """The reading's terms in the order of these weights."""
     return sorted(together, key=lambda index: matrices.index(plan.terms[index].matrices))
 
@@ -450,7 +461,7 @@ def _planned(plan: Plan, together: list[int]) -> NDArray[np.float64]:
 
 def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     """Whether two readings have the same weights, and factors in the same proportion."""
-    matrices: list[object] = [plan.terms[index].matrices for index in first]
+    matrices = [plan.terms[index].matrices for index in first]
     if sorted(map(str, matrices)) != sorted(str(plan.terms[index].matrices) for index in second):
         return False
     own, other = _planned(plan, first), _planned(plan, _ordered(plan, second, matrices))
@@ -464,10 +475,11 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
 
     With u the unit roundoff of a product's inputs, rounding them moves a sum of n products by about u √Σ g²w², since
     the errors have either sign; summing adds at most some √n times the sum's own unit, over partial sums of √n times
-    the same. What is done to the terms afterwards rounds them a few times more.
+    the same; they begin with the bias, which may be as large as the largest logit. What is done to the terms
+    afterwards rounds them a few times more.
     """
     allowed = torch.zeros_like(logits)
-    unit_out = 0.0
+    of_largest = 0.0
     for index, value in enumerate(values):
         unit_in, unit = _units(value.outer)
         width = value.features.shape[1]
@@ -476,8 +488,10 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
         allowed = (
             allowed + (value.spread * rounding + products[..., index].abs() * 8 * unit) * factors[..., index].abs()
         )
-        unit_out = max(unit_out, unit)
-    return allowed + 8 * unit_out * logits.abs().amax()
+        of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
+    if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
+        allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * (products * factors).abs().sum(2)
+    return allowed + of_largest * logits.abs().amax()
 
 
 def _units(call: LayerCall) -> tuple[float, float]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.probe.calls import LayerCall, PassRecord, is_channel_first, is_matrix
-from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix
+from ccf_plugin.probe.calls import LayerCall, PassRecord, as_positions, is_channel_first, is_matrix
+from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix, unnoted
 from ccf_plugin.probe.hook import Hook
 from ccf_plugin.probe.layers import (
     NORMS,
@@ -217,11 +217,9 @@ class PassWatcher:
         if isinstance(output, Tensor) and not self._keeps_graph:
             # a head named by hand may be measured for its own output, which the host may go on to change in place
             made = snapshot(output) if self._name is not None and self._weight is None else output.detach()
-        while self._noting and self._is_layers_own(self._noting[-1], inputs, output):
-            self._noting.pop()
-            read, _, _ = self._raw.pop()
-            self._bytes -= read.nbytes if read.ndim > 2 else 0
-        source = self._source_of(inputs)
+        self._drop_products_of_layer(inputs, output)
+        channel_first = is_channel_first(module) and self._weight is None
+        source = self._source_of(inputs, channel_first)
         self._noting.append(
             LayerCall(
                 name=name,
@@ -231,7 +229,7 @@ class PassWatcher:
                 output=made,
                 dtype=output.dtype if isinstance(output, Tensor) else None,
                 tensors={key: snapshot(tensor) for key, tensor in tensors.items()} if copies else tensors,
-                channel_first=is_channel_first(module) and self._weight is None,
+                channel_first=channel_first,
                 reads=self._maker_of(inputs),
                 source=source,
                 slope=slope,
@@ -248,20 +246,25 @@ class PassWatcher:
         """
         return not torch.compiler.is_compiling() and (self._narrow or self._sharded) and not self._keeps_graph
 
-    def _is_layers_own(self, noted: LayerCall, inputs: Tensor, output: Any) -> bool:
-        """Whether a product is what a layer that just ran consists of, so that it shows nothing more."""
-        if not noted.is_function or not isinstance(output, Tensor) or noted.inputs is None:
-            return False
-        operands = (noted.inputs, noted.tensors["weight"])
-        return same_memory(noted.output, output) and any(memory(one) == memory(inputs) for one in operands)
+    def _drop_products_of_layer(self, inputs: Tensor, output: Any) -> None:
+        """Forget the product that a layer which just ran consists of: it shows nothing more."""
+        assert self._noting is not None  # noqa: S101
+        first = len(self._noting)
+        while first and self._noting[first - 1].is_function and isinstance(output, Tensor):
+            if not same_memory(self._noting[first - 1].output, output):
+                break
+            first -= 1
+        if any(memory(read) == memory(inputs) for read, _, _ in self._raw[first:]):
+            self._bytes -= sum(read.nbytes for read, _, _ in self._raw[first:] if read.ndim > 2)
+            del self._noting[first:], self._raw[first:]
 
-    def _source_of(self, inputs: Tensor) -> int:
-        """The serial of the first run that read this tensor; that of the next run where none did."""
+    def _source_of(self, inputs: Tensor, channel_first: bool = False) -> int:
+        """The serial of the first run that read these rows of features; that of the next run where none did."""
         assert self._noting is not None  # noqa: S101
         for index in range(len(self._noting) - 1, -1, -1):
-            read = self._raw[index][0]
-            if same_memory(read, inputs) and version(read) == version(inputs) and read.shape == inputs.shape:
-                return self._noting[index].source
+            call, read = self._noting[index], self._raw[index][0]
+            if version(read) == version(inputs) and _same_rows(read, call.channel_first, inputs, channel_first):
+                return call.source
         return len(self._noting)
 
     def _kept_input(self, inputs: Tensor, source: int, copies: bool) -> Tensor:
@@ -269,8 +272,9 @@ class PassWatcher:
         assert self._noting is not None  # noqa: S101
         if self._keeps_graph:  # a view of the same numbers has a gradient of its own
             return inputs
-        if source < len(self._noting) and self._noting[source].inputs is not None:
-            return self._noting[source].inputs  # type: ignore[return-value]
+        kept = self._noting[source].inputs if source < len(self._noting) else None
+        if kept is not None and self._raw[source][0].shape == inputs.shape:
+            return kept
         return snapshot(inputs) if copies else inputs.detach()
 
     def _maker_of(self, tensor: Tensor) -> int | None:
@@ -356,7 +360,7 @@ class PassWatcher:
             own = (*self._model.named_parameters(), *self._model.named_buffers())
             self._memory_names = {memory(tensor): name for name, tensor in own}
             self._mode = ProductMode(self._note_product)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
         if self._noting is None or self._depth == 0:
@@ -400,7 +404,7 @@ class PassWatcher:
         if not fresh:
             return
         if not _is_capturing():
-            with _disable_current_modes():  # such as one that counts the host's operations
+            with _disable_current_modes(), unnoted():  # such as one that counts the host's operations
                 self._completed(record)
         if not self._keeps_graph:
             record.calls = _copied(record.calls)
@@ -412,7 +416,7 @@ class PassWatcher:
 
     def _leave_mode(self) -> None:
         if self._mode is not None:
-            self._mode.__exit__(None, None, None)
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
 
@@ -423,9 +427,23 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
+def _same_rows(first: Tensor, first_channels: bool, second: Tensor, second_channels: bool) -> bool:
+    """Whether two layers read the same rows of features in memory, whichever dimension the features stand in."""
+    if first_channels == second_channels and first.shape == second.shape:
+        return same_memory(first, second)
+    if torch.compiler.is_compiling() or first.numel() != second.numel() or not memory(first) == memory(second) != 0:
+        return False
+    layouts = [
+        (rows.data_ptr(), [(size, step) for size, step in zip(rows.shape, rows.stride(), strict=True) if size > 1])
+        for tensor, channel_first in ((first, first_channels), (second, second_channels))
+        for rows in [as_positions(tensor, channel_first and tensor.ndim > 2)]
+    ]
+    return layouts[0] == layouts[1]
+
+
 def _has_matrix(module: nn.Module, sizes: set[int]) -> bool:
     """Whether a layer, which may not have run yet, has a matrix with such a size."""
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return True
     return any(is_matrix(tensor) and bool(sizes & set(tensor.shape)) for tensor in tensors_of(module).values())
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from ccf_plugin import CrossClassProbe, CrossClassResult
+from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
 
 from . import oracle
 
-N, n, K = 30, 6, 4
+N, n, K = 30, 12, 4
 TOKENS = 4
 SPARE = 3  # classes of a larger head that nobody asks for
 Truth = tuple[Tensor, Tensor]
@@ -285,7 +285,7 @@ class Composed(nn.Module):
     def forward(self, x: Tensor) -> Any:
         total: Any = 0
         for number, share in enumerate(self.views):
-            g = self.read(x * (1 - 0.5 * number) + 0.1 * number)
+            g = self.read(x * (1 - 0.4 * number) + 0.1 * number)
             if self.spec.inside:
                 g = g / self.temperature
             z: Any = 0
@@ -303,7 +303,7 @@ class Composed(nn.Module):
     def truth(self, x: Tensor) -> Truth:
         g = 0
         for number, share in enumerate(self.views):
-            g = g + share * self.pool(self.read(x * (1 - 0.5 * number) + 0.1 * number))
+            g = g + share * self.pool(self.read(x * (1 - 0.4 * number) + 0.1 * number))
         weight = sum(f * branch.amounts_to(g) for f, branch in zip(self.factors, self.branches, strict=True))
         if self.spec.scaled:
             weight = weight * self.scale[:, None]
@@ -315,12 +315,16 @@ SOME_FACTORS = (1.0, 0.5, -0.7, 2.0, 0.3)
 
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
-    branches = tuple(draw(st.lists(st.sampled_from(BRANCHES), min_size=1, max_size=3)))
+    # which rows of two larger layers belong together cannot be told: these are refused
+    several = st.lists(st.sampled_from(BRANCHES), min_size=1, max_size=3).filter(lambda some: some.count(Sliced) < 2)
+    branches = tuple(draw(several))
     factor = st.sampled_from(SOME_FACTORS)
     later = [draw(factor) for _ in branches]
     if len(branches) > 1 and draw(st.booleans()):
         later[draw(st.integers(0, len(branches) - 1))] = 0.0
     positions = draw(st.sampled_from(["none", "none", "mean", "picked"]))
+    if NormBefore in branches:  # which sees all positions as rows of one tensor, another than its neighbours read
+        positions = "none"
     views = draw(st.sampled_from([(1.0,), (1.0,), (0.5, 0.5), (0.6, 0.3, 0.1)])) if positions == "none" else (1.0,)
     return Spec(
         branches=branches,
@@ -712,6 +716,18 @@ class Biases(Pair):
         return self.offset(self.free(g)) + torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
 
 
+def updated(probe: CrossClassProbe, labels: Tensor) -> bool:
+    """Whether the pass was counted; if not, the probe asks for another."""
+    try:
+        probe.update(labels)
+    except InputError as error:
+        message = str(error)
+    else:
+        return True
+    assert "run another" in message, message
+    return False
+
+
 @pytest.mark.parametrize("build", PAIRS.values(), ids=PAIRS)
 def test_two_ways_to_write_one_function(build: Callable[[], Any]) -> None:
     torch.manual_seed(0)
@@ -725,11 +741,8 @@ def test_two_ways_to_write_one_function(build: Callable[[], Any]) -> None:
             g, weight = true_map(model, x, model(x))
             for one in (probe, together):
                 model(x)
-                try:
-                    one.update(y)
-                except InputError as error:  # other modules than before: the probe asks for another pass, once
+                if not updated(one, y):  # other modules than before: the probe asks for another pass, once
                     assert number == 1
-                    assert "run another" in str(error)
                     model(x)
                     one.update(y)
                 results.append(one.compute())
