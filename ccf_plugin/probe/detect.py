@@ -335,7 +335,8 @@ class _Search:
         for name in names:
             if len(self._record.runs(name)) > 1:
                 for link in _links(self._record.runs(name)[-1], self._classes, self._samples):
-                    if all(call.inputs is not None for call in self._record.runs(name)):
+                    inputs = [call.inputs for call in self._record.runs(name)]
+                    if all(one is not None and len(one) == self._samples for one in inputs):
                         yield Term((replace(link, run=None),))
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:

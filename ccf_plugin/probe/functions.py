@@ -6,7 +6,7 @@ the head turned out to be such a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,14 @@ class ProductMode(TorchFunctionMode):
         super().__init__()
         self._note = note
 
+    def leave(self) -> None:
+        """Leave the mode, also beneath others that were entered since a pass that was broken off."""
+        above = []
+        while torch._C._len_torch_function_stack() and (mode := torch._C._pop_torch_function_stack()) is not self:
+            above.append(mode)
+        for mode in reversed(above):
+            torch._C._push_on_torch_function_stack(mode)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -58,23 +66,23 @@ class ProductMode(TorchFunctionMode):
         return output
 
 
-def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The ways to read a product's operands as features (N, …, n) and a matrix of (K, n) or (n, K)."""
     if name in ("conv1d", "conv2d"):
         # a 1×1 kernel on (N, n, …): its channels stand second
         is_point = second.shape[2:].numel() == 1 and first.ndim == second.ndim
-        return [(first.flatten(2).transpose(1, 2), second.flatten(1))] if is_point else []
-    pairs = []
+        if is_point:
+            yield first.flatten(2).transpose(1, 2), second.flatten(1)
+        return
     for features, matrix in ((first, second), (second, first)):
         if matrix.ndim == 3 and (matrix.shape[0] == 1 or matrix.stride(0) == 0):  # one matrix for all
             matrix = matrix[0]
         if features.ndim == 3 and features.shape[0] == 1 and matrix.ndim == 2:
             features = features[0]
         if matrix.ndim == 2 and features.ndim >= 2:
-            pairs.append((features, matrix))
+            yield features, matrix
             if features.ndim == 2:
-                pairs.append((features.T, matrix))  # W gᵀ, transposed afterwards
-    return pairs
+                yield features.T, matrix  # W gᵀ, transposed afterwards
 
 
 def _flat(values: tuple[Any, ...]) -> list[Any]:

@@ -32,6 +32,7 @@ from ccf_plugin.probe.host import (
     unnormalised,
 )
 from ccf_plugin.probe.instances import InstanceRows
+from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels
 from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
@@ -124,9 +125,17 @@ class CrossClassProbe:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _tracer=None)
-        # A model that holds its own probe is not whole yet when that is copied: then the first use attaches.
         self._attach_later = bool(state["_tracer"])
-        if "_modules" in self.model.__dict__:
+        if is_whole(self.model):
+            self._attach_now()
+        elif not self.model.__dict__:
+            # A model that holds its own probe gets what it holds after the probe does: by its `__setstate__`.
+            self.model.__dict__["__setstate__"] = self._fill_model
+
+    def _fill_model(self, state: Any) -> None:
+        del self.model.__dict__["__setstate__"]
+        type(self.model).__setstate__(self.model, state)
+        if is_whole(self.model):  # otherwise the first use attaches
             self._attach_now()
 
     def _attach_now(self) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import LayerCall, PassRecord, is_channel_first, is_matrix
 from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix
-from ccf_plugin.probe.hook import Hook
+from ccf_plugin.probe.hook import Hook, remove_copied_hooks
 from ccf_plugin.probe.layers import (
     NORMS,
     batchnorm_slope,
@@ -75,6 +75,7 @@ class PassWatcher:
         self._bytes = 0
         self._depth = 0
         self._sharded = False
+        self._failure: Exception | None = None
         self._mode: ProductMode | None = None
         self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
         self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -87,18 +88,18 @@ class PassWatcher:
                     f"{did_you_mean(name, modules) or '; see model.named_modules()'}"
                 )
             watched = {name: modules[name]}
+        remove_copied_hooks(model)
         # The root's hooks enclose the layers', also where the root is itself the head.
         self._root = [self._hook(self._begin, model.register_forward_pre_hook, prepend=True)]
         self._layers = {key: (module, list(self._watch(key, module))) for key, module in watched.items()}
         self._root.append(self._hook(self._end, model.register_forward_hook, always_call=True))
 
     def failure(self) -> str:
-        """Why something of the latest pass could not be noted, in words; "" where all could. It is told once."""
-        for hook in (reference() for reference in self.hooks):
-            if hook is not None and hook.failed is not None:
-                error, hook.failed = hook.failed, None
-                return f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return ""
+        """Why something of the latest pass could not be noted, in words; "" where all could."""
+        if self._failure is not None:
+            return f"{type(self._failure).__name__}: {' '.join(str(self._failure).split())}"
+        scripted = [name for name, module in self._model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+        return f"{scripted[0]!r} is TorchScript, which shows nothing to hooks" if scripted else ""
 
     def narrow(
         self, record: PassRecord, names: Iterable[str], sizes: set[int], features: int | None, products: bool
@@ -153,6 +154,12 @@ class PassWatcher:
             return False
         return any(module not in self._considered for _, module in candidates(self._model))
 
+    def drop(self) -> None:
+        """Forget the latest pass, and one that was broken off."""
+        self.latest = None
+        if self._mode is not None and not _passes_around(self._model):
+            self._forget()
+
     def detach(self) -> None:
         """Remove every hook and drop what was noted."""
         for hook in self._root:
@@ -176,9 +183,12 @@ class PassWatcher:
         return found
 
     def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
-        hook = Hook(call).on(register, **options)
+        hook = Hook(call, self._fail).on(register, **options)
         self.hooks.append(weakref.ref(hook))
         return hook
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
 
     def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
         computed: dict[str, Tensor] = {}
@@ -317,6 +327,9 @@ class PassWatcher:
     def _note_product(self, name: str, first: Tensor, second: Tensor, output: Tensor) -> None:
         if self._noting is None:
             return
+        if not _passes_around(self._model):
+            self._drop_notes()  # the mode itself cannot be left from inside
+            return
         copies = self._copies_at_once()
         known = next((self._memory_names[m] for m in map(memory, (second, first)) if m in self._memory_names), "")
         for features, matrix in as_features_and_matrix(name, first, second):
@@ -340,14 +353,15 @@ class PassWatcher:
             self._let_go(features)
 
     def _begin(self, *_: Any) -> None:
-        if torch.compiler.is_exporting():  # what is noted would become a part of the exported graph
-            return
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch.jit.is_tracing()):
+            return  # what is noted would become a part of the exported graph
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return  # recomputed inside backward (checkpointing): no pass
-        if self._depth and (torch.compiler.is_compiling() or _is_inside(self._model)):
+        if self._depth and (torch.compiler.is_compiling() or _passes_around(self._model) > 1):
             self._depth += 1  # the model calls itself
             return
         self._forget()
+        self._failure = None
         self._depth = 1
         self._sharded = not torch.compiler.is_compiling() and not self._narrow and is_sharded(self._model)
         self._noting = []
@@ -355,7 +369,7 @@ class PassWatcher:
         if not torch.compiler.is_compiling() and self._wants_products and _may_use_modes(self._model):
             own = (*self._model.named_parameters(), *self._model.named_buffers())
             self._memory_names = {memory(tensor): name for name, tensor in own}
-            self._mode = ProductMode(self._note_product)
+            self._mode = ProductMode(Hook(self._note_product, self._fail))
             self._mode.__enter__()
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
@@ -406,13 +420,16 @@ class PassWatcher:
             record.calls = _copied(record.calls)
 
     def _forget(self) -> None:
+        self._drop_notes()
+        self._leave_mode()
+
+    def _drop_notes(self) -> None:
         self._noting = None
         self._raw, self._bytes, self._depth = [], 0, 0
-        self._leave_mode()
 
     def _leave_mode(self) -> None:
         if self._mode is not None:
-            self._mode.__exit__(None, None, None)
+            self._mode.leave()
             self._mode = None
 
 
@@ -435,15 +452,18 @@ def _widths(module: nn.Module) -> set[int]:
     return {size for tensor in tensors_of(module).values() if is_matrix(tensor) for size in tensor.shape[:2]}
 
 
-def _is_inside(model: nn.Module) -> bool:
-    """Whether a pass of the model is under way around this one; if not, an earlier one was broken off."""
+def _passes_around(model: nn.Module) -> int:
+    """How many passes of the model are under way around this line of code.
+
+    Where the probe knows of more, one was broken off by what is no `Exception` (Ctrl-C): no hook is told of that.
+    """
     frame, around = sys._getframe(1), 0
     code = nn.Module._call_impl.__code__
     while frame is not None:
         if frame.f_code is code and frame.f_locals.get("self") is model:
             around += 1
         frame = frame.f_back  # type: ignore[assignment]
-    return around > 1
+    return around
 
 
 def _may_use_modes(model: nn.Module) -> bool:
