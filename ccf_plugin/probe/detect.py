@@ -267,7 +267,7 @@ class _Search:
         reading = self._reading(plan)
         if reading is None:
             return None
-        if len(terms) == 1:
+        if len(terms) == 1 and terms[0].rows is None:  # any layer has rows to try
             name, error = terms[0].links[0].name, float(reading.error.detach())
             self.errors[name] = min(error, self.errors.get(name, error))
         if bool(reading.missed):

@@ -38,19 +38,22 @@ _PRODUCTS: dict[Callable[..., Any], str] = {
 
 
 class ProductMode(TorchFunctionMode):
-    """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors."""
+    """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors.
+
+    It is entered when a pass begins and left when it ends, which are two hooks, so no ``with`` can hold it.
+    """
 
     def __init__(self, note: Callable[[str, Tensor, Tensor, Tensor], None]) -> None:
         super().__init__()
         self._note = note
 
-    def leave(self) -> None:
-        """Leave the mode, also beneath others that were entered since a pass that was broken off."""
-        above = []
-        while torch._C._len_torch_function_stack() and (mode := torch._C._pop_torch_function_stack()) is not self:
-            above.append(mode)
-        for mode in reversed(above):
-            torch._C._push_on_torch_function_stack(mode)
+    @staticmethod
+    def leave(note: Callable[[str, Tensor, Tensor, Tensor], None]) -> None:
+        """Leave this thread's modes with such a ``note``, also beneath others, as passes that were broken off leave."""
+        modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+        for mode in reversed(modes):
+            if not (isinstance(mode, ProductMode) and mode._note is note):
+                torch._C._push_on_torch_function_stack(mode)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None

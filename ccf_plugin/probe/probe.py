@@ -134,7 +134,7 @@ class CrossClassProbe:
 
     def _fill_model(self, state: Any) -> None:
         del self.model.__dict__["__setstate__"]
-        type(self.model).__setstate__(self.model, state)
+        type(self.model).__setstate__(self.model, state)  # type: ignore[no-untyped-call]
         if is_whole(self.model):  # otherwise the first use attaches
             self._attach_now()
 
@@ -362,13 +362,8 @@ class CrossClassProbe:
         if taken is None:
             failure = tracer.watcher.failure()
             where = "inside capture()" if inside else "of the probed model"
-            raise InputError(
-                NO_NEW_FORWARD.format(where) + (f" (the probe failed in the last pass: {failure})" if failure else "")
-            )
+            raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
         return taken
-
-    def _take_pass(self) -> ForwardPass:
-        return self._read(self._take_record())
 
     def _read(self, record: PassRecord) -> ForwardPass:
         shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])

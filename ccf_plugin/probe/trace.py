@@ -148,7 +148,7 @@ class HeadTracer:
         """The refusal of a pass, in the words that fit; what is watched changes so that the next may show the head."""
         message = str(error)
         if failure := self.watcher.failure():
-            message += f" (of this pass not all could be noted: {failure})"
+            message += f" ({failure})"
         if any(call.inputs is None for call in record.calls):
             self.watcher.narrow(record, (), {entry.logits.shape[1] for entry in record.entries}, None, products=True)
             return InputError(message)

@@ -8,10 +8,11 @@ tensors are copied as they run, since the host may change them in place afterwar
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,15 @@ from ccf_plugin.probe.tensors import memory, same_memory, snapshot, version
 # Until the head is known, what layers read is kept to the end of the pass. Beyond this the oldest are let go; should
 # the head have been among them, the next pass finds it.
 _FIRST_PASS_BYTES = 2 * 2**30
+
+
+class _Raw(NamedTuple):
+    """What a noted run read and made, as they were; how often the latter had been changed; the memory that it holds."""
+
+    read: Tensor
+    made: Any
+    version: int | None
+    nbytes: int
 
 
 class PassWatcher:
@@ -71,12 +81,12 @@ class PassWatcher:
         self._narrow = False  # whether the head is known, and what may be it is copied as it runs
         self._wants_products = name is None
         self._noting: list[LayerCall] | None = None
-        self._raw: list[tuple[Tensor, Any, int | None]] = []  # of each noted run: what it read and made, as they were
-        self._bytes = 0
+        self._raw: list[_Raw] = []  # of each noted run
         self._depth = 0
         self._sharded = False
         self._failure: Exception | None = None
-        self._mode: ProductMode | None = None
+        self._note_products = Hook(self._note_product, self._fail)
+        self._thread = 0  # in which the pass that is noted began
         self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
         self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         watched = self._unconsidered()
@@ -97,7 +107,8 @@ class PassWatcher:
     def failure(self) -> str:
         """Why something of the latest pass could not be noted, in words; "" where all could."""
         if self._failure is not None:
-            return f"{type(self._failure).__name__}: {' '.join(str(self._failure).split())}"
+            what = " ".join(str(self._failure).split())
+            return f"not all of the pass could be noted, for {type(self._failure).__name__}: {what}"
         scripted = [name for name, module in self._model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
         return f"{scripted[0]!r} is TorchScript, which shows nothing to hooks" if scripted else ""
 
@@ -157,7 +168,8 @@ class PassWatcher:
     def drop(self) -> None:
         """Forget the latest pass, and one that was broken off."""
         self.latest = None
-        if self._mode is not None and not _passes_around(self._model):
+        elsewhere = self._depth and self._thread != threading.get_ident()
+        if not elsewhere and not _passes_around(self._model):
             self._forget()
 
     def detach(self) -> None:
@@ -165,6 +177,7 @@ class PassWatcher:
         for hook in self._root:
             hook.remove()
         self._unwatch(set())
+        self._note_products.remove()
         self._forget()
         self.latest = None
 
@@ -229,8 +242,7 @@ class PassWatcher:
             made = snapshot(output) if self._name is not None and self._weight is None else output.detach()
         while self._noting and self._is_layers_own(self._noting[-1], inputs, output):
             self._noting.pop()
-            read, _, _ = self._raw.pop()
-            self._bytes -= read.nbytes if read.ndim > 2 else 0
+            self._raw.pop()
         source = self._source_of(inputs)
         self._noting.append(
             LayerCall(
@@ -248,8 +260,7 @@ class PassWatcher:
                 version=version(inputs),
             )
         )
-        self._raw.append((inputs, output, version(output)))
-        self._let_go(inputs)
+        self._keep_raw(inputs, output)
 
     def _copies_at_once(self) -> bool:
         """Whether a layer's tensors are copied as it runs; in compiled code they are at the pass's end.
@@ -269,7 +280,7 @@ class PassWatcher:
         """The serial of the first run that read this tensor; that of the next run where none did."""
         assert self._noting is not None  # noqa: S101
         for index in range(len(self._noting) - 1, -1, -1):
-            read = self._raw[index][0]
+            read = self._raw[index].read
             if same_memory(read, inputs) and version(read) == version(inputs) and read.shape == inputs.shape:
                 return self._noting[index].source
         return len(self._noting)
@@ -287,9 +298,9 @@ class PassWatcher:
         """The serial of the run whose output this tensor is, unchanged."""
         assert self._noting is not None  # noqa: S101
         for index in range(len(self._noting) - 1, -1, -1):
-            _, made, then = self._raw[index]
-            if isinstance(made, Tensor) and same_memory(made, tensor) and version(tensor) == then:
-                while index and self._raw[index - 1][1] is made:  # other ways to read the same product
+            made = self._raw[index].made
+            if isinstance(made, Tensor) and same_memory(made, tensor) and version(tensor) == self._raw[index].version:
+                while index and self._raw[index - 1].made is made:  # other ways to read the same product
                     index -= 1
                 return self._noting[index].serial
         return None
@@ -298,9 +309,9 @@ class PassWatcher:
         """The serial of the run whose output is nearest behind a tensor in its graph, where it has one."""
         assert self._noting is not None  # noqa: S101
         made = {
-            output.grad_fn: call.serial
-            for call, (_, output, _) in zip(self._noting, self._raw, strict=True)
-            if isinstance(output, Tensor) and output.grad_fn is not None and not call.is_function
+            raw.made.grad_fn: call.serial
+            for call, raw in zip(self._noting, self._raw, strict=True)
+            if isinstance(raw.made, Tensor) and raw.made.grad_fn is not None and not call.is_function
         }
         seen, front = set(), [tensor.grad_fn]
         while made and front:
@@ -311,18 +322,26 @@ class PassWatcher:
             front = [node for at in front if at is not None for node, _ in at.next_functions if node not in seen]
         return None
 
-    def _let_go(self, added: Tensor) -> None:
-        """Before the head is known: let go of the oldest inputs at several positions, where all take too much."""
-        if torch.compiler.is_compiling() or self._narrow or self._noting is None or added.ndim < 3:
-            return
-        self._bytes += added.nbytes
-        for index, call in enumerate(self._noting):
-            if self._bytes <= _FIRST_PASS_BYTES:
+    def _keep_raw(self, inputs: Tensor, output: Any) -> None:
+        """Keep what the run that was noted last read and made, as they were.
+
+        Before the head is known: let go of the oldest that ran at several positions, where all take too much.
+        """
+        assert self._noting is not None  # noqa: S101
+        size, noted = 0, self._noting[-1]
+        if not torch.compiler.is_compiling() and not self._narrow:
+            first = noted.reads is None and noted.source == noted.serial  # no other run holds the input
+            held_by_it = [tensor for tensor in (output, *([inputs] if first else [])) if isinstance(tensor, Tensor)]
+            size = sum(tensor.nbytes for tensor in held_by_it if tensor.ndim > 2)
+        self._raw.append(_Raw(inputs, output, version(output), size))
+        held = sum(raw.nbytes for raw in self._raw)
+        for index, raw in enumerate(self._raw[:-1]):
+            if held <= _FIRST_PASS_BYTES:
                 return
-            if call.inputs is not None and call.inputs.ndim > 2 and not same_memory(call.inputs, added):
-                self._bytes -= call.inputs.nbytes
-                self._noting[index] = replace(call, inputs=None, output=None)
-                self._raw[index] = (torch.empty(0), None, None)
+            if raw.nbytes and not same_memory(raw.read, inputs):
+                held -= raw.nbytes
+                self._noting[index] = replace(self._noting[index], inputs=None, output=None)
+                self._raw[index] = _Raw(torch.empty(0), None, None, 0)
 
     def _note_product(self, name: str, first: Tensor, second: Tensor, output: Tensor) -> None:
         if self._noting is None:
@@ -349,12 +368,11 @@ class PassWatcher:
                     is_function=True,
                 )
             )
-            self._raw.append((features, output, version(output)))
-            self._let_go(features)
+            self._keep_raw(features, output)
 
     def _begin(self, *_: Any) -> None:
-        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch.jit.is_tracing()):
-            return  # what is noted would become a part of the exported graph
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch._C._get_tracing_state()):
+            return  # what is noted would become a part of the graph
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return  # recomputed inside backward (checkpointing): no pass
         if self._depth and (torch.compiler.is_compiling() or _passes_around(self._model) > 1):
@@ -366,11 +384,13 @@ class PassWatcher:
         self._sharded = not torch.compiler.is_compiling() and not self._narrow and is_sharded(self._model)
         self._noting = []
         self.latest = None
-        if not torch.compiler.is_compiling() and self._wants_products and _may_use_modes(self._model):
+        if torch.compiler.is_compiling():
+            return
+        self._thread = threading.get_ident()
+        if self._wants_products and _may_use_modes(self._model):
             own = (*self._model.named_parameters(), *self._model.named_buffers())
             self._memory_names = {memory(tensor): name for name, tensor in own}
-            self._mode = ProductMode(Hook(self._note_product, self._fail))
-            self._mode.__enter__()
+            ProductMode(self._note_products).__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
         if self._noting is None or self._depth == 0:
@@ -378,10 +398,10 @@ class PassWatcher:
         self._depth -= 1
         if self._depth:
             return
-        self._leave_mode()
         if output is None:  # the pass failed
             self._forget()
             return
+        self._leave_mode()
         entries = output_entries(output, self._output, self._model)
         makers = [self._maker_of(entry.tensor) for entry in entries]
         calls = self._noting
@@ -425,12 +445,11 @@ class PassWatcher:
 
     def _drop_notes(self) -> None:
         self._noting = None
-        self._raw, self._bytes, self._depth = [], 0, 0
+        self._raw, self._depth = [], 0
 
     def _leave_mode(self) -> None:
-        if self._mode is not None:
-            self._mode.leave()
-            self._mode = None
+        if not torch.compiler.is_compiling():
+            ProductMode.leave(self._note_products)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -442,7 +461,7 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 def _has_matrix(module: nn.Module, sizes: set[int]) -> bool:
     """Whether a layer, which may not have run yet, has a matrix with such a size."""
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return True
     return any(is_matrix(tensor) and bool(sizes & set(tensor.shape)) for tensor in tensors_of(module).values())
 

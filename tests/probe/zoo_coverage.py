@@ -66,7 +66,7 @@ def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: i
         except Exception as error:
             return Row(name, "no pass", reason=_line(error), stands_for=number)
         try:
-            latest = probe._take_pass()
+            latest = probe._read(probe._take_record())
         except InputError as error:
             return Row(name, "refused", reason=_line(error), stands_for=number)
     head = probe.head
@@ -136,6 +136,15 @@ def robustbench_model(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     return loaded.model, loaded.input_size or (3, 32, 32)
 
 
+SMALL_TIMM = [  # the 30 groups that take least time
+    "convit_tiny", "convnext_atto", "cs3darknet_focus_s", "deit_tiny_distilled_patch16_224", "dla46x_c", "dpn48b",
+    "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0",
+    "eva02_tiny_patch14_224", "fastvit_t8", "ghostnet_050", "hgnetv2_b0", "legacy_seresnet18", "levit_128s",
+    "mobilenetv3_small_050", "nf_regnet_b0", "pit_ti_224", "pit_ti_distilled_224", "pvt_v2_b0", "regnetx_002",
+    "repghostnet_050", "resnet10t", "rexnet_100", "test_byobnet", "test_efficientnet", "test_vit", "visformer_tiny",
+]  # fmt: skip
+
+
 def timm_groups() -> dict[tuple[str, str, str], list[str]]:
     """Names by module, class and type of classifier, the smallest model of each group first."""
     import timm
@@ -189,6 +198,7 @@ TORCHVISION = [
     "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d",
     "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t", "vgg16", "vit_b_16", "wide_resnet50_2",
 ]  # fmt: skip
+LARGE_TORCHVISION = ["convnext_tiny", "resnext50_32x4d", "swin_t", "vgg16", "wide_resnet50_2"]  # slow to build and run
 AUXILIARY = ["googlenet", "inception_v3"]  # give a tuple in train mode
 TRAINING = ", train mode"
 
