@@ -33,6 +33,7 @@ class LayerCall:
         slope: a BatchNorm's factor per feature, (n,), where the layer is one.
         version: how often the input had been changed in place; None where that is not counted.
         is_function: whether no layer ran, but a function of torch that was called with a matrix.
+        gathered: whether its tensors lay in parts among processes, and were put together.
     """
 
     name: str
@@ -48,13 +49,15 @@ class LayerCall:
     slope: Tensor | None = None
     version: int | None = None
     is_function: bool = False
+    gathered: bool = False
 
     def as_plain(self) -> LayerCall:
         """The run with ordinary tensors: sharded ones gathered, quantised ones dequantised."""
         tensors = {name: as_plain(tensor) for name, tensor in self.tensors.items()}
         inputs = None if self.inputs is None else as_plain(self.inputs)
         output = as_plain(self.output) if isinstance(self.output, Tensor) else self.output
-        return replace(self, tensors=tensors, inputs=inputs, output=output)
+        gathered = any(hasattr(tensor, "full_tensor") for tensor in self.tensors.values())
+        return replace(self, tensors=tensors, inputs=inputs, output=output, gathered=self.gathered or gathered)
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are a matrix (or a 1×1 kernel), ``weight`` first: old weight norms keep its parts beside."""

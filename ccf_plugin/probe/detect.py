@@ -290,7 +290,7 @@ class _Search:
         reading = self._reading(plan)
         if reading is None:
             return None
-        if len(terms) == 1:
+        if len(terms) == 1 and terms[0].rows is None:  # any layer has rows to try
             name, error = terms[0].links[0].name, float(reading.error.detach())
             self.errors[name] = min(error, self.errors.get(name, error))
         if bool(reading.missed):
@@ -363,7 +363,7 @@ class _Search:
                 continue
             for term in self._terms_of(runs[-1], self._classes):
                 chain = [self._record.runs(link.name) for link in term.links]
-                shapes = {None if call.inputs is None else call.inputs.shape[1:] for call in chain[-1]}
+                shapes = {None if call.inputs is None else call.inputs.shape for call in chain[-1]}
                 if all(len(calls) == len(runs) for calls in chain) and len(shapes) == 1 and None not in shapes:
                     yield Term(tuple(replace(link, run=None) for link in term.links))
 

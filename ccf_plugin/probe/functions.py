@@ -53,11 +53,22 @@ def unnoted() -> Iterator[None]:
 
 
 class ProductMode(TorchFunctionMode):
-    """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors."""
+    """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors.
+
+    It is entered when a pass begins and left when it ends, which are two hooks, so no ``with`` can hold it.
+    """
 
     def __init__(self, note: Callable[[str, Tensor, Tensor, Tensor], None]) -> None:
         super().__init__()
         self._note = note
+
+    @staticmethod
+    def leave(note: Callable[[str, Tensor, Tensor, Tensor], None]) -> None:
+        """Leave this thread's modes with such a ``note``, also beneath others, as passes that were broken off leave."""
+        modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+        for mode in reversed(modes):
+            if not (isinstance(mode, ProductMode) and mode._note is note):
+                torch._C._push_on_torch_function_stack(mode)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -73,23 +84,23 @@ class ProductMode(TorchFunctionMode):
         return output
 
 
-def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The ways to read a product's operands as features (N, …, n) and a matrix of (K, n) or (n, K)."""
     if name in ("conv1d", "conv2d"):
         # a 1×1 kernel on (N, n, …): its channels stand second
         is_point = second.shape[2:].numel() == 1 and first.ndim == second.ndim
-        return [(first.flatten(2).transpose(1, 2), second.flatten(1))] if is_point else []
-    pairs = []
+        if is_point:
+            yield first.flatten(2).transpose(1, 2), second.flatten(1)
+        return
     for features, matrix in ((first, second), (second, first)):
         if matrix.ndim == 3 and (matrix.shape[0] == 1 or matrix.stride(0) == 0):  # one matrix for all
             matrix = matrix[0]
         if features.ndim == 3 and features.shape[0] == 1 and matrix.ndim == 2:
             features = features[0]
         if matrix.ndim == 2 and features.ndim >= 2:
-            pairs.append((features, matrix))
+            yield features, matrix
             if features.ndim == 2:
-                pairs.append((features.T, matrix))  # W gᵀ, transposed afterwards
-    return pairs
+                yield features.T, matrix  # W gᵀ, transposed afterwards
 
 
 def _flat(values: tuple[Any, ...]) -> list[Any]:

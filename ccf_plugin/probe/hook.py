@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -25,10 +26,10 @@ class Hook:
     What is left there is of the standard library alone, so that the pickle opens where this package is not installed.
     """
 
-    def __init__(self, call: Callable[..., None]) -> None:
+    def __init__(self, call: Callable[..., None], failed: Callable[[Exception], None]) -> None:
         self._call: Callable[..., None] | None = call
+        self._failed = failed
         self._handle: RemovableHandle | None = None
-        self.failed: Exception | None = None
 
     def on(self, register: Callable[..., RemovableHandle], **options: Any) -> Hook:
         """Register this hook; ``register`` is a module's method for it."""
@@ -37,7 +38,7 @@ class Hook:
 
     def remove(self) -> None:
         """Take the hook off; compiled code or a copied list of hooks that still holds it holds nothing of the probe."""
-        self._call = None
+        self._call, self._failed = None, _nothing
         if self._handle is not None:
             self._handle.remove()
 
@@ -50,10 +51,29 @@ class Hook:
         try:
             self._call(*args)
         except Exception as error:  # the host's own pass never fails for the probe's sake; who reads the pass is told
-            self.failed = error
+            self._failed(error)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return contextlib.nullcontext().__exit__
 
     def __reduce__(self) -> Any:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def remove_copied_hooks(model: nn.Module) -> None:
+    """Take off what copies and pickles of a probed model carry in place of its hooks."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if _is_copied(hook)]:
+                del hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+
+
+def _is_copied(hook: object) -> bool:
+    owner = getattr(hook, "__self__", None)
+    return isinstance(owner, contextlib.nullcontext) and hook == owner.__exit__
+
+
+def _nothing(_: Exception) -> None:
+    """What a hook that was removed does with an error."""

@@ -55,6 +55,11 @@ def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]
     if found is None or not all(isinstance(part, Tensor) for part in found):
         kinds = type(batch).__name__ if found is None else " and ".join(type(part).__name__ for part in found)
         raise InputError(f"expected batches of images and labels as tensors, found {kinds}; give a loader of such")
+    if found[0].ndim < 2:
+        raise InputError(
+            f"expected batches of images and labels, in this order, found tensors of shape {tuple(found[0].shape)} and "
+            f"{tuple(found[1].shape)}; give a loader of such"
+        )
     # copies of tensors that were made in inference mode may take part in an attack's gradients
     first, second = (part.clone() if part.is_inference() else part for part in found)
     return first.to(device), second.to(device)

@@ -30,6 +30,14 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def is_whole(model: nn.Module) -> bool:
+    """Whether a model has all its modules: one that is being copied or unpickled has not yet."""
+    try:
+        return all("_modules" in module.__dict__ for module in model.modules())
+    except AttributeError:
+        return False
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights lie in shards that are put together while their layers run."""
     return any(
@@ -44,7 +52,8 @@ def kind_of(module: nn.Module) -> str:
 
 def may_be_head(module: nn.Module) -> bool:
     """Whether a layer has a matrix, or may have one by the end of its first pass; or is a BatchNorm before one."""
-    if isinstance(module, (nn.modules.lazy.LazyModuleMixin, *NORMS)) or parametrizations(module):
+    # a linear layer's weight may lie in pieces between passes (FSDP), none of them a matrix
+    if isinstance(module, (nn.Linear, nn.modules.lazy.LazyModuleMixin, *NORMS)) or parametrizations(module):
         return True
     return any(is_matrix(tensor) for tensor in tensors_of(module).values())
 

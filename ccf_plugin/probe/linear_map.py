@@ -322,6 +322,11 @@ def _positions(runs: list[LayerCall]) -> Tensor:
                 "much memory beside those of other layers; run another pass, which keeps the head's alone, then update"
             )
     stacked = [call.positions() for call in runs]
+    if len({len(rows) for rows in stacked}) > 1:
+        raise InputError(
+            f"expected all runs of {runs[0].name!r} to see the batch, found runs on {[len(rows) for rows in stacked]} "
+            "rows"
+        )
     return stacked[0] if len(stacked) == 1 else torch.stack([at_mean(rows) for rows in stacked], 1)
 
 

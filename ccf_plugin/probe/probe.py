@@ -32,6 +32,7 @@ from ccf_plugin.probe.host import (
     unnormalised,
 )
 from ccf_plugin.probe.instances import InstanceRows
+from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels
 from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
@@ -124,9 +125,17 @@ class CrossClassProbe:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _tracer=None)
-        # A model that holds its own probe is not whole yet when that is copied: then the first use attaches.
         self._attach_later = bool(state["_tracer"])
-        if "_modules" in self.model.__dict__:
+        if is_whole(self.model):
+            self._attach_now()
+        elif not self.model.__dict__:
+            # A model that holds its own probe gets what it holds after the probe does: by its `__setstate__`.
+            self.model.__dict__["__setstate__"] = self._fill_model
+
+    def _fill_model(self, state: Any) -> None:
+        del self.model.__dict__["__setstate__"]
+        type(self.model).__setstate__(self.model, state)  # type: ignore[no-untyped-call]
+        if is_whole(self.model):  # otherwise the first use attaches
             self._attach_now()
 
     def _attach_now(self) -> None:
@@ -353,13 +362,8 @@ class CrossClassProbe:
         if taken is None:
             failure = tracer.watcher.failure()
             where = "inside capture()" if inside else "of the probed model"
-            raise InputError(
-                NO_NEW_FORWARD.format(where) + (f" (the probe failed in the last pass: {failure})" if failure else "")
-            )
+            raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
         return taken
-
-    def _take_pass(self) -> ForwardPass:
-        return self._read(self._take_record())
 
     def _read(self, record: PassRecord) -> ForwardPass:
         shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])

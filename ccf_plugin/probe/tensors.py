@@ -14,8 +14,8 @@ def snapshot(tensor: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return tensor.detach().clone()
     try:
-        if tensor.numel() and not tensor.is_meta and not memory(tensor) and type(tensor) in (Tensor, nn.Parameter):
-            return torch.empty_like(tensor, device="meta")  # freed: a copy of it would read what is not there
+        if _is_freed(tensor):  # a copy of it would read what is not there
+            return torch.empty_like(tensor, device="meta")
         return tensor.detach().clone()
     except Exception:  # a subclass without it: what can be read of it is decided by `as_plain`
         return tensor
@@ -47,6 +47,14 @@ def memory(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except Exception:  # fake, batched and wrapped tensors
         return 0
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor's storage was taken from it, as sharded models do after a layer has run."""
+    try:
+        return bool(tensor.numel()) and not tensor.is_meta and tensor.untyped_storage().nbytes() == 0
+    except Exception:  # fake, batched and wrapped tensors
+        return False
 
 
 def same_memory(first: Tensor, second: Tensor) -> bool:

@@ -110,7 +110,7 @@ class HeadTracer:
 
     def drop(self) -> None:
         """Forget the latest pass."""
-        self.watcher.latest = None
+        self.watcher.drop()
 
     def search_again(self) -> None:
         """Look for the head anew in the next pass, among all layers."""
@@ -148,7 +148,7 @@ class HeadTracer:
         """The refusal of a pass, in the words that fit; what is watched changes so that the next may show the head."""
         message = str(error)
         if failure := self.watcher.failure():
-            message += f" (of this pass not all could be noted: {failure})"
+            message += f" ({failure})"
         if any(call.inputs is None for call in record.calls):
             self.watcher.narrow(record, (), {entry.logits.shape[1] for entry in record.entries}, None, products=True)
             return InputError(message)
@@ -176,6 +176,11 @@ class HeadTracer:
             plan = self._plan_of(record)
             logits = self._logits(plan, record)
             reading = read(plan, record, logits)
+            if any(term.rows is not None and record.runs(term.links[0].name)[-1].gathered for term in plan.terms):
+                raise InputError(
+                    "expected logits of all classes in each process, found a tensor-parallel head that gives each some "
+                    "of them; gather its output, as ColwiseParallel(output_layouts=Replicate()) does"
+                )
             reason = ""
             # On a CPU nothing waits for a look at the check: the pass itself may show the head that is right.
             if logits.device.type == "cpu" and bool(reading.missed.numpy()):

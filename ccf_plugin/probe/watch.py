@@ -8,10 +8,11 @@ tensors are copied as they run, since the host may change them in place afterwar
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import LayerCall, PassRecord, as_positions, is_channel_first, is_matrix
 from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix, unnoted
-from ccf_plugin.probe.hook import Hook
+from ccf_plugin.probe.hook import Hook, remove_copied_hooks
 from ccf_plugin.probe.layers import (
     NORMS,
     batchnorm_slope,
@@ -36,6 +37,15 @@ from ccf_plugin.probe.tensors import memory, same_memory, snapshot, version
 # Until the head is known, what layers read is kept to the end of the pass. Beyond this the oldest are let go; should
 # the head have been among them, the next pass finds it.
 _FIRST_PASS_BYTES = 2 * 2**30
+
+
+class _Raw(NamedTuple):
+    """What a noted run read and made, as they were; how often the latter had been changed; the memory that it holds."""
+
+    read: Tensor
+    made: Any
+    version: int | None
+    nbytes: int
 
 
 class PassWatcher:
@@ -71,11 +81,12 @@ class PassWatcher:
         self._narrow = False  # whether the head is known, and what may be it is copied as it runs
         self._wants_products = name is None
         self._noting: list[LayerCall] | None = None
-        self._raw: list[tuple[Tensor, Any, int | None]] = []  # of each noted run: what it read and made, as they were
-        self._bytes = 0
+        self._raw: list[_Raw] = []  # of each noted run
         self._depth = 0
         self._sharded = False
-        self._mode: ProductMode | None = None
+        self._failure: Exception | None = None
+        self._note_products = Hook(self._note_product, self._fail)
+        self._thread = 0  # in which the pass that is noted began
         self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
         self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         watched = self._unconsidered()
@@ -87,18 +98,19 @@ class PassWatcher:
                     f"{did_you_mean(name, modules) or '; see model.named_modules()'}"
                 )
             watched = {name: modules[name]}
+        remove_copied_hooks(model)
         # The root's hooks enclose the layers', also where the root is itself the head.
         self._root = [self._hook(self._begin, model.register_forward_pre_hook, prepend=True)]
         self._layers = {key: (module, list(self._watch(key, module))) for key, module in watched.items()}
         self._root.append(self._hook(self._end, model.register_forward_hook, always_call=True))
 
     def failure(self) -> str:
-        """Why something of the latest pass could not be noted, in words; "" where all could. It is told once."""
-        for hook in (reference() for reference in self.hooks):
-            if hook is not None and hook.failed is not None:
-                error, hook.failed = hook.failed, None
-                return f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return ""
+        """Why something of the latest pass could not be noted, in words; "" where all could."""
+        if self._failure is not None:
+            what = " ".join(str(self._failure).split())
+            return f"not all of the pass could be noted, for {type(self._failure).__name__}: {what}"
+        scripted = [name for name, module in self._model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+        return f"{scripted[0]!r} is TorchScript, which shows nothing to hooks" if scripted else ""
 
     def narrow(
         self, record: PassRecord, names: Iterable[str], sizes: set[int], features: int | None, products: bool
@@ -153,11 +165,19 @@ class PassWatcher:
             return False
         return any(module not in self._considered for _, module in candidates(self._model))
 
+    def drop(self) -> None:
+        """Forget the latest pass, and one that was broken off."""
+        self.latest = None
+        elsewhere = self._depth and self._thread != threading.get_ident()
+        if not elsewhere and not _passes_around(self._model):
+            self._forget()
+
     def detach(self) -> None:
         """Remove every hook and drop what was noted."""
         for hook in self._root:
             hook.remove()
         self._unwatch(set())
+        self._note_products.remove()
         self._forget()
         self.latest = None
 
@@ -176,9 +196,12 @@ class PassWatcher:
         return found
 
     def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
-        hook = Hook(call).on(register, **options)
+        hook = Hook(call, self._fail).on(register, **options)
         self.hooks.append(weakref.ref(hook))
         return hook
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
 
     def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
         computed: dict[str, Tensor] = {}
@@ -236,8 +259,7 @@ class PassWatcher:
                 version=version(inputs),
             )
         )
-        self._raw.append((inputs, output, version(output)))
-        self._let_go(inputs)
+        self._keep_raw(inputs, output)
 
     def _copies_at_once(self) -> bool:
         """Whether a layer's tensors are copied as it runs; in compiled code they are at the pass's end.
@@ -254,15 +276,14 @@ class PassWatcher:
             if not same_memory(self._noting[first - 1].output, output):
                 break
             first -= 1
-        if any(memory(read) == memory(inputs) for read, _, _ in self._raw[first:]):
-            self._bytes -= sum(read.nbytes for read, _, _ in self._raw[first:] if read.ndim > 2)
+        if any(memory(raw.read) == memory(inputs) for raw in self._raw[first:]):
             del self._noting[first:], self._raw[first:]
 
     def _source_of(self, inputs: Tensor, channel_first: bool = False) -> int:
         """The serial of the first run that read these rows of features; that of the next run where none did."""
         assert self._noting is not None  # noqa: S101
         for index in range(len(self._noting) - 1, -1, -1):
-            call, read = self._noting[index], self._raw[index][0]
+            call, read = self._noting[index], self._raw[index].read
             if version(read) == version(inputs) and _same_rows(read, call.channel_first, inputs, channel_first):
                 return call.source
         return len(self._noting)
@@ -273,7 +294,7 @@ class PassWatcher:
         if self._keeps_graph:  # a view of the same numbers has a gradient of its own
             return inputs
         kept = self._noting[source].inputs if source < len(self._noting) else None
-        if kept is not None and self._raw[source][0].shape == inputs.shape:
+        if kept is not None and self._raw[source].read.shape == inputs.shape:
             return kept
         return snapshot(inputs) if copies else inputs.detach()
 
@@ -281,9 +302,9 @@ class PassWatcher:
         """The serial of the run whose output this tensor is, unchanged."""
         assert self._noting is not None  # noqa: S101
         for index in range(len(self._noting) - 1, -1, -1):
-            _, made, then = self._raw[index]
-            if isinstance(made, Tensor) and same_memory(made, tensor) and version(tensor) == then:
-                while index and self._raw[index - 1][1] is made:  # other ways to read the same product
+            made = self._raw[index].made
+            if isinstance(made, Tensor) and same_memory(made, tensor) and version(tensor) == self._raw[index].version:
+                while index and self._raw[index - 1].made is made:  # other ways to read the same product
                     index -= 1
                 return self._noting[index].serial
         return None
@@ -292,9 +313,9 @@ class PassWatcher:
         """The serial of the run whose output is nearest behind a tensor in its graph, where it has one."""
         assert self._noting is not None  # noqa: S101
         made = {
-            output.grad_fn: call.serial
-            for call, (_, output, _) in zip(self._noting, self._raw, strict=True)
-            if isinstance(output, Tensor) and output.grad_fn is not None and not call.is_function
+            raw.made.grad_fn: call.serial
+            for call, raw in zip(self._noting, self._raw, strict=True)
+            if isinstance(raw.made, Tensor) and raw.made.grad_fn is not None and not call.is_function
         }
         seen, front = set(), [tensor.grad_fn]
         while made and front:
@@ -305,21 +326,32 @@ class PassWatcher:
             front = [node for at in front if at is not None for node, _ in at.next_functions if node not in seen]
         return None
 
-    def _let_go(self, added: Tensor) -> None:
-        """Before the head is known: let go of the oldest inputs at several positions, where all take too much."""
-        if torch.compiler.is_compiling() or self._narrow or self._noting is None or added.ndim < 3:
-            return
-        self._bytes += added.nbytes
-        for index, call in enumerate(self._noting):
-            if self._bytes <= _FIRST_PASS_BYTES:
+    def _keep_raw(self, inputs: Tensor, output: Any) -> None:
+        """Keep what the run that was noted last read and made, as they were.
+
+        Before the head is known: let go of the oldest that ran at several positions, where all take too much.
+        """
+        assert self._noting is not None  # noqa: S101
+        size, noted = 0, self._noting[-1]
+        if not torch.compiler.is_compiling() and not self._narrow:
+            first = noted.reads is None and noted.source == noted.serial  # no other run holds the input
+            held_by_it = [tensor for tensor in (output, *([inputs] if first else [])) if isinstance(tensor, Tensor)]
+            size = sum(tensor.nbytes for tensor in held_by_it if tensor.ndim > 2)
+        self._raw.append(_Raw(inputs, output, version(output), size))
+        held = sum(raw.nbytes for raw in self._raw)
+        for index, raw in enumerate(self._raw[:-1]):
+            if held <= _FIRST_PASS_BYTES:
                 return
-            if call.inputs is not None and call.inputs.ndim > 2 and not same_memory(call.inputs, added):
-                self._bytes -= call.inputs.nbytes
-                self._noting[index] = replace(call, inputs=None, output=None)
-                self._raw[index] = (torch.empty(0), None, None)
+            if raw.nbytes and not same_memory(raw.read, inputs):
+                held -= raw.nbytes
+                self._noting[index] = replace(self._noting[index], inputs=None, output=None)
+                self._raw[index] = _Raw(torch.empty(0), None, None, 0)
 
     def _note_product(self, name: str, first: Tensor, second: Tensor, output: Tensor) -> None:
         if self._noting is None:
+            return
+        if not _passes_around(self._model):
+            self._drop_notes()  # the mode itself cannot be left from inside
             return
         copies = self._copies_at_once()
         known = next((self._memory_names[m] for m in map(memory, (second, first)) if m in self._memory_names), "")
@@ -340,27 +372,29 @@ class PassWatcher:
                     is_function=True,
                 )
             )
-            self._raw.append((features, output, version(output)))
-            self._let_go(features)
+            self._keep_raw(features, output)
 
     def _begin(self, *_: Any) -> None:
-        if torch.compiler.is_exporting():  # what is noted would become a part of the exported graph
-            return
+        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch._C._get_tracing_state()):
+            return  # what is noted would become a part of the graph
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return  # recomputed inside backward (checkpointing): no pass
-        if self._depth and (torch.compiler.is_compiling() or _is_inside(self._model)):
+        if self._depth and (torch.compiler.is_compiling() or _passes_around(self._model) > 1):
             self._depth += 1  # the model calls itself
             return
         self._forget()
+        self._failure = None
         self._depth = 1
         self._sharded = not torch.compiler.is_compiling() and not self._narrow and is_sharded(self._model)
         self._noting = []
         self.latest = None
-        if not torch.compiler.is_compiling() and self._wants_products and _may_use_modes(self._model):
+        if torch.compiler.is_compiling():
+            return
+        self._thread = threading.get_ident()
+        if self._wants_products and _may_use_modes(self._model):
             own = (*self._model.named_parameters(), *self._model.named_buffers())
             self._memory_names = {memory(tensor): name for name, tensor in own}
-            self._mode = ProductMode(self._note_product)
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
+            ProductMode(self._note_products).__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
         if self._noting is None or self._depth == 0:
@@ -368,10 +402,10 @@ class PassWatcher:
         self._depth -= 1
         if self._depth:
             return
-        self._leave_mode()
         if output is None:  # the pass failed
             self._forget()
             return
+        self._leave_mode()
         entries = output_entries(output, self._output, self._model)
         makers = [self._maker_of(entry.tensor) for entry in entries]
         calls = self._noting
@@ -410,14 +444,16 @@ class PassWatcher:
             record.calls = _copied(record.calls)
 
     def _forget(self) -> None:
-        self._noting = None
-        self._raw, self._bytes, self._depth = [], 0, 0
+        self._drop_notes()
         self._leave_mode()
 
+    def _drop_notes(self) -> None:
+        self._noting = None
+        self._raw, self._depth = [], 0
+
     def _leave_mode(self) -> None:
-        if self._mode is not None:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._mode = None
+        if not torch.compiler.is_compiling():
+            ProductMode.leave(self._note_products)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -453,15 +489,18 @@ def _widths(module: nn.Module) -> set[int]:
     return {size for tensor in tensors_of(module).values() if is_matrix(tensor) for size in tensor.shape[:2]}
 
 
-def _is_inside(model: nn.Module) -> bool:
-    """Whether a pass of the model is under way around this one; if not, an earlier one was broken off."""
+def _passes_around(model: nn.Module) -> int:
+    """How many passes of the model are under way around this line of code.
+
+    Where the probe knows of more, one was broken off by what is no `Exception` (Ctrl-C): no hook is told of that.
+    """
     frame, around = sys._getframe(1), 0
     code = nn.Module._call_impl.__code__
     while frame is not None:
         if frame.f_code is code and frame.f_locals.get("self") is model:
             around += 1
         frame = frame.f_back  # type: ignore[assignment]
-    return around > 1
+    return around
 
 
 def _may_use_modes(model: nn.Module) -> bool:

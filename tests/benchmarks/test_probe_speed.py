@@ -60,27 +60,32 @@ print((kilobytes("VmHWM") - before) * 1024)  # not getrusage, which also counts 
     assert copy < beyond <= 2**30
 
 
-def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time in the probe's hooks and in `update`, against the rest of a PreActResNet-18 PGD-10 training step."""
+@pytest.mark.parametrize(("count", "repeats"), [(16, 3), (128, 1)], ids=["batch of 16", "batch of 128"])
+def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(
+    count: int, repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time in the probe's hooks and in `update`, which checks the pass, against the rest of a PreActResNet-18
+    PGD-10 training step. Smaller batches are the harder case, since most of the hooks' time is the same for all.
+    """
     from ccf_plugin.zoo.models import build_model
 
-    spent = [0.0]
+    spent = {"hooks": 0.0, "update": 0.0}
 
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
                 return call(*args, **kwargs)
             finally:
-                spent[0] += time.perf_counter() - start
+                spent[what] += time.perf_counter() - start
 
         return wrapper
 
-    monkeypatch.setattr(Hook, "__call__", timed(Hook.__call__))
+    monkeypatch.setattr(Hook, "__call__", timed("hooks", Hook.__call__))
     torch.manual_seed(0)
     model = build_model("preact_resnet18", num_classes=10, input_size=(3, 32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    images, labels = torch.rand(16, 3, 32, 32), torch.randint(10, (16,))
+    images, labels = torch.rand(count, 3, 32, 32), torch.randint(10, (count,))
 
     def step(probe: CrossClassProbe) -> None:
         adversarial = images.clone()
@@ -92,16 +97,53 @@ def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(monkeypatch: pytest.Mo
         nn.functional.cross_entropy(model(adversarial), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        timed(probe.update)(labels)
+        timed("update", probe.update)(labels)
 
     with CrossClassProbe(model) as probe:
-        step(probe)  # finds the head
-        ratios = []
-        for _ in range(3):
-            spent[0] = 0.0
+        model(images[:16])  # finds the head
+        probe.update(labels[:16])
+        shares = []
+        for _ in range(repeats):
+            spent.update(hooks=0.0, update=0.0)
             start = time.perf_counter()
             step(probe)
             whole = time.perf_counter() - start
-            ratios.append(spent[0] / (whole - spent[0]))
-    print(f"\nprobe {min(ratios):.3%} of a step of {whole:.1f} s")
-    assert min(ratios) <= 0.01
+            shares.append({what: seconds / (whole - sum(spent.values())) for what, seconds in spent.items()})
+        assert not bool(probe._sums.has_missed())
+    least = min(shares, key=lambda share: sum(share.values()))
+    print(
+        f"\ntorch {torch.__version__}, one thread, batch of {count}: hooks {least['hooks']:.4%} and update "
+        f"{least['update']:.4%} of a step of {whole:.1f} s; {spent['hooks'] / 11 * 1e6:.0f} µs of hooks a pass"
+    )
+    assert sum(least.values()) <= 0.01
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from /proc")
+@pytest.mark.parametrize("count", [8, 64])
+def test_the_first_pass_keeps_at_most_its_bound(count: int) -> None:
+    """A vision transformer without gradients, which itself keeps nothing: what the probe adds to the peak."""
+    code = f"""
+import sys, torch, timm
+from ccf_plugin import CrossClassProbe
+torch.set_num_threads(1)
+model = timm.create_model("vit_small_patch16_224").eval()
+images = torch.rand({count}, 3, 224, 224)
+def peak():
+    with open("/proc/self/status") as file:
+        return int(file.read().split("VmHWM:")[1].split()[0]) * 1024
+with torch.no_grad():
+    model(images)
+    alone = peak()
+    probe = CrossClassProbe(model)
+    model(images)
+    first = peak()
+    for _ in range(2):
+        model(images)
+assert probe.head is not None
+print(alone, first, peak())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    alone, first, later = map(int, done.stdout.split())
+    print(f"\nbatch of {count}: peak {alone / 2**20:.0f} MiB alone, {first / 2**20:.0f} in the probe's first pass")
+    assert first - alone <= 2 * 2**30 + 256 * 2**20
+    assert later <= first + 64 * 2**20

@@ -239,7 +239,7 @@ def test_head_is_found_and_gives_the_logits(build: Callable[[], nn.Module], name
         assert probe.head is not None
         assert probe.head.name == name
         assert probe.head.classes == K
-        latest = probe._take_pass()
+        latest = probe._read(probe._take_record())
     logits = latest.logits
     assert logits.shape == (N, K)
     assert any(torch.equal(logits, one) for one in logit_candidates(output))
@@ -516,7 +516,7 @@ def test_a_head_by_hand_scaled_in_place_afterwards_is_the_layer_itself() -> None
     model = Body(nn.Linear(n, K), lambda z: z.exp_())  # not linear any more, and written over the layer's output
     with CrossClassProbe(model, head="head") as probe:
         model(images())
-        latest = probe._take_pass()
+        latest = probe._read(probe._take_record())
         assert probe.head.name == "head"
     assert torch.equal(latest.weight, model.head.weight)
 

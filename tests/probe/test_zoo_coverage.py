@@ -1,5 +1,5 @@
-"""The probe attaches to what RobustBench and timm hold: one network of each timm group and a few of RobustBench's
-always, every entry of RobustBench with ``-m slow``.
+"""The probe attaches to what RobustBench, timm, torchvision and transformers hold: small networks always, every row of
+the tables with ``-m slow``.
 
 `coverage_tables/*.csv` is the table of a full run on random weights (see `zoo_coverage.py` for the command).
 """
@@ -7,7 +7,7 @@ always, every entry of RobustBench with ``-m slow``.
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -53,18 +53,29 @@ def test_a_narrow_volo_is_refused_with_the_reason() -> None:
     assert "several positions" in row.reason
 
 
-@pytest.mark.parametrize("library", ["robustbench", "timm"])
+@pytest.mark.parametrize("library", ["robustbench", "timm", "torchvision", "transformers"])
 def test_the_table_is_what_is_claimed(library: str) -> None:
-    """The committed full run: everything with a linear head is attached, and only mixtures and maxima are refused."""
+    """The committed full run: what has a linear head is attached; mixtures, maxima and a ReLU behind the last layer (in
+    squeezenet) are refused.
+    """
     rows = coverage.read_table(library)
-    outcomes = Counter(row.outcome for row in rows)
-    assert set(outcomes) == {"attached", "refused"}
+    assert {row.outcome for row in rows} <= {"attached", "refused"}
     refused = {row.model for row in rows if row.outcome == "refused"}
     assert all(float(row.error) <= 1e-5 for row in rows if row.outcome == "attached")
     assert all(row.reason for row in rows if row.outcome == "refused")
     if library == "timm":
         assert sum(int(row.stands_for) for row in rows) >= 1100
         assert refused == {"volo_d1_224"}
+    elif library == "torchvision":
+        assert len(rows) >= 15
+        assert refused == {"squeezenet1_1"}
+        in_training = {
+            row.model.removesuffix(coverage.TRAINING) for row in rows if row.model not in coverage.TORCHVISION
+        }
+        assert in_training == set(coverage.AUXILIARY)
+    elif library == "transformers":
+        assert len(rows) >= 10
+        assert not refused
     else:
         assert len(rows) == 206
         assert {name.split("/")[-1].split("_")[0] for name in refused} == {
@@ -76,21 +87,30 @@ def test_the_table_is_what_is_claimed(library: str) -> None:
         assert len(refused) == 11
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("row", coverage.read_table("robustbench"), ids=lambda row: row.model)
-def test_every_robustbench_entry(row: coverage.Row) -> None:
-    with coverage.time_limit(coverage.SECONDS):
-        found = coverage.robustbench_row(row.model)
-    assert (found.outcome, found.kind, found.head) == (row.outcome, row.kind, row.head), found
+SMALL = {  # the others are slow
+    "timm": coverage.SMALL_TIMM,
+    "torchvision": set(coverage.NAMES["torchvision"]()) - set(coverage.LARGE_TORCHVISION),
+    "transformers": list(coverage.TRANSFORMERS),
+}
+
+
+def rows_of_all_tables() -> list[Any]:
+    marked = []
+    for library in ("robustbench", "timm", "torchvision", "transformers"):
+        for row in coverage.read_table(library):
+            slow = [] if row.model in SMALL.get(library, ()) else [pytest.mark.slow]
+            marked.append(pytest.param(library, row, id=f"{library}-{row.model}", marks=slow))
+    return marked
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("row", coverage.read_table("timm"), ids=lambda row: row.model)
-def test_every_timm_group(row: coverage.Row) -> None:
+@pytest.mark.parametrize(("library", "row"), rows_of_all_tables())
+def test_every_row(library: str, row: coverage.Row) -> None:
+    if library in ("torchvision", "transformers"):
+        pytest.importorskip(library)
     with coverage.time_limit(coverage.SECONDS):
-        found = coverage.timm_row(row.model)
-    assert (found.outcome, found.kind, found.head) == (row.outcome, row.kind, row.head), found
+        found = coverage.ROWS[library](row.model)
+    assert (found.outcome, found.kind, found.head, found.features) == (row.outcome, row.kind, row.head, row.features)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Which models of RobustBench and timm the probe attaches to, on random weights: one row per model.
+"""Which models of RobustBench, timm, torchvision and transformers the probe attaches to, on random weights: one row per
+model.
 
-``python -m probe.zoo_coverage robustbench|timm`` (in ``tests``) tries them all and prints the table, as it is committed
-in `coverage_tables`. Each takes a quarter of an hour on one core, and up to 8 GB of memory. Models in the table that a
-second argument names are not tried again.
+``python -m probe.zoo_coverage robustbench|timm|torchvision|transformers`` (in ``tests``) tries them all and prints the
+table, as it is committed in `coverage_tables`. The first two take a quarter of an hour each on one core, and up to 8 GB
+of memory; the others a minute. Models in the table that a second argument names are not tried again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -43,10 +45,19 @@ class Row:
     stands_for: str = "1"  # how many names of the library are built of the same classes
 
 
-def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: int = 1) -> Row:
-    """One random image pair through the model, with a probe attached."""
-    model = model.eval()
-    _wake(model)
+def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: int = 1, as_it_is: bool = False) -> Row:
+    """One random image pair through the model, with a probe attached.
+
+    Args:
+        name: of the row.
+        model: the classifier.
+        size: of an image.
+        stands_for: see `Row`.
+        as_it_is: in its own mode, with the weights that it was built with, also where a head starts as zeros.
+    """
+    if not as_it_is:
+        model = model.eval()
+        _wake(model)
     torch.manual_seed(0)
     number = str(stands_for)
     with CrossClassProbe(model) as probe, torch.no_grad():
@@ -55,7 +66,7 @@ def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: i
         except Exception as error:
             return Row(name, "no pass", reason=_line(error), stands_for=number)
         try:
-            latest = probe._take_pass()
+            latest = probe._read(probe._take_record())
         except InputError as error:
             return Row(name, "refused", reason=_line(error), stands_for=number)
     head = probe.head
@@ -63,7 +74,7 @@ def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: i
     assert latest.weight is not None
     assert any(torch.equal(latest.logits, logits) for logits in logit_candidates(output))
     rest = latest.logits.double() - latest.features.double() @ latest.weight.double().T
-    error = float((rest - rest[:1]).abs().max() / latest.logits.abs().max())
+    error = float((rest - rest[:1]).abs().max() / latest.logits.abs().max().clamp(min=1e-30))
     return Row(
         name, "attached", head.kind, head.name, str(head.classes), str(head.features), f"{error:.0e}", "", number
     )
@@ -125,6 +136,15 @@ def robustbench_model(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     return loaded.model, loaded.input_size or (3, 32, 32)
 
 
+SMALL_TIMM = [  # the 30 groups that take least time
+    "convit_tiny", "convnext_atto", "cs3darknet_focus_s", "deit_tiny_distilled_patch16_224", "dla46x_c", "dpn48b",
+    "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0",
+    "eva02_tiny_patch14_224", "fastvit_t8", "ghostnet_050", "hgnetv2_b0", "legacy_seresnet18", "levit_128s",
+    "mobilenetv3_small_050", "nf_regnet_b0", "pit_ti_224", "pit_ti_distilled_224", "pvt_v2_b0", "regnetx_002",
+    "repghostnet_050", "resnet10t", "rexnet_100", "test_byobnet", "test_efficientnet", "test_vit", "visformer_tiny",
+]  # fmt: skip
+
+
 def timm_groups() -> dict[tuple[str, str, str], list[str]]:
     """Names by module, class and type of classifier, the smallest model of each group first."""
     import timm
@@ -173,6 +193,93 @@ def timm_row(name: str, stands_for: int = 1) -> Row:
     return cover(name, model, model.pretrained_cfg["input_size"], stands_for)
 
 
+TORCHVISION = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d",
+    "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t", "vgg16", "vit_b_16", "wide_resnet50_2",
+]  # fmt: skip
+LARGE_TORCHVISION = ["convnext_tiny", "resnext50_32x4d", "swin_t", "vgg16", "wide_resnet50_2"]  # slow to build and run
+AUXILIARY = ["googlenet", "inception_v3"]  # give a tuple in train mode
+TRAINING = ", train mode"
+
+
+def torchvision_row(name: str) -> Row:
+    import torchvision
+
+    short = name.removesuffix(TRAINING)
+    torch.manual_seed(0)
+    options = {"init_weights": False} if short in AUXILIARY else {}  # their truncated normal takes half a minute
+    model = torchvision.models.get_model(short, **options)
+    size = 299 if short == "inception_v3" else 224
+    # vit_b_16's head starts as zeros: it is found all the same
+    as_it_is = short == "vit_b_16" or short != name
+    return cover(name, model.train(short != name), (3, size, size), as_it_is=as_it_is)
+
+
+_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+_VIT |= {"image_size": 32, "patch_size": 8}
+_DINO = {key: value for key, value in _VIT.items() if key != "intermediate_size"}
+_SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 32, "patch_size": 4}
+_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+_PYRAMID = {**_STAGES, "num_attention_heads": [1, 1, 2, 2], "image_size": 64}
+_BLOCKS = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+_PARTS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {  # class, and its small configuration
+    "BeitForImageClassification": ("BeitConfig", _VIT),
+    "CLIPForImageClassification": ("CLIPConfig", {"vision_config": _VIT, "text_config": _PARTS}),
+    "ConvNextForImageClassification": ("ConvNextConfig", _STAGES),
+    "ConvNextV2ForImageClassification": ("ConvNextV2Config", _STAGES),
+    "Data2VecVisionForImageClassification": ("Data2VecVisionConfig", _VIT),
+    "DeiTForImageClassification": ("DeiTConfig", _VIT),
+    "DeiTForImageClassificationWithTeacher": ("DeiTConfig", _VIT),
+    "Dinov2ForImageClassification": ("Dinov2Config", _DINO),
+    "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegistersConfig", _DINO),
+    "EfficientNetForImageClassification": (
+        "EfficientNetConfig",
+        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320, "image_size": 64},
+    ),
+    "FocalNetForImageClassification": (
+        "FocalNetConfig",
+        {"embed_dim": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3]},
+    ),
+    "LevitForImageClassification": ("LevitConfig", {"image_size": 64}),
+    "LevitForImageClassificationWithTeacher": ("LevitConfig", {"image_size": 64}),
+    "MobileNetV1ForImageClassification": ("MobileNetV1Config", {"depth_multiplier": 0.25}),
+    "MobileNetV2ForImageClassification": ("MobileNetV2Config", {"depth_multiplier": 0.25}),
+    "MobileViTForImageClassification": ("MobileViTConfig", {"image_size": 64}),
+    "MobileViTV2ForImageClassification": ("MobileViTV2Config", {"width_multiplier": 0.25, "image_size": 64}),
+    "PoolFormerForImageClassification": ("PoolFormerConfig", _STAGES),
+    "PvtForImageClassification": ("PvtConfig", _PYRAMID),
+    "PvtV2ForImageClassification": ("PvtV2Config", _PYRAMID),
+    "RegNetForImageClassification": ("RegNetConfig", {**_BLOCKS, "groups_width": 8}),
+    "ResNetForImageClassification": ("ResNetConfig", {**_BLOCKS, "layer_type": "basic"}),
+    "SegformerForImageClassification": ("SegformerConfig", _PYRAMID),
+    "SiglipForImageClassification": ("SiglipConfig", {"vision_config": _VIT, "text_config": _PARTS}),
+    "SwiftFormerForImageClassification": (
+        "SwiftFormerConfig",
+        {"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "image_size": 64},
+    ),
+    "SwinForImageClassification": ("SwinConfig", _SWIN),
+    "Swinv2ForImageClassification": ("Swinv2Config", _SWIN),
+    "ViTForImageClassification": ("ViTConfig", _VIT),
+    "ViTMSNForImageClassification": ("ViTMSNConfig", _VIT),
+}
+
+
+def transformers_row(name: str) -> Row:
+    import transformers
+
+    config_name, options = TRANSFORMERS[name]
+    config = getattr(transformers, config_name)(num_labels=10, **options)
+    torch.manual_seed(0)
+    model: nn.Module = getattr(transformers, name)(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # some start near zero, which leaves nothing of an image at the end
+            nn.init.ones_(module.weight)
+    size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", 64)
+    return cover(name, model, (3, size, size) if isinstance(size, int) else (3, *size))
+
+
 def read_table(library: str) -> list[Row]:
     """The committed rows."""
     with (TABLES / f"{library}.csv").open(encoding="utf-8", newline="") as file:
@@ -208,6 +315,19 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:600]
 
 
+NAMES: dict[str, Callable[[], list[str]]] = {
+    "robustbench": robustbench_names,
+    "torchvision": lambda: [*TORCHVISION, *(name + TRAINING for name in AUXILIARY)],
+    "transformers": lambda: list(TRANSFORMERS),
+}
+ROWS: dict[str, Callable[[str], Row]] = {
+    "robustbench": robustbench_row,
+    "timm": timm_row,
+    "torchvision": torchvision_row,
+    "transformers": transformers_row,
+}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -219,15 +339,16 @@ def main() -> None:
     writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Row)], lineterminator="\n")
     if not known:
         writer.writeheader()
-    work = dict.fromkeys(robustbench_names(), 1) if library == "robustbench" else {}
     if library == "timm":
         work = {names[0]: len(names) for names in timm_groups().values()}
+    else:
+        work = dict.fromkeys(NAMES[library](), 1)
     for name, number in work.items():
         if name in known:
             continue
         with time_limit(SECONDS), contextlib.redirect_stdout(sys.stderr):
             try:
-                row = robustbench_row(name) if library == "robustbench" else timm_row(name, number)
+                row = timm_row(name, number) if library == "timm" else ROWS[library](name)
             except TimeoutError as error:
                 row = Row(name, "no pass", reason=_line(error), stands_for=str(number))
         writer.writerow(asdict(row))
