@@ -83,9 +83,7 @@ def gather_rows(rows: Tensor | None, labels: Tensor | None, max_bytes: int) -> t
 
 # the first batch with a fault is the least
 _REDUCTIONS = {
-    "bad_label_batch": "MIN",
-    "not_finite_batch": "MIN",
-    "missed_batch": "MIN",
+    "first_faults": "MIN",
     "largest_miss": "MAX",
 }
 

@@ -61,9 +61,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
 
     attributions: Tensor
     counts: Tensor
-    bad_labels: Tensor
-    not_finite: Tensor
-    missed: Tensor
+    faults: Tensor
     own_bits: Tensor
 
     def __init__(
@@ -76,9 +74,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         zeros = Sums.zeros((num_classes, num_features), torch.device("cpu"))
         self.add_state("attributions", zeros.attributions, dist_reduce_fx="sum")
         self.add_state("counts", zeros.counts, dist_reduce_fx="sum")
-        self.add_state("bad_labels", torch.tensor(False), dist_reduce_fx="max")
-        self.add_state("not_finite", torch.tensor(False), dist_reduce_fx="max")
-        self.add_state("missed", torch.tensor(False), dist_reduce_fx="max")
+        self.add_state("faults", torch.zeros(3, dtype=torch.bool), dist_reduce_fx="max")
         # A collection updates one metric of those whose states were once equal, as they are of a model and its average
         # before they part; metrics of two models are never the same.
         bits = uuid4().int
@@ -111,9 +107,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         sums = sums.to(self.attributions.device)
         self.attributions = self.attributions + sums.attributions
         self.counts = self.counts + sums.counts
-        self.bad_labels = self.bad_labels | sums.has_bad_labels()
-        self.not_finite = self.not_finite | sums.has_not_finite()
-        self.missed = self.missed | sums.has_missed()
+        self.faults = self.faults | sums.has_faults().to(self.faults.device)
 
     def matrix(self) -> Tensor:
         """C (eq. 6), (K, K) float64.
@@ -121,11 +115,12 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         Raises:
             InputError: a label outside 0..K-1, NaN or infinite features, or logits that are not the head's.
         """
-        if self.bad_labels:
+        bad_labels, not_finite, missed = self.faults.tolist()
+        if bad_labels:
             raise InputError(f"expected labels in 0..{len(self.counts) - 1}, found others")
-        if self.not_finite:
+        if not_finite:
             raise InputError("expected finite features, found NaN or infinity; check the weights and the learning rate")
-        if self.missed:
+        if missed:
             raise InputError(
                 "expected g Wᵀ and one constant row of the head to be the logits in every counted pass, found a pass "
                 "where they are not; call reset() and measure again"

@@ -34,7 +34,7 @@ from ccf_plugin.probe.host import (
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels
+from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
 from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
 
 
@@ -254,7 +254,7 @@ class CrossClassProbe:
         sums = sum_over_processes(self._sums) if together else self._sums
         if sums is None:
             raise InputError(NOTHING_ADDED)
-        self._miss_was_told = bool(sums.has_missed())
+        self._miss_was_told = bool(sums.has_faults()[2])
         vectors = sums.checked_means("" if own is None else own.name or "the model itself", self._reason)
         classes, total = len(vectors), int(sums.counts.sum())
         accuracy = int(sums.correct) / total
@@ -378,18 +378,24 @@ class CrossClassProbe:
             device = features.device
             labels = labels.to(device, torch.int64, non_blocking=device.type == "cuda")
             sums = self._sums_for(latest)
-            labels = sums.within_classes(labels)
-            if latest.reading is not None:
-                sums.check(latest.reading.missed, latest.reading.error, latest.reading.refitted)
-                self._reason = self._reason or latest.reason
+            classes = len(sums.counts)
+            labels, is_bad = within_classes(labels, classes)
+            reading = latest.reading
+            self._reason = self._reason or latest.reason
             if latest.weight is None:
                 values = latest.gradient_attribution(labels, rows).to(sums.attributions.dtype)
             else:
                 values = attribution(features.to(sums.attributions.dtype), latest.weight, labels)
-            classes = len(sums.counts)
             if not self._places or self._places[-1][1] != latest.place:
                 self._places.append((sums.batches, latest.place))
-            sums.add(values, labels, logits.argmax(1) if logits.shape[1] == classes else None, clean)
+            sums.add(
+                values,
+                labels,
+                is_bad=is_bad,
+                predicted=logits.argmax(1) if logits.shape[1] == classes else None,
+                clean_predicted=clean,
+                check=None if reading is None else (reading.missed, reading.error, reading.refitted),
+            )
             if self._instances:
                 self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
                 self._rows.append(values.to(torch.promote_types(latest.dtype, torch.float32)), labels)

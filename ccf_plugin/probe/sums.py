@@ -22,9 +22,7 @@ class Sums:
     counts: Tensor  # (K,) int64
     correct: Tensor  # () int64
     clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
-    bad_label_batch: Tensor  # () int64: the first batch with such a fault
-    not_finite_batch: Tensor
-    missed_batch: Tensor  # () int64: the first batch whose logits were not the head's
+    first_faults: Tensor  # (3,) int64: the first batch with a label out of range, features not finite, logits missed
     largest_miss: Tensor  # () : by how much they were not, relative to the largest logit
     refits: Tensor  # () int64: batches in which the factors of several parts were not those of the first pass
     batches: int = 0
@@ -39,35 +37,40 @@ class Sums:
             counts=torch.zeros(shape[0], dtype=torch.int64, device=device),
             correct=number,
             clean_correct=number.clone(),
-            bad_label_batch=number + _NO_BATCH,
-            not_finite_batch=number + _NO_BATCH,
-            missed_batch=number + _NO_BATCH,
+            first_faults=torch.full((3,), _NO_BATCH, dtype=torch.int64, device=device),
             largest_miss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
             refits=number.clone(),
         )
-
-    def within_classes(self, labels: Tensor) -> Tensor:
-        """The next batch's labels; those outside 0..K-1 become 0, and are noted to be raised by `checked_means`."""
-        valid = (labels >= 0) & (labels < len(self.counts))
-        _note_first(self.bad_label_batch, ~valid.all(), self.batches)
-        return torch.where(valid, labels, 0)
 
     def add(
         self,
         attributions: Tensor,
         labels: Tensor,
-        predicted: Tensor | None,
+        *,
+        is_bad: Tensor,
+        predicted: Tensor | None = None,
         clean_predicted: Tensor | None = None,
+        check: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         """Add a batch.
 
         Args:
             attributions: A(x), (N, n) of the sums' dtype.
             labels: (N,) int64 in 0..K-1.
+            is_bad: () bool, whether some of the batch's labels were others, see `within_classes`.
             predicted: (N,) int64, or None where the model's output has other classes.
             clean_predicted: the same of the clean images, where there was such a pass.
+            check: whether the pass's logits were not the head's, () bool, how far off they were, relative to the
+                largest logit, and () bool, whether its factors were fitted anew.
         """
-        _note_first(self.not_finite_batch, ~torch.isfinite(attributions).all(), self.batches)
+        missed, error, refitted = check or (torch.zeros_like(is_bad), None, None)
+        # a sum is not finite where an entry is not
+        faults = torch.stack([is_bad, ~torch.isfinite(attributions.sum()), missed])
+        torch.minimum(self.first_faults, torch.where(faults, self.batches, _NO_BATCH), out=self.first_faults)
+        if error is not None and refitted is not None:
+            miss = torch.where(missed, error.to(self.largest_miss.dtype), 0.0)
+            torch.maximum(self.largest_miss, miss, out=self.largest_miss)
+            self.refits += refitted
         self.attributions.index_add_(0, labels, attributions)
         self.counts.index_add_(0, labels, torch.ones_like(labels))
         if predicted is not None:
@@ -77,30 +80,15 @@ class Sums:
             self.clean_batches += 1
         self.batches += 1
 
-    def check(self, missed: Tensor, error: Tensor, refitted: Tensor) -> None:
-        """Note of the next batch whether its logits were the head's, () bool, and how far off they were."""
-        _note_first(self.missed_batch, missed, self.batches)
-        largest = torch.maximum(self.largest_miss, error.to(self.largest_miss.dtype))
-        self.largest_miss.copy_(torch.where(missed, largest, self.largest_miss))
-        self.refits += refitted
-
     def to(self, device: torch.device) -> Sums:
         """These sums on another device, where the model went."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
         return replace(self, **moved)
 
-    def has_bad_labels(self) -> Tensor:
-        """Whether any batch had a label outside 0..K-1, () bool; nothing synchronises."""
-        return self.bad_label_batch != _NO_BATCH
-
-    def has_not_finite(self) -> Tensor:
-        """Whether any batch had NaN or infinite features, () bool."""
-        return self.not_finite_batch != _NO_BATCH
-
-    def has_missed(self) -> Tensor:
-        """Whether any batch had logits that were not the head's, () bool."""
-        return self.missed_batch != _NO_BATCH
+    def has_faults(self) -> Tensor:
+        """Whether any batch had a label outside 0..K-1, features not finite, logits not the head's: (3,) bool."""
+        return self.first_faults != _NO_BATCH
 
     def checked_means(self, head: str = "", reason: str = "") -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.
@@ -114,18 +102,20 @@ class Sums:
         """
         if not self.counts.any():
             raise InputError(NOTHING_ADDED)
-        classes = len(self.counts)
-        if (batch := int(self.bad_label_batch)) != _NO_BATCH:
-            raise InputError(f"expected labels in 0..{classes - 1}, found others in batch {batch} (counted from 0)")
-        if (batch := int(self.not_finite_batch)) != _NO_BATCH:
+        bad_label, not_finite, missed = self.first_faults.tolist()
+        if bad_label != _NO_BATCH:
             raise InputError(
-                f"expected finite features, found NaN or infinity in batch {batch} (counted from 0); "
+                f"expected labels in 0..{len(self.counts) - 1}, found others in batch {bad_label} (counted from 0)"
+            )
+        if not_finite != _NO_BATCH:
+            raise InputError(
+                f"expected finite features, found NaN or infinity in batch {not_finite} (counted from 0); "
                 "check the weights and the learning rate"
             )
-        if (batch := int(self.missed_batch)) != _NO_BATCH:
+        if missed != _NO_BATCH:
             raise InputError(
                 f"expected g Wᵀ and one constant row of head {head!r} to be the logits in every counted pass, found "
-                f"them off by {float(self.largest_miss):.1e} of the largest logit, first in batch {batch} (counted "
+                f"them off by {float(self.largest_miss):.1e} of the largest logit, first in batch {missed} (counted "
                 f"from 0){f': {reason}' if reason else ''}; call reset(), after which the head is looked for anew"
             )
         return class_means(self.attributions.cpu().double(), self.counts.cpu())
@@ -152,5 +142,7 @@ def check_labels(labels: object, rows: int) -> None:
         raise InputError(f"expected {rows} labels, one per sample of the pass, found {len(labels)}; see rows=")
 
 
-def _note_first(flag: Tensor, happened: Tensor, batch: int) -> None:
-    flag.copy_(torch.minimum(flag, torch.where(happened, batch, _NO_BATCH)))
+def within_classes(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The labels, those outside 0..K-1 moved into it, and () bool whether there were any."""
+    within = labels.clamp(0, classes - 1)
+    return within, (within != labels).any()
