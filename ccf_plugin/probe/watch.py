@@ -202,6 +202,8 @@ class PassWatcher:
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
+        if not self._depth:  # the pass's end failed: what it noted is of no use
+            self._drop_notes()
 
     def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
         computed: dict[str, Tensor] = {}
@@ -375,21 +377,22 @@ class PassWatcher:
             self._keep_raw(features, output)
 
     def _begin(self, *_: Any) -> None:
-        if torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch._C._get_tracing_state()):
+        compiled = torch.compiler.is_compiling()
+        if torch.compiler.is_exporting() or (not compiled and torch._C._get_tracing_state()):
             return  # what is noted would become a part of the graph
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if not compiled and torch._C._current_graph_task_id() != -1:
             return  # recomputed inside backward (checkpointing): no pass
-        if self._depth and (torch.compiler.is_compiling() or _passes_around(self._model) > 1):
+        if self._depth and (compiled or _passes_around(self._model) > 1):
             self._depth += 1  # the model calls itself
             return
         self._forget()
         self._failure = None
         self._depth = 1
-        self._sharded = not torch.compiler.is_compiling() and not self._narrow and is_sharded(self._model)
         self._noting = []
         self.latest = None
-        if torch.compiler.is_compiling():
+        if compiled:
             return
+        self._sharded = not self._narrow and is_sharded(self._model)
         self._thread = threading.get_ident()
         if self._wants_products and _may_use_modes(self._model):
             own = (*self._model.named_parameters(), *self._model.named_buffers())
