@@ -369,12 +369,17 @@ class _Search:
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
-        if len(terms) < 2 or (self._samples - 1) * self._classes < _EQUATIONS * len(terms):
+        if not terms:
             return None
         wanted = self._wanted
         with_biases = torch.stack([self._made_by_head(term) for term in terms], 2)
         columns = torch.stack([self._made(term) for term in terms], 2)
-        for left, right in ((with_biases, wanted), (columns - columns.mean(0), wanted - wanted.mean(0))):
+        for left, right, samples in (
+            (with_biases, wanted, self._samples),
+            (columns - columns.mean(0), wanted - wanted.mean(0), self._samples - 1),
+        ):
+            if samples * self._classes < _EQUATIONS * len(terms):
+                continue
             if plan := self._fewest(terms, left.flatten(0, 1).unsqueeze(0), right.reshape(1, -1)):
                 return plan
         return None
