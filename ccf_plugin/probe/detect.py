@@ -34,10 +34,9 @@ from ccf_plugin.probe.linear_map import (
 from ccf_plugin.probe.outputs import Entry, path_name
 from ccf_plugin.probe.tensors import same_memory
 
-# Where rows are looked for in layers of several sizes at once, how many choices are tried for each class; and how many
-# products are made to look for rows at single positions of larger layers. What lies beyond is refused.
-_ROWS_TOGETHER = 20_000
-_PRODUCTS_AT_POSITIONS = 2 * 10**9
+# How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
+# each of several positions. What lies beyond is refused.
+_CHOICES = 5_000
 _NUMBERS_AT_ONCE = 2**24
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 _EQUATIONS = 4  # for each unknown of a fit, so that none fits by chance
@@ -346,11 +345,6 @@ class _Search:
         link = term.links[-1]
         return self._record.runs(link.name)[link.run if link.run is not None else -1]
 
-    def _height(self, term: Term) -> int:
-        """How many outputs its head has."""
-        matrix = self._outermost(term).tensors[term.links[0].matrix]
-        return matrix.shape[1 if term.links[0].transposed else 0]
-
     def _outermost(self, term: Term) -> LayerCall:
         link = term.links[0]
         return self._record.runs(link.name)[link.run if link.run is not None else -1]
@@ -428,10 +422,12 @@ class _Search:
                 if plan := self._own_outputs(term):
                     return plan
         for number in range(1, len(by_height) + 1):
+            if number > 1 and math.prod(sorted(by_height)[:number]) > _CHOICES:
+                break
             for heights in itertools.combinations(sorted(by_height), number):
-                if number > 1 and math.prod(heights) > _ROWS_TOGETHER:
+                if number > 1 and math.prod(heights) > _CHOICES:
                     continue
-                for terms in self._placed([term for height in heights for term in by_height[height]]):
+                for terms in self._placed([term for height in heights for term in by_height[height]], heights):
                     if plan := self._explained(terms, heights):
                         return plan
         return None
@@ -442,15 +438,14 @@ class _Search:
         rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
         return self._holds((replace(term, rows=rows),), (1.0,))
 
-    def _placed(self, terms: list[Term]) -> Iterator[list[Term]]:
+    def _placed(self, terms: list[Term], heights: Sequence[int]) -> Iterator[list[Term]]:
         """The terms at the mean of their positions, and at each single position that they share."""
         yield terms
         rows = {term: self._innermost(term).positions() for term in terms}
         for places in sorted({one.shape[1] for one in rows.values()} - {1}):
-            some = [term for term in terms if rows[term].shape[1] in (1, places)]
-            larger = sum(rows[term].numel() * height for term in some if (height := self._height(term)) > self._classes)
-            if larger > _PRODUCTS_AT_POSITIONS:
+            if heights != (self._classes,) and places * math.prod(heights) > _CHOICES:
                 continue
+            some = [term for term in terms if rows[term].shape[1] in (1, places)]
             for place in range(places):
                 only = tuple(float(place == other) for other in range(places))
                 yield [term if rows[term].shape[1] == 1 else replace(term, position=only) for term in some]
@@ -500,7 +495,7 @@ def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
     """The factors of the columns, (B, m), and the largest difference that they leave; (B, rows, m) and (B, rows)."""
     driver = None if left.is_cuda else "gelsd"
     factors = torch.linalg.lstsq(left, right.unsqueeze(2), driver=driver).solution
-    return factors.squeeze(2), float(((left @ factors).squeeze(2) - right).abs().amax())
+    return factors.squeeze(2), float(((left @ factors).squeeze(2) - right).detach().abs().amax())
 
 
 def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

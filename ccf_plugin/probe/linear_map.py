@@ -31,7 +31,7 @@ from ccf_plugin.probe.calls import LayerCall, PassRecord, is_matrix
 # Factors are fitted anew where that explains so many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 _EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
-_FITTED = 256  # units of roundoff by which fitted factors may be off
+_FITTED = 2048  # units of roundoff by which fitted factors may be off
 
 
 @dataclass(frozen=True)
