@@ -36,7 +36,7 @@ from ccf_plugin.probe.tensors import same_memory
 
 # How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
 # each of several positions. What lies beyond is refused.
-_CHOICES = 5_000
+_CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 _EQUATIONS = 4  # for each unknown of a fit, so that none fits by chance
@@ -463,7 +463,7 @@ class _Search:
             return plan
         choices = any_rows[:, which]
         first = wanted.square().sum(0).argmax()  # of one class it is soon known that there are none
-        if float(_best_rows(made, choices, wanted[:, first : first + 1])[1]) > _UNEXPLAINED:
+        if float(_best_rows(made, choices, wanted[:, first : first + 1])[1].detach()) > _UNEXPLAINED:
             return None
         best = any_rows[_best_rows(made, choices, wanted)[0]]
         return self._with_rows(terms, [best[:, index] for index in which], made, wanted)

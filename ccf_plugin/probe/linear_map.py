@@ -488,7 +488,7 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
         allowed = (
             allowed + (value.spread * rounding + products[..., index].abs() * 8 * unit) * factors[..., index].abs()
         )
-        of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
+        of_largest = max(of_largest, 8 * unit + unit_sum * 2 * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * (products * factors).abs().sum(2)
     return allowed + of_largest * logits.abs().amax()
