@@ -34,10 +34,9 @@ from ccf_plugin.probe.linear_map import (
 from ccf_plugin.probe.outputs import Entry, path_name
 from ccf_plugin.probe.tensors import same_memory
 
-# Where rows are looked for in layers of several sizes at once, how many choices are tried for each class; and how many
-# products are made to look for rows at single positions of larger layers. What lies beyond is refused.
-_ROWS_TOGETHER = 20_000
-_PRODUCTS_AT_POSITIONS = 2 * 10**9
+# How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
+# each of several positions. What lies beyond is refused.
+_CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 _EQUATIONS = 4  # for each unknown of a fit, so that none fits by chance
@@ -346,11 +345,6 @@ class _Search:
         link = term.links[-1]
         return self._record.runs(link.name)[link.run if link.run is not None else -1]
 
-    def _height(self, term: Term) -> int:
-        """How many outputs its head has."""
-        matrix = self._outermost(term).tensors[term.links[0].matrix]
-        return matrix.shape[1 if term.links[0].transposed else 0]
-
     def _outermost(self, term: Term) -> LayerCall:
         link = term.links[0]
         return self._record.runs(link.name)[link.run if link.run is not None else -1]
@@ -369,12 +363,17 @@ class _Search:
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
-        if len(terms) < 2 or (self._samples - 1) * self._classes < _EQUATIONS * len(terms):
+        if not terms:
             return None
         wanted = self._wanted
         with_biases = torch.stack([self._made_by_head(term) for term in terms], 2)
         columns = torch.stack([self._made(term) for term in terms], 2)
-        for left, right in ((with_biases, wanted), (columns - columns.mean(0), wanted - wanted.mean(0))):
+        for left, right, samples in (
+            (with_biases, wanted, self._samples),
+            (columns - columns.mean(0), wanted - wanted.mean(0), self._samples - 1),
+        ):
+            if samples * self._classes < _EQUATIONS * len(terms):
+                continue
             if plan := self._fewest(terms, left.flatten(0, 1).unsqueeze(0), right.reshape(1, -1)):
                 return plan
         return None
@@ -423,10 +422,12 @@ class _Search:
                 if plan := self._own_outputs(term):
                     return plan
         for number in range(1, len(by_height) + 1):
+            if number > 1 and math.prod(sorted(by_height)[:number]) > _CHOICES:
+                break
             for heights in itertools.combinations(sorted(by_height), number):
-                if number > 1 and math.prod(heights) > _ROWS_TOGETHER:
+                if number > 1 and math.prod(heights) > _CHOICES:
                     continue
-                for terms in self._placed([term for height in heights for term in by_height[height]]):
+                for terms in self._placed([term for height in heights for term in by_height[height]], heights):
                     if plan := self._explained(terms, heights):
                         return plan
         return None
@@ -437,15 +438,14 @@ class _Search:
         rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
         return self._holds((replace(term, rows=rows),), (1.0,))
 
-    def _placed(self, terms: list[Term]) -> Iterator[list[Term]]:
+    def _placed(self, terms: list[Term], heights: Sequence[int]) -> Iterator[list[Term]]:
         """The terms at the mean of their positions, and at each single position that they share."""
         yield terms
         rows = {term: self._innermost(term).positions() for term in terms}
         for places in sorted({one.shape[1] for one in rows.values()} - {1}):
-            some = [term for term in terms if rows[term].shape[1] in (1, places)]
-            larger = sum(rows[term].numel() * height for term in some if (height := self._height(term)) > self._classes)
-            if larger > _PRODUCTS_AT_POSITIONS:
+            if heights != (self._classes,) and places * math.prod(heights) > _CHOICES:
                 continue
+            some = [term for term in terms if rows[term].shape[1] in (1, places)]
             for place in range(places):
                 only = tuple(float(place == other) for other in range(places))
                 yield [term if rows[term].shape[1] == 1 else replace(term, position=only) for term in some]
@@ -463,7 +463,7 @@ class _Search:
             return plan
         choices = any_rows[:, which]
         first = wanted.square().sum(0).argmax()  # of one class it is soon known that there are none
-        if float(_best_rows(made, choices, wanted[:, first : first + 1])[1]) > _UNEXPLAINED:
+        if float(_best_rows(made, choices, wanted[:, first : first + 1])[1].detach()) > _UNEXPLAINED:
             return None
         best = any_rows[_best_rows(made, choices, wanted)[0]]
         return self._with_rows(terms, [best[:, index] for index in which], made, wanted)
@@ -495,7 +495,7 @@ def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
     """The factors of the columns, (B, m), and the largest difference that they leave; (B, rows, m) and (B, rows)."""
     driver = None if left.is_cuda else "gelsd"
     factors = torch.linalg.lstsq(left, right.unsqueeze(2), driver=driver).solution
-    return factors.squeeze(2), float(((left @ factors).squeeze(2) - right).abs().amax())
+    return factors.squeeze(2), float(((left @ factors).squeeze(2) - right).detach().abs().amax())
 
 
 def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from ccf_plugin.probe.calls import LayerCall, PassRecord, is_matrix
 # Factors are fitted anew where that explains so many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 _EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
-_FITTED = 256  # units of roundoff by which fitted factors may be off
+_FITTED = 2048  # units of roundoff by which fitted factors may be off
 
 
 @dataclass(frozen=True)
@@ -493,7 +493,7 @@ def _tolerance(values: Sequence[TermValues], products: Tensor, factors: Tensor, 
         allowed = (
             allowed + (value.spread * rounding + products[..., index].abs() * 8 * unit) * factors[..., index].abs()
         )
-        of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
+        of_largest = max(of_largest, 8 * unit + unit_sum * 2 * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * (products * factors).abs().sum(2)
     return allowed + of_largest * logits.abs().amax()

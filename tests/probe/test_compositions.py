@@ -365,7 +365,7 @@ def true_map(model: Any, x: Tensor, logits: Tensor) -> Truth:
 
 
 @given(specs())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_composition_has_the_figure_of_the_one_linear_layer(spec: Spec) -> None:
     model = Composed(spec)
     _, options, unwrap = OUTPUTS[spec.output]

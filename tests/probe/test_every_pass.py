@@ -11,6 +11,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError, LinearHead
+from ccf_plugin.probe import linear_map, trace
 
 from . import oracle
 from .changing_models import (
@@ -439,3 +441,29 @@ def test_a_head_without_a_layer_in_compiled_code() -> None:
             truth.add(*(part.detach() for part in model.truth(x)), logits, classes_of(), 2e-5)
             truth.compare(probe.compute())
             probe.reset()
+
+
+WRONG_WITHOUT_THE_CHECK = (
+    "a zero-initialised second branch learns",
+    "an exit for each sample",
+    "a subset of the classes that changes",
+    "a subset with one class twice",
+    "a last token for each sample, at first",
+    "one token, then their mean",
+    "a mean weighted over tokens",
+)
+
+
+@pytest.mark.parametrize("name", WRONG_WITHOUT_THE_CHECK)
+def test_the_table_fails_without_the_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows owe their right figures to the check of each pass: where nothing is ever missed they are wrong."""
+
+    def unchecked(*args: Any) -> linear_map.Reading:
+        reading = linear_map.read(*args)
+        return replace(reading, missed=torch.zeros_like(reading.missed))
+
+    row = ROWS[name]
+    test_each_pass_alone(row, "no_grad")
+    monkeypatch.setattr(trace, "read", unchecked)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        test_each_pass_alone(row, "no_grad")
