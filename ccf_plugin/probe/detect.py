@@ -1,45 +1,21 @@
-"""Which layers make the logits, decided from one forward pass: by who made the output, then verified by value.
-
-Every way to read the pass is tried as a `Plan`, from the plainest to the widest, and the first that `read` finds to be
-the logits is the head: one layer (the one whose output the logits are, else the last to run), several runs of one
-layer averaged, several layers combined by least squares, some rows of a larger layer, one factor for each class, a
-weighting of positions.
-"""
+"""Which layers make the logits, decided from one forward pass: by who made the output, then verified by value."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
-from ccf_plugin.probe.linear_map import (
-    Link,
-    Plan,
-    Reading,
-    Term,
-    bias_of,
-    link_holds,
-    products_at_positions,
-    read,
-    term_product,
-)
+from ccf_plugin.probe.linear_map import EQUATIONS
 from ccf_plugin.probe.outputs import Entry, path_name
+from ccf_plugin.probe.plan import Plan
+from ccf_plugin.probe.search import Search, links_of
 from ccf_plugin.probe.tensors import same_memory
 
-# How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
-# each of several positions. What lies beyond is refused.
-_CHOICES = 2_000
-_NUMBERS_AT_ONCE = 2**24
-_UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
-_EQUATIONS = 4  # for each unknown of a fit, so that none fits by chance
 _NOT_SEEN = (
     "F.linear with a bare parameter under torch.compile, TorchScript, exported and quantised layers, and code that "
     "torch.compile made before the probe was attached (torch._dynamo.reset() drops it) show nothing to hooks"
@@ -109,7 +85,7 @@ def detect_head(
         InputError: there is none; the message names the layers considered and why none qualifies.
     """
     wanted = _checked(logits)
-    search = _Search(record, wanted, path, maker)
+    search = Search(record, wanted, path, maker)
     found = search.find()
     if found is None:
         raise InputError(_refusal(record, search, wanted))
@@ -139,8 +115,8 @@ def gradient_members(record: PassRecord, logits: Tensor) -> list[LayerCall]:
 
 def _members_among(calls: Sequence[LayerCall], logits: Tensor) -> list[LayerCall]:
     rows, classes = logits.shape
-    candidates = [(call, call.inputs) for call in calls if call.inputs is not None and any(_links(call, classes, rows))]
-    candidates = [(call, inputs) for call, inputs in candidates if inputs.requires_grad]
+    sized = [(call, call.inputs) for call in calls if any(links_of(call, classes, rows))]
+    candidates = [(call, inputs) for call, inputs in sized if inputs is not None and inputs.requires_grad]
     if not candidates or not logits.requires_grad:
         return []
     found = []
@@ -180,352 +156,9 @@ def _checked(logits: Tensor) -> Tensor:
     return wanted
 
 
-def _links(call: LayerCall, rows: int, samples: int) -> Iterator[Link]:
-    """The matrices of a run that give so many outputs from its input."""
-    if call.inputs is None or call.inputs.ndim < 2 or call.inputs.shape[0] != samples:
-        return
-    width = call.inputs.shape[1 if call.channel_first else -1]
-    for name, tensor in call.matrices():
-        for transposed in (False, True):
-            if (tensor.T if transposed else tensor).shape == (rows, width):
-                yield Link(call.name, -1, name, transposed)
-
-
-class _Search:
-    """The ways to read one entry of a pass, tried in turn."""
-
-    def __init__(
-        self, record: PassRecord, wanted: Tensor, path: tuple[int | str, ...] | None, maker: int | None
-    ) -> None:
-        self._record, self._wanted, self._path, self._maker = record, wanted, path, maker
-        self._samples, self._classes = wanted.shape
-        self._runs: dict[int, int] = {}
-        seen: dict[str, int] = {}
-        for call in reversed(record.calls):
-            seen[call.name] = seen.get(call.name, 0) - 1
-            self._runs[call.serial] = seen[call.name]
-        self._constant = self._samples > 1 and not bool((wanted - wanted.mean(0)).any())
-        # what a refusal tells: layers with K outputs and how far each is off, and whether any has several positions
-        self.errors: dict[str, float] = {}
-        self.several_positions = False
-        self.dropped: list[str] = []
-
-    def find(self) -> Plan | None:
-        """The first plan that holds; functions are looked at where the layers alone give none."""
-        ordered = self._ordered()
-        layers = [call for call in ordered if not call.is_function]
-        return self._find(layers) or (self._find(ordered) if len(ordered) > len(layers) else None)
-
-    def _find(self, calls: list[LayerCall]) -> Plan | None:
-        terms = [(call, term) for call in calls for term in self._terms_of(call, self._classes)]
-        for call, term in terms:
-            if plan := self._alone(call, term):
-                return self._with_others_on_the_same_features(plan)
-        averaged = list(self._averaged(terms))
-        for term in averaged:
-            if plan := self._holds((term,), (1.0,)):
-                return plan
-        first: dict[int, Term] = {}
-        for call, term in terms:
-            first.setdefault(call.serial, term)
-        separately = [first[serial] for serial in sorted(first)]
-        together = [*averaged, *(term for term in separately if not any(_same_layer(term, one) for one in averaged))]
-        for several in (separately, together):
-            if plan := self._combined(several):
-                return plan
-        return self._by_class(calls) or next(filter(None, (self._weighted_positions(term) for _, term in terms)), None)
-
-    def _ordered(self) -> list[LayerCall]:
-        """The run that made the logits first, then the last to run first; functions after layers."""
-        calls = sorted(
-            self._record.calls, key=lambda call: (call.serial != self._maker, call.is_function, -call.serial)
-        )
-        self.dropped = [call.name for call in calls if call.inputs is None]
-        return [call for call in calls if call.inputs is not None]
-
-    def _terms_of(self, call: LayerCall, rows: int) -> Iterator[Term]:
-        """The chains of linear runs that begin with this one, the longest first."""
-        for link in _links(call, rows, self._samples):
-            chain, last = [replace(link, run=self._runs[call.serial], alike=self._alike(call))], call
-            while (before := self._read_by(last)) is not None and (further := self._linear(before)) is not None:
-                chain.append(further)
-                last = before
-            for length in range(len(chain), 0, -1):
-                yield Term(tuple(chain[:length]))
-
-    def _read_by(self, call: LayerCall) -> LayerCall | None:
-        """The run whose output this one read, in the same shape."""
-        before = None if call.reads is None else self._record.by_serial(call.reads)
-        if before is None or not isinstance(before.output, Tensor) or before.output.ndim < 2:
-            return None
-        return before if before.output_positions().shape == call.positions().shape else None
-
-    def _linear(self, call: LayerCall) -> Link | None:
-        """The link whose matrix times the run's input is its output."""
-        run = self._runs[call.serial]
-        names = [Link(call.name, run, "")] if call.slope is not None else []
-        for name, _ in call.matrices():
-            names += [Link(call.name, run, name, at, self._alike(call)) for at in (False, True)]
-        return next((link for link in names if link_holds(link, call)), None)
-
-    def _alike(self, call: LayerCall) -> int | None:
-        """The last run of a function whose matrix equals this one's."""
-        if not call.is_function:
-            return None
-        matrix = call.tensors["weight"]
-        runs = self._record.runs(call.name)
-        equal = (other for other in reversed(runs) if torch.equal(other.tensors["weight"], matrix))
-        return self._runs[next(equal, call).serial]
-
-    def _reading(self, plan: Plan) -> Reading | None:
-        try:
-            return read(plan, self._record, self._wanted)
-        except InputError:
-            return None
-
-    def _holds(self, terms: tuple[Term, ...], factors: tuple[float | tuple[float, ...], ...]) -> Plan | None:
-        """The plan with these terms, its factors as they are fitted, where it gives the logits."""
-        plan = Plan(self._path, terms, factors)
-        reading = self._reading(plan)
-        if reading is None:
-            return None
-        if len(terms) == 1 and terms[0].rows is None:  # any layer has rows to try
-            name, error = terms[0].links[0].name, float(reading.error.detach())
-            self.errors[name] = min(error, self.errors.get(name, error))
-        if bool(reading.missed):
-            return None
-        fitted = reading.factors.T.tolist() if plan.per_class else reading.factors.tolist()
-        plan = replace(plan, factors=tuple(tuple(f) if isinstance(f, list) else f for f in fitted))
-        plan = replace(plan, explicit=bool(reading.explicit))
-        if not bool(reading.informative):
-            made_it = len(terms) == 1 and self._maker is not None and self._is_maker(terms[0])
-            return plan if made_it or (bool(reading.explicit) and self._tells_classes_apart(plan)) else None
-        return plan
-
-    def _is_maker(self, term: Term) -> bool:
-        call = self._record.by_serial(self._maker)
-        link = term.links[0]
-        return call is not None and call.name == link.name and self._runs[call.serial] == link.run
-
-    def _tells_classes_apart(self, plan: Plan) -> bool:
-        """Whether the heads' own g Wᵀ is far from zero, though it is the same for all samples."""
-        shares = [
-            self._made(replace(term, links=term.links[:1])) * factor
-            for term, factor in zip(plan.terms, plan.factors, strict=True)
-            if not isinstance(factor, tuple)
-        ]
-        return bool(shares) and bool(torch.stack(shares).sum(0).abs().amax() > 1e-2 * self._wanted.abs().amax() > 0)
-
-    def _alone(self, call: LayerCall, term: Term) -> Plan | None:
-        places: tuple[str, ...] = ("mean",)
-        if call.positions().shape[1] > 1:
-            self.several_positions = True
-            places = ("mean", "nearest")
-        for place in places:
-            if plan := self._holds((replace(term, position=place),), (1.0,)):
-                return plan
-        return None
-
-    def _with_others_on_the_same_features(self, plan: Plan) -> Plan:
-        """With the terms that read the same tensor and have no share yet: a low-rank branch that starts at zero."""
-        (term,) = plan.terms
-        if term.position != "mean":
-            return plan
-        source, outermost = self._innermost(term).source, self._outermost(term).serial
-        others: dict[int, Term] = {}
-        for call in self._ordered():
-            for other in self._terms_of(call, self._classes):
-                if call.serial != outermost and self._innermost(other).source == source:
-                    others.setdefault(call.serial, other)
-        if not others:
-            return plan
-        return replace(plan, terms=(term, *others.values()), factors=(*plan.factors, *(0.0 for _ in others)))
-
-    def _innermost(self, term: Term) -> LayerCall:
-        link = term.links[-1]
-        return self._record.runs(link.name)[link.run if link.run is not None else -1]
-
-    def _outermost(self, term: Term) -> LayerCall:
-        link = term.links[0]
-        return self._record.runs(link.name)[link.run if link.run is not None else -1]
-
-    def _averaged(self, terms: Sequence[tuple[LayerCall, Term]]) -> Iterator[Term]:
-        """All runs of a layer that runs more than once, as one term."""
-        for name in dict.fromkeys(call.name for call, _ in terms):
-            runs = self._record.runs(name)
-            if len(runs) < 2:
-                continue
-            for term in self._terms_of(runs[-1], self._classes):
-                chain = [self._record.runs(link.name) for link in term.links]
-                shapes = {None if call.inputs is None else call.inputs.shape for call in chain[-1]}
-                if all(len(calls) == len(runs) for calls in chain) and len(shapes) == 1 and None not in shapes:
-                    yield Term(tuple(replace(link, run=None) for link in term.links))
-
-    def _combined(self, terms: Sequence[Term]) -> Plan | None:
-        """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
-        if not terms:
-            return None
-        wanted = self._wanted
-        with_biases = torch.stack([self._made_by_head(term) for term in terms], 2)
-        columns = torch.stack([self._made(term) for term in terms], 2)
-        for left, right, samples in (
-            (with_biases, wanted, self._samples),
-            (columns - columns.mean(0), wanted - wanted.mean(0), self._samples - 1),
-        ):
-            if samples * self._classes < _EQUATIONS * len(terms):
-                continue
-            if plan := self._fewest(terms, left.flatten(0, 1).unsqueeze(0), right.reshape(1, -1)):
-                return plan
-        return None
-
-    def _fewest(self, terms: Sequence[Term], left: Tensor, right: Tensor) -> Plan | None:
-        """The combination of (B, rows, m) columns that gives (B, rows) with the fewest terms, the last to run kept.
-
-        B is 1 where a term has one factor, and K where it has one for each class.
-        """
-        kept = list(range(len(terms)))
-        factors, error = _least_squares(left, right)
-        scale = float(right.abs().amax())
-        for nearly, negligible in ((1e-4, 1e-7), (3e-2, 1e-3)):  # as far as float32 or half precision may put it
-            if error > nearly * scale:
-                continue
-            for index in range(len(terms)):
-                without = [other for other in kept if other != index]
-                if not without:
-                    break
-                fewer, further = _least_squares(left[..., without], right)
-                if further <= max(4 * error, negligible * scale):
-                    kept, factors = without, fewer
-            shares = [tuple(share) if len(right) > 1 else share[0] for share in factors.T.tolist()]
-            return self._holds(tuple(terms[index] for index in kept), tuple(shares))
-        return None
-
-    def _made(self, term: Term) -> Tensor:
-        """g Wᵀ of a term, (N, K)."""
-        return term_product(term, self._record, self._wanted.dtype)
-
-    def _made_by_head(self, term: Term) -> Tensor:
-        """What a term's head alone made of what it read, with its bias, (N, K)."""
-        made = self._made(replace(term, links=term.links[:1]))
-        bias = bias_of(self._outermost(term), made.shape[1])
-        return made if bias is None else made + bias.detach().to(made.dtype)
-
-    def _by_class(self, calls: list[LayerCall]) -> Plan | None:
-        """Rows of larger layers, a scale for each class, one of several positions, in any combination."""
-        by_height: dict[int, list[Term]] = {}
-        for call in reversed(calls):
-            for height in {size for _, matrix in call.matrices() for size in matrix.shape if size >= self._classes}:
-                if (term := next(self._terms_of(call, height), None)) is not None:
-                    by_height.setdefault(height, []).append(term)
-        for terms in by_height.values():
-            for term in reversed(terms):
-                if plan := self._own_outputs(term):
-                    return plan
-        for number in range(1, len(by_height) + 1):
-            if number > 1 and math.prod(sorted(by_height)[:number]) > _CHOICES:
-                break
-            for heights in itertools.combinations(sorted(by_height), number):
-                if number > 1 and math.prod(heights) > _CHOICES:
-                    continue
-                for terms in self._placed([term for height in heights for term in by_height[height]], heights):
-                    if plan := self._explained(terms, heights):
-                        return plan
-        return None
-
-    def _own_outputs(self, term: Term) -> Plan | None:
-        """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
-        made = self._made_by_head(term)
-        rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
-        return self._holds((replace(term, rows=rows),), (1.0,))
-
-    def _placed(self, terms: list[Term], heights: Sequence[int]) -> Iterator[list[Term]]:
-        """The terms at the mean of their positions, and at each single position that they share."""
-        yield terms
-        rows = {term: self._innermost(term).positions() for term in terms}
-        for places in sorted({one.shape[1] for one in rows.values()} - {1}):
-            if heights != (self._classes,) and places * math.prod(heights) > _CHOICES:
-                continue
-            some = [term for term in terms if rows[term].shape[1] in (1, places)]
-            for place in range(places):
-                only = tuple(float(place == other) for other in range(places))
-                yield [term if rows[term].shape[1] == 1 else replace(term, position=only) for term in some]
-
-    def _explained(self, terms: list[Term], heights: Sequence[int]) -> Plan | None:
-        """The terms, with rows and factors that are found for each class: those that explain its logits alone."""
-        if self._samples - 1 < len(terms) + _EQUATIONS:
-            return None
-        wanted = self._wanted - self._wanted.mean(0)
-        made = [one - one.mean(0) for one in map(self._made, terms)]
-        which = [heights.index(one.shape[1]) for one in made]
-        own = torch.arange(self._classes)
-        any_rows = torch.cartesian_prod(*map(torch.arange, heights)).view(-1, len(heights))
-        if set(heights) == {self._classes} and (plan := self._with_rows(terms, [own] * len(terms), made, wanted)):
-            return plan
-        choices = any_rows[:, which]
-        first = wanted.square().sum(0).argmax()  # of one class it is soon known that there are none
-        if float(_best_rows(made, choices, wanted[:, first : first + 1])[1].detach()) > _UNEXPLAINED:
-            return None
-        best = any_rows[_best_rows(made, choices, wanted)[0]]
-        return self._with_rows(terms, [best[:, index] for index in which], made, wanted)
-
-    def _with_rows(self, terms: list[Term], rows: list[Tensor], made: list[Tensor], wanted: Tensor) -> Plan | None:
-        """The terms with these rows, and one factor each, or one for each class."""
-        own = torch.arange(self._classes)
-        chosen = [
-            term if one.shape[1] == len(at) and torch.equal(at, own) else replace(term, rows=tuple(at.tolist()))
-            for term, at, one in zip(terms, rows, made, strict=True)
-        ]
-        columns = torch.stack([one[:, at.to(one.device)] for at, one in zip(rows, made, strict=True)], 2)  # (N, K, m)
-        return self._fewest(chosen, columns.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1)) or self._fewest(
-            chosen, columns.transpose(0, 1), wanted.T
-        )
-
-    def _weighted_positions(self, term: Term) -> Plan | None:
-        made = products_at_positions(term, self._record, self._wanted.dtype)
-        places = made.shape[1]
-        if places < 2 or (self._samples - 1) * self._classes < _EQUATIONS * places:
-            return None
-        made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
-        rows = made.transpose(1, 2).reshape(-1, places)
-        weights, _ = _least_squares(rows.unsqueeze(0), wanted.reshape(1, -1))
-        return self._holds((replace(term, position=tuple(weights[0].tolist())),), (1.0,))
-
-
-def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    """The factors of the columns, (B, m), and the largest difference that they leave; (B, rows, m) and (B, rows)."""
-    driver = None if left.is_cuda else "gelsd"
-    factors = torch.linalg.lstsq(left, right.unsqueeze(2), driver=driver).solution
-    return factors.squeeze(2), float(((left @ factors).squeeze(2) - right).detach().abs().amax())
-
-
-def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """For each column of ``wanted``, (N, K), the choice of rows that explains it best, and the share that is left.
-
-    Args:
-        made: of each term, (N, M), centred.
-        rows: (choices, m): one of each term's M columns.
-        wanted: centred.
-    """
-    least, best = wanted.new_full(wanted.shape[1:], torch.inf), torch.zeros(wanted.shape[1], dtype=torch.int64)
-    step = max(1, _NUMBERS_AT_ONCE // (len(wanted) * len(made) + wanted.shape[1]))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step].T.to(wanted.device)
-        columns = torch.stack([one[:, at] for one, at in zip(made, some, strict=True)], 2)
-        directions = torch.linalg.qr(F.normalize(columns, dim=0).transpose(0, 1))[0]  # (choices, N, m)
-        lengths = wanted.square().sum(0).clamp(min=torch.finfo(wanted.dtype).tiny)
-        left, index = (1 - (directions.mT @ wanted).square().sum(1) / lengths).min(0)
-        best = torch.where((left < least).cpu(), index.cpu() + start, best)
-        least = torch.minimum(left, least)
-    return best, least
-
-
-def _same_layer(first: Term, second: Term) -> bool:
-    return first.links[0].name == second.links[0].name
-
-
-def _refusal(record: PassRecord, search: _Search, wanted: Tensor) -> str:
+def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
     classes = wanted.shape[1]
-    where = path_name(search._path or ())
+    where = path_name(search.path or ())
     entry = f" (output{where})" if where else ""
     if not wanted.any():
         return (
@@ -541,7 +174,7 @@ def _refusal(record: PassRecord, search: _Search, wanted: Tensor) -> str:
         found = f"none: no layer that ran has a weight for {classes} classes ({_NOT_SEEN}){_reason(search, wanted)}"
     else:
         found = f"that no layer with a weight ran ({_NOT_SEEN})"
-    rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(_links(c, classes, len(c.inputs)))}
+    rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(links_of(c, classes, len(c.inputs)))}
     if others := sorted(rows - {len(wanted)}):
         found += (
             f"; a layer ran on {others[0]} rows, where the logits have {len(wanted)} (probe the module inside, which "
@@ -559,14 +192,14 @@ def _layer(name: str) -> str:
     return repr(name) if name else "the model itself"
 
 
-def _reason(search: _Search, wanted: Tensor) -> str:
+def _reason(search: Search, wanted: Tensor) -> str:
     if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like probabilities, not logits"
     if bool(((wanted.exp().sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like log-probabilities (a mixture, or log_softmax)"
-    if search._constant:
+    if search.is_constant:
         return "; the logits are the same for all samples, which tells no layers apart"
-    if (len(wanted) - 1) * wanted.shape[1] < _EQUATIONS:
+    if (len(wanted) - 1) * wanted.shape[1] < EQUATIONS:
         return "; so few samples show neither a factor nor a constant row: run a pass of more, then update"
     if search.several_positions:
         return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"

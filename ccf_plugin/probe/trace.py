@@ -16,9 +16,11 @@ from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.detect import GRAPH_GONE, detect_head, detect_in_output, gradient_members
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.layers import unwrapped
-from ccf_plugin.probe.linear_map import Plan, Reading, at_mean, read
+from ccf_plugin.probe.linear_map import Reading, read
 from ccf_plugin.probe.outputs import describe_output, path_name
+from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
+from ccf_plugin.probe.terms import at_mean
 from ccf_plugin.probe.watch import PassWatcher
 
 GRADIENT = "gradient"
