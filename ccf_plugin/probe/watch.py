@@ -12,14 +12,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.probe.calls import LayerCall, PassRecord, as_positions, is_channel_first, is_matrix
+from ccf_plugin.probe.calls import PassRecord, is_channel_first, is_matrix
 from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix, unnoted
 from ccf_plugin.probe.hook import Hook, remove_copied_hooks
 from ccf_plugin.probe.layers import (
@@ -31,21 +31,9 @@ from ccf_plugin.probe.layers import (
     parametrizations,
     tensors_of,
 )
+from ccf_plugin.probe.notes import Notes, copied_calls, relevant
 from ccf_plugin.probe.outputs import Entry, describe_output, output_entries
-from ccf_plugin.probe.tensors import memory, same_memory, snapshot, version
-
-# Until the head is known, what layers read is kept to the end of the pass. Beyond this the oldest are let go; should
-# the head have been among them, the next pass finds it.
-_FIRST_PASS_BYTES = 2 * 2**30
-
-
-class _Raw(NamedTuple):
-    """What a noted run read and made, as they were; how often the latter had been changed; the memory that it holds."""
-
-    read: Tensor
-    made: Any
-    version: int | None
-    nbytes: int
+from ccf_plugin.probe.tensors import memory, snapshot
 
 
 class PassWatcher:
@@ -80,8 +68,7 @@ class PassWatcher:
         self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
         self._narrow = False  # whether the head is known, and what may be it is copied as it runs
         self._wants_products = name is None
-        self._noting: list[LayerCall] | None = None
-        self._raw: list[_Raw] = []  # of each noted run
+        self._notes: Notes | None = None  # of the pass that goes on
         self._depth = 0
         self._sharded = False
         self._failure: Exception | None = None
@@ -209,7 +196,7 @@ class PassWatcher:
         computed: dict[str, Tensor] = {}
 
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._noting is None:
+            if self._notes is None:
                 return
             if self._weight is not None:
                 self._note(name, module, output, output, {})
@@ -231,7 +218,8 @@ class PassWatcher:
             yield self._hook(note_weight, parametrization.register_forward_hook)
 
     def _note(self, name: str, module: nn.Module, inputs: Any, output: Any, computed: dict[str, Tensor]) -> None:
-        if self._noting is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        notes = self._notes
+        if notes is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
             return
         slope = batchnorm_slope(module, inputs) if isinstance(module, NORMS) else None
         if isinstance(module, NORMS) and slope is None:
@@ -242,26 +230,18 @@ class PassWatcher:
         if isinstance(output, Tensor) and not self._keeps_graph:
             # a head named by hand may be measured for its own output, which the host may go on to change in place
             made = snapshot(output) if self._name is not None and self._weight is None else output.detach()
-        self._drop_products_of_layer(inputs, output)
-        channel_first = is_channel_first(module) and self._weight is None
-        source = self._source_of(inputs, channel_first)
-        self._noting.append(
-            LayerCall(
-                name=name,
-                kind=kind_of(module),
-                serial=len(self._noting),
-                inputs=self._kept_input(inputs, source, copies),
-                output=made,
-                dtype=output.dtype if isinstance(output, Tensor) else None,
-                tensors={key: snapshot(tensor) for key, tensor in tensors.items()} if copies else tensors,
-                channel_first=channel_first,
-                reads=self._maker_of(inputs),
-                source=source,
-                slope=slope,
-                version=version(inputs),
-            )
+        notes.drop_products_of_layer(inputs, output)
+        notes.add(
+            inputs,
+            output,
+            copies=copies,
+            name=name,
+            kind=kind_of(module),
+            tensors=tensors,
+            made=made,
+            channel_first=is_channel_first(module) and self._weight is None,
+            slope=slope,
         )
-        self._keep_raw(inputs, output)
 
     def _copies_at_once(self) -> bool:
         """Whether a layer's tensors are copied as it runs; in compiled code they are at the pass's end.
@@ -270,87 +250,9 @@ class PassWatcher:
         """
         return not torch.compiler.is_compiling() and (self._narrow or self._sharded) and not self._keeps_graph
 
-    def _drop_products_of_layer(self, inputs: Tensor, output: Any) -> None:
-        """Forget the product that a layer which just ran consists of: it shows nothing more."""
-        assert self._noting is not None  # noqa: S101
-        first = len(self._noting)
-        while first and self._noting[first - 1].is_function and isinstance(output, Tensor):
-            if not same_memory(self._noting[first - 1].output, output):
-                break
-            first -= 1
-        if any(memory(raw.read) == memory(inputs) for raw in self._raw[first:]):
-            del self._noting[first:], self._raw[first:]
-
-    def _source_of(self, inputs: Tensor, channel_first: bool = False) -> int:
-        """The serial of the first run that read these rows of features; that of the next run where none did."""
-        assert self._noting is not None  # noqa: S101
-        for index in range(len(self._noting) - 1, -1, -1):
-            call, read = self._noting[index], self._raw[index].read
-            if version(read) == version(inputs) and _same_rows(read, call.channel_first, inputs, channel_first):
-                return call.source
-        return len(self._noting)
-
-    def _kept_input(self, inputs: Tensor, source: int, copies: bool) -> Tensor:
-        """The input as it is kept: copied once, where several layers read it."""
-        assert self._noting is not None  # noqa: S101
-        if self._keeps_graph:  # a view of the same numbers has a gradient of its own
-            return inputs
-        kept = self._noting[source].inputs if source < len(self._noting) else None
-        if kept is not None and self._raw[source].read.shape == inputs.shape:
-            return kept
-        return snapshot(inputs) if copies else inputs.detach()
-
-    def _maker_of(self, tensor: Tensor) -> int | None:
-        """The serial of the run whose output this tensor is, unchanged."""
-        assert self._noting is not None  # noqa: S101
-        for index in range(len(self._noting) - 1, -1, -1):
-            made = self._raw[index].made
-            if isinstance(made, Tensor) and same_memory(made, tensor) and version(tensor) == self._raw[index].version:
-                while index and self._raw[index - 1].made is made:  # other ways to read the same product
-                    index -= 1
-                return self._noting[index].serial
-        return None
-
-    def _origin_of(self, tensor: Tensor) -> int | None:
-        """The serial of the run whose output is nearest behind a tensor in its graph, where it has one."""
-        assert self._noting is not None  # noqa: S101
-        made = {
-            raw.made.grad_fn: call.serial
-            for call, raw in zip(self._noting, self._raw, strict=True)
-            if isinstance(raw.made, Tensor) and raw.made.grad_fn is not None and not call.is_function
-        }
-        seen, front = set(), [tensor.grad_fn]
-        while made and front:
-            found = [made[node] for node in front if node in made]
-            if found:
-                return found[-1] if len(found) == 1 else None
-            seen.update(front)
-            front = [node for at in front if at is not None for node, _ in at.next_functions if node not in seen]
-        return None
-
-    def _keep_raw(self, inputs: Tensor, output: Any) -> None:
-        """Keep what the run that was noted last read and made, as they were.
-
-        Before the head is known: let go of the oldest that ran at several positions, where all take too much.
-        """
-        assert self._noting is not None  # noqa: S101
-        size, noted = 0, self._noting[-1]
-        if not torch.compiler.is_compiling() and not self._narrow:
-            first = noted.reads is None and noted.source == noted.serial  # no other run holds the input
-            held_by_it = [tensor for tensor in (output, *([inputs] if first else [])) if isinstance(tensor, Tensor)]
-            size = sum(tensor.nbytes for tensor in held_by_it if tensor.ndim > 2)
-        self._raw.append(_Raw(inputs, output, version(output), size))
-        held = sum(raw.nbytes for raw in self._raw)
-        for index, raw in enumerate(self._raw[:-1]):
-            if held <= _FIRST_PASS_BYTES:
-                return
-            if raw.nbytes and not same_memory(raw.read, inputs):
-                held -= raw.nbytes
-                self._noting[index] = replace(self._noting[index], inputs=None, output=None)
-                self._raw[index] = _Raw(torch.empty(0), None, None, 0)
-
     def _note_product(self, name: str, first: Tensor, second: Tensor, output: Tensor) -> None:
-        if self._noting is None:
+        notes = self._notes
+        if notes is None:
             return
         if not _passes_around(self._model):
             self._drop_notes()  # the mode itself cannot be left from inside
@@ -358,27 +260,20 @@ class PassWatcher:
         copies = self._copies_at_once()
         known = next((self._memory_names[m] for m in map(memory, (second, first)) if m in self._memory_names), "")
         for features, matrix in as_features_and_matrix(name, first, second):
-            source = self._source_of(features)
-            self._noting.append(
-                LayerCall(
-                    name=f"{name}({known})" if known else name,
-                    kind=name,
-                    serial=len(self._noting),
-                    inputs=self._kept_input(features, source, copies),
-                    output=output if self._keeps_graph else output.detach(),
-                    dtype=output.dtype,
-                    tensors={"weight": snapshot(matrix) if copies else matrix.detach()},
-                    reads=self._maker_of(features),
-                    source=source,
-                    version=version(features),
-                    is_function=True,
-                )
+            notes.add(
+                features,
+                output,
+                copies=copies,
+                name=f"{name}({known})" if known else name,
+                kind=name,
+                tensors={"weight": matrix if copies else matrix.detach()},
+                made=output if self._keeps_graph else output.detach(),
+                is_function=True,
             )
-            self._keep_raw(features, output)
 
     def _begin(self, *_: Any) -> None:
         compiled = torch.compiler.is_compiling()
-        if torch.compiler.is_exporting() or (not compiled and torch._C._get_tracing_state()):
+        if _is_exporting() or (not compiled and torch._C._get_tracing_state()):
             return  # what is noted would become a part of the graph
         if not compiled and torch._C._current_graph_task_id() != -1:
             return  # recomputed inside backward (checkpointing): no pass
@@ -388,7 +283,8 @@ class PassWatcher:
         self._forget()
         self._failure = None
         self._depth = 1
-        self._noting = []
+        # compiled code must not depend on what is known already: it would be compiled again
+        self._notes = Notes(self._keeps_graph, is_bounded=not compiled and not self._narrow)
         self.latest = None
         if compiled:
             return
@@ -400,7 +296,8 @@ class PassWatcher:
             ProductMode(self._note_products).__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
-        if self._noting is None or self._depth == 0:
+        notes = self._notes
+        if notes is None or self._depth == 0:
             return
         self._depth -= 1
         if self._depth:
@@ -410,8 +307,8 @@ class PassWatcher:
             return
         self._leave_mode()
         entries = output_entries(output, self._output, self._model)
-        makers = [self._maker_of(entry.tensor) for entry in entries]
-        calls = self._noting
+        makers = [notes.maker_of(entry.tensor) for entry in entries]
+        calls = notes.calls
         fault = ""
         if self._weight is not None:
             given = self._weight()
@@ -419,14 +316,14 @@ class PassWatcher:
             calls = [replace(call, tensors={} if isinstance(given, str) else {"weight": given}) for call in calls]
         if torch.compiler.is_compiling():
             # only what may be the head: each copy is one more output of the compiled graph
-            calls = _relevant(calls, {entry.logits.shape[1] for entry in entries}) if self._name is None else calls
-            calls = _copied(calls)
+            calls = relevant(calls, {entry.logits.shape[1] for entry in entries}) if self._name is None else calls
+            calls = copied_calls(calls)
         # compiled code must not depend on what is known already: it would be compiled again
         fresh = not torch.compiler.is_compiling() and not self._narrow
         origins = makers
         if fresh:
             origins = [
-                self._origin_of(entry.tensor) if maker is None else maker
+                notes.origin_of(entry.tensor) if maker is None else maker
                 for entry, maker in zip(entries, makers, strict=True)
             ]
         # the host may go on to change its output in place, and its graph is not ours to keep alive
@@ -444,15 +341,14 @@ class PassWatcher:
             with _disable_current_modes(), unnoted():  # such as one that counts the host's operations
                 self._completed(record)
         if not self._keeps_graph:
-            record.calls = _copied(record.calls)
+            record.calls = copied_calls(record.calls)
 
     def _forget(self) -> None:
         self._drop_notes()
         self._leave_mode()
 
     def _drop_notes(self) -> None:
-        self._noting = None
-        self._raw, self._depth = [], 0
+        self._notes, self._depth = None, 0
 
     def _leave_mode(self) -> None:
         if not torch.compiler.is_compiling():
@@ -464,20 +360,6 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return model.get_submodule(name)
     except AttributeError:
         return None
-
-
-def _same_rows(first: Tensor, first_channels: bool, second: Tensor, second_channels: bool) -> bool:
-    """Whether two layers read the same rows of features in memory, whichever dimension the features stand in."""
-    if first_channels == second_channels and first.shape == second.shape:
-        return same_memory(first, second)
-    if torch.compiler.is_compiling() or first.numel() != second.numel() or not memory(first) == memory(second) != 0:
-        return False
-    layouts = [
-        (rows.data_ptr(), [(size, step) for size, step in zip(rows.shape, rows.stride(), strict=True) if size > 1])
-        for tensor, channel_first in ((first, first_channels), (second, second_channels))
-        for rows in [as_positions(tensor, channel_first and tensor.ndim > 2)]
-    ]
-    return layouts[0] == layouts[1]
 
 
 def _has_matrix(module: nn.Module, sizes: set[int]) -> bool:
@@ -520,39 +402,10 @@ def _may_use_modes(model: nn.Module) -> bool:
     )
 
 
+# torch 2.6 has no name for it: there the exported graph holds what is noted
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def _is_capturing() -> bool:
     """Whether a CUDA graph is being captured: nothing may wait for the device meanwhile."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _relevant(calls: list[LayerCall], sizes: set[int]) -> list[LayerCall]:
-    """The runs with a matrix of such a size and those they read from; all where there is none."""
-    wanted: list[int] = []
-    for call in reversed(calls):
-        sized = any(size in sizes for _, matrix in call.matrices() for size in matrix.shape)
-        if sized or call.serial in wanted:
-            wanted.append(call.serial)
-            if call.reads is not None:
-                wanted.append(call.reads)
-    return [call for call in calls if call.serial in wanted] if wanted else calls
-
-
-def _copied(calls: list[LayerCall]) -> list[LayerCall]:
-    """The runs with copies of their tensors; what was one object stays one."""
-    copies: list[tuple[Tensor, Tensor]] = []
-
-    def copied(tensor: Tensor) -> Tensor:
-        for original, copy in copies:
-            if original is tensor:
-                return copy
-        copies.append((tensor, snapshot(tensor)))
-        return copies[-1][1]
-
-    return [
-        replace(
-            call,
-            inputs=None if call.inputs is None else copied(call.inputs),
-            tensors={name: copied(tensor) for name, tensor in call.tensors.items()},
-        )
-        for call in calls
-    ]

@@ -448,18 +448,20 @@ def test_activations_of_the_first_pass_are_kept_alive_within_a_bound(monkeypatch
     """Before the head is known any layer may be it; of those that run at every token the oldest are let go."""
     row = N * 16 * 4 * 4  # bytes of one layer's tokens
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)), nn.Flatten(), nn.Linear(64, K))
-    monkeypatch.setattr("ccf_plugin.probe.watch._FIRST_PASS_BYTES", 5 * row)
+    monkeypatch.setattr("ccf_plugin.probe.notes._FIRST_PASS_BYTES", 5 * row)
     kept = []
     with CrossClassProbe(model) as probe, torch.no_grad():
         watcher = probe._tracer.watcher
-        model[-1].register_forward_hook(lambda *_: kept.append([call.inputs is not None for call in watcher._noting]))
+        model[-1].register_forward_hook(
+            lambda *_: kept.append([call.inputs is not None for call in watcher._notes.calls])
+        )
         model(torch.rand(N, 16, 4))
         assert probe.head.name == "21"
     assert kept[0] == [False] * 15 + [True] * 6  # the head itself runs once a sample
 
 
 def test_a_head_that_was_let_go_is_found_in_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccf_plugin.probe.watch._FIRST_PASS_BYTES", 1)
+    monkeypatch.setattr("ccf_plugin.probe.notes._FIRST_PASS_BYTES", 1)
 
     class Early(nn.Module):
         def __init__(self) -> None:

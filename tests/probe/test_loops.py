@@ -126,7 +126,7 @@ def test_a_detached_probe_leaves_compiled_code(network: nn.Module, passes: list[
     drive(probe, fast, passes)
     probe.detach()
     fast(passes[0][0])
-    assert tracer.watcher._noting is None
+    assert tracer.watcher._notes is None
     assert tracer.watcher.latest is None
 
 
