@@ -63,6 +63,10 @@ class Reading:
     allowed: Tensor
     biases: tuple[tuple[Tensor, Tensor], ...]
 
+    def offset(self) -> Tensor:
+        """The constant row without the layers' own biases, (K,)."""
+        return (self.residual - _sum_of(self.biases, self.residual.dtype)).mean(0)
+
     def is_informative(self) -> bool:
         """Whether the features tell the samples apart, so that the check means something. Waits for the device."""
         varied = self.made - self.made.mean(0) if len(self.made) > 1 else self.made
@@ -74,8 +78,13 @@ class Reading:
         return bool(((self.residual - own).abs() <= self.allowed).all())
 
 
-def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
+def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None = None) -> Reading:
     """Features and weight of this pass in canonical form, checked against its logits (N, K).
+
+    Args:
+        plan, record, logits: what to read, where, and what it must give.
+        offset: for a pass of one sample, what the constant row was beside the layers' own biases in the last pass of
+            several, (K,); None: nothing.
 
     Raises:
         InputError: a layer did not run, ran on other rows than the logits have, or cannot be read.
@@ -89,11 +98,11 @@ def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
-    allowed = _tolerance(values, shares, factors, wanted)
+    allowed, is_blind = _tolerance(values, shares, factors, wanted)
     biases = tuple((value.bias, factors[..., t]) for t, value in enumerate(values) if value.bias is not None)
-    if len(wanted) == 1 and plan.explicit:
-        # One sample alone is explained by any constant row: there the layers' own biases must be it.
-        difference = (residual - _sum_of(biases, dtype)).abs()
+    if len(wanted) == 1:
+        # One sample alone is explained by any constant row: there it must be known.
+        difference = (residual - _sum_of(biases, dtype) - (0.0 if offset is None else offset)).abs()
     else:
         centred = residual - residual[:1]  # the constant row first, whose size would round the mean
         difference = (centred - centred.mean(0)).abs()
@@ -103,7 +112,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor) -> Reading:
         dtype=values[0].features.dtype,
         factors=factors,
         error=difference.amax() / wanted.abs().amax(),
-        missed=(difference > allowed).any(),
+        missed=~(difference <= allowed).all() | is_blind,  # NaN, as a mask of -inf leaves it, is a miss
         refitted=refitted,
         residual=residual,
         made=made,
@@ -244,15 +253,19 @@ def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     )
 
 
-def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, logits: Tensor) -> Tensor:
+def _tolerance(
+    values: Sequence[TermValues], shares: Tensor, factors: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor]:
     """How far float arithmetic may put each of the logits from g Wᵀ + a constant row, (N, K).
+
+    And whether some class's logits are so large that nothing of g Wᵀ is left in them, () bool: a mask.
 
     With u the unit roundoff of a product's inputs, rounding them moves a sum of n products by about u √Σ g²w², since
     the errors have either sign; summing adds at most some √n times the sum's own unit, over partial sums of √n times
-    the same; they begin with the bias, which may be as large as the largest logit. What is done to the terms
+    the same; they begin with the bias, which may be as large as the class's largest logit. What is done to the terms
     afterwards rounds them a few times more.
     """
-    allowed: Tensor | float = 0.0
+    allowed = torch.zeros_like(logits)
     of_largest = 0.0
     for index, value in enumerate(values):
         unit_in, unit = units(value.outer)
@@ -264,4 +277,10 @@ def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, lo
         of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * shares.abs().sum(2)
-    return allowed + of_largest * logits.abs().amax()
+    rounding_of_class = of_largest * logits.abs().amax(0)
+    if len(logits) == 1:
+        return allowed + rounding_of_class, torch.zeros((), dtype=torch.bool, device=logits.device)
+    made = shares.sum(2)
+    varied = (made - made[:1]).abs().amax(0)
+    is_blind = ((varied > 4 * allowed.amax(0)) & (varied < 4 * rounding_of_class)).any()
+    return allowed + rounding_of_class, is_blind

@@ -78,6 +78,7 @@ class HeadTracer:
         self._output = output
         self._head: Head | None = None
         self._plans: dict[Any, Plan] = {}  # by the structure of the passes that they read
+        self._offsets: dict[Any, Tensor] = {}  # of plans whose constant row is not the layers' own biases, likewise
         weight = None
         if isinstance(head, LinearHead):
             given = head.weight
@@ -177,7 +178,10 @@ class HeadTracer:
                 return self._read_members(record)
             plan = self._plan_of(record)
             logits = self._logits(plan, record)
-            reading = read(plan, record, logits)
+            signature = record.signature()
+            reading = read(plan, record, logits, self._offsets.get(signature))
+            if len(logits) > 1 and not plan.explicit:
+                self._offsets[signature] = reading.offset()
             if any(term.rows is not None and record.runs(term.links[0].name)[-1].gathered for term in plan.terms):
                 raise InputError(
                     "expected logits of all classes in each process, found a tensor-parallel head that gives each some "
