@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.tolerances import rounding
 from torch import Tensor, nn
 
+# Of C, from the pixels on: a convolution of 9, a mean of 9, 24 features, some 12 images.
+ROUNDING = rounding(9 + 9 + 24 + 12)
 REPOSITORY = Path(__file__).parents[2]
 
 

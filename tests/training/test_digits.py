@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.runs import Quiet
 
 from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
-
-from .tiny import Quiet
 
 DIGITS = [name for name in shipped_recipes() if name.startswith("digits")]
 SHORT = [
