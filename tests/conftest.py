@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ def _one_thread() -> None:
     # Small networks are slower on two threads than on one, and far slower where another process wants the second.
     torch.set_num_threads(1)
     os.environ.update(environment())  # for the processes that tests start
+    # In the background a shell lets its commands ignore SIGINT, and the processes that they start too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

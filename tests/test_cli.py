@@ -341,7 +341,7 @@ BAD = {
     "a head that is no layer": (["probe", "{checkpoint}", "--head", "linea"], "did you mean 'linear'"),
     "an entry that is not there": (
         ["probe", "python:training.own_models:Named", "--data", "digits", "--clean", "--output", "three"],
-        "found 'three' for 0, 1, 'one', 'two'",
+        "at output='three', found type dict of 'one': shape",
     ),
     "a network without a head": (
         ["train", "digits", "--set", "model={{name='python:training.own_models:Headless'}}"],
