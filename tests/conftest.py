@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.commands import Ccf, environment, run_here
@@ -45,6 +46,13 @@ def outside() -> Path:
 def outside_data(outside: Path) -> Path:
     """Real CIFAR-10."""
     return outside / "data"
+
+
+@pytest.fixture
+def golden(outside: Path) -> dict[str, np.ndarray]:
+    """A trained ResNet-18 on 1,000 images: features, labels, weight, and the figures they must give."""
+    with np.load(outside / "golden" / "resnet18_cifar10_clean.npz", allow_pickle=False) as archive:
+        return dict(archive)
 
 
 @pytest.fixture

@@ -106,10 +106,11 @@ def _trained_resnet18(outside_data: Path, **options: int) -> tuple[torch.nn.Modu
     return loaded.model, data
 
 
-def test_a_trained_network_on_real_images_gives_the_golden_features_figures(outside: Path, outside_data: Path) -> None:
+def test_a_trained_network_on_real_images_gives_the_golden_features_figures(
+    golden: dict[str, np.ndarray], outside_data: Path
+) -> None:
     network, data = _trained_resnet18(outside_data, test_limit=100)
     assert data.test is not None
-    golden = np.load(outside / "golden" / "resnet18_cifar10_clean.npz", allow_pickle=False)
     result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
     chosen = np.sort(np.concatenate([np.flatnonzero(golden["labels"] == k)[:10] for k in range(10)]))
     features, labels, weight = golden["features"][chosen].astype(float), golden["labels"][chosen], golden["weight"]
@@ -129,11 +130,10 @@ def _leeway(network: torch.nn.Module, logits: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_the_golden_figures_clean(outside: Path, outside_data: Path) -> None:
+def test_the_golden_figures_clean(golden: dict[str, np.ndarray], outside_data: Path) -> None:
     network, data = _trained_resnet18(outside_data)
     assert data.test is not None
     result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
-    golden = np.load(outside / "golden" / "resnet18_cifar10_clean.npz", allow_pickle=False)
     logits = golden["features"] @ golden["weight"].T + golden["bias"]
     assert result.clean_accuracy == pytest.approx(0.937, abs=_leeway(network, logits))
     assert result.cas == pytest.approx(13.479, abs=1e-3)
