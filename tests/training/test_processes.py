@@ -96,7 +96,7 @@ CONFIGURED = {
 }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_accelerates_environment_changes_nothing_and_is_told(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,10 +173,11 @@ def test_accelerate_launches_it_and_another_number_of_processes_resumes(alone: P
 @pytest.mark.parametrize(
     ("death", "cause", "resumed_by"),
     [
-        ("raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"]),
-        ("os.kill(os.getpid(), 9)", "SIGKILL", []),
+        pytest.param(
+            "raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"], marks=pytest.mark.slow, id="error"
+        ),
+        pytest.param("os.kill(os.getpid(), 9)", "SIGKILL", [], id="kill"),
     ],
-    ids=["error", "kill"],
 )
 def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
     alone: Path, tmp_path: Path, death: str, cause: str, resumed_by: list[str]
