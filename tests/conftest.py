@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
-from collections.abc import Callable
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from support.commands import Ccf, environment, run_here
 from torch.nn import functional as F
 
-from ccf_plugin.cli import main
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import build_model
-
-Ccf = Callable[..., tuple[int, str, str]]
 
 OUTSIDE = Path(__file__).parents[1] / os.environ.get("CCF_TEST_DATA", "../shared")
 
@@ -26,7 +23,15 @@ OUTSIDE = Path(__file__).parents[1] / os.environ.get("CCF_TEST_DATA", "../shared
 def _one_thread() -> None:
     # Small networks are slower on two threads than on one, and far slower where another process wants the second.
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    os.environ.update(environment())  # for the processes that tests start
+    # In the background a shell lets its commands ignore SIGINT, and the processes that they start too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Whatever a test draws without a seed of its own is the same in each run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -44,19 +49,22 @@ def outside_data(outside: Path) -> Path:
 
 
 @pytest.fixture
-def ccf(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def golden(outside: Path) -> dict[str, np.ndarray]:
+    """A trained ResNet-18 on 1,000 images: features, labels, weight, and the figures they must give."""
+    with np.load(outside / "golden" / "resnet18_cifar10_clean.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+@pytest.fixture
+def ccf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ccf:
     """Run ``ccf`` in this process, in an empty folder: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ccf", *map(str, arguments)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-            main()
+        code = run_here(*arguments)
         captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run
 

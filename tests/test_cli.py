@@ -9,30 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.commands import Ccf, ended, run, sets, start
+from support.runs import SMALLEST
 
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.recipe_files import shipped_recipes
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
 
-TINY = [
-    *("--set", "model.options={width=2, blocks=[1,1,1,1]}"),
-    *("--set", "data.train_per_class=4"),
-    *("--set", "data.test_limit=20"),
-    *("--set", "attack.steps=1"),
-    *("--set", "evaluate.steps=1"),
-    *("--set", "optim.epochs=2"),
-    *("--set", "probe.every=2"),
-]
-
-Ccf = Callable[..., tuple[int, str, str]]
+TINY = sets([*SMALLEST, "data.train_per_class=4", "optim.epochs=2", "probe.every=2"])
 
 
 def _save_untrained(folder: Path, classes: str, data: str) -> Path:
@@ -65,11 +56,6 @@ def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
     np.savez(folder / "three.npz", x=images, y=np.arange(6) % 3)
     return _save_untrained(folder, "012", f"npz:{folder / 'three.npz'}")
-
-
-def _process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ccf_plugin", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
@@ -355,7 +341,7 @@ BAD = {
     "a head that is no layer": (["probe", "{checkpoint}", "--head", "linea"], "did you mean 'linear'"),
     "an entry that is not there": (
         ["probe", "python:training.own_models:Named", "--data", "digits", "--clean", "--output", "three"],
-        "found 'three' for 0, 1, 'one', 'two'",
+        "at output='three', found type dict of 'one': shape",
     ),
     "a network without a head": (
         ["train", "digits", "--set", "model={{name='python:training.own_models:Headless'}}"],
@@ -436,24 +422,22 @@ def test_help_answers_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     code = f"import sys; import ccf_plugin.cli; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stdout.strip() == "[]"
-    process = _process("--help", cwd=tmp_path)
-    assert process.returncode == 0
-    assert "probe" in process.stdout
+    code, out, _ = run("--help", cwd=tmp_path)
+    assert code == 0
+    assert "probe" in out
 
 
 def test_a_real_process_prints_errors_without_a_traceback(tmp_path: Path) -> None:
-    process = _process("probe", "nowhere", cwd=tmp_path)
-    assert process.returncode == 2
-    assert process.stdout == ""
-    assert process.stderr.startswith("ccf: model 'nowhere'")
+    code, out, err = run("probe", "nowhere", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("ccf: model 'nowhere'")
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "ccf_plugin", "probe", str(checkpoint), "--clean", "--limit", "20", "--json"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.close()
-    _, err = process.communicate(timeout=120)
+    with ended(start("probe", checkpoint, "--clean", "--limit", 20, "--json", cwd=tmp_path)) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(timeout=120)
     assert "Traceback" not in err
 
 

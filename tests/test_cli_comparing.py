@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bad_inputs.cases import ends_in_one_line
+from support.commands import Ccf
 from training.own_models import Named
 
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.datasets import load_data
 
-Ccf = Callable[..., tuple[int, str, str]]
 QUICK = ("--steps", 2, "--limit", 60)
 
 

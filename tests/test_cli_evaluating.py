@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs.cases import ends_in_one_line
+from support.commands import Ccf, ended, start, wait_until
 
 from ccf_plugin.zoo.models import load_model
-
-Ccf = Callable[..., tuple[int, str, str]]
 
 
 def test_an_evaluation_says_on_how_many_images(ccf: Ccf, digits_run: Path, tmp_path: Path) -> None:
@@ -47,16 +42,15 @@ def test_autoattack_from_the_command_line(ccf: Ccf, digits_run: Path) -> None:
 
 def test_a_killed_evaluation_is_continued(digits_run: Path, tmp_path: Path, ccf: Ccf) -> None:
     arguments = ["evaluate", str(digits_run), "--steps", "60", "--batch-size", "15", "--out", "here"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ccf_plugin", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    for _ in range(6000):  # until the attack has begun
-        file = tmp_path / "here.json"
-        if file.exists() and json.loads(file.read_text())["progress"].get("PGD-60"):
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    file = tmp_path / "here.json"
+
+    def has_begun() -> bool:
+        return file.exists() and "PGD-60" in json.loads(file.read_text())["progress"]
+
+    with ended(start(*arguments, cwd=tmp_path)) as process:
+        wait_until(has_begun, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err == "ccf: interrupted; run it again to continue after the last finished batch\n"
     done = json.loads(file.read_text())["progress"]["PGD-60"]["batches"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs.cases import SETTINGS
+from bad_inputs.cases import SET
 
 from ccf_plugin.files import given_path, made_folder, write_together
 from ccf_plugin.zoo.datasets import load_data
@@ -55,11 +55,10 @@ def test_a_run_shows_where_the_paths_of_its_recipe_lead(
     recipe = 'base = "../digits_below"\n[data]\nname = "npz:../up.npz"\n'
     (tmp_path / "digits_below.toml").write_text('base = "digits"')
     Path("mine.toml").write_text(recipe)
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    code, out, err = ccf("train", "mine.toml", *settings, "--out", "../run")
+    code, out, err = ccf("train", "mine.toml", *SET, "--out", "../run")
     assert (code, err) == (0, "")
     assert f"on npz:{tmp_path / 'up.npz'} → {tmp_path / 'run'}" in out
-    code, out, err = ccf("train", "mine.toml", "--set", "distill=[{teacher='../gone', weight=1}]", *settings)
+    code, out, err = ccf("train", "mine.toml", "--set", "distill=[{teacher='../gone', weight=1}]", *SET)
     assert code == 2
     assert f"{tmp_path / 'gone'}" in err
 

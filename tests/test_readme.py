@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.commands import run, sets
 
 from ccf_plugin.training.recipe_files import load_recipe
 
@@ -84,9 +85,7 @@ def test_the_recipe_in_the_readme_is_one(tmp_path: Path) -> None:
 def test_the_loss_in_the_readme_trains(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(import torch\.nn\.functional as F.*?)```", README, re.S)
     (tmp_path / "mylosses.py").write_text(code)
-    command = [sys.executable, "-m", "ccf_plugin", "train", "digits", "--out", "run"]
-    for setting in ("objective.loss=python:mylosses:margin", "objective.options.gap=2.0", "optim.epochs=1"):
-        command += ["--set", setting]
-    command += ["--set", "data.train_per_class=5", "--set", "data.test_limit=20", "--set", "evaluate.steps=1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    settings = ["objective.loss=python:mylosses:margin", "objective.options.gap=2.0", "optim.epochs=1"]
+    settings += ["data.train_per_class=5", "data.test_limit=20", "evaluate.steps=1"]
+    code, _, err = run("train", "digits", "--out", "run", *sets(settings), cwd=tmp_path)
+    assert code == 0, err

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from support.commands import sets
+from support.runs import SMALLEST
 from torch import nn
 
 HTML = b"<!DOCTYPE html><html><title>Quota exceeded</title></html>"
 SETTINGS = [
-    *("model.options.width=2", "model.options.blocks=[1,1,1,1]", "data.train_per_class=2", "data.test_limit=10"),
-    *("attack.steps=1", "evaluate.steps=1", "optim.batch_size=20", "optim.epochs=1", "probe.pictures=false"),
+    *(*SMALLEST, "data.train_per_class=2", "data.test_limit=10"),
+    *("optim.batch_size=20", "optim.epochs=1", "probe.pictures=false"),
 ]
-SET = [word for setting in SETTINGS for word in ("--set", setting)]
+SET = sets(SETTINGS)
 OWN = "python:bad_inputs.cases:network"
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training.test_run import Quiet
+from support.commands import run_here
+from support.runs import Quiet
 
 from bad_inputs.cases import SETTINGS
-from ccf_plugin.cli import main
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 
@@ -33,10 +31,7 @@ def ccf(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     monkeypatch.setattr("gdown.download", fail)
 
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ccf", *arguments])
         capfd.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), capfd.readouterr().err
+        return run_here(*arguments), capfd.readouterr().err
 
     return run

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import run
 
 from bad_inputs.cases import FOLDER, ends_in_one_line, images, listing, probe
 from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS
@@ -136,9 +135,8 @@ def test_names_that_look_like_markup_are_names(ccf: Callable[..., tuple[int, str
     assert ccf(*NEW, "runs/[/x]") == (0, "")
 
 
-def test_a_terminal_of_ascii_shows_what_it_can(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
-    command = [sys.executable, "-m", "ccf_plugin", "probe", "größe"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("ccf: model 'gr\\xf6\\xdfe': no such file")
+def test_a_terminal_of_ascii_shows_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    code, _, err = run("probe", "größe", cwd=tmp_path)
+    assert code == 2
+    assert err.startswith("ccf: model 'gr\\xf6\\xdfe': no such file")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.commands import sets
 from zoo.harmful import Harmful
 
 from bad_inputs.cases import FOLDER, NPZ, OWN, SET, Make, X, ends_in_one_line, file, images, listing, network, probe
@@ -50,7 +51,7 @@ def _harmful_arrays(name: str, array: str) -> Make:
 
 
 def _train(*settings: str) -> list[str]:
-    return ["train", "digits", *SET, *(word for setting in settings for word in ("--set", setting))]
+    return ["train", "digits", *SET, *sets(settings)]
 
 
 ENSEMBLE = "cifar10/corruptions/Diffenderfer2021Winning_LRR_CARD_Deck"  # its networks take seconds to build

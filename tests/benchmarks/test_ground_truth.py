@@ -14,10 +14,8 @@ def test_the_classes_share_what_the_dial_says(layout: truth.Layout, dial: int) -
     parts = [set(row.tolist()) for row in truth.parts_of_classes(layout, dial)]
     assert all(len(own) == truth.PARTS for own in parts)
     shared = [[len(a & b) for b in parts if b is not a] for a in parts]
-    if layout == "pairs":
-        assert all(sorted(counts) == [0, 0, 0, 0, dial] for counts in shared)
-    else:
-        assert all(sorted(counts) == [0] * (truth.PARTS - dial) + [1] * dial for counts in shared)
+    expected = {"pairs": [0, 0, 0, 0, dial], "spread": [0] * (truth.PARTS - dial) + [1] * dial}
+    assert all(sorted(counts) == expected[layout] for counts in shared)
     assert len(set.union(*parts)) == 30 - 3 * dial
 
 

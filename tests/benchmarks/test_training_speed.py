@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.runs import Quiet
 
-from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.bench import bench
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.precision import matrix_rate, resolve_precision
 
 pytestmark = pytest.mark.slow
@@ -32,17 +30,6 @@ EVALUATION = (2 * (20 * 3 + 1) + 1) / (20 * 2 + 2)
 # What must be left of those and of the units' rate: at the highest of rates memory decides.
 KEPT_OF_STEP, KEPT_OF_EVALUATION, LEAST_UTILISATION = 0.5, 0.35, 0.25
 HAS_BF16 = resolve_precision("auto", CPU) == "bf16"
-
-
-class Quiet:
-    """A reporter that shows nothing."""
-
-    def started(self, run: Run) -> None: ...
-    def step(self, epoch: int, done: int, total: int) -> None: ...
-    def evaluating(self, batches: Batches, total: int) -> Batches:
-        return batches
-
-    def epoch_finished(self, row: EpochRow) -> None: ...
 
 
 @pytest.fixture

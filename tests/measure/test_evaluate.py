@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from support.precise import InFloat64
+from support.tolerances import rounding, terms_of, undecided
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import measure
@@ -33,6 +35,7 @@ def split() -> Split:
 
 
 def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, split: Split) -> None:
+    head, model = model.linear, InFloat64(model)  # type: ignore[assignment]
     threat = threat_model(eps="16/255", steps=5)
     result = measure(model, split, threat, classes=CLASSES, model_name="m", data_name="d", batch_size=30, seed=3)
     images, labels = split.images.float() / 255, split.labels
@@ -40,17 +43,17 @@ def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, sp
     attack = torchattacks.PGD(model, eps=16 / 255, alpha=4 / 255, steps=5)
     attacked = attack(images, labels)
     features: list[torch.Tensor] = []
-    handle = model.linear.register_forward_hook(lambda _, args, __: features.append(args[0]))  # type: ignore[union-attr, operator]
+    handle = head.register_forward_hook(lambda _, args, __: features.append(args[0]))  # type: ignore[union-attr, operator]
     with torch.no_grad():
         correct = (model(attacked).argmax(1) == labels).double().mean()
         clean = (model(images).argmax(1) == labels).double().mean()
     handle.remove()
     assert result.robust_accuracy == pytest.approx(float(correct))
     assert result.clean_accuracy == pytest.approx(float(clean))
-    weight = model.linear.weight.detach()  # type: ignore[union-attr]
+    weight = head.weight.detach()  # type: ignore[union-attr]
     vectors = torch.stack([(features[0][labels == k] * weight[k]).double().mean(0) for k in range(3)])
     units = vectors / vectors.norm(dim=1, keepdim=True)
-    np.testing.assert_allclose(result.matrix, (units @ units.T).numpy(), atol=1e-6)
+    np.testing.assert_allclose(result.matrix, (units @ units.T).numpy(), atol=rounding(features[0].numel()))
 
 
 def test_the_result_says_where_it_comes_from(model: torch.nn.Module, split: Split) -> None:
@@ -103,26 +106,36 @@ def _trained_resnet18(outside_data: Path, **options: int) -> tuple[torch.nn.Modu
     return loaded.model, data
 
 
-def test_a_trained_network_on_real_images_gives_the_golden_features_figures(outside: Path, outside_data: Path) -> None:
+def test_a_trained_network_on_real_images_gives_the_golden_features_figures(
+    golden: dict[str, np.ndarray], outside_data: Path
+) -> None:
     network, data = _trained_resnet18(outside_data, test_limit=100)
     assert data.test is not None
-    golden = np.load(outside / "golden" / "resnet18_cifar10_clean.npz", allow_pickle=False)
     result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
     chosen = np.sort(np.concatenate([np.flatnonzero(golden["labels"] == k)[:10] for k in range(10)]))
     features, labels, weight = golden["features"][chosen].astype(float), golden["labels"][chosen], golden["weight"]
     vectors = np.stack([(features[labels == k] * weight[k]).mean(0) for k in range(10)])
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(result.matrix, units @ units.T, atol=1e-5)
-    predicted = (golden["features"][chosen] @ weight.T + golden["bias"]).argmax(1)
-    assert result.clean_accuracy == pytest.approx((predicted == labels).mean())
+    logits = golden["features"][chosen] @ weight.T + golden["bias"]
+    expected = (logits.argmax(1) == labels).mean()
+    assert result.clean_accuracy == pytest.approx(expected, abs=_leeway(network, logits))
+
+
+def _leeway(network: torch.nn.Module, logits: np.ndarray) -> float:
+    """Of an accuracy: the share of images of which rounding decides, 0 but for a rare image."""
+    share = undecided(torch.from_numpy(logits), rounding(terms_of(network))) / len(logits)
+    assert share <= 0.01
+    return share + 1e-9
 
 
 @pytest.mark.slow
-def test_the_golden_figures_clean(outside_data: Path) -> None:
+def test_the_golden_figures_clean(golden: dict[str, np.ndarray], outside_data: Path) -> None:
     network, data = _trained_resnet18(outside_data)
     assert data.test is not None
     result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
-    assert result.clean_accuracy == pytest.approx(0.937)
+    logits = golden["features"] @ golden["weight"].T + golden["bias"]
+    assert result.clean_accuracy == pytest.approx(0.937, abs=_leeway(network, logits))
     assert result.cas == pytest.approx(13.479, abs=1e-3)
     assert result.instance_cas == pytest.approx(18.810, abs=1e-3)
 

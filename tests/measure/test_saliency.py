@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from support.tolerances import rounding, terms_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,9 +162,11 @@ def test_the_examples_are_those_that_only_the_best_gets_right(both: tuple[Subjec
         assert example.best.predicted == example.label != example.last.predicted
         assert torch.equal(example.image, both[0].test.images[example.index].float() / 255)
         for subject, view in zip(both, (example.best, example.last), strict=True):
+            terms = terms_of(subject.loaded.model)
             assert 0 < (view.image - example.image).abs().max() <= 20 / 255 + 1e-6
             with torch.no_grad():
-                assert int(subject.loaded.model(view.image.unsqueeze(0)).argmax()) == view.predicted
+                (logits,) = subject.loaded.model(view.image.unsqueeze(0))  # alone, where it was one of a batch before
+                assert logits[view.predicted] >= logits.max() - rounding(terms, scale=float(logits.abs().max()))
             assert view.saliency.shape == (8, 8)
             assert 0 <= view.saliency.min() <= view.saliency.max() <= 1 + 1e-6
     again = saliency(*both, count=5)

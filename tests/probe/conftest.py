@@ -1,36 +1,14 @@
-"""Small classifiers, and the golden figures where they are."""
+"""Small classifiers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from support.tolerances import rounding
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks here are too small to share out among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def golden() -> dict[str, np.ndarray]:
-    """A trained ResNet-18 on 1,000 images: features, labels, weight, and the figures they must give."""
-    folder = REPOSITORY / os.environ.get("CCF_TEST_DATA", "../shared") / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent; set CCF_TEST_DATA to the folder of outside test data")
-    with np.load(folder / "resnet18_cifar10_clean.npz") as archive:
-        return dict(archive)
+# Of C, from the pixels on: a convolution of 9, a mean of 9, 24 features, some 12 images.
+ROUNDING = rounding(9 + 9 + 24 + 12)
 
 
 @pytest.fixture

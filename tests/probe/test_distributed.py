@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed as dist
+from support.commands import environment
 
 from . import distributed_worker as worker
+from .conftest import ROUNDING
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"
@@ -24,14 +25,13 @@ pytestmark = pytest.mark.skipif(
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank printed."""
     meeting = tmp_path_factory.mktemp("gloo") / "store"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "probe.distributed_worker", str(rank), "2", str(meeting)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=environment(Path(__file__).parents[1]),
         )
         for rank in range(2)
     ]
@@ -55,7 +55,7 @@ def equal(found: Any, expected: Any) -> None:
     assert found["counts"] == expected["counts"]
     for key in ("matrix", "instance_matrix"):
         np.testing.assert_allclose(
-            np.array(found[key], dtype=float), np.array(expected[key], dtype=float), atol=1e-6, err_msg=key
+            np.array(found[key], dtype=float), np.array(expected[key], dtype=float), atol=ROUNDING, err_msg=key
         )
     for key in ("head", "accuracy", "model_mode", "precision"):
         assert found[key] == expected[key], key

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
 
-from .conftest import small_batch, small_network
+from .conftest import ROUNDING, small_batch, small_network
 from .test_host import hooks_on
 
 Batch = tuple[Tensor, Tensor]
@@ -47,10 +47,13 @@ def drive(probe: CrossClassProbe, model: nn.Module, passes: list[Batch]) -> Cros
     return probe.compute()
 
 
-def same(found: CrossClassResult, expected: CrossClassResult, tolerance: float = 1e-6) -> None:
-    np.testing.assert_allclose(found.matrix, expected.matrix, atol=tolerance)
-    if found.instance_matrix is not None:
-        np.testing.assert_allclose(found.instance_matrix, expected.instance_matrix, atol=10 * tolerance)
+def same(
+    found: CrossClassResult, expected: CrossClassResult, tolerance: float = ROUNDING, *, instances: bool = False
+) -> None:
+    """``instances``: whether the probe measured C of instances too."""
+    assert (found.instance_matrix is not None) == instances
+    for name in ("matrix", "instance_matrix")[: 1 + instances]:
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=tolerance, err_msg=name)
     np.testing.assert_array_equal(found.counts, expected.counts)
 
 
@@ -71,7 +74,7 @@ def test_compiled_after_attaching(network: nn.Module, passes: list[Batch], attac
     expected = plainly(network, passes)
     fast = torch.compile(network, backend="aot_eager", fullgraph=fullgraph)
     with CrossClassProbe(fast if attach_to == "the compiled model" else network, instances=True) as probe:
-        same(drive(probe, fast, passes), expected)
+        same(drive(probe, fast, passes), expected, instances=True)
         assert probe.head.name == "2"
 
 
@@ -145,7 +148,7 @@ def test_a_model_in_half_precision(network: nn.Module, passes: list[Batch]) -> N
     half = copy.deepcopy(network).bfloat16()
     found = plainly(half, [(images.bfloat16(), labels) for images, labels in passes])
     assert found.precision == "bfloat16"
-    same(found, expected, 3e-2)
+    same(found, expected, 3e-2, instances=True)
 
 
 class Checkpointed(nn.Module):
@@ -172,7 +175,7 @@ def test_gradient_checkpointing_and_accumulation(network: nn.Module, passes: lis
 def test_channels_last(network: nn.Module, passes: list[Batch]) -> None:
     expected = plainly(network, passes)
     last = network.to(memory_format=torch.channels_last)
-    same(plainly(last, [(x.to(memory_format=torch.channels_last), y) for x, y in passes]), expected)
+    same(plainly(last, [(x.to(memory_format=torch.channels_last), y) for x, y in passes]), expected, instances=True)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -188,13 +191,13 @@ def test_without_gradients(network: nn.Module, passes: list[Batch], mode: type, 
                     probe.update(labels)
             if update_inside != (number % 2 == 0):
                 probe.update(labels)
-        same(probe.compute(), expected)
+        same(probe.compute(), expected, instances=True)
 
 
 def test_a_whole_measurement_in_inference_mode(network: nn.Module, passes: list[Batch]) -> None:
     expected = plainly(network, passes)
     with torch.inference_mode(), CrossClassProbe(network, instances=True) as probe:
-        same(probe.run(passes), expected)
+        same(probe.run(passes), expected, instances=True)
 
 
 def test_a_copy_has_no_share_in_the_probe(network: nn.Module, passes: list[Batch]) -> None:
@@ -262,7 +265,7 @@ def test_moved_and_cast_after_attaching(network: nn.Module, passes: list[Batch])
             network(images.double())
             probe.update(labels)
         found = probe.compute()
-    same(found, expected)
+    same(found, expected, instances=True)
     assert found.precision == "mixed"
 
 

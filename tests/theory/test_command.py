@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from ccf_plugin.cli import main
+from support.commands import run_here
 
 QUICK = ["--points", "2", "--samples", "20000"]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["ccf", "theory", *arguments])
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+    return run_here("theory", *arguments)
 
 
 def test_the_table_states_the_agreement_and_the_files_hold_the_rows(

@@ -103,8 +103,7 @@ def test_theorems_1_and_3_and_corollary_1() -> None:
         assert (plain[1] > 0) == (eps < eps_0)
         assert (smoothed[1] > 0) == (eps < eps_1)
         assert smoothed[1] > plain[1] or eps > eps_1
-        if eps < eps_1:
-            assert correlation(smoothed) > correlation(plain)
+        assert (correlation(smoothed) > correlation(plain)) == (eps < eps_1)
 
 
 @pytest.mark.parametrize("model", CASES, ids=["plain", "smoothed", "three features"])
@@ -193,8 +192,7 @@ def test_erratum_5_theorem_2_holds_for_one_other_class_and_not_for_all(sigma: fl
         assert joint[-1] < model.joint_probability(weights(1, 0.999), eps)  # near w₂ = w₁ it falls, whatever ε
         slope = model.joint_probability(weights(1, 1e-4), eps) - joint[0]
         assert (slope > 0) == (eps < model.threshold)  # near w₂ = 0: up below ε₀, down above
-        if eps > model.threshold:
-            assert joint == sorted(joint, reverse=True)
+        assert (joint == sorted(joint, reverse=True)) == (eps > model.threshold)
 
 
 def test_erratum_5_by_sampling_alone() -> None:

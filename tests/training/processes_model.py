@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from support.precise import InFloat64
 from torch import nn
 
 
 def layer_norm_network(num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, num_classes))
+    return InFloat64(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, num_classes))
+    )

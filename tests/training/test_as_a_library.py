@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.runs import Quiet, tiny
 from torch import Tensor
 
 from ccf_plugin.errors import CCFError
 from ccf_plugin.training.loop import train
-
-from .tiny import Quiet, tiny
 
 
 def _process() -> dict[str, Any]:

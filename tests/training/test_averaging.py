@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import Quiet, assert_same_run, tiny
 from torch import nn
 
 from ccf_plugin.run_log import checkpoint_of, read_log
@@ -15,8 +16,6 @@ from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import AverageSection
 from ccf_plugin.zoo.models import load_model
-
-from .tiny import Quiet, assert_same_run, tiny
 
 
 def _moves(section: AverageSection, epochs: int, steps: int = 2) -> tuple[list[float], float]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import Quiet, tiny
 from torch import nn
 
 from ccf_plugin.training.bench import bench
 from ccf_plugin.training.setup import prepare
-
-from .tiny import Quiet, tiny
 
 STEPS, IMAGES = 4, 60  # of 16 images, ten classes of six
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.runs import Quiet
 
-from ccf_plugin.run_log import EpochRow
+from ccf_plugin.run_log import EpochRow, read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
-
-from .tiny import Quiet
 
 DIGITS = [name for name in shipped_recipes() if name.startswith("digits")]
 SHORT = [
@@ -20,15 +19,21 @@ SHORT = [
 RAMP = "distill=[{teacher='average', weight=0.8, temperature=2.0, ramp=[3, 6], weight_after=1.0}]"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two folders to train in, of the shortened runs and of those as shipped: a teacher is also a student's run."""
+    return {kind: tmp_path_factory.mktemp(kind) for kind in ("short", "whole")}
+
+
 def _last_row(name: str, overrides: list[str]) -> EpochRow:
-    """Of the recipe's run in the working directory, after that of its teacher."""
-    recipe = load_recipe(name, overrides)
-    for section in recipe.distill:
-        if section.teacher != "average":
-            train(load_recipe(Path(section.teacher).name, overrides), Path(section.teacher), Quiet())
-    reporter = Quiet()
-    train(recipe, Path("student"), reporter)
-    return reporter.rows[-1]
+    """Of the recipe's run in the working directory, after that of its teacher; each is trained once."""
+    folder = Path("runs") / name
+    if not folder.exists():
+        for section in load_recipe(name).distill:
+            if section.teacher != "average":
+                _last_row(Path(section.teacher).name, overrides)
+        train(load_recipe(name, overrides), folder, Quiet())
+    return read_log(folder)[-1]
 
 
 def _robust_accuracy(row: EpochRow) -> float:
@@ -40,9 +45,9 @@ def _robust_accuracy(row: EpochRow) -> float:
 
 
 @pytest.mark.parametrize("name", DIGITS)
-def test_it_learns_in_a_few_epochs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns_in_a_few_epochs(name: str, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """RA under PGD-10 is three times chance or more; with these settings it is 50 to 60 %."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(kept["short"])
     steps = [] if load_recipe(name).attack.steps == 1 else ["attack.steps=3"]
     ramp = ["average.stop_epoch=6", RAMP] if load_recipe(name).average is not None else []
     assert _robust_accuracy(_last_row(name, [*SHORT, *steps, *ramp])) >= 0.3
@@ -50,9 +55,9 @@ def test_it_learns_in_a_few_epochs(name: str, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DIGITS)
-def test_it_learns_as_shipped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns_as_shipped(name: str, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures in the recipes' headers are 84 to 86 %."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(kept["whole"])
     row = _last_row(name, [])
     assert _robust_accuracy(row) >= 0.7
     assert row.test_clean_accuracy is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import Quiet, contents, tiny
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
@@ -16,8 +17,6 @@ from ccf_plugin.training.distillation import Teacher, check_teachers, distilled,
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.objectives import StepOutput
 from ccf_plugin.training.recipe import AverageSection, DistillSection
-
-from .tiny import Quiet, contents, tiny
 
 DIGITS = tuple("0123456789")
 IMAGES = torch.zeros(4, 1, 2, 2)

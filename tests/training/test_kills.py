@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import Quiet, assert_same_run, tiny
 
 from ccf_plugin import files
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
 
-from .tiny import Quiet, assert_same_run, tiny
-
 # Processes are forked from one that has imported everything and trained nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ccf_plugin.training.loop", "training.tiny"])
+CONTEXT.set_forkserver_preload(["ccf_plugin.training.loop", "support.runs"])
 
 # State is saved after every step, so that a kill is often in the middle of it. One epoch's weights are averaged.
 RECIPE = ["checkpoint_minutes=1e-9", "optim.epochs=3", "average={kind='ema', decay=0.9}", "threads=1"]
@@ -61,8 +60,9 @@ def _survive(kills: int, seed: int, tmp_path: Path) -> dict[str, int]:
     whole = train(tiny(*RECIPE), tmp_path / "whole", Quiet())
     duration = time.monotonic() - started
     done = {"kills": 0, "at a write": 0, "within an epoch": 0, "finished runs": 0}
-    folder = tmp_path / "run0"
-    while True:
+
+    def attempt() -> int | None:
+        """Train until the end or the next kill; returns the exit code."""
         by_write = generator.random() < 0.5
         write, part = generator.randint(1, 40), generator.choice(["fsync", "replace"])
         is_last = done["kills"] >= kills
@@ -70,21 +70,30 @@ def _survive(kills: int, seed: int, tmp_path: Path) -> dict[str, int]:
         process = CONTEXT.Process(target=_train, args=(folder, seconds, write * by_write * (not is_last), part))
         process.start()
         process.join()
-        if process.exitcode == 0:
-            assert_same_run(Run.read(folder, tiny(*RECIPE)), whole)
-            assert not list(folder.rglob(".*.tmp"))
-            done["finished runs"] += 1
-            if is_last:
-                return done
-            folder = tmp_path / f"run{done['finished runs']}"
-            continue
-        assert process.exitcode == -signal.SIGKILL
-        done["kills"] += 1
-        done["at a write"] += by_write
-        if (folder / "state" / "last.json").is_file():
+        was_killed = process.exitcode == -signal.SIGKILL
+        done["kills"] += was_killed
+        done["at a write"] += was_killed and by_write
+        if was_killed and (folder / "state" / "last.json").is_file():
             done["within an epoch"] += Run.read(folder, tiny(*RECIPE)).step > 0
+        return process.exitcode
+
+    while done["kills"] < kills or not done["finished runs"]:
+        folder = tmp_path / f"run{done['finished runs']}"
+        while (code := attempt()) != 0:
+            assert code == -signal.SIGKILL
+        assert_same_run(Run.read(folder, tiny(*RECIPE)), whole)
+        assert not list(folder.rglob(".*.tmp"))
+        done["finished runs"] += 1
+    return done
 
 
+def test_a_run_survives_five_kills(tmp_path: Path) -> None:
+    done = _survive(5, 25, tmp_path)
+    assert done["kills"] >= 5
+    assert done["at a write"] >= 1
+
+
+@pytest.mark.slow
 def test_a_run_survives_twenty_kills(tmp_path: Path) -> None:
     done = _survive(20, 0, tmp_path)
     assert done["kills"] >= 20

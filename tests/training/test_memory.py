@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.runs import SMALLEST
 
 CODE = """
 import os, sys
@@ -23,9 +24,9 @@ class Watch:
 
 train(load_recipe("digits", sys.argv[2:]), Path(sys.argv[1]), Watch())
 """
-TINY = [
-    *("model.options={width=2, blocks=[1,1,1,1]}", "data.train_per_class=30", "data.test_limit=100", "threads=1"),
-    *("attack.steps=1", "evaluate.steps=1", "optim.epochs=200", "optim.batch_size=100", "average={kind='ema'}"),
+SETTINGS = [
+    *(*SMALLEST, "data.train_per_class=30", "data.test_limit=100", "threads=1"),
+    *("optim.epochs=200", "optim.batch_size=100", "average={kind='ema'}"),
     *("probe.instances=true", "checkpoints.every=10"),
 ]
 
@@ -33,7 +34,7 @@ TINY = [
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
 def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CODE, str(tmp_path / "run"), *TINY]
+    command = [sys.executable, "-c", CODE, str(tmp_path / "run"), *SETTINGS]
     resident = [int(line) for line in subprocess.run(command, capture_output=True, check=True).stdout.split()]
     assert len(resident) == 200
     after_ten, most = resident[9], max(resident[10:])

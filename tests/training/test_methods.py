@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import run, run_here, sets
+from support.runs import SHORT
 
-from ccf_plugin.cli import main
 from ccf_plugin.errors import InputError
 from ccf_plugin.run_log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.zoo.attacks import attack_names
 
-from .tiny import TINY
-
-SMALL = [text for text in TINY if not text.startswith(("model.", "optim.epochs"))]
+SMALL = [*SHORT, "optim.epochs=1"]
 SIZES = {"digits": (8, 8, 1), "tinyimagenet": (64, 64, 3)}
 CLASSES = {"cifar100": 100, "tinyimagenet": 200}
 
@@ -49,14 +46,14 @@ def _at_once(recipe: Recipe) -> list[str]:
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe, settings = load_recipe(name), _made_small(name, monkeypatch)
-    run = Path("runs") / "student"
-    _ccf_train(name, str(run), settings, monkeypatch)
-    (row,) = read_log(run)
+    recipe, settings = load_recipe(name), _made_small(name)
+    out = Path("runs") / "student"
+    _ccf_train(name, str(out), settings)
+    (row,) = read_log(out)
     assert np.isfinite(row.train_loss)
     assert row.cas is not None
-    assert (run / "best.safetensors").is_file()
-    assert (run / "best_average.safetensors").is_file() == (recipe.average is not None)
+    assert (out / "best.safetensors").is_file()
+    assert (out / "best_average.safetensors").is_file() == (recipe.average is not None)
 
 
 @pytest.mark.slow
@@ -65,10 +62,10 @@ def test_two_processes_run_a_recipe_to_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sets = [part for setting in _made_small(name, monkeypatch) for part in ("--set", setting)]
+    settings = [*_made_small(name), "threads=2"]
     for folder in ("one", "two"):
-        command = [sys.executable, "-m", "ccf_plugin", "train", name, "--out", folder, *sets, "--set", "threads=2"]
-        subprocess.run(command, check=True, capture_output=True)
+        code, _, err = run("train", name, "--out", folder, *sets(settings), cwd=tmp_path)
+        assert code == 0, err
     files = [path.relative_to("one") for path in Path("one").rglob("*") if path.suffix in (".safetensors", ".npz")]
     assert len(files) >= 4
     for file in files:
@@ -78,7 +75,7 @@ def test_two_processes_run_a_recipe_to_the_same_bits(
     assert first == second
 
 
-def _made_small(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def _made_small(name: str) -> list[str]:
     """The settings by which a recipe runs for two steps, with its images and its teachers made in this folder."""
     recipe = load_recipe(name)
     size, classes = SIZES.get(recipe.data.name, (32, 32, 3)), CLASSES.get(recipe.data.name, 10)
@@ -86,20 +83,15 @@ def _made_small(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     arrays = {f"x_{split}": generator.integers(0, 256, (20, *size), dtype=np.uint8) for split in ("train", "test")}
     labels = np.arange(20) * classes // 20
     np.savez("made.npz", **arrays, y_train=labels, y_test=labels, classes=np.arange(classes).astype(str))
-    short = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=2", "optim.epochs=1", "precision=float32"]
+    short = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=2", "precision=float32"]
     for section in recipe.distill:  # first the teachers, from the recipes that their specs name
         if section.teacher != "average" and not Path(section.teacher).exists():
-            _ccf_train(Path(section.teacher).name, section.teacher, [*short, *_shrunk(recipe)], monkeypatch)
+            _ccf_train(Path(section.teacher).name, section.teacher, [*short, *_shrunk(recipe)])
     return [*short, *_at_once(recipe), *_shrunk(recipe)]
 
 
-def _ccf_train(recipe: str, out: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """``ccf train`` as a shell would call it, in this process."""
-    sets = [part for setting in settings for part in ("--set", setting)]
-    monkeypatch.setattr("sys.argv", ["ccf", "train", recipe, "--out", out, *sets])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+def _ccf_train(recipe: str, out: str, settings: list[str]) -> None:
+    assert run_here("train", recipe, "--out", out, *sets(settings)) == 0
 
 
 # What keeps the slow ones short.
@@ -123,11 +115,11 @@ def test_any_attack_trains(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     arrays = {f"x_{split}": generator.integers(0, 256, (10, 16, 16, 3), dtype=np.uint8) for split in ("train", "test")}
     np.savez("made.npz", **arrays, y_train=np.arange(10), y_test=np.arange(10))
     norm = "L2" if name.endswith("L2") or name in ("CW", "DeepFool") else "Linf"
-    settings = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=1", "optim.epochs=1", "optim.batch_size=5"]
+    settings = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=1", "optim.batch_size=5"]
     settings += ["model.options={width=16}", "data.augmentation=none", "evaluate.norm=Linf"]
     settings += [f"attack.name={name}", f"attack.norm={norm}", f"attack.eps={'1/255' if norm == 'Linf' else 0.1}"]
     settings += [f"attack.options.{key}={value}" for key, value in SHORTENED.get(name, {}).items()]
-    _ccf_train("digits", "run", [*settings, f"attack.batchnorm={_mode(settings)}"], monkeypatch)
+    _ccf_train("digits", "run", [*settings, f"attack.batchnorm={_mode(settings)}"])
     (row,) = read_log(Path("run"))
     assert np.isfinite(row.train_loss)
 

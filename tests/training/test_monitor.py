@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.choices import Choices
@@ -18,13 +19,11 @@ from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.setup import prepare
 
-from .tiny import TINY, Quiet, assert_same_run, contents, tiny
-
 
 def own(name: str, *more: str) -> Recipe:
     """A recipe of seconds of a network in ``own_models``."""
     model = f"model={{name='python:training.own_models:{name}'}}"
-    return load_recipe("digits", [model, *TINY[2:], *more])
+    return load_recipe("digits", [model, *SHORT, *more])
 
 
 FAILING: dict[str, tuple[tuple[str, ...], str]] = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.runs import Quiet, assert_same_run, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
-
-from .tiny import Quiet, assert_same_run, tiny
 
 OWN = "objective.loss=python:training.own_losses:"
 

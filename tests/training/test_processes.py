@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
+from support.commands import ended, run, sets, start
+from support.runs import tiny
 from torch.testing import assert_close
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.run_log import EpochRow, read_log
 from ccf_plugin.training.processes import Processes
-
-from .tiny import tiny
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"
@@ -43,28 +43,22 @@ SETTINGS = [
     "probe.instances=true",
     "probe.pictures=false",
 ]
+TESTS = [Path(__file__).parent, Path(__file__).parents[1]]  # where the processes find their network
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
 def _start(
-    out: Path, launcher: list[str], *more: str, settings: list[str] = SETTINGS, path: Path | None = None
+    out: Path, launcher: list[str], *more: str, settings: list[str] = SETTINGS, found_in: Sequence[Path] = ()
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, *launcher, "-m", "ccf_plugin", "train", "digits", "--out", str(out)]
-    for setting in settings:
-        command += ["--set", setting]
-    found_in = [Path(__file__).parent, path, os.environ.get("PYTHONPATH")]
-    joined = os.pathsep.join(str(one) for one in found_in if one)
-    environment = {**os.environ, "PYTHONPATH": joined, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=out.parent
-    )
+    arguments = ["train", "digits", "--out", out, *sets(settings), *more]
+    return start(*arguments, cwd=out.parent, launcher=launcher, found_in=[*found_in, *TESTS])
 
 
 def _run(out: Path, launcher: list[str], *more: str, settings: list[str] = SETTINGS) -> list[EpochRow]:
     out.parent.mkdir(exist_ok=True)
-    process = _start(out, launcher, *more, settings=settings)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    arguments = ["train", "digits", "--out", out, *sets(settings), *more]
+    code, output, errors = run(*arguments, cwd=out.parent, launcher=launcher, found_in=TESTS)
+    assert code == 0, errors
     assert output.count("epoch 1 ") <= 1  # one process speaks
     return read_log(out)
 
@@ -102,7 +96,7 @@ CONFIGURED = {
 }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_accelerates_environment_changes_nothing_and_is_told(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,10 +173,11 @@ def test_accelerate_launches_it_and_another_number_of_processes_resumes(alone: P
 @pytest.mark.parametrize(
     ("death", "cause", "resumed_by"),
     [
-        ("raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"]),
-        ("os.kill(os.getpid(), 9)", "SIGKILL", []),
+        pytest.param(
+            "raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"], marks=pytest.mark.slow, id="error"
+        ),
+        pytest.param("os.kill(os.getpid(), 9)", "SIGKILL", [], id="kill"),
     ],
-    ids=["error", "kill"],
 )
 def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
     alone: Path, tmp_path: Path, death: str, cause: str, resumed_by: list[str]
@@ -201,8 +196,8 @@ def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
     )
     out = tmp_path / "run"
     settings = [*SETTINGS, "checkpoint_minutes=1e-9"]  # a state after every step
-    process = _start(out, [*TORCHRUN, "2"], path=tmp_path, settings=settings)
-    _, errors = process.communicate(timeout=240)
+    with ended(_start(out, [*TORCHRUN, "2"], found_in=[tmp_path], settings=settings)) as process:
+        _, errors = process.communicate(timeout=240)
     assert time.time() - (tmp_path / "died").stat().st_mtime < 60
     assert process.returncode != 0
     assert cause in errors
@@ -214,13 +209,11 @@ def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
 def test_probing_on_two_processes_gives_the_result_of_one(alone: Path, tmp_path: Path) -> None:
     model = ["python:processes_model:layer_norm_network", "--checkpoint", str(alone / "best.safetensors")]
     data = ["--data", "digits", "--limit", "41", "--clean", "--instances", "--batch-size", "8"]
-    options = ["-m", "ccf_plugin", "probe", *model, *data, "--out"]
     for launcher, name in (([], "one"), ([*TORCHRUN, "2"], "two")):
-        command = [sys.executable, *launcher, *options, str(tmp_path / name)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Wrote ") == 1
+        options = ["probe", *model, *data, "--out", name]
+        code, output, errors = run(*options, cwd=tmp_path, launcher=launcher, found_in=TESTS)
+        assert code == 0, errors
+        assert output.count("Wrote ") == 1
     one, two = (CrossClassResult.load(tmp_path / name) for name in ("one", "two"))
     assert one.counts.tolist() == two.counts.tolist()
     assert one.clean_accuracy == two.clean_accuracy

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.runs import tiny
 
 from ccf_plugin.run_log import EpochRow
 from ccf_plugin.training.progress import ProgressReporter, closing_table, sweep_table
 from ccf_plugin.training.run import Run
-
-from .tiny import tiny
 
 FIRST = EpochRow(1, 0.1, 1.5, 0.4, 0.8, 0.5, 10.0, None, 1.0, 1.0)
 FALLING = replace(FIRST, test_robust_accuracy=0.2, cas=3.0, alarm="catastrophic overfitting; CAS falling")

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.precise import InFloat64
 from support.reads import Reads
-from torch import Tensor, nn
+from support.runs import tiny
+from support.tolerances import rounding
 
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training import reference
@@ -20,8 +22,6 @@ from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.setup import Parts, prepare
 from ccf_plugin.training.trainer import Trainer
 
-from .tiny import tiny
-
 CPU = torch.device("cpu")
 STEPS = 20
 
@@ -29,6 +29,10 @@ STEPS = 20
 def _parts(*more: str) -> Parts:
     """About the narrow network on 30 digits a class: 19 batches of 16 an epoch, the last smaller."""
     return prepare(tiny("data.train_per_class=30", "optim.lr=0.01", *more), CPU)
+
+
+def _precise(parts: Parts, logits: torch.dtype = torch.float64) -> Parts:
+    return replace(parts, model=InFloat64(parts.model, logits))
 
 
 def _losses(parts: Parts) -> list[float]:
@@ -64,22 +68,6 @@ def _reference_losses(parts: Parts) -> list[float]:
     return losses[:STEPS]
 
 
-class _InFloat64(nn.Module):
-    """A model computed in float64 behind float32 images and logits, as the trainer and the plain loop exchange them.
-
-    An attack's step is a gradient's sign, so that one gradient of mere rounding moves a pixel by a whole step, and the
-    weights after it. In float32 some processor meets one within 20 steps; in float64 it is 10⁹ times as rare.
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner.double()
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.inner(images.double())
-        return logits.float()
-
-
 @pytest.mark.parametrize(
     ("mode", "memory_format"),
     # In train mode gradients cancel until a few are mere rounding, in float64 too: there the same memory order, which
@@ -88,18 +76,19 @@ class _InFloat64(nn.Module):
 )
 def test_the_loss_of_each_of_20_steps_is_the_plain_loops(mode: str, memory_format: torch.memory_format) -> None:
     both = (_parts(f"attack.batchnorm={mode}", "optim.decay_epochs=[2]") for _ in range(2))
-    fast, plain = (replace(parts, model=_InFloat64(parts.model)) for parts in both)
+    fast, plain = (_precise(parts, torch.float32) for parts in both)  # as the trainer takes them
     plain.model.to(memory_format=memory_format)  # type: ignore[call-overload]
     # What is left to rounding is the float32 logits and the loss's mean over 16 images.
-    np.testing.assert_allclose(_losses(fast), _reference_losses(plain), rtol=16 * torch.finfo(torch.float32).eps)
+    np.testing.assert_allclose(_losses(fast), _reference_losses(plain), rtol=rounding(16))
     for name, value in fast.model.state_dict().items():
         torch.testing.assert_close(value, plain.model.state_dict()[name], rtol=1e-5, atol=1e-7)
 
 
 def test_bf16_losses_stay_near_those_of_float32() -> None:
-    exact, short = (_losses(_parts(f"precision={precision}")) for precision in ("float32", "bf16"))
+    """For as long as the steps before, which moved the weights by other signs, weigh less than rounding."""
+    exact, short = (_losses(_parts(f"precision={precision}"))[:4] for precision in ("float32", "bf16"))
     assert exact != short
-    np.testing.assert_allclose(short, exact, rtol=0.1)
+    np.testing.assert_allclose(short, exact, rtol=rounding(9, torch.bfloat16))
 
 
 @pytest.mark.parametrize("cutout", [0, 3])
@@ -122,7 +111,7 @@ def test_an_epochs_images_are_those_of_a_loader_that_augments_them_one_by_one(au
 
 
 def test_one_pass_gives_what_separate_passes_give() -> None:
-    parts = _parts()
+    parts = _precise(_parts())
     list(islice(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
     (loader,) = [list(parts.test.batches(20, CPU))]
     torch.manual_seed(0)
@@ -137,7 +126,7 @@ def test_one_pass_gives_what_separate_passes_give() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7])
 @pytest.mark.parametrize("inputs", ["clean", "adversarial"])
 def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_size: int) -> None:
-    parts = _parts("probe.instances=true", f"probe.inputs={inputs}")
+    parts = _precise(_parts("probe.instances=true", f"probe.inputs={inputs}"))
     list(islice(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
     whole = measure_model(parts, parts.model, lambda batches, _: batches).test
     evaluate = parts.recipe.evaluate.model_copy(update={"batch_size": batch_size})

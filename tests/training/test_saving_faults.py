@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from support.runs import Quiet, assert_same_run, tiny
 
-from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.run_log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
-
-from .tiny import COLUMNS, Quiet, tiny
 
 RECIPE = ("optim.epochs=2", "average={kind='ema', decay=0.9}")
 CALLS = ("open", "write", "fsync", "replace")
@@ -115,14 +110,4 @@ def test_a_disk_that_is_full_at_any_call_of_a_save_costs_that_epoch_at_most(
             train(tiny(*RECIPE), folder, _Disk(monkeypatch, (call, number)), resume=True)
         assert Path(caught.value.filename).is_relative_to(folder)
         assert not list(folder.rglob("*.tmp"))
-        _assert_same(train(tiny(*RECIPE), folder, Quiet(), resume=True), whole)
-
-
-def _assert_same(one: Run, other: Run) -> None:
-    for name in ("best", "last", "best_average", "last_average"):
-        first, second = (load_file(run.folder / f"{name}.safetensors") for run in (one, other))
-        assert all(torch.equal(first[key], second[key]) for key in second)
-    for row, twin in zip(read_log(one.folder), read_log(other.folder), strict=True):
-        assert all(getattr(row, key) == getattr(twin, key) for key in COLUMNS if "second" not in key)
-    results = (CrossClassResult.load(run.folder / "probe" / "002") for run in (one, other))
-    assert len({result.cas for result in results}) == 1
+        assert_same_run(train(tiny(*RECIPE), folder, Quiet(), resume=True), whole)

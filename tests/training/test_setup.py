@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import Quiet, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.run_log import read_log
@@ -14,8 +15,6 @@ from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.setup import hold_out, prepare
 from ccf_plugin.zoo.datasets import Split
-
-from .tiny import Quiet, tiny
 
 
 def _split(labels: list[int]) -> Split:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.runs import Quiet, assert_same_run, tiny
 
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import EnsemblingSection
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
-
-from .tiny import Quiet, assert_same_run, tiny
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runs import Quiet, assert_same_run, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.run_log import EpochRow, read_log
 from ccf_plugin.training import run as runs
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.writing import Writer
-
-from .tiny import Quiet, assert_same_run, tiny
 
 
 def test_jobs_are_done_in_order_while_the_caller_goes_on() -> None:

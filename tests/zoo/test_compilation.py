@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.precise import InFloat64
 from torch import nn
 
 from ccf_plugin.errors import UnavailableError
@@ -146,7 +147,7 @@ def test_compiled_passes_are_the_eager_ones() -> None:
     images, labels = torch.rand(8, 3, 6, 6), torch.arange(8) % 3
     results = []
     for compiled in (True, False):
-        model = _model()
+        model = InFloat64(_model())  # by its steps' signs an attack makes much of float32's rounding
         forward = build_forward(model, precision="float32", device=CPU, compiled=compiled, batch_size=8)
         attack = build_attack("PGD", forward, threat_model(norm="Linf", eps=0.1, steps=3), mode="train")
         torch.manual_seed(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.zoo.models import load_model
@@ -57,18 +58,20 @@ def test_architectures() -> None:
         ("CIFAR100/linf/Debenedetti2022Light_XCiT-S12", 100, {"norm": "Linf", "eps": 8 / 255}),
         ("cifar10/L2/Rade2021Helper_R18_ddpm", 10, {"norm": "L2", "eps": 0.5}),
         ("cifar10/corruptions/Modas2021PRIMEResNet18", 10, {"norm": "Linf", "eps": 8 / 255}),
-        ("imagenet/Linf/Salman2020Do_R18", 1000, {"norm": "Linf", "eps": 4 / 255}),
     ],
 )
 def test_defaults_are_the_benchmark_s(spec: str, classes: int, threat: dict[str, Any]) -> None:
     loaded = load_model(f"robustbench:{spec}", pretrained=False)
     assert (loaded.num_classes, loaded.threat) == (classes, threat)
-    if classes == 1000:
-        from PIL import Image
+    assert loaded.preprocess is None
 
-        assert loaded.preprocess is not None
-        assert loaded.preprocess(Image.new("RGB", (300, 500))).size == (224, 224)
-        assert loaded.input_size == (3, 224, 224)
+
+def test_imagenet_s_images_are_cropped_as_the_benchmark_does() -> None:
+    loaded = load_model("robustbench:imagenet/Linf/Salman2020Do_R18", pretrained=False)
+    assert (loaded.num_classes, loaded.threat) == (1000, {"norm": "Linf", "eps": 4 / 255})
+    assert loaded.preprocess is not None
+    assert loaded.preprocess(Image.new("RGB", (300, 500))).size == (224, 224)
+    assert loaded.input_size == (3, 224, 224)
 
 
 def test_a_checkpoint_in_its_place_is_loaded(models: Path) -> None:
