@@ -95,7 +95,8 @@ class PassRecord:
         origins: the same where it was computed from one run's output; known of first passes with a graph alone.
         training: whether the model was in train mode.
         described: the output, in words.
-        fault: why the head that a user gave cannot be read; "" where it can.
+        fault: why the pass cannot be read, as an error says it; "" where it can.
+        distances: torch's functions that compare with prototypes, where the pass called such.
     """
 
     calls: list[LayerCall]
@@ -105,6 +106,7 @@ class PassRecord:
     training: bool
     described: str
     fault: str = ""
+    distances: tuple[str, ...] = ()
 
     def runs(self, name: str) -> list[LayerCall]:
         """The layer's runs in order."""

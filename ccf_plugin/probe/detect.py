@@ -11,14 +11,15 @@ from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import EQUATIONS
-from ccf_plugin.probe.outputs import Entry, path_name
+from ccf_plugin.probe.outputs import Choice, Entry, path_name
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.search import Search, links_of
 from ccf_plugin.probe.tensors import same_memory
+from ccf_plugin.probe.terms import at_mean, bias_of, matrix_of, product
 
 _NOT_SEEN = (
-    "F.linear with a bare parameter under torch.compile, TorchScript, exported and quantised layers, and code that "
-    "torch.compile made before the probe was attached (torch._dynamo.reset() drops it) show nothing to hooks"
+    "TorchScript, exported and quantised layers, functions such as F.linear under torch.compile, and code that it made "
+    "before the probe was attached (torch._dynamo.reset() drops it) show nothing to hooks"
 )
 GRAPH_GONE = (
     "expected the graph of the pass for head='gradient', found that it is gone; "
@@ -30,7 +31,7 @@ _REMEDY = (
 )
 
 
-def detect_in_output(record: PassRecord, chosen: int | str | None = None) -> Plan:
+def detect_in_output(record: PassRecord, chosen: Choice | None = None) -> Plan:
     """The plan of the entry of the output that a head makes.
 
     Args:
@@ -50,6 +51,7 @@ def detect_in_output(record: PassRecord, chosen: int | str | None = None) -> Pla
             "name the classification head by hand with head='its.name'"
         )
     found: list[tuple[Entry, Plan]] = []
+    unexplained: list[Entry] = []
     refusal: InputError | None = None
     for entry, origin in zip(record.entries, record.origins, strict=True):
         if any(same_memory(entry.tensor, other.tensor) for other, _ in found):
@@ -58,16 +60,34 @@ def detect_in_output(record: PassRecord, chosen: int | str | None = None) -> Pla
             found.append((entry, detect_head(record, entry.logits, entry.path, origin)))
         except InputError as error:
             refusal = refusal or error
-    if len(found) > 1:
-        listed = ", ".join(f"output{entry.name} of shape {tuple(entry.tensor.shape)}" for entry, _ in found)
-        first = found[0][0].path[0]
-        raise InputError(
-            f"expected one entry of the output that a linear layer makes, found {len(found)}: {listed}; choose the "
-            f"logits with output={first!r} (an index or a key), or name their layer with head='its.name'"
-        )
+            unexplained.append(entry)
     if found:
+        # what the head reads is no answer of the model's; anything else beside its logits may be
+        others = [entry for entry in unexplained if entry.logits.shape[1] > 1 and not _is_read(entry, found, record)]
+        if len(found) + len(others) > 1:
+            raise InputError(_question([*(entry for entry, _ in found), *others], len(found)))
         return found[0][1]
     raise refusal or InputError("expected logits, found none")
+
+
+def _is_read(entry: Entry, found: Sequence[tuple[Entry, Plan]], record: PassRecord) -> bool:
+    """Whether an entry of the output is what one of the heads reads: features."""
+    names = {link.name for _, plan in found for term in plan.terms for link in term.links}
+    read = [call.positions() for call in record.calls if call.name in names and call.inputs is not None]
+    shape = (len(entry.logits), 1, entry.logits.shape[1])
+    return any(rows.shape == shape and torch.equal(rows[:, 0], entry.logits) for rows in read)
+
+
+def _question(entries: Sequence[Entry], linear: int) -> str:
+    """Which of several entries the logits are, asked of the user."""
+    listed = ", ".join(f"output{entry.name} of shape {tuple(entry.tensor.shape)}" for entry in entries)
+    paths = [entry.path[0] if len(entry.path) == 1 else entry.path for entry in entries]
+    choices = " or ".join(f"output={path!r}" for path in paths)
+    made = "that linear layers make" if linear == len(entries) else f"{linear} of which linear layers make"
+    return (
+        f"expected one entry of the output that may be the logits, found {len(entries)}: {listed} ({made}); choose the "
+        f"logits with {choices}, or name their layer with head='its.name'"
+    )
 
 
 def detect_head(
@@ -169,9 +189,12 @@ def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
         listed = ", ".join(
             f"{_layer(name)} (off by {error:.0e} of the largest logit)" for name, error in search.errors.items()
         )
-        found = f"none among {listed}{_reason(search, wanted)}"
+        found = f"none among {listed}{_reason(record, search, wanted)}"
     elif record.calls:
-        found = f"none: no layer that ran has a weight for {classes} classes ({_NOT_SEEN}){_reason(search, wanted)}"
+        found = (
+            f"none: no layer and no matrix product that ran has a weight for {classes} classes ({_NOT_SEEN})"
+            f"{_reason(record, search, wanted)}"
+        )
     else:
         found = f"that no layer with a weight ran ({_NOT_SEEN})"
     rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(links_of(c, classes, len(c.inputs)))}
@@ -192,11 +215,41 @@ def _layer(name: str) -> str:
     return repr(name) if name else "the model itself"
 
 
-def _reason(search: Search, wanted: Tensor) -> str:
+def _changes_by_sample(record: PassRecord, wanted: Tensor) -> str:
+    """Whether the logits are the layers' outputs with factors that change from sample to sample."""
+    outputs = []
+    for call in record.calls:
+        link = next(links_of(call, wanted.shape[1], len(wanted)), None)
+        if link is not None and not call.is_function:
+            made = at_mean(product(call.positions(), matrix_of(link, call), wanted.dtype))
+            bias = bias_of(call, wanted.shape[1])
+            outputs.append(made if bias is None else made + bias.to(wanted.dtype))
+    if not 0 < len(outputs) < wanted.shape[1] - 1:
+        return ""
+    columns = torch.stack(outputs, 2)
+    factors = torch.linalg.lstsq(columns, wanted.unsqueeze(2), driver=None if wanted.is_cuda else "gelsd").solution
+    if bool(((columns @ factors).squeeze(2) - wanted).abs().amax() > 1e-4 * wanted.abs().amax()):
+        return ""
+    if len(outputs) == 1:
+        return "; a scale after the layer changes from sample to sample"
+    return "; the layers' shares change from sample to sample (a gate, or a mixture of experts)"
+
+
+def _reason(record: PassRecord, search: Search, wanted: Tensor) -> str:
     if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like probabilities, not logits"
     if bool(((wanted.exp().sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like log-probabilities (a mixture, or log_softmax)"
+    if record.distances:
+        return (
+            f"; {' and '.join(record.distances)} compares with prototypes, which is no matrix product (a cosine "
+            "head is one as F.linear(F.normalize(g), F.normalize(W)))"
+        )
+    if by_sample := _changes_by_sample(record, wanted):
+        return by_sample
+    spans = (wanted - wanted[:1]).abs().amax(0)
+    if len(wanted) > 1 and bool((spans == 0).any()) and not bool((spans == 0).all()):
+        return "; some classes' logits are the same for all samples (a mask, which must stand after what is probed)"
     if search.is_constant:
         return "; the logits are the same for all samples, which tells no layers apart"
     if (len(wanted) - 1) * wanted.shape[1] < EQUATIONS:

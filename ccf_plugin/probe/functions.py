@@ -52,6 +52,13 @@ def unnoted() -> Iterator[None]:
         _probing.now = before
 
 
+_DISTANCES: dict[Callable[..., Any], str] = {
+    torch.cdist: "torch.cdist",
+    F.pairwise_distance: "F.pairwise_distance",
+    F.cosine_similarity: "F.cosine_similarity",
+}
+
+
 class ProductMode(TorchFunctionMode):
     """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors.
 
@@ -74,6 +81,8 @@ class ProductMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if func in _DISTANCES and isinstance(output, Tensor):
+            self._note(_DISTANCES[func], output, output, output)
         name = _PRODUCTS.get(func)
         if name is not None and isinstance(output, Tensor) and not getattr(_probing, "now", False):
             operands = [value for value in _flat((*args, *(kwargs or {}).values())) if isinstance(value, Tensor)]
@@ -93,6 +102,8 @@ def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> Iterator
             yield first.flatten(2).transpose(1, 2), second.flatten(1)
         return
     for features, matrix in ((first, second), (second, first)):
+        if features.ndim == 3 and features.shape[2] == 1 and features.shape[1] > 1:  # bmm(W, g as a column)
+            features = features.transpose(1, 2)
         if matrix.ndim == 3 and (matrix.shape[0] == 1 or matrix.stride(0) == 0):  # one matrix for all
             matrix = matrix[0]
         if features.ndim == 3 and features.shape[0] == 1 and matrix.ndim == 2:

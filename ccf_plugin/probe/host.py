@@ -83,15 +83,21 @@ def attacked(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], 
             f"{wanted} a {type(adversarial).__name__} of {len(adversarial)}; pass the part that holds the images, such "
             "as lambda x, y: attack(x, y)[0]"
         )
+    if adversarial is None:
+        raise InputError(f"{wanted} None; let it return the adversarial images")
     if not isinstance(adversarial, Tensor):
         raise InputError(
             f"{wanted} {type(adversarial).__name__}; convert it, such as lambda x, y: torch.from_numpy(attack(x, y))"
         )
-    if adversarial.shape != images.shape or adversarial.dtype != images.dtype:
+    found = f"{wanted} one of {adversarial.dtype} and shape {tuple(adversarial.shape)}"
+    if adversarial.shape != images.shape:
+        raise InputError(f"{found}; let it return one image for each that it got")
+    if not adversarial.is_floating_point():
         raise InputError(
-            f"{wanted} one of {adversarial.dtype} and shape {tuple(adversarial.shape)}; convert it, such as "
-            "lambda x, y: attack(x, y).to(x.dtype)"
+            f"{found}; images are in [0, 1]: convert it, such as lambda x, y: attack(x, y).to(x.dtype) / 255"
         )
+    if adversarial.dtype != images.dtype:
+        raise InputError(f"{found}; convert it, such as lambda x, y: attack(x, y).to(x.dtype)")
     return adversarial.detach().to(images.device)
 
 

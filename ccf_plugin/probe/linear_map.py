@@ -30,6 +30,7 @@ from ccf_plugin.probe.terms import TermValues, on_device, product, term_values, 
 # Factors are fitted anew where that explains so many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
+_MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's
 _FITTED = 2048  # units of roundoff by which fitted factors may be off
 
 
@@ -98,25 +99,28 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
-    allowed, is_blind = _tolerance(values, shares, factors, wanted)
+    allowed, of_class = _tolerance(values, shares, factors, wanted)
     biases = tuple((value.bias, factors[..., t]) for t, value in enumerate(values) if value.bias is not None)
+    beside = residual - _sum_of(biases, dtype)  # the constant row without the layers' own biases
     if len(wanted) == 1:
         # One sample alone is explained by any constant row: there it must be known.
-        difference = (residual - _sum_of(biases, dtype) - (0.0 if offset is None else offset)).abs()
+        difference = (beside - (0.0 if offset is None else offset)).abs()
+        missed = ~(difference <= allowed + of_class).all()
     else:
         centred = residual - residual[:1]  # the constant row first, whose size would round the mean
         difference = (centred - centred.mean(0)).abs()
+        missed = ~(difference <= allowed + of_class).all() | _is_masked(made, beside[0], allowed, of_class)
     return Reading(
         features=features,
         weight=weight,
         dtype=values[0].features.dtype,
         factors=factors,
         error=difference.amax() / wanted.abs().amax(),
-        missed=~(difference <= allowed).all() | is_blind,  # NaN, as a mask of -inf leaves it, is a miss
+        missed=missed,  # also where the difference is NaN, as a mask of -inf leaves it
         refitted=refitted,
         residual=residual,
         made=made,
-        allowed=allowed,
+        allowed=allowed + of_class,
         biases=biases,
     )
 
@@ -253,12 +257,10 @@ def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     )
 
 
-def _tolerance(
-    values: Sequence[TermValues], shares: Tensor, factors: Tensor, logits: Tensor
-) -> tuple[Tensor, Tensor]:
+def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """How far float arithmetic may put each of the logits from g Wᵀ + a constant row, (N, K).
 
-    And whether some class's logits are so large that nothing of g Wᵀ is left in them, () bool: a mask.
+    And beside it, (K,), what the size of a class's logits adds to that.
 
     With u the unit roundoff of a product's inputs, rounding them moves a sum of n products by about u √Σ g²w², since
     the errors have either sign; summing adds at most some √n times the sum's own unit, over partial sums of √n times
@@ -277,10 +279,11 @@ def _tolerance(
         of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * shares.abs().sum(2)
-    rounding_of_class = of_largest * logits.abs().amax(0)
-    if len(logits) == 1:
-        return allowed + rounding_of_class, torch.zeros((), dtype=torch.bool, device=logits.device)
-    made = shares.sum(2)
+    return allowed, of_largest * logits.abs().amax(0)
+
+
+def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, of_class: Tensor) -> Tensor:
+    """Whether something added to some class, (K,) beside the layers' biases, leaves nothing of g Wᵀ in it; () bool."""
     varied = (made - made[:1]).abs().amax(0)
-    is_blind = ((varied > 4 * allowed.amax(0)) & (varied < 4 * rounding_of_class)).any()
-    return allowed + rounding_of_class, is_blind
+    is_hidden = (varied > 4 * allowed.amax(0)) & (varied < 4 * of_class)
+    return (is_hidden & (beside.abs() > _MASK * made.abs().amax())).any()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import some_of
 
+Choice = int | str | tuple[int | str, ...]  # an index or a key of an output, or several, one inside the other
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -36,7 +38,7 @@ def path_name(path: tuple[int | str, ...]) -> str:
     return "".join(f"[{step!r}]" for step in path)
 
 
-def output_entries(output: Any, chosen: int | str | None = None, model: nn.Module | None = None) -> list[Entry]:
+def output_entries(output: Any, chosen: Choice | None = None, model: nn.Module | None = None) -> list[Entry]:
     """All that may be logits in a model's output, in order.
 
     ``.logits``, and the key "logits" of a mapping, stand alone, as do the logits of torchvision's and timm's own
@@ -48,7 +50,7 @@ def output_entries(output: Any, chosen: int | str | None = None, model: nn.Modul
         model: whose output it is, where that decides.
     """
     if chosen is not None:
-        return _entries(output_part(output, chosen), (chosen,))
+        return _entries(output_part(output, chosen), chosen if isinstance(chosen, tuple) else (chosen,))
     distilled = model is not None and model.training and getattr(model, "distilled_training", False)
     if distilled and isinstance(output, tuple):
         # timm's distilled models in train mode: (logits, the distillation token's), as its DistillationLoss reads them
@@ -56,10 +58,12 @@ def output_entries(output: Any, chosen: int | str | None = None, model: nn.Modul
     return _entries(output, ())
 
 
-def output_part(output: Any, chosen: int | str) -> Any:
+def output_part(output: Any, chosen: Choice) -> Any:
     """The part of an output with this index or key, or None; a tensor alone is the part that was meant."""
     if isinstance(output, Tensor):
         return output
+    if isinstance(chosen, tuple):
+        return output_part(output_part(output, chosen[0]), chosen[1:]) if chosen else output
     if isinstance(output, Mapping):
         if chosen in output:
             return output[chosen]
@@ -71,7 +75,7 @@ def output_part(output: Any, chosen: int | str) -> Any:
     return None
 
 
-def find_logits(output: Any, chosen: int | str | None = None) -> Tensor | None:
+def find_logits(output: Any, chosen: Choice | None = None) -> Tensor | None:
     """The first (N, K) logits in a model's output, or in the part of it that was chosen, or None."""
     return next((entry.logits for entry in output_entries(output, chosen)), None)
 

@@ -33,9 +33,10 @@ from ccf_plugin.probe.host import (
 )
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
+from ccf_plugin.probe.outputs import Choice
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
-from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
+from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer
 
 
 class CrossClassProbe:
@@ -52,7 +53,8 @@ class CrossClassProbe:
             "gradient" for models without a linear head, such as mixtures: A(x) = g ⊙ ∂logit_y/∂g over the members'
             heads' inputs, equal to the above where the head is linear. It needs the pass's graph: call ``update``
             before ``backward``.
-        output: the index or key of the logits in the model's output, where several entries of it may be them.
+        output: the index or key of the logits in the model's output, where several entries of it may be them; a tuple
+            of such where they lie deeper.
         instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3). They take
             4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
         max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
@@ -85,7 +87,7 @@ class CrossClassProbe:
         model: nn.Module,
         *,
         head: str | LinearHead | None = None,
-        output: int | str | None = None,
+        output: Choice | None = None,
         instances: bool = False,
         max_per_class: int | None = None,
         every: int = 1,
@@ -99,6 +101,16 @@ class CrossClassProbe:
             raise InputError(f"expected max_per_class to be 1 or more, found {max_per_class}")
         if inputs not in ("adversarial", "clean", None):
             raise InputError(f"expected inputs to be 'adversarial', 'clean' or None, found {inputs!r}")
+        if isinstance(head, nn.Module):
+            known = getattr(model, "named_modules", list)()
+            name = next((name for name, module in known if module is head), "its.name")
+            raise InputError(
+                f"expected head to be a layer's name, found a module ({type(head).__name__}); use head={name!r}"
+            )
+        if not isinstance(output, (int, str, tuple, type(None))) or isinstance(output, bool):
+            raise InputError(
+                f"expected output to be an index or a key, found {output!r}; such as output=0 or output='out'"
+            )
         self.model = model
         self._given_head, self._output = head, output
         self._instances = instances
@@ -409,7 +421,7 @@ class CrossClassProbe:
         history = [f"from batch {batch} on: {place}" for batch, place in self._places]
         refits = int(self._sums.refits)
         several = " + " in (self._places[-1][1] if self._places else "")
-        told = history if len(history) > 1 else []
+        told = history if len(history) > 1 or self._places[-1][1].endswith(OWN_OUTPUT) else []
         if refits and several:
             told = [*history, f"factors of its parts fitted anew in {refits} of {self._sums.batches} batches"]
         return replace(head, history=tuple(told))

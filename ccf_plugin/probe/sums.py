@@ -105,7 +105,8 @@ class Sums:
         bad_label, not_finite, missed = self.first_faults.tolist()
         if bad_label != _NO_BATCH:
             raise InputError(
-                f"expected labels in 0..{len(self.counts) - 1}, found others in batch {bad_label} (counted from 0)"
+                f"expected labels in 0..{len(self.counts) - 1}, found others in batch {bad_label} (counted from 0); "
+                "labels count from 0, and the data's classes must be the model's"
             )
         if not_finite != _NO_BATCH:
             raise InputError(

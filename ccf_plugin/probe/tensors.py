@@ -41,6 +41,15 @@ def version(tensor: Any) -> int | None:
     return tensor._version
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor is one sample's in a function under torch.vmap."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
+
+
 def memory(tensor: Tensor) -> int:
     """Where a tensor's numbers lie; 0 where it has no memory of its own."""
     try:

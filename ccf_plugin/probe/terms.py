@@ -57,7 +57,7 @@ def link_holds(link: Link, call: LayerCall) -> bool:
     """Whether a run's output is its matrix times its input plus a constant row, so that a chain may go through it."""
     if call.inputs is None or not isinstance(call.output, Tensor) or call.output.ndim != call.inputs.ndim:
         return False
-    matrix = _matrix(link, call)
+    matrix = matrix_of(link, call)
     rows, made = call.positions(), call.output_positions()
     if rows.shape[-1] != matrix.shape[-1] or made.shape[:2] != rows.shape[:2]:
         return False
@@ -89,7 +89,7 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     features = _at(positions, term.position, weight, bias, logits, factor)
     spread = _spread(features, weight, logits.dtype)
     if len(links) > 1 and outer.inputs is not None:  # what a chain cancels is rounded all the same
-        own = _matrix(term.links[0], outer)
+        own = matrix_of(term.links[0], outer)
         own = own if term.rows is None else own.index_select(0, _index(term.rows, own))
         spread = spread + _spread(at_mean(outer.positions()), own, logits.dtype)
     return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
@@ -108,10 +108,10 @@ def _runs_of(link: Link, record: PassRecord) -> list[LayerCall]:
 def _weight_and_bias(term: Term, links: list[list[LayerCall]]) -> tuple[Tensor, Tensor | None]:
     """B·A…, (K, n), and what the layers' biases add to the logits, (K,)."""
     outer = links[0][-1]
-    weight = _matrix(term.links[0], outer)
+    weight = matrix_of(term.links[0], outer)
     bias = bias_of(outer, len(weight))
     for link, runs in zip(term.links[1:], links[1:], strict=True):
-        matrix = _matrix(link, runs[-1])
+        matrix = matrix_of(link, runs[-1])
         dtype = torch.promote_types(accumulator_dtype(weight.device), weight.dtype)
         # a BatchNorm's shift is left to the constant row
         shift = None if matrix.ndim == 1 else bias_of(runs[-1], len(matrix))
@@ -125,8 +125,12 @@ def _weight_and_bias(term: Term, links: list[list[LayerCall]]) -> tuple[Tensor, 
     return weight, bias
 
 
-def _matrix(link: Link, call: LayerCall) -> Tensor:
-    """(rows, columns), or a BatchNorm's slope (n,)."""
+def matrix_of(link: Link, call: LayerCall) -> Tensor:
+    """The matrix that a link names, (rows, columns), or a BatchNorm's slope (n,).
+
+    Raises:
+        InputError: the run has none, or it is not to be read.
+    """
     if link.matrix == "" and call.slope is not None:
         return call.slope
     tensor = call.tensors.get(link.matrix)

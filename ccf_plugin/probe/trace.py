@@ -17,7 +17,7 @@ from ccf_plugin.probe.detect import GRAPH_GONE, detect_head, detect_in_output, g
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.layers import unwrapped
 from ccf_plugin.probe.linear_map import Reading, read
-from ccf_plugin.probe.outputs import describe_output, path_name
+from ccf_plugin.probe.outputs import Choice, describe_output, path_name
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
 from ccf_plugin.probe.terms import at_mean
@@ -70,7 +70,7 @@ class ForwardPass:
 class HeadTracer:
     """Watches ``model``; ``take`` gives the latest complete forward pass, once, and ``read`` what it shows."""
 
-    def __init__(self, model: nn.Module, head: str | LinearHead | None = None, output: int | str | None = None) -> None:
+    def __init__(self, model: nn.Module, head: str | LinearHead | None = None, output: Choice | None = None) -> None:
         model = unwrapped(model)
         self._gradient = head == GRADIENT
         self._given = isinstance(head, LinearHead)
@@ -172,6 +172,8 @@ class HeadTracer:
         return InputError(message)
 
     def _read(self, record: PassRecord, shape: tuple[int, int] | None) -> ForwardPass:
+        if record.fault:
+            raise InputError(record.fault)
         record.calls = [call.as_plain() for call in record.calls]
         with torch.set_grad_enabled(self._gradient):
             if self._gradient:
@@ -242,8 +244,6 @@ class HeadTracer:
     def _detect_by_hand(self, record: PassRecord) -> Plan:
         name = self._by_hand
         runs = record.runs(name or "")
-        if record.fault:
-            raise InputError(f"expected the weight of LinearHead to be a tensor of shape (K, n), found {record.fault}")
         if self._given and runs and runs[-1].inputs is not None:
             width = runs[-1].positions().shape[2]
             matrix = runs[-1].tensors["weight"]
@@ -393,6 +393,9 @@ def detect_failure(record: PassRecord) -> InputError:
     return InputError(f"expected a classifier's logits of shape (N, K), found an output of {record.described}")
 
 
+OWN_OUTPUT = ", for its own output: the model's logits are not g Wᵀ and one constant row of it"
+
+
 def _place(plan: Plan, record: PassRecord) -> str:
     """Where the head is, in words: its layers, which of their runs, and which entry of the output."""
     parts = []
@@ -400,7 +403,11 @@ def _place(plan: Plan, record: PassRecord) -> str:
         link = term.links[0]
         runs = len(record.runs(link.name))
         where = repr(link.name) if link.name else "the model itself"
+        if len(term.links) > 1:
+            where += " after " + " and ".join(repr(further.name) for further in term.links[1:])
         if runs > 1:
             where += f" (mean of {runs} runs)" if link.run is None else f" (run {runs + link.run + 1} of {runs})"
         parts.append(where)
+    if plan.path is None:
+        parts[-1] += OWN_OUTPUT
     return " + ".join(parts) + (f" at output{path_name(plan.path)}" if plan.path else "")

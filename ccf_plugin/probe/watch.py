@@ -32,8 +32,8 @@ from ccf_plugin.probe.layers import (
     tensors_of,
 )
 from ccf_plugin.probe.notes import Notes, copied_calls, relevant
-from ccf_plugin.probe.outputs import Entry, describe_output, output_entries
-from ccf_plugin.probe.tensors import memory, snapshot
+from ccf_plugin.probe.outputs import Choice, Entry, describe_output, output_entries
+from ccf_plugin.probe.tensors import is_batched, memory, snapshot
 
 
 class PassWatcher:
@@ -53,7 +53,7 @@ class PassWatcher:
         model: nn.Module,
         *,
         name: str | None,
-        output: int | str | None,
+        output: Choice | None,
         keeps_graph: bool,
         weight: Callable[[], Tensor | str] | None,
         completed: Callable[[PassRecord], None],
@@ -73,6 +73,7 @@ class PassWatcher:
         self._sharded = False
         self._failure: Exception | None = None
         self._note_products = Hook(self._note_product, self._fail)
+        self._distances: dict[str, None] = {}  # torch's functions of distances that the pass called
         self._thread = 0  # in which the pass that is noted began
         self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
         self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -257,6 +258,9 @@ class PassWatcher:
         if not _passes_around(self._model):
             self._drop_notes()  # the mode itself cannot be left from inside
             return
+        if first is second is output:  # a distance, of which nothing but its name is noted
+            self._distances[name] = None
+            return
         copies = self._copies_at_once()
         known = next((self._memory_names[m] for m in map(memory, (second, first)) if m in self._memory_names), "")
         for features, matrix in as_features_and_matrix(name, first, second):
@@ -282,6 +286,7 @@ class PassWatcher:
             return
         self._forget()
         self._failure = None
+        self._distances = {}
         self._depth = 1
         # compiled code must not depend on what is known already: it would be compiled again
         self._notes = Notes(self._keeps_graph, is_bounded=not compiled and not self._narrow)
@@ -307,12 +312,14 @@ class PassWatcher:
             return
         self._leave_mode()
         entries = output_entries(output, self._output, self._model)
+        batched = not torch.compiler.is_compiling() and any(is_batched(entry.tensor) for entry in entries)
         makers = [notes.maker_of(entry.tensor) for entry in entries]
         calls = notes.calls
-        fault = ""
+        fault = _UNDER_VMAP if batched else ""
         if self._weight is not None:
             given = self._weight()
-            fault = given if isinstance(given, str) else ""
+            if isinstance(given, str):
+                fault = f"expected the weight of LinearHead to be a tensor of shape (K, n), found {given}"
             calls = [replace(call, tensors={} if isinstance(given, str) else {"weight": given}) for call in calls]
         if torch.compiler.is_compiling():
             # only what may be the head: each copy is one more output of the compiled graph
@@ -332,7 +339,16 @@ class PassWatcher:
             for entry in entries
             for logits in [entry.logits if self._keeps_graph else entry.logits.detach()]
         ]
-        record = PassRecord(calls, kept, makers, origins, self._model.training, describe_output(output), fault)
+        record = PassRecord(
+            calls,
+            kept,
+            makers,
+            origins,
+            training=self._model.training,
+            described=describe_output(output),
+            fault=fault,
+            distances=tuple(self._distances),
+        )
         self._forget()
         self.latest = record
         if not fresh:
@@ -353,6 +369,12 @@ class PassWatcher:
     def _leave_mode(self) -> None:
         if not torch.compiler.is_compiling():
             ProductMode.leave(self._note_products)
+
+
+_UNDER_VMAP = (
+    "expected a pass of a whole batch, found one under torch.vmap, whose samples run as one; call the model on the "
+    "batch itself"
+)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
