@@ -30,6 +30,7 @@ class LayerCall:
         channel_first: whether features stand in the input's second dimension, not its last.
         reads: the serial of the run whose output this one read, unchanged; None where there is none.
         source: the serial of the first run that read the same tensor, which may be this one.
+        root: where the tensor lies that this one's input is a copy or a cast of, or where it lies itself; 0: unknown.
         slope: a BatchNorm's factor per feature, (n,), where the layer is one.
         version: how often the input had been changed in place; None where that is not counted.
         is_function: whether no layer ran, but a function of torch that was called with a matrix.
@@ -46,6 +47,7 @@ class LayerCall:
     channel_first: bool = False
     reads: int | None = None
     source: int = -1
+    root: int = 0
     slope: Tensor | None = None
     version: int | None = None
     is_function: bool = False

@@ -52,6 +52,7 @@ def unnoted() -> Iterator[None]:
         _probing.now = before
 
 
+COPY = "copy"
 _DISTANCES: dict[Callable[..., Any], str] = {
     torch.cdist: "torch.cdist",
     F.pairwise_distance: "F.pairwise_distance",
@@ -59,8 +60,16 @@ _DISTANCES: dict[Callable[..., Any], str] = {
 }
 
 
+_COPIES = {
+    *(Tensor.to, Tensor.clone, torch.clone, Tensor.contiguous, Tensor.type, Tensor.type_as),
+    *(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
+}
+
+
 class ProductMode(TorchFunctionMode):
     """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors.
+
+    Also of copies and casts, as `COPY` of the first operand, and of distances by their name.
 
     It is entered when a pass begins and left when it ends, which are two hooks, so no ``with`` can hold it.
     """
@@ -81,6 +90,8 @@ class ProductMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if func in _COPIES and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            self._note(COPY, args[0], args[0], output)
         if func in _DISTANCES and isinstance(output, Tensor):
             self._note(_DISTANCES[func], output, output, output)
         name = _PRODUCTS.get(func)

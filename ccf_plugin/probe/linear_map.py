@@ -110,6 +110,10 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
         centred = residual - residual[:1]  # the constant row first, whose size would round the mean
         difference = (centred - centred.mean(0)).abs()
         missed = ~(difference <= allowed + of_class).all() | _is_masked(made, beside[0], allowed, of_class)
+    for index, first in enumerate(plan.alike):  # what was a copy must be one in this pass
+        if first != index and values[first].sources != values[index].sources:
+            features_of = [values[one].features.to(dtype) for one in (first, index)]
+            missed = missed | (features_of[0] != features_of[1]).any()
     return Reading(
         features=features,
         weight=weight,
@@ -230,7 +234,8 @@ def _weighted(weights: list[Tensor], factors: Tensor, per_class: bool) -> Tensor
 def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second: int) -> bool:
     own, other = values[first], values[second]
     same_place = plan.terms[first].position == plan.terms[second].position
-    return own.sources == other.sources and same_place
+    is_alike = len(plan.alike) > 0 and plan.alike[first] == plan.alike[second]
+    return (own.sources == other.sources or is_alike) and same_place
 
 
 def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:

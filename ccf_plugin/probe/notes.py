@@ -37,6 +37,7 @@ class Notes:
         self.calls: list[LayerCall] = []
         self._raw: list[_Raw] = []
         self._keeps_graph, self._is_bounded = keeps_graph, is_bounded
+        self._copied_from: dict[int, int] = {}  # of copies and casts, by where they lie
 
     def add(
         self,
@@ -72,6 +73,7 @@ class Notes:
             channel_first=channel_first,
             reads=self.maker_of(inputs),
             source=source,
+            root=self._root_of(inputs),
             slope=slope,
             version=version(inputs),
             is_function=is_function,
@@ -88,6 +90,20 @@ class Notes:
             first -= 1
         if any(memory(raw.read) == memory(inputs) for raw in self._raw[first:]):
             del self.calls[first:], self._raw[first:]
+
+    def add_copy(self, copied: Tensor, output: Tensor) -> None:
+        """Note that a tensor is a copy or a cast of another."""
+        if memory(output) != memory(copied):
+            self._copied_from[memory(output)] = memory(copied)
+
+    def _root_of(self, tensor: Tensor) -> int:
+        if torch.compiler.is_compiling():
+            return 0
+        place, seen = memory(tensor), set()
+        while place in self._copied_from and place not in seen:
+            seen.add(place)
+            place = self._copied_from[place]
+        return place
 
     def _source_of(self, inputs: Tensor, channel_first: bool) -> int:
         """The serial of the first run that read these rows of features; that of the next run where none did."""

@@ -61,12 +61,14 @@ class Plan:
         path: of the entry; None where a head named by hand is measured for its own output.
         terms: in the order of their layers.
         factors: f_t as they were found: one for each term, or for each term one for each of the K classes.
+        alike: for each term the first that reads the same features, though in another tensor: a copy or a cast.
         explicit: whether the constant row is the sum of the layers' own biases.
     """
 
     path: tuple[int | str, ...] | None
     terms: tuple[Term, ...]
     factors: tuple[float | tuple[float, ...], ...]
+    alike: tuple[int, ...] = ()
     explicit: bool = True
 
     @property

@@ -134,7 +134,7 @@ class Search:
 
     def _holds(self, terms: tuple[Term, ...], factors: tuple[float | tuple[float, ...], ...]) -> Plan | None:
         """The plan with these terms, its factors as they are fitted, where it gives the logits."""
-        plan = Plan(self.path, terms, factors)
+        plan = Plan(self.path, terms, factors, alike=self._copies_among(terms))
         reading = self._reading(plan)
         if reading is None:
             return None
@@ -181,15 +181,47 @@ class Search:
         (term,) = plan.terms
         if term.position != "mean":
             return plan
-        source, outermost = self._innermost(term).source, self._outermost(term).serial
+        innermost, outermost = self._innermost(term), self._outermost(term).serial
         others: dict[int, Term] = {}
         for call in self._ordered():
             for other in self._terms_of(call, self._classes):
-                if call.serial != outermost and self._innermost(other).source == source:
+                if call.serial != outermost and self._reads_the_same(innermost, self._innermost(other)):
                     others.setdefault(call.serial, other)
         if not others:
             return plan
-        return replace(plan, terms=(term, *others.values()), factors=(*plan.factors, *(0.0 for _ in others)))
+        terms = (term, *others.values())
+        return replace(
+            plan, terms=terms, factors=(*plan.factors, *(0.0 for _ in others)), alike=self._copies_among(terms)
+        )
+
+    def _copies_among(self, terms: tuple[Term, ...]) -> tuple[int, ...]:
+        """For each term the first that reads the same features in the same place; () for one term alone."""
+        if len(terms) == 1:
+            return ()
+        read = [None if term.links[-1].run is None else self._innermost(term) for term in terms]
+        return tuple(
+            next(
+                (
+                    first
+                    for first in range(index)
+                    if own is not None
+                    and (other := read[first]) is not None
+                    and terms[first].position == terms[index].position
+                    and self._reads_the_same(own, other)
+                ),
+                index,
+            )
+            for index, own in enumerate(read)
+        )
+
+    def _reads_the_same(self, first: LayerCall, second: LayerCall) -> bool:
+        """Whether two runs read one tensor, or copies or casts of one with the same values."""
+        if first.source == second.source:
+            return True
+        if not first.root == second.root != 0 or first.inputs is None or second.inputs is None:
+            return False
+        rows = [call.positions().to(self._wanted.dtype) for call in (first, second)]
+        return rows[0].shape == rows[1].shape and torch.equal(rows[0], rows[1])
 
     def _innermost(self, term: Term) -> LayerCall:
         link = term.links[-1]

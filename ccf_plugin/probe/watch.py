@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import PassRecord, is_channel_first, is_matrix
-from ccf_plugin.probe.functions import ProductMode, as_features_and_matrix, unnoted
+from ccf_plugin.probe.functions import COPY, ProductMode, as_features_and_matrix, unnoted
 from ccf_plugin.probe.hook import Hook, remove_copied_hooks
 from ccf_plugin.probe.layers import (
     NORMS,
@@ -257,6 +257,9 @@ class PassWatcher:
             return
         if not _passes_around(self._model):
             self._drop_notes()  # the mode itself cannot be left from inside
+            return
+        if name == COPY:
+            notes.add_copy(first, output)
             return
         if first is second is output:  # a distance, of which nothing but its name is noted
             self._distances[name] = None
