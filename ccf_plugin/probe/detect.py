@@ -208,7 +208,8 @@ def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
             f"; the features of {some_of([_layer(name) for name in search.dropped])} took too much memory to be kept "
             "through the first pass: run another, in which less is kept, then update"
         )
-    return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {found}. {_REMEDY}"
+    remedy = _REMEDY if record.calls else "Probe the eager module that it was made from, attached before it is compiled"
+    return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {found}. {remedy}"
 
 
 def _layer(name: str) -> str:
