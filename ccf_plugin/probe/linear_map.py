@@ -148,8 +148,11 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     equations = (rows - 1) * classes
     if equations < EQUATIONS * fitted_number:
         return planned, torch.zeros((), dtype=torch.bool, device=logits.device)
-    wanted = logits - logits.mean(0)
-    columns = products - products.mean(0)
+    # a class's logits are rounded in proportion to their size: those of a large constant say little of the factors
+    heights = logits.abs().amax(0)
+    heights = torch.maximum(heights, heights.amax() * 1e-3).clamp(min=torch.finfo(logits.dtype).tiny)
+    wanted = (logits - logits.mean(0)) / heights
+    columns = (products - products.mean(0)) / heights.unsqueeze(1)
     roundoff = torch.finfo(logits.dtype).eps ** 2 * equations
     if fitted_number == 1:
         return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff)
@@ -291,4 +294,5 @@ def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, of_class: Tensor) 
     """Whether something added to some class, (K,) beside the layers' biases, leaves nothing of g Wᵀ in it; () bool."""
     varied = (made - made[:1]).abs().amax(0)
     is_hidden = (varied > 4 * allowed.amax(0)) & (varied < 4 * of_class)
-    return (is_hidden & (beside.abs() > _MASK * made.abs().amax())).any()
+    is_large = beside.abs() > torch.maximum(_MASK * made.abs().amax(), 4 * of_class)
+    return (is_hidden & is_large).any()
