@@ -95,10 +95,11 @@ def test_runs_one_after_another_are_all_compiled(monkeypatch: pytest.MonkeyPatch
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=backend))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for number in range(1, 5):
-        build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)(torch.rand(8, 3, 6, 6))
-        assert len(graphs) == number
+    with torch._dynamo.config.patch(recompile_limit=2):  # setattr and back would leave the setting hidden for good
+        for number in range(1, 5):
+            forward = build_forward(_model(), precision="float32", device=CPU, compiled=True, batch_size=8)
+            forward(torch.rand(8, 3, 6, 6))
+            assert len(graphs) == number
 
 
 def test_logits_survive_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
