@@ -196,7 +196,7 @@ def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
             f"{_reason(record, search, wanted)}"
         )
     else:
-        found = f"that no layer with a weight ran ({_NOT_SEEN})"
+        found = f"that no layer with a matrix ran ({_NOT_SEEN})"
     rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(links_of(c, classes, len(c.inputs)))}
     if others := sorted(rows - {len(wanted)}):
         found += (

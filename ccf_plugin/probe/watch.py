@@ -81,8 +81,9 @@ class PassWatcher:
         if name is not None:
             modules = watched if weight is None else dict(model.named_modules())
             if name not in modules:
+                what = "a layer with a matrix (as nn.Linear or a 1×1 convolution has)" if weight is None else "a layer"
                 raise InputError(
-                    f"expected head to name a layer{' with a weight' if weight is None else ''}, found {name!r}"
+                    f"expected head to name {what}, found {name!r}"
                     f"{did_you_mean(name, modules) or '; see model.named_modules()'}"
                 )
             watched = {name: modules[name]}
