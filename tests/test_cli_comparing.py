@@ -71,9 +71,9 @@ def test_an_entry_of_the_output_is_chosen_for_both(ccf: Ccf, tmp_path: Path) -> 
     code, _, err = ccf("saliency", spec, spec, *chosen, *arguments)
     assert (code, err) == (0, "")
     described = json.loads((tmp_path / "seen.json").read_text())
-    assert described["pair"]["correlation"] == pytest.approx(
-        CrossClassResult.load(tmp_path / "both-a").matrix[3, 8], abs=1e-9
-    )
+    # the two commands read the images in other batches, whose float32 features other kernels may round otherwise
+    expected = CrossClassResult.load(tmp_path / "both-a").matrix[3, 8]
+    assert described["pair"]["correlation"] == pytest.approx(expected, abs=1e-5)
     images = load_data("digits", splits=("test",), test_limit=20).test.images[[3, 5]].float() / 255  # type: ignore[union-attr]
     with torch.no_grad():
         predicted = Named().eval()(images)["two"].argmax(1).tolist()
