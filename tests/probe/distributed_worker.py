@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
+from ccf_plugin.cli.console import leave_job
 from probe.conftest import small_batch, small_network
 
 Batch = tuple[Tensor, Tensor]
@@ -121,7 +122,7 @@ def main() -> None:
     if importlib.util.find_spec("torchmetrics"):
         found["metric"] = as_metric(mine)
     print(json.dumps(found))
-    dist.destroy_process_group()
+    leave_job()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from ccf_plugin import CrossClassProbe, InputError
+from ccf_plugin.cli.console import leave_job
 from probe.conftest import small_batch, small_network
 
 Split = Callable[[nn.Module, DeviceMesh], nn.Module]
@@ -192,7 +193,7 @@ def main() -> None:
         except Exception as error:
             found = {"fault": f"{type(error).__name__}: {error}"}
         print(json.dumps({name: found}), flush=True)
-    dist.destroy_process_group()
+    leave_job()
 
 
 if __name__ == "__main__":
