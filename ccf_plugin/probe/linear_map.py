@@ -46,10 +46,9 @@ class Reading:
         error: (), the largest difference of g Wᵀ + a constant row from the logits, relative to the largest logit.
         missed: () bool, whether a difference is larger than float arithmetic explains.
         refitted: () bool, whether the factors are no longer the plan's.
-        residual: the logits without g Wᵀ, (N, K).
+        beside: the logits without g Wᵀ and the layers' own biases, (N, K): a constant row.
         made: g Wᵀ as it is in the logits, (N, K).
         allowed: how far float arithmetic may put each of the logits from g Wᵀ + a constant row, (N, K).
-        biases: the layers' own, (K,), each with its factor.
     """
 
     features: Tensor
@@ -59,14 +58,13 @@ class Reading:
     error: Tensor
     missed: Tensor
     refitted: Tensor
-    residual: Tensor
+    beside: Tensor
     made: Tensor
     allowed: Tensor
-    biases: tuple[tuple[Tensor, Tensor], ...]
 
     def offset(self) -> Tensor:
         """The constant row without the layers' own biases, (K,)."""
-        return (self.residual - _sum_of(self.biases, self.residual.dtype)).mean(0)
+        return self.beside.mean(0)
 
     def is_informative(self) -> bool:
         """Whether the features tell the samples apart, so that the check means something. Waits for the device."""
@@ -75,8 +73,7 @@ class Reading:
 
     def is_explicit(self) -> bool:
         """Whether the constant row is that of the layers' own biases. Waits for the device."""
-        own = _sum_of(self.biases, self.residual.dtype)
-        return bool(((self.residual - own).abs() <= self.allowed).all())
+        return bool((self.beside.abs() <= self.allowed).all())
 
 
 def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None = None) -> Reading:
@@ -101,7 +98,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     residual = wanted - (made if is_sum else product(features, weight, dtype))
     allowed, of_class = _tolerance(values, shares, factors, wanted)
     biases = tuple((value.bias, factors[..., t]) for t, value in enumerate(values) if value.bias is not None)
-    beside = residual - _sum_of(biases, dtype)  # the constant row without the layers' own biases
+    beside = residual - _sum_of(biases, dtype)
     if len(wanted) == 1:
         # One sample alone is explained by any constant row: there it must be known.
         difference = (beside - (0.0 if offset is None else offset)).abs()
@@ -122,10 +119,9 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
         error=difference.amax() / wanted.abs().amax(),
         missed=missed,  # also where the difference is NaN, as a mask of -inf leaves it
         refitted=refitted,
-        residual=residual,
+        beside=beside,
         made=made,
         allowed=allowed + of_class,
-        biases=biases,
     )
 
 

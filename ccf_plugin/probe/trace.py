@@ -78,7 +78,7 @@ class HeadTracer:
         self._output = output
         self._head: Head | None = None
         self._plans: dict[Any, Plan] = {}  # by the structure of the passes that they read
-        self._offsets: dict[Any, Tensor] = {}  # of plans whose constant row is not the layers' own biases, likewise
+        self._offsets: dict[Any, Tensor] = {}  # what the constant row was beside the layers' own biases, likewise
         weight = None
         if isinstance(head, LinearHead):
             given = head.weight
@@ -118,8 +118,13 @@ class HeadTracer:
     def search_again(self) -> None:
         """Look for the head anew in the next pass, among all layers."""
         self._head = None
+        self._watch_all()
+
+    def _watch_all(self) -> list[str]:
+        """Watch every layer in the next pass, and forget what was known of passes; the names of layers built since."""
         self._plans.clear()
-        self.watcher.widen()
+        self._offsets.clear()
+        return self.watcher.widen()
 
     def detach(self) -> None:
         """Remove every hook and drop what was noted."""
@@ -165,8 +170,7 @@ class HeadTracer:
         new = self.watcher.has_new_layers()
         if new or self._head is not None:
             self._head = None
-            self._plans.clear()
-            built = ", ".join(map(repr, self.watcher.widen()))
+            built = ", ".join(map(repr, self._watch_all()))
             message += f". The layers {built} were built in this pass or since" if new else ""
             message += ". All layers are watched in the next pass: run another, then update"
         return InputError(message)
@@ -182,7 +186,7 @@ class HeadTracer:
             logits = self._logits(plan, record)
             signature = record.signature()
             reading = read(plan, record, logits, self._offsets.get(signature))
-            if len(logits) > 1 and not plan.explicit:
+            if len(logits) > 1:
                 self._offsets[signature] = reading.offset()
             if any(term.rows is not None and record.runs(term.links[0].name)[-1].gathered for term in plan.terms):
                 raise InputError(
@@ -195,8 +199,7 @@ class HeadTracer:
                 plan, reading, reason = self._read_anew(plan, record, reading, shape)
                 logits = self._logits(plan, record)
             if self.watcher.has_moved(term.links[0].name for term in plan.terms):
-                self._plans.clear()
-                self.watcher.widen()
+                self._watch_all()
         return ForwardPass(
             reading.features.detach(),
             self._predicting(plan, record, logits).detach(),

@@ -72,8 +72,7 @@ class Trainer:
             compiled=recipe.compile,
             batch_size=end - first,
             work=parts.work(),
-            is_replayed=is_replayed(recipe.attack.name, recipe.training_threat())
-            and recipe.objective.loss != "standard",
+            is_replayed=has_attack and is_replayed(recipe.attack.name, recipe.training_threat()),
         )
         is_bare = trained is self.model
         self._trained_forward = self._forward if is_bare else Forward(trained, precision=parts.precision)

@@ -123,6 +123,18 @@ def test_one_sample_is_checked_against_the_constant_row_of_the_last_batch() -> N
             probe.compute()
 
 
+def test_a_constant_row_that_changes_between_batches_is_known_to_a_single_sample() -> None:
+    torch.manual_seed(0)
+    model = Body(nn.Linear(n, K)).eval()
+    with CrossClassProbe(model) as probe:
+        for priors in (torch.zeros(K), torch.tensor([0.1, 0.2, 0.3, 0.4]).log(), torch.zeros(K)):
+            model.after = lambda z, row=priors: z + row
+            for count in (N, 1):
+                model(images()[:count])
+                probe.update(LABELS[:count])
+        assert probe.compute().counts.sum() == 3 * (N + 1)
+
+
 class TwoAnswers(Body):
     """An embedding that a linear layer makes, and an answer that none does."""
 
