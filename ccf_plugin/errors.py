@@ -59,3 +59,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def some_of(names: Sequence[str], most: int = 3) -> str:
     """The first names of what may be thousands."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def one_line(error: BaseException, limit: int = 240) -> str:
+    """``"Type: message"`` of somebody else's exception on one line of at most about ``limit`` characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}" if text else type(error).__name__

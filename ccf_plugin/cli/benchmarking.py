@@ -35,12 +35,12 @@ def bench(
 ) -> None:
     """Measure how fast a recipe trains here, beside a plain loop. A whole epoch of preact_linf takes hours on a CPU."""
     quiet_libraries()
+    from ccf_plugin.bench.speed import bench as run_bench
+    from ccf_plugin.engine.devices import resolve_device
     from ccf_plugin.errors import InputError
     from ccf_plugin.files import given_path, made_folder, write_json
-    from ccf_plugin.training.bench import bench as run_bench
     from ccf_plugin.training.progress import ProgressReporter
     from ccf_plugin.training.recipe_files import load_recipe
-    from ccf_plugin.zoo.precision import resolve_device
 
     console = open_console()
     chosen = resolve_device(device)

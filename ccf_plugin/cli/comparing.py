@@ -57,13 +57,13 @@ def compare(
     quiet_libraries()
     refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
 
+    from ccf_plugin.drawing import colour_scale, save_figure
     from ccf_plugin.errors import InputError
     from ccf_plugin.files import made_folder, write_json
     from ccf_plugin.measure.compare import compare as compare_results
     from ccf_plugin.measure.compare import load_sides, name_sides
     from ccf_plugin.measure.pictures import draw_comparison
     from ccf_plugin.measure.subject import Subject
-    from ccf_plugin.probe.heatmap import colour_scale, save_figure
 
     if bootstrap is not None and bootstrap < 2:
         raise InputError(f"--bootstrap: expected 2 or more, found {bootstrap}")
@@ -196,13 +196,13 @@ def saliency(
     refuse_several_processes("saliency", "start it with python or ccf alone")
     from rich.table import Table
 
+    from ccf_plugin.drawing import save_figure
     from ccf_plugin.errors import InputError
     from ccf_plugin.files import made_folder, write_json
     from ccf_plugin.measure import pictures
     from ccf_plugin.measure import saliency as what
     from ccf_plugin.measure.compare import is_result, load_sides, name_sides
     from ccf_plugin.measure.subject import Subject
-    from ccf_plugin.probe.heatmap import save_figure
 
     if class_name is not None and indices is not None:
         raise InputError("expected --class or --indices, found both; --indices names the images itself")

@@ -108,10 +108,10 @@ def leaderboard(
     quiet_libraries()
     refuse_several_processes("leaderboard", "start one for each GPU with --only and its own --out")
 
+    from ccf_plugin.drawing import save_figure
     from ccf_plugin.files import made_folder
     from ccf_plugin.measure.leaderboard import measure_leaderboard, rank_correlation, read_leaderboard
     from ccf_plugin.measure.pictures import draw_leaderboard
-    from ccf_plugin.probe.heatmap import save_figure
 
     stem = options.stem(out, f"leaderboard-{dataset}-{threat}")
     file = stem.with_name(f"{stem.name}.csv")

@@ -36,8 +36,8 @@ def probe(
     """Measure the cross-class features of MODEL on adversarial examples of the data's test split."""
     quiet_libraries()
 
+    from ccf_plugin.drawing import colour_scale
     from ccf_plugin.measure.subject import load_subject
-    from ccf_plugin.probe.heatmap import colour_scale
 
     subject = load_subject(model, choices)
     colour_scale(len(subject.classes), vmin, vmax)  # says what is wrong with it before anything is measured

@@ -37,7 +37,7 @@ def train(
     """Train by RECIPE, measuring RA and CAS as it goes."""
     quiet_libraries()
 
-    from ccf_plugin.run_log import checkpoint_of
+    from ccf_plugin.runs.layout import checkpoint_of
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, closing_table
     from ccf_plugin.training.recipe_files import load_recipe

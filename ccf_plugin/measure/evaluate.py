@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.modes import device_of, evaluation_mode
+from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.distributed import num_processes, rank
-from ccf_plugin.probe.host import evaluation_mode
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.precision import Forward, Precision
 from ccf_plugin.zoo.threat import ThreatModel
 
 _LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
@@ -64,7 +65,7 @@ def measure(
         InputError: the model refuses such images, its head's class count is not the data's, or a fault that the
             probe or the attack names.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     part = split.part(rank(), num_processes())
     if threat is None:
         attack = None
@@ -114,7 +115,7 @@ def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
     Raises:
         InputError: the model refuses such images.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     try:
         with evaluation_mode(model):
             return model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
 from ccf_plugin.probe.head import find_logits
-from ccf_plugin.probe.host import evaluation_mode
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens, which stand before the grid's
 

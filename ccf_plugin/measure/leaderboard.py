@@ -9,14 +9,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean
+from ccf_plugin.engine.devices import resolve_device
+from ccf_plugin.engine.precision import resolve_precision
+from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.files import write_atomically
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress
 from ccf_plugin.measure.subject import load_subject
-from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.datasets import load_data
-from ccf_plugin.zoo.precision import resolve_device, resolve_precision
 from ccf_plugin.zoo.robustbench_models import benchmark_threat
 from ccf_plugin.zoo.robustbench_table import Published, entries, local_files, published_accuracies
 from ccf_plugin.zoo.threat import threat_model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.probe.heatmap import DIFFERENCE_SCALE, colour_scale, draw_heatmap, figure_of, new_figure, shorten
+from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale, draw_heatmap, figure_of, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

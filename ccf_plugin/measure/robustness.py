@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import write_json
 from ccf_plugin.measure.evaluate import Progress, check_input
 from ccf_plugin.measure.subject import Subject
 from ccf_plugin.probe.head import find_logits
-from ccf_plugin.probe.host import evaluation_mode, seeded
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.auto_attack import build_autoattack
-from ccf_plugin.zoo.precision import Forward
 
 FORMAT = 1
 CLEAN, AUTOATTACK = "clean", "AutoAttack"

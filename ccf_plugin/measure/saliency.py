@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
 from ccf_plugin.measure.compare import check_alike
 from ccf_plugin.measure.evaluate import Progress
@@ -16,10 +18,8 @@ from ccf_plugin.measure.gradcam import find_layer, grad_cam
 from ccf_plugin.measure.subject import Subject
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.head import find_logits
-from ccf_plugin.probe.host import evaluation_mode, seeded
 from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.zoo.attacks import Attack, build_attack
-from ccf_plugin.zoo.precision import Forward
 
 _BATCH = 50
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from ccf_plugin.engine.devices import job_device
+from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
+from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress, measure
@@ -14,9 +17,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.attacks import attack_class, build_attack
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
 from ccf_plugin.zoo.loaded import LoadedModel, are_other_classes
-from ccf_plugin.zoo.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.zoo.models import load_model
-from ccf_plugin.zoo.precision import Precision, job_device, resolve_precision
 from ccf_plugin.zoo.threat import ThreatModel, threat_model
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric  # type: ignore[import-not-found, unused-ignore]
 
+from ccf_plugin.drawing import colour_scale, draw_heatmap
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, class_means, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
-from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap
 from ccf_plugin.probe.probe import CrossClassProbe
 from ccf_plugin.probe.sums import Sums
 

@@ -15,22 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.images import check_images
+from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
 from ccf_plugin.errors import InputError
-from ccf_plugin.images import check_images
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
-from ccf_plugin.probe.host import (
-    attacked,
-    describe_attack,
-    evaluation_mode,
-    images_and_labels,
-    seeded,
-    unnormalised,
-)
+from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.outputs import Choice
@@ -339,7 +333,7 @@ class CrossClassProbe:
         self._attached()
         self.reset()
         self._counted = "clean" if attack is None else "adversarial"
-        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         needs_graph = self._given_head == GRADIENT
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):

@@ -292,7 +292,7 @@ class CrossClassResult:
         Raises:
             InputError: ``instances`` where no instance matrix was measured.
         """
-        from ccf_plugin.probe.heatmap import colour_scale, draw_heatmap
+        from ccf_plugin.drawing import colour_scale, draw_heatmap
 
         matrix = self.instance_matrix if instances else self.matrix
         if matrix is None:
@@ -310,7 +310,7 @@ class CrossClassResult:
 
     def save_picture(self, path: str | Path, **options: Any) -> Path:
         """``plot`` into a PNG file; the options are ``plot``'s."""
-        from ccf_plugin.probe.heatmap import drop_figure, figure_of, save_figure
+        from ccf_plugin.drawing import drop_figure, figure_of, save_figure
 
         figure = figure_of(self.plot(**options))
         save_figure(figure, Path(path))

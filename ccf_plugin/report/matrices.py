@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.report.run_files import Track
+from ccf_plugin.runs.reading import Track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

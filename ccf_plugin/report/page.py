@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale
 from ccf_plugin.errors import UnavailableError
-from ccf_plugin.probe.heatmap import DIFFERENCE_SCALE, colour_scale
 from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs
-from ccf_plugin.report.run_files import RunFiles, Track, describe_data, read_runs
 from ccf_plugin.report.words import (
     against_published,
     along_epochs,
@@ -25,7 +24,8 @@ from ccf_plugin.report.words import (
     recipe_differences,
     summarise,
 )
-from ccf_plugin.run_log import alarms_by_kind
+from ccf_plugin.runs.alarms import alarms_by_kind
+from ccf_plugin.runs.reading import RunFiles, Track, describe_data, read_runs
 
 _HERE = Path(__file__).parent
 _TOP_PAIRS = 8

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.report.run_files import RunFiles, Track
-from ccf_plugin.run_log import EpochRow, alarms_in_words
+from ccf_plugin.runs.alarms import alarms_in_words
+from ccf_plugin.runs.log import EpochRow
+from ccf_plugin.runs.reading import RunFiles, Track
 from ccf_plugin.zoo.threat import show_pixels
 
 FIGURES = {"test_clean_accuracy": "clean accuracy", "test_robust_accuracy": "RA", "cas": "CAS"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.probe.heatmap import new_figure
+from ccf_plugin.drawing import new_figure
 from ccf_plugin.theory.closed_forms import PAIRS, correlation
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import check_input
@@ -22,7 +24,6 @@ from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
 from ccf_plugin.zoo.loaded import are_other_classes
 from ccf_plugin.zoo.models import load_model
-from ccf_plugin.zoo.precision import Forward, Precision
 
 
 @dataclass(frozen=True)

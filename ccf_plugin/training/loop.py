@@ -10,25 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from ccf_plugin.engine.memory import keep_freed_memory
 from ccf_plugin.engine.switches import switches_put_back
+from ccf_plugin.engine.timing import Stopwatch
 from ccf_plugin.errors import DivergedError, InputError
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.run_log import AVERAGE, EpochRow
-from ccf_plugin.training.alarms import alarms
+from ccf_plugin.runs.alarms import alarms
+from ccf_plugin.runs.environment import describe_environment
+from ccf_plugin.runs.folder import check_is_free, has_begun, lock
+from ccf_plugin.runs.layout import AVERAGE
+from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.distillation import check_teachers
-from ccf_plugin.training.environment import describe_environment
 from ccf_plugin.training.interruption import Interruption
 from ccf_plugin.training.monitor import Monitor, check_measurable, figures
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
-from ccf_plugin.training.run_folder import check_is_free, has_begun, lock
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts, prepare
-from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Totals, Trainer
-from ccf_plugin.zoo.memory import keep_freed_memory
 
 
 class Reporter(Protocol):

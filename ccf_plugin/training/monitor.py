@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
+from ccf_plugin.engine.modes import evaluation_mode, seeded
+from ccf_plugin.errors import CCFError, InputError, one_line
 from ccf_plugin.measure.evaluate import Progress, find_head, measure
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
-from ccf_plugin.probe.host import evaluation_mode, seeded
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.attacks import Attack, build_attack
-from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.memory import batch_that_fits, naming_the_batch
-from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import ThreatModel
 
 

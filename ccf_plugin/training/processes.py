@@ -15,10 +15,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import Tensor, nn
 
+from ccf_plugin.engine.devices import job_device, resolve_device
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.run_log import EpochRow
+from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.zoo.precision import job_device, resolve_device
 
 # What accelerate's environment may ask for that this loop cannot do: it splits the weights up.
 _SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")

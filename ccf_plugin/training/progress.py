@@ -12,7 +12,9 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.run_log import AVERAGE, EpochRow, alarms_in_words
+from ccf_plugin.runs.alarms import alarms_in_words
+from ccf_plugin.runs.layout import AVERAGE
+from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from ccf_plugin.training.alarms import ALARMS
+from ccf_plugin.runs.alarms import ALARMS
 from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

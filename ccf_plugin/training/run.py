@@ -12,16 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.files import is_aside, write_atomically
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, log_text, read_environment, selecting_figure
-from ccf_plugin.training.alarms import should_stop
+from ccf_plugin.runs.alarms import should_stop
+from ccf_plugin.runs.environment import read_environment
+from ccf_plugin.runs.folder import check_is_free
+from ccf_plugin.runs.layout import AVERAGE, RUN_FILES
+from ccf_plugin.runs.log import EpochRow, best_row, log_text, selecting_figure
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.training.run_folder import RUN_FILES, check_is_free
 from ccf_plugin.training.writing import Writer
 from ccf_plugin.zoo.checkpoints import load_state, on_host, write_checkpoint
-from ccf_plugin.zoo.containment import one_line
 
 _STATE_FORMAT = 1
 

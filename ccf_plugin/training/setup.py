@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccf_plugin.engine.modes import evaluation_mode
+from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import check_input
-from ccf_plugin.probe.host import evaluation_mode
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.models import build_model
-from ccf_plugin.zoo.precision import Precision, resolve_precision
 
 
 @dataclass(frozen=True)

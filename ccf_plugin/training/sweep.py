@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.runs.folder import has_begun
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
-from ccf_plugin.training.run_folder import has_begun
 
 
 @dataclass(frozen=True)

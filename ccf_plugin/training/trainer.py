@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.probe.host import evaluation_mode
+from ccf_plugin.engine.compilation import CompiledForward, build_forward
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.memory import naming_the_batch
+from ccf_plugin.engine.modes import evaluation_mode
+from ccf_plugin.engine.timing import Stopwatch
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.batches import Batch, TrainingBatches
 from ccf_plugin.training.distillation import Teacher, distilled, load_teacher
@@ -19,13 +23,9 @@ from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts
-from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 from ccf_plugin.training.weight_perturbation import perturbed_weights
 from ccf_plugin.zoo.attacks import build_attack, is_replayed
-from ccf_plugin.zoo.compilation import CompiledForward, build_forward
-from ccf_plugin.zoo.memory import naming_the_batch
-from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.streaming import on_device
 
 _TRIED = 32  # test images, at an epoch's end

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
-from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.images import check_images
-from ccf_plugin.zoo.containment import one_line, quiet
-from ccf_plugin.zoo.precision import Forward
+from ccf_plugin.engine.images import check_images
+from ccf_plugin.errors import InputError, did_you_mean, one_line
+from ccf_plugin.zoo.containment import quiet
 from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
 from ccf_plugin.zoo.threat import ThreatModel
 

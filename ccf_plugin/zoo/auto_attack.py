@@ -7,12 +7,12 @@ import inspect
 import logging
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.modes import device_of
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.attacks import Attack
-from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import ThreatModel
 
 _FEWEST_CLASSES = 4  # the targeted DLR loss sorts four logits
@@ -36,7 +36,7 @@ class AutoAttack:
     def __init__(self, model: nn.Module, *, norm: Literal["Linf", "L2"], eps: float, n_classes: int, seed: int) -> None:
         # robustbench requires pyautoattack, which installs this module; import_robustbench says more
         library = importlib.import_module("pyautoattack")
-        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.device = device_of(model)
         self.notes: set[str] = set()
         self._attack: Any = library.AutoAttack(model, norm=norm, eps=eps, seed=seed, device=self.device)
         for part in (self._attack.apgd_targeted, self._attack.fab):

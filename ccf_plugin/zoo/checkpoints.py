@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.errors import InputError, one_line, some_of
 from ccf_plugin.files import write_atomically
-from ccf_plugin.zoo.containment import one_line, weights_only
+from ccf_plugin.zoo.containment import weights_only
 
 FORMAT = 1
 METADATA_KEY = "ccf_plugin"

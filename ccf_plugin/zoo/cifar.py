@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.zoo.containment import one_line
+from ccf_plugin.errors import InputError, UnavailableError, one_line
 
 
 def read_cifar(

@@ -42,9 +42,3 @@ def weights_only() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def one_line(error: BaseException, limit: int = 240) -> str:
-    """``"Type: message"`` of somebody else's exception on one line of at most about ``limit`` characters."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:limit]}{'…' if len(text) > limit else ''}" if text else type(error).__name__

@@ -10,7 +10,7 @@ from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.files import given_path
-from ccf_plugin.run_log import AVERAGE, checkpoint_of
+from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, save_checkpoint
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model

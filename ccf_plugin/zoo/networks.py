@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.errors import CCFError, InputError, did_you_mean, one_line
 from ccf_plugin.files import given_path
-from ccf_plugin.zoo.containment import one_line
 from ccf_plugin.zoo.normalize import with_normalization
 
 _OWN_NAMES = ("preact_resnet18", "narrow_preact_resnet18")

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.zoo.containment import one_line
+from ccf_plugin.errors import InputError, did_you_mean, one_line
 
 _PREFIX = "python:"
 

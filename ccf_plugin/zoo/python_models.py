@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.zoo.containment import one_line
+from ccf_plugin.errors import CCFError, InputError, one_line
 from ccf_plugin.zoo.python_code import load_object, working_directory_importable
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import nn
 
-from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean
+from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.checkpoints import check_finite, is_web_page, refusal
-from ccf_plugin.zoo.containment import one_line, quiet, weights_only
+from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.loaded import CIFAR10_CLASSES, LoadedModel, Preprocess
 
 _DEFAULT = ("cifar10", "Linf")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.memory import host_bytes
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.image_files import read_images
 from ccf_plugin.zoo.loaded import Preprocess
-from ccf_plugin.zoo.memory import host_bytes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

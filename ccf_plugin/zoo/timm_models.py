@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.checkpoints import refusal
-from ccf_plugin.zoo.containment import one_line, quiet, weights_only
+from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.loaded import LoadedModel
 from ccf_plugin.zoo.normalize import with_normalization
 

@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ccf_plugin.run_log import AVERAGE, EpochRow, read_log
+from ccf_plugin.runs.layout import AVERAGE
+from ccf_plugin.runs.log import EpochRow, read_log
 
 COMMON = ["data.train_per_class=200", "data.test_limit=500", "attack.steps=7", "optim.batch_size=64"]
 COMMON += ["optim.epochs=28", "optim.decay_epochs=[14,21]", "evaluate.every=4", "threads=1"]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ccf_plugin import instance_matrix
-from ccf_plugin.training.environment import describe_environment
+from ccf_plugin.runs.environment import describe_environment
 
 
 def instance_cas(count: int = 10_000, features: int = 512, classes: int = 10, *, rounds: int = 5) -> dict[str, float]:

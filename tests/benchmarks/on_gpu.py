@@ -91,12 +91,12 @@ def step(compiled: bool, mode: str | None = None, *, replayed: bool = True, reci
     def measure(setting: Setting) -> Iterator[Figures]:
         import torch
 
+        from ccf_plugin.engine import compilation
+        from ccf_plugin.engine.precision import matrix_rate
+        from ccf_plugin.engine.timing import Stopwatch, now
         from ccf_plugin.training.processes import Processes
         from ccf_plugin.training.setup import prepare
-        from ccf_plugin.training.stopwatch import Stopwatch
         from ccf_plugin.training.trainer import Trainer
-        from ccf_plugin.zoo import compilation
-        from ccf_plugin.zoo.precision import matrix_rate, now
 
         if mode is not None:
             compilation.torch.compile = _in_mode(torch.compile, mode)
@@ -166,10 +166,11 @@ def evaluation(setting: Setting) -> Iterator[Figures]:
     """The whole test split under the recipe's attack, by batch size, replayed and not."""
     import torch
 
+    from ccf_plugin.engine.forward import Forward
+    from ccf_plugin.engine.timing import now
     from ccf_plugin.measure.evaluate import measure
     from ccf_plugin.training.setup import prepare
     from ccf_plugin.zoo.attacks import build_attack
-    from ccf_plugin.zoo.precision import Forward, now
 
     recipe = setting.recipe("preact_linf")
     parts = prepare(recipe, torch.device(setting.device))
@@ -280,8 +281,8 @@ def probe(setting: Setting) -> Iterator[Figures]:
     import torch
 
     from ccf_plugin import CrossClassProbe
+    from ccf_plugin.engine.timing import now
     from ccf_plugin.training.setup import prepare
-    from ccf_plugin.zoo.precision import now
 
     parts = prepare(setting.recipe("preact_linf"), torch.device(setting.device))
     images, labels = next(iter(parts.train.batches(128, parts.device)))
@@ -355,8 +356,8 @@ def _of_the_whole_run(recipe: Any, setting: Setting) -> tuple[bool, int]:
     """Whether it is compiled, and its training images."""
     import torch
 
+    from ccf_plugin.engine.compilation import compiling_pays
     from ccf_plugin.training.setup import prepare
-    from ccf_plugin.zoo.compilation import compiling_pays
 
     device = torch.device(setting.device)
     parts = prepare(recipe, device)
@@ -369,9 +370,9 @@ def _in_mode(compile_: Callable[..., Any], mode: str) -> Callable[..., Any]:
 
 def _without_graphs() -> None:
     """Attacks launch kernel by kernel, and cast weights in every pass."""
+    from ccf_plugin.engine.forward import Forward
     from ccf_plugin.engine.graphs import CudaGraphs
     from ccf_plugin.training import trainer
-    from ccf_plugin.zoo.precision import Forward
 
     CudaGraphs.serve = lambda *_: False  # type: ignore[method-assign]
     Forward.weights_cast_once = lambda _: contextlib.nullcontext()  # type: ignore[assignment,method-assign]
@@ -379,7 +380,7 @@ def _without_graphs() -> None:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    from ccf_plugin.zoo.precision import now
+    from ccf_plugin.engine.timing import now
 
     call()
     found = []
@@ -552,7 +553,7 @@ def _short(value: Any) -> str:
 def _machine(device: str) -> Figures:
     import torch
 
-    from ccf_plugin.training.environment import describe_environment
+    from ccf_plugin.runs.environment import describe_environment
 
     command = " ".join(["python", "tests/benchmarks/on_gpu.py", *sys.argv[1:]])
     found = describe_environment(torch.device(device), "bf16", [])

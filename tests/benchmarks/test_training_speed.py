@@ -16,9 +16,9 @@ import pytest
 import torch
 from support.runs import Quiet
 
-from ccf_plugin.training.bench import bench
+from ccf_plugin.bench.speed import bench
+from ccf_plugin.engine.precision import matrix_rate, resolve_precision
 from ccf_plugin.training.recipe_files import load_recipe
-from ccf_plugin.zoo.precision import matrix_rate, resolve_precision
 
 pytestmark = pytest.mark.slow
 

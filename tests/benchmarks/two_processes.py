@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from ccf_plugin.run_log import read_log
-from ccf_plugin.training.environment import describe_environment
-from ccf_plugin.zoo.precision import resolve_precision
+from ccf_plugin.engine.precision import resolve_precision
+from ccf_plugin.runs.environment import describe_environment
+from ccf_plugin.runs.log import read_log
 
 CPU = torch.device("cpu")
 

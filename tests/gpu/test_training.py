@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from training.tiny import Quiet, assert_same_run, tiny
 
+from ccf_plugin.engine.memory import naming_the_batch
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.loop import train
-from ccf_plugin.zoo.memory import naming_the_batch
 
 from .models import CUDA
 

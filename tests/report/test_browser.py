@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.written_runs import WriteRun, matrix_at
 
 from ccf_plugin.report.page import build_report
-
-from .conftest import WriteRun, matrix_at
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Open = Callable[..., Any]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from base64 import b64decode
 
 import numpy as np
+from support.written_runs import WriteRun, matrix_at
 
 from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs, top_pairs
-from ccf_plugin.report.run_files import Track, read_runs
-
-from .conftest import WriteRun, matrix_at
+from ccf_plugin.runs.reading import Track, read_runs
 
 
 def _track(classes: int, epochs: int) -> Track:

@@ -9,11 +9,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from support.written_runs import WriteRun
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.report.page import build_report
-
-from .conftest import WriteRun
 
 
 class _Elements(HTMLParser):

@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ccf_plugin.report.run_files import RunFiles, Track, read_runs
+from support.written_runs import WriteRun
+
 from ccf_plugin.report.words import (
     against_published,
     along_epochs,
@@ -16,9 +17,8 @@ from ccf_plugin.report.words import (
     recipe_differences,
     summarise,
 )
+from ccf_plugin.runs.reading import RunFiles, Track, read_runs
 from ccf_plugin.training.recipe_files import load_recipe
-
-from .conftest import WriteRun
 
 
 def test_published_figures_belong_to_their_own_file_alone() -> None:

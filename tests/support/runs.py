@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.run_log import EpochRow, read_log
+from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from support.runs import Quiet, assert_same_run, tiny
 from torch import nn
 
-from ccf_plugin.run_log import checkpoint_of, read_log
+from ccf_plugin.runs.layout import checkpoint_of
+from ccf_plugin.runs.log import read_log
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import AverageSection

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.runs import Quiet
 
-from ccf_plugin.run_log import EpochRow, read_log
+from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 

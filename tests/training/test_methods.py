@@ -11,7 +11,7 @@ from support.commands import run, run_here, sets
 from support.runs import SHORT
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.run_log import read_log
+from ccf_plugin.runs.log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.zoo.attacks import attack_names

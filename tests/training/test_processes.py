@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.run_log import EpochRow, read_log
+from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.training.processes import Processes
 
 pytestmark = pytest.mark.skipif(

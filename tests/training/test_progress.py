@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from support.runs import tiny
 
-from ccf_plugin.run_log import EpochRow
+from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.progress import ProgressReporter, closing_table, sweep_table
 from ccf_plugin.training.run import Run
 

@@ -17,12 +17,12 @@ from support.runs import SHORT, TINY, Quiet, assert_same_run, contents, tiny
 from torch import Tensor
 
 from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.runs.folder import lock
 from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
-from ccf_plugin.training.run_folder import lock
 from ccf_plugin.training.setup import prepare
 from ccf_plugin.training.trainer import Trainer
 

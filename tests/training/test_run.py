@@ -15,7 +15,7 @@ from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 
 from ccf_plugin.errors import CCFError, DivergedError, InputError, UnavailableError
 from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.run_log import read_log
+from ccf_plugin.runs.log import read_log
 from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe

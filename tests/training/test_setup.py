@@ -10,7 +10,7 @@ import torch
 from support.runs import Quiet, tiny
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.run_log import read_log
+from ccf_plugin.runs.log import read_log
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.setup import hold_out, prepare

@@ -10,7 +10,7 @@ import pytest
 from support.runs import Quiet, assert_same_run, tiny
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.run_log import EpochRow, read_log
+from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.training import run as runs
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.writing import Writer

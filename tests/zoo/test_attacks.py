@@ -12,10 +12,10 @@ from support.graphs import FakeGraphs
 from support.reads import Reads
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import InputError
-from ccf_plugin.images import check_images
 from ccf_plugin.zoo.attacks import _seed, attack_names, build_attack, is_replayed
-from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import threat_model
 
 # fmt: off

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.errors import UnavailableError
-from ccf_plugin.zoo.containment import one_line
-from ccf_plugin.zoo.memory import is_out_of_memory
-from ccf_plugin.zoo.precision import Forward, Precision
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.memory import is_out_of_memory
+from ccf_plugin.engine.precision import Precision
+from ccf_plugin.errors import UnavailableError, one_line
 
 _log = logging.getLogger(__name__)
 

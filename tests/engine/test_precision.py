@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from ccf_plugin.engine import precision
+from ccf_plugin.engine.devices import resolve_device
+from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.zoo import precision
-from ccf_plugin.zoo.precision import Forward, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from ccf_plugin.training import reference
+from ccf_plugin.bench import plain_loop as reference
+from ccf_plugin.engine.devices import resolve_device
+from ccf_plugin.engine.timing import now
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.setup import prepare
-from ccf_plugin.zoo.precision import now, resolve_device
 
 
 class ReferenceTiming:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import given_path
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.run_log import AVERAGE, EpochRow, best_row, read_environment, read_log, selecting_figure
+from ccf_plugin.runs.environment import read_environment
+from ccf_plugin.runs.layout import AVERAGE
+from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
+from ccf_plugin.engine.memory import naming_the_batch
 from ccf_plugin.errors import UnavailableError
-from ccf_plugin.zoo.memory import naming_the_batch
 
 FAULTS_OF_A_SECOND_ALLOCATION = """
 import resource, torch
-from ccf_plugin.zoo.memory import keep_freed_memory
+from ccf_plugin.engine.memory import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 for _ in range(2):

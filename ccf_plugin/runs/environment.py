@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ccf_plugin.errors import InputError
 
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
 _VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_", "ACCELERATE_")  # of the environment: what libraries compute by
@@ -33,6 +36,30 @@ def describe_environment(device: torch.device, precision: str, command: list[str
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
         "versions": versions,
     }
+
+
+def read_environment(folder: Path, *, listed: str, remedy: str = "") -> dict[str, Any]:
+    """What a run ran on, as its folder's ``environment.json`` says.
+
+    Args:
+        listed: the key that the caller takes a list from.
+        remedy: what the error ends with.
+
+    Raises:
+        InputError: there is none, or it is not one that training wrote.
+    """
+    path = folder / "environment.json"
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("no file")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get(listed, []), list):
+            raise ValueError(f"a {type(found).__name__}, or a {listed} that is no list")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"expected the environment of a run in {path}, found none that can be read ({error}){remedy}"
+        ) from None
+    return found
 
 
 def _program() -> str:

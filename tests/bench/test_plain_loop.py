@@ -14,8 +14,8 @@ from support.reads import Reads
 from support.runs import tiny
 from support.tolerances import rounding
 
+from ccf_plugin.bench import plain_loop as reference
 from ccf_plugin.errors import UnavailableError
-from ccf_plugin.training import reference
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.monitor import measure_model
 from ccf_plugin.training.processes import Processes

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ccf_plugin.run_log import EpochRow
-from ccf_plugin.training.alarms import alarms, should_stop
+from ccf_plugin.runs.alarms import alarms, should_stop
+from ccf_plugin.runs.log import EpochRow
 
 ROW = EpochRow(1, 0.1, 1.0, 0.4, 0.8, 0.5, 10.0, None, 1.0, 1.0)
 

@@ -16,25 +16,26 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ccf_plugin.bench.plain_timing import ReferenceTiming
+from ccf_plugin.engine.compilation import compiling_pays
+from ccf_plugin.engine.devices import resolve_device
+from ccf_plugin.engine.precision import matrix_rate
 from ccf_plugin.engine.switches import switches_put_back
+from ccf_plugin.engine.timing import Stopwatch, now
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.trace import GRADIENT
-from ccf_plugin.run_log import EpochRow
-from ccf_plugin.training.environment import describe_environment
+from ccf_plugin.runs.environment import describe_environment
+from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.monitor import measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.training.reference_timing import ReferenceTiming
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import Parts, prepare
-from ccf_plugin.training.stopwatch import Stopwatch
 from ccf_plugin.training.trainer import Trainer
-from ccf_plugin.zoo.compilation import compiling_pays
 from ccf_plugin.zoo.datasets import Split, load_data
-from ccf_plugin.zoo.precision import matrix_rate, now, resolve_device
 
 _QUICK_STEPS, _QUICK_TEST_IMAGES = 4, 50
 _COUNTED_IMAGES = 16

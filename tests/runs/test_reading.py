@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.written_runs import CIFAR, WriteRun, matrix_at
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.report.run_files import read_runs
-
-from .conftest import CIFAR, WriteRun, matrix_at
+from ccf_plugin.runs.reading import read_runs
 
 
 def test_a_run_with_averaged_weights_is_two_tracks(write_run: WriteRun) -> None:

@@ -8,13 +8,7 @@ from pathlib import Path
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import is_aside, made_folder
-from ccf_plugin.run_log import AVERAGE
-
-# All that a run writes into its folder, and all that --force removes from it.
-RUN_FILES = (
-    *("trackers", "recipe.toml", "environment.json", "log.csv", "probe", "epochs", "state", "saliency"),
-    *(f"{name}{suffix}.safetensors" for name in ("best", "last") for suffix in ("", AVERAGE)),
-)
+from ccf_plugin.runs.layout import RUN_FILES
 
 
 def check_is_free(folder: Path, *, force: bool = False) -> None:

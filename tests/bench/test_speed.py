@@ -10,7 +10,7 @@ import torch
 from support.runs import Quiet, tiny
 from torch import nn
 
-from ccf_plugin.training.bench import bench
+from ccf_plugin.bench.speed import bench
 from ccf_plugin.training.setup import prepare
 
 STEPS, IMAGES = 4, 60  # of 16 images, ten classes of six

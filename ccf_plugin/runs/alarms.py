@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from ccf_plugin.run_log import EpochRow
+from ccf_plugin.runs.log import EpochRow
 
 ALARMS = ("catastrophic overfitting", "robust overfitting", "CAS falling")
 # Robust overfitting (Rice et al. 2020): test RA this far below its peak, while the training RA is above what it was.
@@ -40,3 +40,38 @@ def should_stop(rows: Sequence[EpochRow], on: Sequence[str], patience: int) -> b
     """Whether each of the last ``patience`` evaluated epochs has one of the alarms."""
     evaluated = [row for row in rows if row.test_robust_accuracy is not None][-patience:]
     return len(evaluated) == patience and all(set(on) & set(row.alarm.split("; ")) for row in evaluated)
+
+
+def alarms_by_kind(rows: Iterable[EpochRow]) -> dict[str, list[int]]:
+    """The epochs at which the log has each alarm."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        for alarm in filter(None, row.alarm.split("; ")):
+            found.setdefault(alarm, []).append(row.epoch)
+    return found
+
+
+def alarms_in_words(rows: Sequence[EpochRow]) -> list[str]:
+    """Each alarm with its epochs, neighbours among the evaluated ones joined: "CAS falling at epochs 40, 88 to 120"."""
+    evaluated = [row.epoch for row in rows if row.test_clean_accuracy is not None]
+    sentences = []
+    for alarm, epochs in alarms_by_kind(rows).items():
+        spans = [str(first) if first == last else f"{first} to {last}" for first, last in _spans(epochs, evaluated)]
+        sentences.append(f"{alarm} at {'epochs' if len(epochs) > 1 else 'epoch'} {', '.join(spans)}")
+    return sentences
+
+
+def _spans(epochs: Sequence[int], evaluated: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each group of epochs that follow one another among the evaluated ones."""
+    spans: list[tuple[int, int]] = []
+    previous = None  # the place of the epoch before, among the evaluated ones
+    for epoch in epochs:
+        if epoch not in evaluated:
+            continue
+        place = evaluated.index(epoch)
+        if previous is not None and place == previous + 1:
+            spans[-1] = (spans[-1][0], epoch)
+        else:
+            spans.append((epoch, epoch))
+        previous = place
+    return spans

@@ -7,11 +7,11 @@ import torch
 from support.precise import InFloat64
 from torch import nn
 
+from ccf_plugin.engine import compilation
+from ccf_plugin.engine.compilation import CompiledForward, build_forward
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.errors import UnavailableError
-from ccf_plugin.zoo import compilation
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.compilation import CompiledForward, build_forward
-from ccf_plugin.zoo.precision import Forward
 from ccf_plugin.zoo.threat import threat_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

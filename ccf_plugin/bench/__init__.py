@@ -1,0 +1,1 @@
+"""How fast a recipe trains here, beside a plain loop."""
