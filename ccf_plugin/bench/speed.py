@@ -28,13 +28,12 @@ from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.training.loop import Reporter, train
+from ccf_plugin.training.loop import Loop, Reporter, train
 from ccf_plugin.training.monitor import measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import Parts, prepare
-from ccf_plugin.training.trainer import Trainer
 from ccf_plugin.zoo.datasets import Split, load_data
 
 _QUICK_STEPS, _QUICK_TEST_IMAGES = 4, 50
@@ -82,7 +81,8 @@ def bench(
     spent = Stopwatch()
     with ReferenceTiming(recipe, reference_steps) as plain, TemporaryDirectory() as folder:
         timer = _Timer(reporter, spent, epochs, plain.measure, waits=device.type == "cuda")
-        train(recipe, Path(folder) / "run", timer, spent=spent)
+        train(recipe, Path(folder) / "run", timer)
+        spent.stop()
     rates.append(_matrix_rate(parts))
     timed = slice(1, epochs + 1)
     epoch, speed = median(timer.seconds[timed]), median(row.images_per_second for row in timer.rows[timed])
@@ -115,7 +115,7 @@ def bench(
     }
 
 
-class _Timer:
+class _Timer(Reporter):
     """A reporter that times epochs, and does something else between them."""
 
     def __init__(
@@ -145,7 +145,8 @@ class _Timer:
         self.rows.append(row)
         self._inner.epoch_finished(row)
         # On a GPU the stopwatch's waiting would slow the timed epochs: there it has one of its own, after them.
-        self._spent.running = not self._waits or len(self.seconds) > self._epochs
+        if not self._waits or len(self.seconds) > self._epochs:
+            self._spent.start()
         if 1 < len(self.seconds) <= self._epochs + 1:
             self._between()
         self._since = now()
@@ -185,7 +186,7 @@ def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
     train, test = (_few(split) for split in (parts.train, parts.test))
     parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
-    steps = Trainer(parts, Processes(parts.recipe, (), Path())).steps(1)
+    steps = Loop(parts, Processes(parts.recipe, (), Path())).steps(1)
     with _FlopCounter() as training:
         next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):

@@ -1,4 +1,4 @@
-"""Where an epoch's time goes."""
+"""A clock that waits for the GPU, and where an epoch's time goes."""
 
 from __future__ import annotations
 
@@ -14,34 +14,50 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Adds up the seconds of an epoch's parts by name; does nothing unless ``running``.
+    """Adds up the seconds of the parts of a run, by name, between ``start`` and ``stop``.
 
-    While it runs it waits for the GPU where a part begins and ends, which itself takes time there.
+    While one runs, ``part`` waits for the GPU where a part begins and ends, which itself takes time there.
     """
 
     def __init__(self) -> None:
-        self.running = False
         self.seconds: dict[str, float] = defaultdict(float)
 
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """What happens inside belongs to ``part``."""
-        if not self.running:
-            yield
-            return
-        start = now()
-        yield
-        self.seconds[part] += now() - start
+    def start(self) -> None:
+        """Listen to ``part`` from now on."""
+        if self not in _running:
+            _running.append(self)
 
-    def over(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; the time that it takes to get each belongs to ``part``."""
-        iterator = iter(items)
-        while True:
-            with self(part):
-                item = next(iterator, _END)
-            if item is _END:
-                return
-            yield item  # type: ignore[misc]
+    def stop(self) -> None:
+        """Listen no longer."""
+        if self in _running:
+            _running.remove(self)
+
+
+_running: list[Stopwatch] = []
+
+
+@contextlib.contextmanager
+def part(name: str) -> Iterator[None]:
+    """The time inside belongs to this part, for the stopwatches that run; without any it does nothing."""
+    if not _running:
+        yield
+        return
+    start = now()
+    yield
+    seconds = now() - start
+    for stopwatch in _running:
+        stopwatch.seconds[name] += seconds
+
+
+def part_of_each(name: str, items: Iterable[Item]) -> Iterator[Item]:
+    """The items; the time that it takes to get each belongs to this part."""
+    iterator = iter(items)
+    while True:
+        with part(name):
+            item = next(iterator, _END)
+        if item is _END:
+            return
+        yield item  # type: ignore[misc]
 
 
 _END = object()

@@ -1,70 +1,87 @@
-"""The one training loop. Read `train` from top to bottom: everything else hands it its parts."""
+"""The one training loop. Read `train` and `Loop` from top to bottom: everything else hands them their parts."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from ccf_plugin.engine.memory import keep_freed_memory
+import torch
+from torch import Tensor, nn
+
+from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
+from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.switches import switches_put_back
-from ccf_plugin.engine.timing import Stopwatch
-from ccf_plugin.errors import DivergedError, InputError
+from ccf_plugin.engine.timing import part, part_of_each
+from ccf_plugin.errors import DivergedError
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms
 from ccf_plugin.runs.environment import describe_environment
-from ccf_plugin.runs.folder import check_is_free, has_begun, lock
+from ccf_plugin.runs.folder import lock
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.training.distillation import check_teachers
+from ccf_plugin.training.batches import Batch
+from ccf_plugin.training.distillation import check_teachers, distilled
 from ccf_plugin.training.interruption import Interruption
-from ccf_plugin.training.monitor import Monitor, check_measurable, figures
+from ccf_plugin.training.method import Method
+from ccf_plugin.training.monitor import Measured, Monitor, check_measurable, figures
+from ccf_plugin.training.objectives import StepOutput
+from ccf_plugin.training.opening import check_place, open_run
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
 from ccf_plugin.training.setup import Parts, prepare
-from ccf_plugin.training.trainer import Totals, Trainer
+from ccf_plugin.training.state import Totals, TrainingState
+from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
+from ccf_plugin.training.weight_perturbation import perturbed_weights
 
 
-class Reporter(Protocol):
-    """What the loop tells while it runs."""
+class Reporter:
+    """Is told how a run goes. This one is silent; override what is to be shown."""
 
-    def started(self, run: Run) -> None: ...
-    def step(self, epoch: int, done: int, total: int) -> None: ...
-    def evaluating(self, batches: Batches, total: int) -> Batches: ...
-    def epoch_finished(self, row: EpochRow) -> None: ...
+    def started(self, run: Run) -> None:
+        """A run begins, or goes on."""
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        """So many of an epoch's steps are done."""
+
+    def evaluating(self, batches: Batches, total: int) -> Batches:
+        """An evaluation of so many batches begins; gives them back, perhaps counted."""
+        return batches
+
+    def epoch_finished(self, row: EpochRow) -> None:
+        """An epoch is evaluated and written."""
 
 
 @switches_put_back()
 def train(
     recipe: Recipe,
     out: Path,
-    reporter: Reporter,
+    reporter: Reporter | None = None,
     *,
     resume: bool = False,
     allow_change: Collection[str] = (),
     force: bool = False,
     download: bool = False,
     trackers: Sequence[str] = (),
-    spent: Stopwatch | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
 
     What it sets for the whole process (threads, cuDNN's choices, seeds) is put back at the end.
 
     Args:
+        reporter: is told how the run goes; None: nobody is.
         resume: continue the run in ``out`` where its state stands; one killed before its first state begins anew.
         allow_change: keys of the recipe that may differ from the run's when resuming.
         force: replace the run in ``out``.
         download: fetch the data set where it is missing.
         trackers: names of accelerate's trackers, such as "tensorboard"; they write into ``out``/trackers.
-        spent: where the seconds of an epoch's parts are added up.
 
     Raises:
         InputError: a fault in recipe, data or model, which may have no head or resist the evaluation's attack (nothing
@@ -73,130 +90,170 @@ def train(
         DivergedError: loss, weights or logits stopped being finite; the last finished epoch remains.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
+    reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
     processes = Processes(recipe, trackers, out)
-    if resume and not has_begun(out):
-        if not out.is_dir():
-            raise InputError(f"expected a run to resume in {out}, found none; start it without --resume")
-        resume = False
-    if not resume:
-        check_is_free(out, force=force)  # before the data are loaded for nothing
+    resume = check_place(out, resume=resume, force=force)  # before the data are loaded for nothing
     if processes.device.type == "cpu":
         keep_freed_memory()
     parts = prepare(recipe, processes.device, download=download, processes=processes.count)
     check_measurable(parts)
-    spent = spent or Stopwatch()
-    trainer = Trainer(parts, processes, spent)
+    loop = Loop(parts, processes)
     with lock(out) if processes.is_main else nullcontext():
-        run = _open(out, parts, trainer, processes, resume=resume, allow_change=allow_change, force=force)
+        environment = {
+            **describe_environment(parts.device, parts.precision),
+            "processes": processes.count,
+            "compiled": loop.method.is_compiled,
+        }
+        run = open_run(
+            out, recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
+        )
         processes.start_tracking(recipe)
         reporter.started(run)
         with Interruption() as interruption, run.written_beside():
-            saver, monitor = Saver(run, trainer, processes, interruption), Monitor(parts)
+            saver = Saver(run, loop.state, processes, interruption)
             while not run.is_finished:
-                row = _train_epoch(run.epoch + 1, parts, trainer, monitor, saver, reporter, run, processes, spent)
+                row = loop.epoch(run, saver, reporter)
                 processes.track(row)
                 reporter.epoch_finished(row)
         processes.finish()
     return run
 
 
-def _train_epoch(
-    epoch: int,
-    parts: Parts,
-    trainer: Trainer,
-    monitor: Monitor,
-    saver: Saver,
-    reporter: Reporter,
-    run: Run,
-    processes: Processes,
-    spent: Stopwatch,
-) -> EpochRow:
-    recipe = parts.recipe
-    started, skipped = time.perf_counter(), trainer.step
-    for step in trainer.steps(epoch):
-        reporter.step(epoch, step, len(trainer.batches))
-        saver.between_steps(epoch)
-    totals = trainer.totals()
-    _check_is_finite(totals, epoch, trainer, run)
-    trained = time.perf_counter() - started
-    images = max(0, len(parts.train) - skipped * recipe.optim.batch_size)
-    models = {"": trainer.model} | ({} if (averaged := trainer.averaged_model()) is None else {AVERAGE: averaged})
-    measured = {}
-    if _is_due(recipe.evaluate.every, epoch, recipe):
-        for suffix, model in models.items():
-            with spent("evaluation"):
-                measured[suffix] = monitor.measure(
-                    model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
-                )
-    row = EpochRow(
-        epoch=epoch,
-        lr=learning_rate(recipe.optim, epoch - 1),
-        train_loss=totals.loss,
-        train_robust_accuracy=totals.accuracy if recipe.objective.loss != "standard" else None,
-        seconds=time.perf_counter() - started,
-        images_per_second=images / trained if images else 0.0,
-        **figures(measured),  # type: ignore[arg-type]  # none of them is text
-    )
-    row = replace(row, alarm="; ".join(alarms(run.rows, row)))
-    is_kept = _is_due(recipe.probe.every, epoch, recipe)
-    snapshots = {
-        suffix: Snapshot(model, measured[suffix].test if suffix in measured else None, is_kept)
-        for suffix, model in models.items()
-    }
-    with spent("writing"):
-        row = run.finish_epoch(row, snapshots, parts.describe_model(), write=processes.is_main)
-        trainer.close_epoch()
-        saver.save()
-    return row
+class Loop:
+    """A run's training: `epoch` is for epoch, `steps` and `_step` for batch."""
 
+    def __init__(self, parts: Parts, processes: Processes) -> None:
+        self.parts, self.processes = parts, processes
+        self.state = TrainingState(parts, processes)
+        self.method = Method(parts, processes, self.state)
+        self._monitor = Monitor(parts)
 
-def _check_is_finite(totals: Totals, epoch: int, trainer: Trainer, run: Run) -> None:
-    """Raise DivergedError where training went wrong, before anything of the epoch is written."""
-    if not totals.failed_at:
-        return
-    rate = learning_rate(run.recipe.optim, epoch - 1 + (totals.failed_at - 1) / len(trainer.batches))
-    found = f"a loss of {totals.loss:g}"
-    if math.isfinite(totals.loss):
-        found = "weights that give no finite logits in eval mode"
-    last = run.folder / "last.safetensors"
-    left = f"epoch {epoch - 1} remains in {last}" if epoch > 1 else "nothing was kept"
-    raise DivergedError(
-        f"expected a finite loss and finite weights, found {found} in epoch {epoch}, step {totals.failed_at}, at "
-        f"learning rate {rate:g}; {left}: lower optim.lr or use precision float32"
-    )
+    def epoch(self, run: Run, saver: Saver, reporter: Reporter) -> EpochRow:
+        """Train the run's next epoch, evaluate, log and save."""
+        recipe, state, epoch = self.parts.recipe, self.state, run.epoch + 1
+        started, skipped = time.perf_counter(), state.step
+        for step in self.steps(epoch):
+            reporter.step(epoch, step, len(self.method.batches))
+            saver.between_steps(epoch)
+        totals = state.totals()
+        self._check_is_finite(totals, epoch, run)
+        trained = time.perf_counter() - started
+        images = max(0, len(self.parts.train) - skipped * recipe.optim.batch_size)
 
+        models = self._models()
+        measured: dict[str, Measured] = {}
+        if _is_due(recipe.evaluate.every, epoch, recipe):
+            for suffix, model in models.items():
+                with part("evaluation"):
+                    measured[suffix] = self._monitor.measure(
+                        model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
+                    )
+        row = EpochRow(
+            epoch=epoch,
+            lr=learning_rate(recipe.optim, epoch - 1),
+            train_loss=totals.loss,
+            train_robust_accuracy=totals.accuracy if recipe.objective.is_adversarial else None,
+            seconds=time.perf_counter() - started,
+            images_per_second=images / trained if images else 0.0,
+            **figures(measured),  # type: ignore[arg-type]  # none of them is text
+        )
+        row = replace(row, alarm="; ".join(alarms(run.rows, row)))
 
-def _open(
-    out: Path,
-    parts: Parts,
-    trainer: Trainer,
-    processes: Processes,
-    *,
-    resume: bool,
-    allow_change: Collection[str],
-    force: bool,
-) -> Run:
-    """The run folder, which the first process alone writes; the trainer gets the state of a resumed run."""
-    environment = {
-        **describe_environment(parts.device, parts.precision),
-        "processes": processes.count,
-        "compiled": trainer.is_compiled,
-    }
-    run = None
-    if processes.is_main and resume:
-        run = Run.reopen(out, parts.recipe, allow_change=allow_change)
-    elif processes.is_main:
-        run = Run.create(out, parts.recipe, environment, force=force)
-    processes.wait()
-    if run is None:
-        run = Run.read(out, parts.recipe) if resume else Run(out, parts.recipe)
-    if resume:
-        step = run.step
-        run.restore(lambda states: trainer.restore(states, step))
-        if processes.is_main:
-            run.write_again(environment)
-    return run
+        is_kept = _is_due(recipe.probe.every, epoch, recipe)
+        snapshots = {
+            suffix: Snapshot(model, measured[suffix].test if suffix in measured else None, is_kept)
+            for suffix, model in models.items()
+        }
+        with part("writing"):
+            row = run.finish_epoch(row, snapshots, self.parts.describe_model(), write=self.processes.is_main)
+            state.close_epoch()
+            saver.save()
+        return row
+
+    def steps(self, epoch: int) -> Iterator[int]:
+        """Train an epoch, from the restored step where there is one; yields the steps done after each."""
+        recipe, state = self.parts.recipe, self.state
+        if state.step == 0:
+            # Every epoch draws from its own seed, apart from those of the batches' order; so does every process.
+            torch.manual_seed((recipe.seed + 1) * 2_000_003 + epoch + 1_000_000_007 * self.processes.rank)
+        state.model.train()
+        for batch in part_of_each("data", self.method.batches.epoch(epoch, skip=state.step)):
+            with naming_the_batch("optim.batch_size", recipe.optim.batch_size):
+                self._step(epoch, batch)
+            yield state.step
+        averaged = [] if state.average is None else [state.average.averaged]
+        self.processes.share_buffers(state.model, *averaged)
+
+    def _step(self, epoch: int, batch: Batch) -> None:
+        recipe, state, method = self.parts.recipe, self.state, self.method
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.optim, epoch - 1 + state.step / len(method.batches))
+        if state.ensemble is not None and state.ensemble.weight(epoch):
+            self._predict(state.ensemble, batch)
+        adversarial = batch.images
+        if recipe.objective.is_adversarial:
+            with part("attack"):
+                adversarial = method.attack(batch.images, batch.labels)
+        gamma = recipe.awp.gamma if recipe.awp is not None and epoch > recipe.awp.start_epoch else 0.0
+        loss_of_bare_model = partial(self._loss, method.forward, epoch, batch, adversarial)
+        with (
+            part("weights' pass"),
+            perturbed_weights(state.model, loss_of_bare_model, gamma, self.processes.mean),
+        ):
+            output = self._loss(method.trained_forward, epoch, batch, adversarial)
+            self.processes.backward(output.loss)
+        with part("optimizer"):
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)  # at once: the next attack needs no memory for gradients
+        state.step += 1
+        if state.average is not None:
+            state.average.after_step(state.model, epoch, is_last=state.step == len(method.batches))
+        if batch.share:
+            loss = output.loss.detach() * (len(batch.labels) / batch.share)
+            state.add(loss, (output.logits.argmax(1) == batch.labels).sum())
+
+    def _loss(self, forward: nn.Module, epoch: int, batch: Batch, adversarial: Tensor) -> StepOutput:
+        """The step's whole loss, scaled so that the processes' mean is the mean over the step's images."""
+        ensemble = self.state.ensemble
+        output = self.method.objective(forward, batch.images, adversarial, batch.labels)
+        loss = distilled(output, adversarial, self.method.teachers, epoch)
+        if ensemble is not None and ensemble.weight(epoch):
+            loss = loss + ensemble.loss(epoch, batch.indices, output.logits)
+        return replace(output, loss=loss if batch.share == 1 else loss * batch.share)
+
+    def _predict(self, ensemble: TemporalEnsemble, batch: Batch) -> None:
+        """Take the predictions of the step's images into the ensemble."""
+        with torch.no_grad(), evaluation_mode(self.state.model):
+            predictions = self.method.forward(batch.images)
+        if self.processes.count == 1:
+            ensemble.update(batch.indices, predictions)
+            return
+        # Every process needs the predictions of all, since the next epoch deals the images out anew.
+        for indices, theirs, share in self.processes.gather((batch.indices.cpu(), predictions.cpu(), batch.share)):
+            if share:
+                ensemble.update(indices.to(predictions.device), theirs.to(predictions.device))
+
+    def _models(self) -> dict[str, nn.Module]:
+        """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
+        clean_batches = (batch.images for batch in self.method.clean_batches.epoch(0))
+        averaged = self.state.averaged_model(clean_batches)
+        return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
+
+    def _check_is_finite(self, totals: Totals, epoch: int, run: Run) -> None:
+        """Raise DivergedError where training went wrong, before anything of the epoch is written."""
+        if not totals.failed_at:
+            return
+        epochs_done = epoch - 1 + (totals.failed_at - 1) / len(self.method.batches)
+        rate = learning_rate(self.parts.recipe.optim, epochs_done)
+        fault = f"a loss of {totals.loss:g}"
+        if math.isfinite(totals.loss):
+            fault = "weights that give no finite logits in eval mode"
+        kept = f"epoch {epoch - 1} remains in {run.folder / 'last.safetensors'}" if epoch > 1 else "nothing was kept"
+        raise DivergedError(
+            f"expected a finite loss and finite weights, found {fault} in epoch {epoch}, step {totals.failed_at}, at "
+            f"learning rate {rate:g}; {kept}: lower optim.lr or use precision float32"
+        )
 
 
 def _is_due(every: int, epoch: int, recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""What a training step minimises: one function per loss, each from its paper's formula."""
+"""What a training step minimises: one function per loss, each from its paper's formula, and the table of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.training.recipe import ObjectiveSection
+from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.zoo.python_code import failed, is_python, load_object
+
+if TYPE_CHECKING:
+    from ccf_plugin.training.recipe import ObjectiveSection
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -28,59 +30,113 @@ class StepOutput:
 
 
 # forward, clean images, adversarial images (both (N, C, H, W) in [0, 1]), labels (N,)
-Objective = Callable[[Forward, Tensor, Tensor, Tensor], StepOutput]
+Loss = Callable[[Forward, Tensor, Tensor, Tensor], StepOutput]
 
 
-def build_objective(section: ObjectiveSection) -> Objective:
-    """The loss that a recipe's [objective] names, with its weights."""
-    smoothing, beta = section.label_smoothing, section.beta
-    if is_python(section.loss):
-        return own(section.loss, section.options)
-    objectives: dict[str, Objective] = {
-        "standard": partial(madry, label_smoothing=smoothing),  # whose "adversarial" images are the clean ones
-        "madry": partial(madry, label_smoothing=smoothing),
-        "trades": partial(trades, beta=6.0 if beta is None else beta, label_smoothing=smoothing),
-        "mart": partial(mart, beta=5.0 if beta is None else beta),
-    }
-    return objectives[section.loss]
+@dataclass(frozen=True)
+class Objective:
+    """A loss that recipes name, with all that is known of it.
+
+    Attributes:
+        loss: (forward, images, adversarial, labels, …) → StepOutput. It gets ``beta`` and ``label_smoothing`` by
+            keyword where it takes them.
+        about: what it is, in a few words.
+        attack: the torchattacks class that crafts ``adversarial``; None trains on clean images alone.
+        beta: the default weight of its second term; None where it has none.
+        takes_smoothing: whether it takes ``label_smoothing``; ``why_not`` says why it does not.
+        takes_options: whether objective.options are its further keywords.
+    """
+
+    loss: Callable[..., StepOutput]
+    about: str = ""
+    attack: str | None = "PGD"
+    beta: float | None = None
+    takes_smoothing: bool = True
+    why_not: str = ""
+    takes_options: bool = False
+
+    def configured(self, *, beta: float | None, label_smoothing: float, options: Mapping[str, Any]) -> Loss:
+        """The loss with its weights; ``beta`` None is its own."""
+        keywords: dict[str, Any] = dict(options)
+        if self.beta is not None:
+            keywords["beta"] = self.beta if beta is None else beta
+        if self.takes_smoothing:
+            keywords["label_smoothing"] = label_smoothing
+        return partial(self.loss, **keywords)
 
 
-def own(spec: str, options: Mapping[str, Any]) -> Objective:
-    """The user's loss ``python:package.module:function``: function(forward, images, adversarial, labels, **options).
+def find_objective(name: str) -> Objective:
+    """The entry of ``OBJECTIVES``, or that of the user's own loss ``python:package.module:function``.
 
-    ``forward`` maps images to float32 logits (N, K); ``images`` and ``adversarial`` are float32 (N, C, H, W) in [0, 1],
-    ``labels`` int64 (N,). It returns a ``StepOutput``: the mean loss over these rows and the logits (N, K) of the
-    adversarial images, which accuracies and teachers use. ``adversarial`` follows the recipe's [attack].
+    The user's is called as function(forward, images, adversarial, labels, **objective.options). ``forward`` maps images
+    to float32 logits (N, K); ``images`` and ``adversarial`` are float32 (N, C, H, W) in [0, 1], ``labels`` int64 (N,).
+    It returns a ``StepOutput``: the mean loss over these rows and the logits (N, K) of the adversarial images, which
+    accuracies and teachers use. ``adversarial`` follows the recipe's [attack].
 
     Raises:
-        InputError: no such function; at a step: it fails, or returns something else.
+        InputError: no such loss; at a step: it fails, or returns something else.
     """
-    function = load_object(spec)
+    if not is_python(name):
+        if name not in OBJECTIVES:
+            raise InputError(f"loss {name!r} is unknown; expected {loss_forms()}{did_you_mean(name, OBJECTIVES)}")
+        return OBJECTIVES[name]
+    function = load_object(name)
     if not callable(function):
-        raise InputError(f"{spec}: expected a function, found {type(function).__name__}")
+        raise InputError(f"{name}: expected a function, found {type(function).__name__}")
+    return Objective(
+        partial(_checked_loss, name, function),
+        about="a loss of your own",
+        takes_smoothing=False,
+        why_not="which may take it from objective.options",
+        takes_options=True,
+    )
+
+
+def loss_forms() -> str:
+    """The names of losses that a recipe may hold, for messages."""
+    return f"{', '.join(map(repr, OBJECTIVES))} or 'python:package.module:function'"
+
+
+def build_objective(section: ObjectiveSection) -> Loss:
+    """The loss that a recipe's [objective] names, with its weights; raises as ``find_objective`` does."""
+    objective = find_objective(section.loss)
+    if is_python(section.loss):
+        _check_signature(section.loss, load_object(section.loss), section.options)
+    return objective.configured(beta=section.beta, label_smoothing=section.label_smoothing, options=section.options)
+
+
+def _check_signature(name: str, function: Callable[..., object], options: Mapping[str, Any]) -> None:
     signature = "forward, images, adversarial, labels"
     try:
         inspect.signature(function).bind(*signature.split(", "), **options)
     except TypeError as error:
         raise InputError(
-            f"{spec}: expected a function of ({signature}) and objective.options, found one that refuses: {error}"
+            f"{name}: expected a function of ({signature}) and objective.options, found one that refuses: {error}"
         ) from None
 
-    def checked(forward: Forward, images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
-        try:
-            output: StepOutput = function(forward, images, adversarial, labels, **options)
-        except (CCFError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise failed(spec, error) from error
-        if (fault := _output_fault(output, len(labels))) is not None:
-            raise InputError(
-                f"{spec}: expected a StepOutput of a scalar loss with a gradient and logits ({len(labels)}, K), found "
-                f"{fault}"
-            )
-        return output
 
-    return checked
+def _checked_loss(
+    name: str,
+    function: Callable[..., StepOutput],
+    forward: Forward,
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    **options: Any,
+) -> StepOutput:
+    """What the user's loss returns, checked."""
+    try:
+        output = function(forward, images, adversarial, labels, **options)
+    except (CCFError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise failed(name, error) from error
+    if (fault := _output_fault(output, len(labels))) is not None:
+        raise InputError(
+            f"{name}: expected a StepOutput of a scalar loss with a gradient and logits ({len(labels)}, K), "
+            f"found {fault}"
+        )
+    return output
 
 
 def _output_fault(output: object, count: int) -> str | None:
@@ -145,3 +201,19 @@ def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     strongest = log_p.masked_fill(is_true, -torch.inf).argmax(1, keepdim=True)
     others = log_p.scatter(1, strongest, -torch.inf).logsumexp(1)
     return -log_p.gather(1, labels.unsqueeze(1)).squeeze(1) - others
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "standard": Objective(madry, "cross-entropy on clean images", attack=None),
+    "madry": Objective(madry, "cross-entropy on adversarial images (Madry et al. 2018)"),
+    "trades": Objective(
+        trades, "clean cross-entropy and β times the divergence (Zhang et al. 2019)", attack="TPGD", beta=6.0
+    ),
+    "mart": Objective(
+        mart,
+        "boosted cross-entropy and β times the weighted divergence (Wang et al. 2020)",
+        beta=5.0,
+        takes_smoothing=False,
+        why_not="whose terms need the one true class",
+    ),
+}

@@ -15,13 +15,14 @@ from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
+from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
 
 _SHORT = ("loss", "test RA", "CAS")  # fits 80 columns beside the bar
 
 
-class ProgressReporter:
+class ProgressReporter(Reporter):
     """Shows a run on a terminal; without one, prints one line per epoch."""
 
     def __init__(self, console: Console) -> None:

@@ -9,19 +9,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ccf_plugin.runs.alarms import ALARMS
+from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Ramp = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 
 
-LOSSES = ("standard", "madry", "trades", "mart")
-
-
 def _check_loss(name: str) -> str:
-    if name not in LOSSES and not name.startswith("python:"):
-        known = ", ".join(f"'{loss}'" for loss in LOSSES)
-        raise PydanticCustomError("loss", f"Input should be {known} or 'python:package.module:function'")
+    from ccf_plugin.training.objectives import OBJECTIVES, loss_forms
+
+    if name not in OBJECTIVES and not is_python(name):
+        raise PydanticCustomError("loss", "Input should be " + loss_forms())
     return name
 
 
@@ -70,13 +69,21 @@ class AttackSection(_Section):
 class ObjectiveSection(_Section):
     """[objective]: what a step minimises. beta weighs the divergence of TRADES (default 6) or MART (default 5).
 
-    loss = "python:package.module:function" is the user's own (``training.objectives.own``), called with ``options``.
+    loss = "python:package.module:function" is the user's own (``training.objectives.find_objective``), called with
+    ``options``.
     """
 
     loss: Annotated[str, AfterValidator(_check_loss)] = "madry"
     options: dict[str, Any] = {}
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether it trains on adversarial images; the user's own loss, which is not loaded for this, always does."""
+        from ccf_plugin.training.objectives import OBJECTIVES
+
+        return is_python(self.loss) or OBJECTIVES[self.loss].attack is not None
 
 
 class DistillSection(_Section):

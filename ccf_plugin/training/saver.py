@@ -12,23 +12,23 @@ from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.training.interruption import Interrupted, Interruption
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.run import Run
-from ccf_plugin.training.trainer import Trainer
+from ccf_plugin.training.state import TrainingState
 
 _DUE = 1  # below every signal's number
 
 
 class Saver:
-    """Saves a trainer's state into its run; every process calls it, the first one writes."""
+    """Saves the training's state into its run; every process calls it, the first one writes."""
 
-    def __init__(self, run: Run, trainer: Trainer, processes: Processes, interruption: Interruption) -> None:
-        self._run, self._trainer, self._processes, self._interruption = run, trainer, processes, interruption
+    def __init__(self, run: Run, state: TrainingState, processes: Processes, interruption: Interruption) -> None:
+        self._run, self._state, self._processes, self._interruption = run, state, processes, interruption
         self._saved = time.monotonic()
 
     def save(self) -> None:
         """Save now."""
-        states = self._trainer.state()
+        tensors = self._state.tensors()
         if self._processes.is_main:
-            self._run.save_state(states, self._trainer.step)
+            self._run.save_state(tensors, self._state.step)
         self._saved = time.monotonic()
 
     def between_steps(self, epoch: int) -> None:
@@ -40,7 +40,7 @@ class Saver:
         minutes = (time.monotonic() - self._saved) / 60
         is_due = self._processes.is_main and minutes > self._run.recipe.checkpoint_minutes
         wish = self._processes.largest(self._interruption.signal or (_DUE if is_due else 0))
-        if wish and not self._trainer.totals().failed_at:  # else the epoch's end will tell, and the good state stays
+        if wish and not self._state.totals().failed_at:  # else the epoch's end will tell, and the good state stays
             self.save()
         if wish > _DUE:
             self._run.wait()

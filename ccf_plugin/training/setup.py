@@ -44,7 +44,7 @@ class Parts:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluation_mode(self.model):
             self.model(torch.zeros(2, *self.input_size, device=self.device))
         # A pass forward, one back to the images, and one back to the weights, are of about the same size.
-        attack = 0 if self.recipe.objective.loss == "standard" else 2 * self.recipe.attack.steps
+        attack = 2 * self.recipe.attack.steps if self.recipe.objective.is_adversarial else 0
         return float(counter.get_total_flops() / 2 * (attack + 3) * len(self.train) * self.recipe.optim.epochs)
 
     def describe_model(self) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from support.tolerances import rounding
 from ccf_plugin.bench import plain_loop as reference
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training.batches import TrainingBatches
+from ccf_plugin.training.loop import Loop
 from ccf_plugin.training.monitor import measure_model
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.setup import Parts, prepare
-from ccf_plugin.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -36,16 +36,16 @@ def _precise(parts: Parts, logits: torch.dtype = torch.float64) -> Parts:
 
 
 def _losses(parts: Parts) -> list[float]:
-    """Of each of the first 20 steps, by the loop's own trainer."""
-    trainer = Trainer(parts, Processes(parts.recipe, (), Path()))
+    """Of each of the first 20 steps, by the loop itself."""
+    loop = Loop(parts, Processes(parts.recipe, (), Path()))
     losses, before = [], 0.0
     for epoch in (1, 2):
-        for step in trainer.steps(epoch):
-            total = trainer.totals().loss * len(parts.train)
+        for step in loop.steps(epoch):
+            total = loop.state.totals().loss * len(parts.train)
             size = min(16, len(parts.train) - (step - 1) * 16)
             losses.append((total - before) / size)
             before = total
-        trainer.close_epoch()
+        loop.state.close_epoch()
         before = 0.0
     return losses[:STEPS]
 
@@ -76,7 +76,7 @@ def _reference_losses(parts: Parts) -> list[float]:
 )
 def test_the_loss_of_each_of_20_steps_is_the_plain_loops(mode: str, memory_format: torch.memory_format) -> None:
     both = (_parts(f"attack.batchnorm={mode}", "optim.decay_epochs=[2]") for _ in range(2))
-    fast, plain = (_precise(parts, torch.float32) for parts in both)  # as the trainer takes them
+    fast, plain = (_precise(parts, torch.float32) for parts in both)  # as the loop takes them
     plain.model.to(memory_format=memory_format)  # type: ignore[call-overload]
     # What is left to rounding is the float32 logits and the loss's mean over 16 images.
     np.testing.assert_allclose(_losses(fast), _reference_losses(plain), rtol=rounding(16))
@@ -112,7 +112,7 @@ def test_an_epochs_images_are_those_of_a_loader_that_augments_them_one_by_one(au
 
 def test_one_pass_gives_what_separate_passes_give() -> None:
     parts = _precise(_parts())
-    list(islice(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
+    list(islice(Loop(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
     (loader,) = [list(parts.test.batches(20, CPU))]
     torch.manual_seed(0)
     apart = reference.evaluate(parts.model, loader, parts.recipe.evaluation_threat())
@@ -127,7 +127,7 @@ def test_one_pass_gives_what_separate_passes_give() -> None:
 @pytest.mark.parametrize("inputs", ["clean", "adversarial"])
 def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_size: int) -> None:
     parts = _precise(_parts("probe.instances=true", f"probe.inputs={inputs}"))
-    list(islice(Trainer(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
+    list(islice(Loop(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
     whole = measure_model(parts, parts.model, lambda batches, _: batches).test
     evaluate = parts.recipe.evaluate.model_copy(update={"batch_size": batch_size})
     other = replace(parts, recipe=parts.recipe.model_copy(update={"evaluate": evaluate}))
@@ -139,14 +139,14 @@ def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_si
 
 
 def test_a_step_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(_parts(), Processes(tiny(), (), Path()))
+    loop = Loop(_parts(), Processes(tiny(), (), Path()))
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "_attack", full)
+    monkeypatch.setattr(loop.method, "attack", full)
     with pytest.raises(UnavailableError, match=r"optim.batch_size: 16 images .* try 8"):
-        next(trainer.steps(1))
+        next(loop.steps(1))
 
 
 @pytest.mark.parametrize("loss", ["madry", "trades", "mart"])
@@ -154,12 +154,12 @@ def test_no_step_waits_for_the_device(loss: str) -> None:
     attack = ["attack.name=TPGD"] if loss == "trades" else []
     # Not [average]: torch counts the averaged steps in a tensor that it keeps on the host, and reads that.
     more = ["ensembling.ramp=[0, 1]", "data.augmentation=crop-flip", f"objective.loss={loss}"]
-    trainer = Trainer(_parts(*attack, *more), Processes(tiny(), (), Path()))
-    steps = trainer.steps(1)
+    loop = Loop(_parts(*attack, *more), Processes(tiny(), (), Path()))
+    steps = loop.steps(1)
     next(steps)  # the attack checks its first images
     with Reads() as reads:
         next(steps)
     assert reads.count == 0
     with reads:
-        trainer.totals()
+        loop.state.totals()
     assert reads.count > 0

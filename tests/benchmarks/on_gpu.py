@@ -94,9 +94,9 @@ def step(compiled: bool, mode: str | None = None, *, replayed: bool = True, reci
         from ccf_plugin.engine import compilation
         from ccf_plugin.engine.precision import matrix_rate
         from ccf_plugin.engine.timing import Stopwatch, now
+        from ccf_plugin.training.loop import Loop
         from ccf_plugin.training.processes import Processes
         from ccf_plugin.training.setup import prepare
-        from ccf_plugin.training.trainer import Trainer
 
         if mode is not None:
             compilation.torch.compile = _in_mode(torch.compile, mode)
@@ -107,8 +107,7 @@ def step(compiled: bool, mode: str | None = None, *, replayed: bool = True, reci
         started = now()
         device = torch.device(setting.device)
         parts = prepare(chosen, device)
-        trainer = Trainer(parts, Processes(chosen, (), setting.folder), spent)
-        steps = trainer.steps(1)
+        steps = Loop(parts, Processes(chosen, (), setting.folder)).steps(1)
         warm = []
         for _ in range(4):
             start = now()
@@ -138,13 +137,13 @@ def step(compiled: bool, mode: str | None = None, *, replayed: bool = True, reci
             "share_of_matrix_rate": work / typical / rate,
             "epoch_of_50000_seconds": typical * 50_000 / size,
         }
-        spent.running = True
+        spent.start()
         number = 3 if setting.is_small else 20
         start = now()
         for _ in range(number):
             next(steps)
         whole = (now() - start) / number
-        spent.running = False
+        spent.stop()
         parts_ms = {name: 1e3 * seconds / number for name, seconds in spent.seconds.items()}
         yield {"waiting_step_ms": 1e3 * whole, "waiting_parts_ms": parts_ms}
         if setting.device != "cpu":
@@ -372,11 +371,11 @@ def _without_graphs() -> None:
     """Attacks launch kernel by kernel, and cast weights in every pass."""
     from ccf_plugin.engine.forward import Forward
     from ccf_plugin.engine.graphs import CudaGraphs
-    from ccf_plugin.training import trainer
+    from ccf_plugin.training import method
 
     CudaGraphs.serve = lambda *_: False  # type: ignore[method-assign]
     Forward.weights_cast_once = lambda _: contextlib.nullcontext()  # type: ignore[assignment,method-assign]
-    trainer.is_replayed = lambda *_: False
+    method.is_replayed = lambda *_: False
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -40,7 +40,7 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
 def test_what_cannot_be_measured_is_told_before_anything_is_written(
     changes: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "Trainer", lambda *_: pytest.fail("training had begun"))
+    monkeypatch.setattr(loop, "Loop", lambda *_: pytest.fail("training had begun"))
     with pytest.raises(InputError, match=message) as caught:
         train(own(*changes), tmp_path / "run", Quiet())
     assert "\n" not in str(caught.value)

@@ -185,14 +185,14 @@ def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import ccf_plugin.training.trainer as t\n"
-        "    step = t.Trainer._step\n"
+        "    import ccf_plugin.training.loop as t\n"
+        "    step = t.Loop._step\n"
         "    def dying(self, epoch, batch):\n"
         "        if epoch == 2 and self.step == 2:\n"
         "            open('died', 'w').close()\n"
         f"            {death}\n"
         "        step(self, epoch, batch)\n"
-        "    t.Trainer._step = dying\n"
+        "    t.Loop._step = dying\n"
     )
     out = tmp_path / "run"
     settings = [*SETTINGS, "checkpoint_minutes=1e-9"]  # a state after every step

@@ -19,12 +19,11 @@ from torch import Tensor
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.runs.folder import lock
 from ccf_plugin.training.interruption import Interrupted
-from ccf_plugin.training.loop import train
+from ccf_plugin.training.loop import Loop, train
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import prepare
-from ccf_plugin.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ def test_a_fused_optimizer_goes_on_with_its_parameters_strides(tmp_path: Path, m
 
     monkeypatch.setattr(torch.optim, "SGD", fused)
 
-    def trainer() -> Trainer:
+    def new_loop() -> Loop:
         parts = prepare(tiny(), torch.device("cpu"))
-        return Trainer(parts, Processes(parts.recipe, (), tmp_path))
+        return Loop(parts, Processes(parts.recipe, (), tmp_path))
 
     def strides_and_kinds() -> list[list[Any]]:
         """Of each parameter and of its momentum."""
@@ -78,21 +77,21 @@ def test_a_fused_optimizer_goes_on_with_its_parameters_strides(tmp_path: Path, m
         pairs = [(parameter, optimizer.state[parameter]["momentum_buffer"]) for parameter in parameters]
         return [[(one.stride(), one.dtype, one.device) for one in column] for column in zip(*pairs, strict=True)]
 
-    def weights(of: Trainer) -> list[Tensor]:
-        return [value.clone() for value in of.model.state_dict().values()]
+    def weights(of: Loop) -> list[Tensor]:
+        return [value.clone() for value in of.state.model.state_dict().values()]
 
     run = Run.create(tmp_path / "run", tiny(), {})
-    first = trainer()
+    first = new_loop()
     steps = first.steps(1)
     next(steps), next(steps)
-    run.save_state(first.state(), 2)
+    run.save_state(first.state.tensors(), 2)
     after_two = weights(first)
     next(steps)
-    second = trainer()
-    Run.read(run.folder, tiny()).restore(lambda states: second.restore(states, 2))
+    second = new_loop()
+    Run.read(run.folder, tiny()).restore(lambda states: second.state.restore(states, 2))
     of_parameters, of_momentum = strides_and_kinds()
     assert of_momentum == of_parameters
-    kernels = [parameter for parameter in second.model.parameters() if parameter.ndim == 4]
+    kernels = [parameter for parameter in second.state.model.parameters() if parameter.ndim == 4]
     assert not all(kernel.is_contiguous() for kernel in kernels), "strides that a file would not keep by chance"
     assert all(torch.equal(one, other) for one, other in zip(weights(second), after_two, strict=True))
     next(second.steps(1))

@@ -1,0 +1,56 @@
+"""Where a run begins or goes on: its place is checked first, its folder opened last."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.runs.folder import check_is_free, has_begun
+from ccf_plugin.training.processes import Processes
+from ccf_plugin.training.recipe import Recipe
+from ccf_plugin.training.run import Run
+from ccf_plugin.training.state import TrainingState
+
+
+def check_place(out: Path, *, resume: bool, force: bool) -> bool:
+    """Whether there is a run to resume in ``out``; one that was killed before its first state begins anew.
+
+    Raises:
+        InputError: the folder is not free, or nothing of the run to resume is there.
+    """
+    if resume and has_begun(out):
+        return True
+    if resume and not out.is_dir():
+        raise InputError(f"expected a run to resume in {out}, found none; start it without --resume")
+    check_is_free(out, force=force)
+    return False
+
+
+def open_run(
+    out: Path,
+    recipe: Recipe,
+    state: TrainingState,
+    processes: Processes,
+    environment: dict[str, Any],
+    *,
+    resume: bool,
+    allow_change: Collection[str],
+    force: bool,
+) -> Run:
+    """The run folder, which the first process alone writes; ``state`` becomes that of a resumed run."""
+    run = None
+    if processes.is_main and resume:
+        run = Run.reopen(out, recipe, allow_change=allow_change)
+    elif processes.is_main:
+        run = Run.create(out, recipe, environment, force=force)
+    processes.wait()
+    if run is None:
+        run = Run.read(out, recipe) if resume else Run(out, recipe)
+    if resume:
+        step = run.step
+        run.restore(lambda tensors: state.restore(tensors, step))
+        if processes.is_main:
+            run.write_again(environment)
+    return run
