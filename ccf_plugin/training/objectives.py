@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ccf_plugin.errors import CCFError, InputError, did_you_mean
+from ccf_plugin.errors import CCFError, Fault, InputError, did_you_mean
 from ccf_plugin.zoo.python_code import failed, is_python, load_object
 
 if TYPE_CHECKING:
@@ -55,41 +55,20 @@ class Objective:
     why_not: str = ""
     takes_options: bool = False
 
-    def configured(self, *, beta: float | None, label_smoothing: float, options: Mapping[str, Any]) -> Loss:
-        """The loss with its weights; ``beta`` None is its own."""
-        keywords: dict[str, Any] = dict(options)
-        if self.beta is not None:
-            keywords["beta"] = self.beta if beta is None else beta
-        if self.takes_smoothing:
-            keywords["label_smoothing"] = label_smoothing
-        return partial(self.loss, **keywords)
+    def faults(self, table: Mapping[str, Any]) -> Iterator[Fault]:
+        """What of a recipe's [objective] this loss has no use for."""
+        name = f"loss {table.get('loss', 'madry')!r}" if self is not OWN_LOSS else "a loss of your own"
+        if table.get("label_smoothing", 0) and not self.takes_smoothing:
+            yield Fault("objective.label_smoothing", f"0 with {name}, {self.why_not}", "smoothing")
+        if table.get("beta") is not None and self.beta is None:
+            yield Fault("objective.beta", f"no beta with {name}, which has no second term", "one")
+        if table.get("options") and not self.takes_options:
+            yield Fault("objective.options", "options with a loss of your own alone ('python:…')", "some")
 
 
-def find_objective(name: str) -> Objective:
-    """The entry of ``OBJECTIVES``, or that of the user's own loss ``python:package.module:function``.
-
-    The user's is called as function(forward, images, adversarial, labels, **objective.options). ``forward`` maps images
-    to float32 logits (N, K); ``images`` and ``adversarial`` are float32 (N, C, H, W) in [0, 1], ``labels`` int64 (N,).
-    It returns a ``StepOutput``: the mean loss over these rows and the logits (N, K) of the adversarial images, which
-    accuracies and teachers use. ``adversarial`` follows the recipe's [attack].
-
-    Raises:
-        InputError: no such loss; at a step: it fails, or returns something else.
-    """
-    if not is_python(name):
-        if name not in OBJECTIVES:
-            raise InputError(f"loss {name!r} is unknown; expected {loss_forms()}{did_you_mean(name, OBJECTIVES)}")
-        return OBJECTIVES[name]
-    function = load_object(name)
-    if not callable(function):
-        raise InputError(f"{name}: expected a function, found {type(function).__name__}")
-    return Objective(
-        partial(_checked_loss, name, function),
-        about="a loss of your own",
-        takes_smoothing=False,
-        why_not="which may take it from objective.options",
-        takes_options=True,
-    )
+def find_objective(name: str) -> Objective | None:
+    """What is known of a loss: its entry of ``OBJECTIVES``, or ``OWN_LOSS``, whose code is not loaded for this."""
+    return OWN_LOSS if is_python(name) else OBJECTIVES.get(name)
 
 
 def loss_forms() -> str:
@@ -98,21 +77,44 @@ def loss_forms() -> str:
 
 
 def build_objective(section: ObjectiveSection) -> Loss:
-    """The loss that a recipe's [objective] names, with its weights; raises as ``find_objective`` does."""
+    """The loss that a recipe's [objective] names, with its weights.
+
+    The user's own ``python:package.module:function`` is called as function(forward, images, adversarial, labels,
+    **objective.options). ``forward`` maps images to float32 logits (N, K); ``images`` and ``adversarial`` are float32
+    (N, C, H, W) in [0, 1], ``labels`` int64 (N,). It returns a ``StepOutput``: the mean loss over these rows and the
+    logits (N, K) of the adversarial images, which accuracies and teachers use. ``adversarial`` follows [attack].
+
+    Raises:
+        InputError: no such loss; at a step: it fails, or returns something else.
+    """
     objective = find_objective(section.loss)
-    if is_python(section.loss):
-        _check_signature(section.loss, load_object(section.loss), section.options)
-    return objective.configured(beta=section.beta, label_smoothing=section.label_smoothing, options=section.options)
+    if objective is None:
+        raise InputError(
+            f"expected loss {loss_forms()}, found {section.loss!r}{did_you_mean(section.loss, OBJECTIVES)}"
+        )
+    keywords: dict[str, Any] = dict(section.options)
+    if objective.beta is not None:
+        keywords["beta"] = objective.beta if section.beta is None else section.beta
+    if objective.takes_smoothing:
+        keywords["label_smoothing"] = section.label_smoothing
+    loss = partial(_checked_loss, section.loss, _load(section)) if objective is OWN_LOSS else objective.loss
+    return partial(loss, **keywords)
 
 
-def _check_signature(name: str, function: Callable[..., object], options: Mapping[str, Any]) -> None:
+def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
+    """The user's function, which takes what it will get."""
+    function = load_object(section.loss)
+    if not callable(function):
+        raise InputError(f"{section.loss}: expected a function, found {type(function).__name__}")
     signature = "forward, images, adversarial, labels"
     try:
-        inspect.signature(function).bind(*signature.split(", "), **options)
+        inspect.signature(function).bind(*signature.split(", "), **section.options)
     except TypeError as error:
         raise InputError(
-            f"{name}: expected a function of ({signature}) and objective.options, found one that refuses: {error}"
+            f"{section.loss}: expected a function of ({signature}) and objective.options, found one that refuses: "
+            f"{error}"
         ) from None
+    return cast(Callable[..., StepOutput], function)
 
 
 def _checked_loss(
@@ -202,6 +204,15 @@ def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     others = log_p.scatter(1, strongest, -torch.inf).logsumexp(1)
     return -log_p.gather(1, labels.unsqueeze(1)).squeeze(1) - others
 
+
+# The user's own, by python:package.module:function.
+OWN_LOSS = Objective(
+    _checked_loss,
+    "a loss of your own",
+    takes_smoothing=False,
+    why_not="which may take it from objective.options",
+    takes_options=True,
+)
 
 OBJECTIVES: dict[str, Objective] = {
     "standard": Objective(madry, "cross-entropy on clean images", attack=None),

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ccf_plugin.runs.alarms import ALARMS
-from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -17,9 +16,9 @@ Ramp = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_leng
 
 
 def _check_loss(name: str) -> str:
-    from ccf_plugin.training.objectives import OBJECTIVES, loss_forms
+    from ccf_plugin.training.objectives import find_objective, loss_forms
 
-    if name not in OBJECTIVES and not is_python(name):
+    if find_objective(name) is None:
         raise PydanticCustomError("loss", "Input should be " + loss_forms())
     return name
 
@@ -69,7 +68,7 @@ class AttackSection(_Section):
 class ObjectiveSection(_Section):
     """[objective]: what a step minimises. beta weighs the divergence of TRADES (default 6) or MART (default 5).
 
-    loss = "python:package.module:function" is the user's own (``training.objectives.find_objective``), called with
+    loss = "python:package.module:function" is the user's own (``training.objectives.build_objective``), called with
     ``options``.
     """
 
@@ -81,9 +80,10 @@ class ObjectiveSection(_Section):
     @property
     def is_adversarial(self) -> bool:
         """Whether it trains on adversarial images; the user's own loss, which is not loaded for this, always does."""
-        from ccf_plugin.training.objectives import OBJECTIVES
+        from ccf_plugin.training.objectives import find_objective
 
-        return is_python(self.loss) or OBJECTIVES[self.loss].attack is not None
+        objective = find_objective(self.loss)
+        return objective is None or objective.attack is not None
 
 
 class DistillSection(_Section):

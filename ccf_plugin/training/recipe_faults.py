@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.training.recipe import DistillSection, Recipe, evaluation_threat, training_threat
+from ccf_plugin.errors import Fault, InputError, did_you_mean
+from ccf_plugin.training.recipe import DistillSection, ObjectiveSection, Recipe, evaluation_threat, training_threat
+from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.threat import ThreatModel
 
 
@@ -20,13 +21,14 @@ def checked_recipe(content: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: faults, one a line; of two faults of one key the schema's, which is the nearer.
     """
-    faults: list[str] = []
+    faults: list[Fault | str] = []
     try:
         recipe = recipe_by_schema(content)
     except InputError as error:
-        faults += error.args
-    of_parts = [*_contradictions(content), *_unknown_parts(content)]
-    faults += [fault for fault in of_parts if not any(_key(found) == _key(fault) for found in faults)]
+        faults += error.faults
+    keys = {fault.key for fault in faults if isinstance(fault, Fault)}
+    faults += [fault for fault in _contradictions(content) if fault.key not in keys]
+    faults += [fault for key, fault in _unknown_parts(content) if key not in keys]
     if faults:
         raise InputError(*faults)
     return recipe
@@ -44,52 +46,42 @@ def recipe_by_schema(content: Mapping[str, Any]) -> Recipe:
         raise InputError(*_schema_faults(error)) from None
 
 
-def _contradictions(content: Mapping[str, Any]) -> Iterator[str]:
+def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     """Parts that do not go together, or could do nothing. Values of a wrong type are left to the schema."""
+    from ccf_plugin.training.objectives import find_objective
+
     objective, data, evaluate, average, ensembling = (
         _table(content, name) for name in ("objective", "data", "evaluate", "average", "ensembling")
     )
     loss = objective.get("loss", "madry")
-    is_own = str(loss).startswith("python:")
-    if objective.get("label_smoothing", 0) and loss == "mart":
-        yield (
-            "objective.label_smoothing: expected 0 with loss 'mart', whose terms need the one true class, found "
-            "smoothing"
-        )
-    if objective.get("label_smoothing", 0) and is_own:
-        yield (
-            "objective.label_smoothing: expected 0 with a loss of your own, which may take it from objective.options, "
-            "found smoothing"
-        )
-    if objective.get("beta") is not None and loss not in ("trades", "mart"):
-        yield f"objective.beta: expected no beta with loss {loss!r}, which has no second term, found one"
-    if objective.get("options") and not is_own:
-        yield "objective.options: expected options with a loss of your own alone ('python:…'), found some"
-    if content.get("stop") is not None and loss == "standard":
-        yield "stop: expected no [stop] with loss 'standard', whose training raises no alarm, found one; remove it"
+    if isinstance(loss, str) and (known := find_objective(loss)) is not None:
+        yield from known.faults(objective)
+        if content.get("stop") is not None and known.attack is None:
+            yield Fault("stop", f"no [stop] with loss {loss!r}, whose training raises no alarm", "one", "remove it")
     if evaluate.get("select") == "validation" and data.get("validation") is None:
-        yield "evaluate.select: expected data.validation images to select by, found none"
+        yield Fault("evaluate.select", "data.validation images to select by", "none")
     start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
     if isinstance(stop, int) and isinstance(start, int) and stop <= start:
-        yield f"average.stop_epoch: expected an epoch after start_epoch {start}, found {stop}"
+        yield Fault("average.stop_epoch", f"an epoch after start_epoch {start}", str(stop))
     if _ends_too_soon(ensembling.get("ramp")):
-        yield f"ensembling.ramp: expected a ramp that ends after it starts, found {ensembling['ramp']}"
+        yield Fault("ensembling.ramp", "a ramp that ends after it starts", str(ensembling["ramp"]))
     yield from _of_teachers(content)
 
 
-def _of_teachers(content: Mapping[str, Any]) -> Iterator[str]:
+def _of_teachers(content: Mapping[str, Any]) -> Iterator[Fault]:
     tables = content.get("distill")
     teachers = [table if isinstance(table, dict) else {} for table in tables] if isinstance(tables, list) else []
-    total, epoch = max(_sums_of_weights(teachers), key=lambda found: (found[0], -found[1]))
+    total, epoch = max(_sums_of_weights(teachers), key=lambda sum_and_epoch: (sum_and_epoch[0], -sum_and_epoch[1]))
     if total > 1 + 1e-9:
-        yield f"distill: expected teachers' weights that add up to 1 at most, found {total:g} in epoch {epoch}"
+        yield Fault("distill", "teachers' weights that add up to 1 at most", f"{total:g} in epoch {epoch}")
     for place, table in enumerate(teachers):
+        key = f"distill.{place}"
         if _ends_too_soon(table.get("ramp")):
-            yield f"distill.{place}.ramp: expected a ramp that ends after it starts, found {table['ramp']}"
+            yield Fault(f"{key}.ramp", "a ramp that ends after it starts", str(table["ramp"]))
         if "weight_after" in table and "ramp" not in table:
-            yield f"distill.{place}.weight_after: expected a ramp that it follows, found none; state it in weight"
+            yield Fault(f"{key}.weight_after", "a ramp that it follows", "none", "state it in weight")
         if table.get("teacher") == "average" and "average" not in content:
-            yield f"distill.{place}.teacher: expected an [average] for the teacher 'average', found none"
+            yield Fault(f"{key}.teacher", "an [average] for the teacher 'average'", "none")
 
 
 def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, int]]:
@@ -103,10 +95,9 @@ def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[fl
         yield sum(one.weight_at(epoch) for one in sections), epoch
 
 
-def _unknown_parts(content: Mapping[str, Any]) -> list[str]:
-    """What the zoo finds wrong with names and threat models, and what of the user's own code cannot be had."""
-    from ccf_plugin.training.objectives import build_objective
-    from ccf_plugin.training.recipe import ObjectiveSection
+def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
+    """What the zoo says of names and threat models, and what of the user's own code cannot be had; with keys."""
+    from ccf_plugin.training.objectives import build_objective, find_objective
     from ccf_plugin.zoo.attacks import attack_class, check_attack
     from ccf_plugin.zoo.datasets import check_spec
     from ccf_plugin.zoo.networks import check_name
@@ -120,16 +111,16 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[str]:
             check(section[key])
 
     def check_loss(loss: str) -> None:
-        if loss.startswith("python:") and isinstance(options := objective.get("options", {}), dict):
+        if is_python(loss) and isinstance(options := objective.get("options", {}), dict):
             build_objective(ObjectiveSection(loss=loss, options=options))
 
     def check_section(section: Mapping[str, Any], threat: ThreatModel, mode: Any = "eval") -> None:
         if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
             check_attack(section.get("name"), threat, section.get("options", {}), mode=mode)
 
-    faults: list[str] = []
-    attacks_in_train = objective.get("loss") != "standard" and attack.get("batchnorm", "train") == "train"
-    mode = "train" if attacks_in_train else "eval"
+    known = find_objective(str(objective.get("loss", "madry")))
+    is_adversarial = known is None or known.attack is not None
+    mode = "train" if is_adversarial and attack.get("batchnorm", "train") == "train" else "eval"
     checks: list[tuple[str, Callable[[], object]]] = [
         ("model.name", lambda: named(model, check_name)),
         ("data.name", lambda: named(data, check_spec)),
@@ -139,15 +130,23 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[str]:
         ("attack", lambda: check_section(attack, training_threat(attack), mode)),
         ("evaluate", lambda: check_section(evaluate, evaluation_threat(attack, evaluate))),
     ]
+    faults: list[tuple[str, Fault | str]] = []
     for key, check in checks:
         try:
             check()
-        except InputError as fault:
-            if any(found.startswith(("attack.", f"{key}.")) for found in faults) and key in ("attack", "evaluate"):
+        except InputError as error:
+            if key in ("attack", "evaluate") and any(known.startswith(("attack.", f"{key}.")) for known, _ in faults):
                 continue  # the same fault again, its own or inherited
-            names_its_key = re.match(r"(eps|step_size|steps|norm|batchnorm): ", str(fault))
-            faults.append(f"{key}.{fault}" if names_its_key else f"{key}: {fault}")
+            faults += [_placed(key, fault) for fault in error.faults]
     return faults
+
+
+def _placed(key: str, fault: Fault | str) -> tuple[str, Fault | str]:
+    """A fault under a recipe's key; one that names a parameter under that key's own."""
+    if isinstance(fault, str):
+        return key, f"{key}: {fault}"
+    whole = f"{key}.{fault.key}" if fault.key else key
+    return whole, replace(fault, key=whole)
 
 
 def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -159,11 +158,7 @@ def _ends_too_soon(ramp: object) -> bool:
     return are_epochs and ramp[0] >= ramp[1]  # type: ignore[index]
 
 
-def _key(fault: str) -> str:
-    return fault.split(":")[0]
-
-
-def _schema_faults(error: ValidationError) -> list[str]:
+def _schema_faults(error: ValidationError) -> list[Fault]:
     """One fault per key; where a key may have several types, all are named."""
     expected: dict[str, list[str]] = {}
     found: dict[str, str] = {}
@@ -182,7 +177,7 @@ def _schema_faults(error: ValidationError) -> list[str]:
             expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
             if key == "distill" and isinstance(fault["input"], dict):
                 found[key] = "one table; write [[distill]]"
-    return [f"{key}: expected {' or '.join(expected[key])}, found {found[key]}" for key in expected]
+    return [Fault(key, " or ".join(expected[key]), found[key]) for key in expected]
 
 
 def _is_type(part: str | int) -> bool:

@@ -17,6 +17,7 @@ from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
 from ccf_plugin.zoo.python_code import code_in
 from ccf_plugin.zoo.threat import DEFAULT_STEP_SIZE
 
+_STEP_SIZE_OF_ATTACK = {"FFGSM": "1.25*eps"}  # fast-AT's (Wong et al. 2020)
 _LARGEST_RECIPE = 1_000_000
 _MOST_BASES = _DEEPEST = 20
 
@@ -188,21 +189,34 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _spelled_out(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
     """The content with what other keys decide where it is silent: the attack that a loss is made for, and step sizes.
 
-    TRADES maximises its own divergence (TPGD), the others the cross-entropy; fast-AT's step is 1.25 eps (Wong et al.
-    2020), the paper's eps/4 or in L2 eps/8. What is no table or no norm is left to the faults. Without ``by_method``
-    silence means PGD and steps by the norm, as it did in the recipes that runs of earlier versions wrote.
+    What is no table or no norm is left to the faults. Without ``by_method`` silence means PGD and steps by the norm,
+    as it did in the recipes that runs of earlier versions wrote.
     """
     attack, evaluate, objective = (content.get(name, {}) for name in ("attack", "evaluate", "objective"))
     if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
         return dict(content)
-    attack = {"name": "TPGD" if by_method and objective.get("loss") == "trades" else "PGD", **attack}
+    attack = {"name": _fitting_attack(objective) if by_method else "PGD", **attack}
     norm = attack.get("norm", "Linf")
-    is_fast = by_method and str(attack["name"]).upper() == "FFGSM"
-    steps = {"attack": "1.25*eps" if is_fast else _step_size(norm), "evaluate": _step_size(evaluate.get("norm", norm))}
-    sections = {"attack": attack, "evaluate": {"name": "PGD", **evaluate}}
-    filled = {name: ({"step_size": step} if (step := steps[name]) else {}) | sections[name] for name in sections}
+    step_sizes = {
+        "attack": _step_size(norm, attack["name"] if by_method else None),
+        "evaluate": _step_size(evaluate.get("norm", norm)),
+    }
+    filled = {
+        name: ({} if step_sizes[name] is None else {"step_size": step_sizes[name]}) | section
+        for name, section in (("attack", attack), ("evaluate", {"name": "PGD", **evaluate}))
+    }
     return {**content, **filled}
 
 
-def _step_size(norm: object) -> str | None:
-    return next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
+def _fitting_attack(objective: Mapping[str, Any]) -> str:
+    """The attack that a loss is made for."""
+    from ccf_plugin.training.objectives import find_objective
+
+    known = find_objective(str(objective.get("loss", "madry")))
+    return "PGD" if known is None or known.attack is None else known.attack
+
+
+def _step_size(norm: object, attack: object = None) -> str | None:
+    """That of an attack by its paper, or else of the norm by this one; None where the norm is none."""
+    of_norm = next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
+    return _STEP_SIZE_OF_ATTACK.get(str(attack).upper(), of_norm)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.engine.images import check_images
-from ccf_plugin.errors import InputError, did_you_mean, one_line
+from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 from ccf_plugin.zoo.containment import quiet
 from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
 from ccf_plugin.zoo.threat import ThreatModel
@@ -305,7 +305,9 @@ def _checked(
     parameters = _parameters(name, chosen)
     _check_norm(name, parameters, threat)
     if mode == "train" and name in _ON_PARTS:
-        raise InputError(f"batchnorm: expected 'eval' with attack {name}, which runs the model on parts of a batch")
+        raise InputError(
+            Fault("batchnorm", f"'eval' with attack {name}, which runs the model on parts of a batch", "'train'")
+        )
     return name, chosen, parameters, _check_options(name, parameters, options)
 
 
