@@ -17,9 +17,26 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_names_that_are_promised_exist() -> None:
     for name in ccf_plugin.__all__:
-        assert getattr(ccf_plugin, name).__doc__
+        assert getattr(ccf_plugin, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'CrossClassProbes'"):
         ccf_plugin.CrossClassProbes  # noqa: B018
+
+
+def test_readme_and_guide_import_public_names_alone() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    lines = [line.strip() for path in documents for line in path.read_text().splitlines()]
+    imports = [line for line in lines if re.match(r"(from|import) ccf_plugin", line)]
+    assert imports
+    for line in imports:
+        names = re.fullmatch(r"from ccf_plugin import ([\w, ]+?)(?:  #.*)?", line)
+        assert line == "import ccf_plugin" or names, line
+        assert names is None or {name.strip() for name in names[1].split(",")} <= set(ccf_plugin.__all__), line
+
+
+def test_public_names_are_those_of_the_modules_and_come_when_asked_for() -> None:
+    listed = [name for names in ccf_plugin._NAMES_OF_MODULES.values() for name in names]
+    assert sorted([*listed, "__version__"]) == sorted(ccf_plugin.__all__)
+    assert ccf_plugin.__version__ == metadata.version("ccf_plugin")
 
 
 def test_versions_agree() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.tiny import Quiet, assert_same_run, tiny
+from support.runs import Quiet, assert_same_run, tiny
 
 from ccf_plugin.engine.memory import naming_the_batch
 from ccf_plugin.errors import UnavailableError
