@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 _LONGEST = 1200
+_PARAMETER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one value: its ``key`` (a parameter, a recipe's key, or ""), and what to do about it.
+
+    ``remedy`` marks the parameters that it refers to with braces: ``"choose another {out}"``.
+    """
+
+    key: str
+    expected: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return self.render()
+
+    def render(self, spell: Callable[[str], str] = str) -> str:
+        """The fault in one line. ``spell`` turns a parameter's name into what the reader knows it by: ``--limit``."""
+        key = f"{spell(self.key)}: " if self.key else ""
+        remedy = _PARAMETER.sub(lambda match: spell(match[1]), self.remedy)
+        return f"{key}expected {self.expected}, found {self.found}" + (f"; {remedy}" if remedy else "")
 
 
 class CCFError(Exception):
     """Base of every error that the package raises on purpose. ``exit_code`` is what ``ccf`` exits with.
 
-    Each argument is a line (several where a recipe has several faults).
+    Each argument is a line (several where a recipe has several faults): a ``Fault``, or its text. ``faults`` keeps
+    them as they were given, ``args`` is what is printed of them.
     """
 
     exit_code = 1
 
-    def __init__(self, *lines: str) -> None:
-        super().__init__(*map(_printable, lines))
+    def __init__(self, *lines: str | Fault) -> None:
+        self.faults: tuple[str | Fault, ...] = lines
+        super().__init__(*self.lines())
 
     def __str__(self) -> str:
         return "\n".join(self.args)
+
+    def lines(self, spell: Callable[[str], str] = str) -> list[str]:
+        """What is printed, a line for each fault; ``spell`` as ``Fault.render`` takes it."""
+        return [_printable(fault.render(spell) if isinstance(fault, Fault) else fault) for fault in self.faults]
 
 
 class InputError(CCFError, ValueError):
@@ -43,7 +74,7 @@ def _printable(line: str) -> str:
     """Somebody's file names and keys may hold line breaks, control characters, or a million letters."""
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
