@@ -10,8 +10,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.recipe import DistillSection, Recipe, evaluation_threat, training_threat
-from ccf_plugin.zoo.threat import ThreatModel
 
 
 def checked_recipe(content: Mapping[str, Any]) -> Recipe:
