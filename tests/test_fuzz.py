@@ -24,13 +24,13 @@ from support.commands import run_here
 from ccf_plugin.errors import CCFError
 from ccf_plugin.measure.compare import compare
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.threat import threat_model
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.training.sweep import plan_sweep
 from ccf_plugin.zoo.attacks import check_attack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import build_model, load_model
-from ccf_plugin.zoo.threat import threat_model
 
 CONTEXT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 QUICK = settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=CONTEXT)

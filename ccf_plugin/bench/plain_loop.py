@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.batches import TrainingBatches
-from ccf_plugin.zoo.threat import ThreatModel
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -68,7 +68,7 @@ def _print_evaluation(console: Console, found: Evaluation) -> None:
     from rich.table import Table
 
     from ccf_plugin.measure.robustness import MASKING_MARGIN
-    from ccf_plugin.zoo.threat import show_pixels
+    from ccf_plugin.threat import show_pixels
 
     threat, data = found.conditions["threat"], found.conditions["data"]
     table = Table(show_header=False)

@@ -62,7 +62,7 @@ def probe(
 def _print_result(console: Console, result: CrossClassResult) -> None:
     from rich.table import Table
 
-    from ccf_plugin.zoo.threat import show_pixels
+    from ccf_plugin.threat import show_pixels
 
     head = result.head
     threat = result.threat

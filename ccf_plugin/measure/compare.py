@@ -15,8 +15,8 @@ from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import Interval, difference_of_cas
 from ccf_plugin.runs.layout import checkpoint_of
+from ccf_plugin.threat import show_pixels
 from ccf_plugin.zoo.checkpoints import read_metadata
-from ccf_plugin.zoo.threat import show_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

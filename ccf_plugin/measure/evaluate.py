@@ -17,9 +17,9 @@ from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.distributed import num_processes, rank
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.threat import ThreatModel
 
 _LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
 

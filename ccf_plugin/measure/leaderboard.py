@@ -16,10 +16,10 @@ from ccf_plugin.files import write_atomically
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress
 from ccf_plugin.measure.subject import load_subject
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.robustbench_models import benchmark_threat
 from ccf_plugin.zoo.robustbench_table import Published, entries, local_files, published_accuracies
-from ccf_plugin.zoo.threat import threat_model
 
 # What all rows of one table share.
 _SHARED = ("data", "limit", "norm", "eps", "step_size", "steps", "seed", "precision")

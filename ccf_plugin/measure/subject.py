@@ -14,11 +14,11 @@ from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress, measure
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.threat import ThreatModel, threat_model
 from ccf_plugin.zoo.attacks import attack_class, build_attack
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
 from ccf_plugin.zoo.loaded import LoadedModel, are_other_classes
 from ccf_plugin.zoo.models import load_model
-from ccf_plugin.zoo.threat import ThreatModel, threat_model
 
 
 @dataclass(frozen=True)

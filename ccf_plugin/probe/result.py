@@ -18,6 +18,7 @@ from ccf_plugin.probe.attribution import cas_contributions, class_attribution_si
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.result_checks import ARRAYS, PLAIN_FIELDS, check_fields, checked_arrays, with_later_fields
+from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,8 @@ class CrossClassResult:
         model: the model's name, or None.
         head: the layer that was measured.
         data: name, split and count of the images, or None where the probe was fed by somebody else's loop.
-        threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, seed, precision; None when clean.
+        threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, seed, precision; None when clean. What
+            the attack does not take is None.
         model_mode: "eval" or "train" (or "mixed"): CAS in train mode is not the paper's CAS.
         precision: dtype of the measured features.
         versions: of the libraries that took part.
@@ -319,9 +321,10 @@ class CrossClassResult:
         return Path(path)
 
     def title(self, instances: bool = False) -> str:
-        """The accuracy (named RA where the images were adversarial) and CAS in one line."""
+        """The accuracy (RA with its attack where the images were adversarial) and CAS in one line."""
         number = f"I-CAS = {self.instance_cas:.1f}" if instances else f"CAS = {self.cas:.1f}"
-        accuracies = {"RA": self.robust_accuracy, "clean accuracy": self.clean_accuracy, "accuracy": self.accuracy}
+        robust = "RA" if self.threat is None else f"RA ({threat_label(self.threat)})"
+        accuracies = {robust: self.robust_accuracy, "clean accuracy": self.clean_accuracy, "accuracy": self.accuracy}
         measured = [f"{label} = {value:.1%}" for label, value in accuracies.items() if value is not None]
         return ", ".join([*measured[:1], number])
 

@@ -18,7 +18,6 @@ from ccf_plugin.report.words import (
     against_published,
     along_epochs,
     describe_saliency,
-    describe_threat,
     environment_rows,
     format_figure,
     recipe_differences,
@@ -26,6 +25,7 @@ from ccf_plugin.report.words import (
 )
 from ccf_plugin.runs.alarms import alarms_by_kind
 from ccf_plugin.runs.reading import RunFiles, Track, describe_data, read_runs
+from ccf_plugin.threat import threat_sentence
 
 _HERE = Path(__file__).parent
 _TOP_PAIRS = 8
@@ -70,7 +70,7 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
         "title": "Cross-class features of " + ", ".join(run.name for run in runs),
         "runs": runs,
         "measured_on": describe_data(runs[0].data),
-        "measured_under": " / ".join(dict.fromkeys(describe_threat(run.threat) for run in runs)),
+        "measured_under": " / ".join(dict.fromkeys(threat_sentence(run.threat) for run in runs)),
         "notes": _notes(runs, data["tracks"]),
         "summaries": [summarise(run, track) for run in runs for track in run.tracks],
         "against": [against_published(run, track) for run in runs for track in run.tracks],
@@ -125,8 +125,8 @@ def _matrix_title(track: Track, row: Any, epoch: int) -> str:
 def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know before comparing."""
     notes = []
-    if len({describe_threat(run.threat) for run in runs}) > 1:
-        under = "; ".join(f"{run.name}: {describe_threat(run.threat)}" for run in runs)
+    if len({threat_sentence(run.threat) for run in runs}) > 1:
+        under = "; ".join(f"{run.name}: {threat_sentence(run.threat)}" for run in runs)
         notes.append(f"The runs are measured under different attacks, so RA and CAS differ by them too ({under}).")
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")

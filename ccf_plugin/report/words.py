@@ -10,7 +10,6 @@ from typing import Any
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.reading import RunFiles, Track
-from ccf_plugin.zoo.threat import show_pixels
 
 FIGURES = {"test_clean_accuracy": "clean accuracy", "test_robust_accuracy": "RA", "cas": "CAS"}
 _PUBLISHED_AS = {"test_clean_accuracy": "clean_accuracy", "test_robust_accuracy": "robust_accuracy", "cas": "cas"}
@@ -21,14 +20,6 @@ def format_figure(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if "cas" in name else f"{100 * value:.1f} %"
-
-
-def describe_threat(threat: Mapping[str, Any] | None) -> str:
-    """The attack of a result, such as "PGD-20, Linf, eps 8/255"."""
-    if threat is None:
-        return "clean images"
-    known = {name: threat.get(name, "?") for name in ("attack", "steps", "norm")}
-    return "{attack}-{steps}, {norm}, eps ".format(**known) + show_pixels(threat.get("eps"))
 
 
 def describe_saliency(picture: Path) -> str:

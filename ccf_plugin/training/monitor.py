@@ -13,10 +13,10 @@ from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, InputError, one_line
 from ccf_plugin.measure.evaluate import Progress, find_head, measure
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.threat import ThreatModel
 
 
 @dataclass(frozen=True)

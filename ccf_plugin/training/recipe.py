@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ccf_plugin.runs.alarms import ALARMS
-from ccf_plugin.zoo.threat import Pixels, ThreatModel, threat_model
+from ccf_plugin.threat import Pixels, ThreatModel, threat_model
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Ramp = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]

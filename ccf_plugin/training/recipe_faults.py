@@ -10,9 +10,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.recipe import DistillSection, ObjectiveSection, Recipe, evaluation_threat, training_threat
 from ccf_plugin.zoo.python_code import is_python
-from ccf_plugin.zoo.threat import ThreatModel
 
 
 def checked_recipe(content: Mapping[str, Any]) -> Recipe:

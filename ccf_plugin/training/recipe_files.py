@@ -12,10 +12,10 @@ from typing import Any
 
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.files import given_path
+from ccf_plugin.threat import DEFAULT_STEP_SIZE
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
 from ccf_plugin.zoo.python_code import code_in
-from ccf_plugin.zoo.threat import DEFAULT_STEP_SIZE
 
 _STEP_SIZE_OF_ATTACK = {"FFGSM": "1.25*eps"}  # fast-AT's (Wong et al. 2020)
 _LARGEST_RECIPE = 1_000_000

@@ -24,9 +24,9 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.containment import quiet
 from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
-from ccf_plugin.zoo.threat import ThreatModel
 
 Mode = Literal["eval", "train"]
 
@@ -140,16 +140,12 @@ class Attack:
     def describe(self) -> dict[str, Any]:
         """What to record: attack, norm, eps, step_size, steps.
 
-        ``steps`` is 1 for an attack without steps. ``eps`` and ``step_size`` are None for an attack that takes none
-        (CW, DeepFool, …): its perturbations are not bounded by the threat model.
+        What the attack does not take is None: ``steps`` and ``step_size`` of FGSM, ``eps`` of CW and DeepFool, whose
+        perturbations the threat model does not bound.
         """
-        return {
-            "attack": self.name,
-            "norm": self.threat.norm if "norm" in self._taken or is_python(self.name) else _norm_of(self.name),
-            "eps": self.threat.eps if "eps" in self._taken else None,
-            "step_size": self.threat.step_size if "step_size" in self._taken else None,
-            "steps": self.threat.steps if "steps" in self._taken else 1,
-        }
+        taken = {name: value if name in self._taken else None for name, value in self.threat.as_dict().items()}
+        norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else _norm_of(self.name)
+        return {"attack": self.name, **taken, "norm": norm}
 
     @contextlib.contextmanager
     def _only_input_gradients(self) -> Iterator[None]:

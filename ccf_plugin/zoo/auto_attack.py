@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import device_of
 from ccf_plugin.errors import InputError
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import Attack
-from ccf_plugin.zoo.threat import ThreatModel
 
 _FEWEST_CLASSES = 4  # the targeted DLR loss sorts four logits
 _TARGETS = 9  # AutoAttack's standard; fewer where there are fewer other classes

@@ -11,11 +11,11 @@ from torch import nn
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.files import given_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, save_checkpoint
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model
 from ccf_plugin.zoo.normalize import Normalize
-from ccf_plugin.zoo.threat import threat_model
 
 __all__ = ["LoadedModel", "Normalize", "build_model", "load_model", "load_state", "save_checkpoint"]
 

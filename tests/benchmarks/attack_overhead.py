@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccf_plugin.engine.memory import keep_freed_memory
+from ccf_plugin.threat import ThreatModel, threat_model
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.threat import ThreatModel, threat_model
 
 
 class FirstPixels(nn.Module):

@@ -32,8 +32,8 @@ from ccf_plugin.probe.attribution import (
     class_means,
     correlation_matrix,
 )
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.threat import ThreatModel
 
 Layout = Literal["pairs", "spread"]
 Training = Literal["adversarial", "standard"]

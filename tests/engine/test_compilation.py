@@ -11,8 +11,8 @@ from ccf_plugin.engine import compilation
 from ccf_plugin.engine.compilation import CompiledForward, build_forward
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.errors import UnavailableError
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.threat import threat_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.probe import CrossClassProbe
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.threat import threat_model
 
 from .models import CUDA, Counted, batch, network, plain_network
 

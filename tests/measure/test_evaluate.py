@@ -14,9 +14,9 @@ from support.tolerances import rounding, terms_of, undecided
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import measure
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model, load_model
-from ccf_plugin.zoo.threat import threat_model
 
 CLASSES = ("a", "b", "c")
 

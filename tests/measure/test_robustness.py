@@ -17,10 +17,10 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
 from ccf_plugin.measure.subject import Subject
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.auto_attack import build_autoattack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.loaded import LoadedModel
-from ccf_plugin.zoo.threat import threat_model
 
 
 class Prototypes(nn.Module):

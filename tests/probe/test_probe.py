@@ -256,7 +256,7 @@ def test_the_accuracy_is_named_as_the_caller_names_the_images(
             assert found.title().startswith(title)
             attacked = probe.run([batch], lambda x, _: x)
             assert told(attacked) == {"clean_accuracy": share, "robust_accuracy": share}
-            assert attacked.title().startswith("RA = ")
+            assert attacked.title().startswith("RA (<lambda>) = ")
             assert probe.run([batch]).title().startswith("clean accuracy = ")
             probe.reset()
 

@@ -175,7 +175,7 @@ def test_the_picture_shows_the_matrix(result: CrossClassResult) -> None:
     assert image.get_clim() == (0.0, 1.0)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["cat", "dog", "ship"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "ship"]
-    assert ax.get_title() == "RA = 40.7%, CAS = 1.2"
+    assert ax.get_title() == "RA (PGD-20) = 40.7%, CAS = 1.2"
     assert len(ax.figure.axes) == 2  # the colour bar
 
 

@@ -66,7 +66,7 @@ def test_notes_say_what_hinders_a_comparison(write_run: WriteRun) -> None:
     threat = {"attack": "PGD", "norm": "Linf", "eps": 4 / 255, "steps": 20}
     runs = [write_run("a", epochs=2), write_run("b", epochs=2, threat=threat)]
     page = build_report(runs)
-    assert "a: PGD-20, Linf, eps 8/255; b: PGD-20, Linf, eps 4/255" in page
+    assert "a: PGD-20, Linf, eps 8/255, step 2/255; b: PGD-20, Linf, eps 4/255" in page
     assert "which flatters it" in page
     recipe = runs[0] / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("epochs = 2\n", "epochs = 30\n"))

@@ -12,7 +12,6 @@ from ccf_plugin.report.words import (
     against_published,
     along_epochs,
     describe_saliency,
-    describe_threat,
     environment_rows,
     recipe_differences,
     summarise,
@@ -112,8 +111,6 @@ def test_recipes_side_by_side_show_only_what_differs(write_run: WriteRun) -> Non
     }
     assert ("versions torch", "2") in environment_rows(runs[0])
     assert ("command", "ccf train") in environment_rows(runs[0])
-    assert describe_threat(runs[0].threat) == "PGD-20, Linf, eps 8/255"
-    assert describe_threat(None) == "clean images"
 
 
 def test_saliency_in_words(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
-from ccf_plugin.zoo.threat import ThreatModel
 
 MINIMAL = '[model]\nname = "narrow_preact_resnet18"\n[data]\nname = "digits"\n'
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import InputError
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import _seed, attack_names, build_attack, is_replayed
-from ccf_plugin.zoo.threat import threat_model
 
 # fmt: off
 LINF = [
@@ -205,7 +205,7 @@ def test_autoattack_runs_and_repeats(batch: Batch) -> None:
     adversarial = attack(images, labels)
     assert (model(adversarial).argmax(dim=1) != labels).all()
     assert torch.equal(attack(images, labels), adversarial)
-    assert attack.describe() == {"attack": "AutoAttack", "norm": "Linf", "eps": 0.3, "step_size": None, "steps": 1}
+    assert attack.describe() == {"attack": "AutoAttack", "norm": "Linf", "eps": 0.3, "step_size": None, "steps": None}
 
 
 def test_every_attack_of_the_library_is_built(network: nn.Module) -> None:
@@ -217,7 +217,7 @@ def test_every_attack_of_the_library_is_built(network: nn.Module) -> None:
 def test_descriptions(network: nn.Module) -> None:
     threat = threat_model(steps=7)
     assert build_attack(None, network, threat).describe() == {"attack": "PGD", **threat.as_dict()}
-    assert build_attack("fgsm", network, threat).describe()["steps"] == 1
+    assert build_attack("fgsm", network, threat).describe()["steps"] is None
     assert build_attack("PIFGSM", network, threat).describe()["steps"] == 7
     l2 = threat_model(norm="L2", steps=7)
     assert build_attack(None, network, l2).describe() == {"attack": "PGDL2", **l2.as_dict()}
@@ -308,7 +308,7 @@ def test_an_own_class_is_built_like_one_of_the_librarys(network: nn.Module, batc
         "norm": "Linf",
         "eps": 0.1,
         "step_size": None,
-        "steps": 1,
+        "steps": None,
     }
     halved = build_attack(f"{OWN}OneStep", network, threat, options={"scale": 0.5})(*batch)
     torch.testing.assert_close(halved, build_attack("FGSM", network, threat_model(eps=0.05))(*batch))
@@ -319,7 +319,7 @@ def test_an_own_function_makes_an_attack(network: nn.Module, batch: Batch) -> No
     attack = build_attack(f"{OWN}random_signs", network, threat)
     moved = (attack(*batch) - batch[0]).abs()
     assert 0 < moved.max() <= 0.25 + 1e-6
-    assert attack.describe() == {"attack": f"{OWN}random_signs", **threat.as_dict(), "steps": 1}
+    assert attack.describe() == {"attack": f"{OWN}random_signs", **threat.as_dict(), "steps": None}
     shifted = build_attack(f"{OWN}by_keywords", network, threat, options={"shift": 0.5})(*batch)
     assert torch.equal(shifted, (batch[0] + 0.5).clamp(0, 1))
 

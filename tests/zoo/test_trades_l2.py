@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.threat import threat_model
 from ccf_plugin.zoo.trades_l2 import TPGDL2
 
 Array = NDArray[np.float64]
