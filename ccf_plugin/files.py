@@ -64,14 +64,14 @@ def given_path(text: str | Path) -> Path:
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Make a folder with its parents; where the block fails, those that are new and still empty go again."""
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for one in new:
+        for parent in new:
             with contextlib.suppress(OSError):
-                one.rmdir()
+                parent.rmdir()
         raise
 
 

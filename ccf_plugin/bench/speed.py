@@ -53,8 +53,9 @@ def bench(
 ) -> dict[str, Any]:
     """Time ``epochs`` epochs of a recipe after one to warm up; every one is evaluated, probed and written to disk.
 
-    After each, ``reference_steps`` steps of ``reference`` and its evaluation of one batch are timed in a process of
-    their own, so that both meet the same weather; its epoch is extrapolated from them. It knows PGD in Linf alone.
+    After each, ``reference_steps`` steps of ``plain_loop`` and its evaluation of one batch are timed in a process of
+    their own, so that other work on the machine slows both alike; its epoch is extrapolated from them. It knows PGD in
+    Linf alone.
 
     Args:
         reporter: is told what the loop tells.
@@ -184,7 +185,7 @@ def _matrix_rate(parts: Parts) -> float:
 
 def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
-    train, test = (_few(split) for split in (parts.train, parts.test))
+    train, test = (_few_images(split) for split in (parts.train, parts.test))
     parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
     steps = Loop(parts, Processes(parts.recipe, (), Path())).steps(1)
     with _FlopCounter() as training:
@@ -194,7 +195,7 @@ def _flops(parts: Parts) -> dict[str, float]:
     return {"training": training.total / len(train), "evaluation": evaluation.total / len(test)}
 
 
-def _few(split: Split) -> Split:
+def _few_images(split: Split) -> Split:
     """Some images from the whole split, so that several classes are there."""
     return split.subset(torch.linspace(0, len(split) - 1, min(_COUNTED_IMAGES, len(split))).long())
 

@@ -79,8 +79,8 @@ class CompiledForward(Forward):
         self._required = required
         self._has_run = False
         self._overwrites = mode == "reduce-overhead"
-        own = MethodType(_own_copy(Forward.forward), self)
-        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(own, dynamic=False, mode=mode)
+        method = MethodType(_copy_of(Forward.forward), self)
+        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(method, dynamic=False, mode=mode)
 
     def forward(self, images: Tensor) -> Tensor:
         if self._compiled is None or len(images) != self._batch_size:
@@ -103,7 +103,7 @@ class CompiledForward(Forward):
         return logits
 
 
-def _own_copy(function: Callable[..., Tensor]) -> FunctionType:
+def _copy_of(function: Callable[..., Tensor]) -> FunctionType:
     """With code of its own: torch limits the variants that it compiles of one code, also over runs in one process."""
     assert isinstance(function, FunctionType)  # noqa: S101  (it is no callable of C)
     return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)

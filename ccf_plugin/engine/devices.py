@@ -24,10 +24,10 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UnavailableError(f"device {name!r}: torch sees {found} CUDA devices here; use 'cpu' or 'auto'")
+        count = torch.cuda.device_count()
+        raise UnavailableError(f"device {name!r}: torch sees {count} CUDA devices here; use 'cpu' or 'auto'")
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # on by itself; float32 is to be float32, to the last digit reported
+        torch.backends.cudnn.allow_tf32 = False  # torch's default is True; float32 is to be float32, to the last digit
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UnavailableError(f"device {name!r}: torch sees no MPS device here; use 'cpu' or 'auto'")
     return device

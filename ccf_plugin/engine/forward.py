@@ -46,7 +46,7 @@ class Forward(nn.Module):
         """
         cast = self._cast_by_autocast() if self.precision == "bf16" else []
         kept = [parameter.data for parameter in cast]
-        values = [torch.empty_like(one, dtype=torch.bfloat16) for one in kept]
+        values = [torch.empty_like(original, dtype=torch.bfloat16) for original in kept]
         if cast:
             torch._foreach_copy_(values, kept)
         try:
@@ -59,12 +59,12 @@ class Forward(nn.Module):
 
     def _cast_by_autocast(self) -> list[nn.Parameter]:
         """On CUDA, and of no other layer, which might compute with them in float32."""
-        taken: dict[int, nn.Parameter] = {}
+        cast: dict[int, nn.Parameter] = {}
         others: set[int] = set()
         for module in self.model.modules():
-            owned = [one for one in module._parameters.values() if one is not None]
+            owned = [parameter for parameter in module._parameters.values() if parameter is not None]
             if type(module) in _CAST_LAYERS:  # not a subclass, which may compute its weight first
-                taken |= {id(one): one for one in owned if one.is_cuda and one.dtype == torch.float32}
+                cast |= {id(weight): weight for weight in owned if weight.is_cuda and weight.dtype == torch.float32}
             else:
-                others |= {id(one) for one in owned}
-        return [one for key, one in taken.items() if key not in others]
+                others |= {id(parameter) for parameter in owned}
+        return [weight for key, weight in cast.items() if key not in others]

@@ -50,15 +50,15 @@ class Replayed:
 
     Args:
         function: changes no tensors but in place, and does the same at every call with the same state.
-        what: names it in the log.
+        name: of the function, in the log.
         state: all that decides what the function does, beside the inputs' shapes and dtypes.
         graphs: records and replays.
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], what: str, state: Callable[[], Hashable], graphs: Graphs
+        self, function: Callable[..., Tensor], name: str, state: Callable[[], Hashable], graphs: Graphs
     ) -> None:
-        self._function, self._what, self._state, self._graphs = function, what, state, graphs
+        self._function, self._name, self._state, self._graphs = function, name, state, graphs
         self._known: OrderedDict[Hashable, _Recording | _Watched] = OrderedDict()
         self._has_told = False
 
@@ -75,7 +75,7 @@ class Replayed:
         return known(inputs) if isinstance(known, _Recording) else self._function(*inputs)
 
     def _kind(self, inputs: tuple[Tensor, ...]) -> Hashable:
-        return tuple((one.shape, one.dtype, one.device) for one in inputs), self._state()
+        return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs), self._state()
 
     def _watched(self, kind: Hashable, calls: int, inputs: tuple[Tensor, ...]) -> Tensor:
         with self._graphs.watch() as left_out:
@@ -100,7 +100,7 @@ class Replayed:
 
     def _tell(self, reason: str) -> None:
         if not self._has_told:
-            _log.debug("%s is not replayed as a CUDA graph: %s", self._what, reason)
+            _log.debug("%s is not replayed as a CUDA graph: %s", self._name, reason)
         self._has_told = True
 
 
@@ -116,12 +116,12 @@ class _Recording:
     """One graph, with the memory that its inputs are read from."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], graphs: Graphs) -> None:
-        self._inputs = tuple(one.detach().clone() for one in inputs)
+        self._inputs = tuple(tensor.detach().clone() for tensor in inputs)
         self._replay = graphs.record(lambda: function(*self._inputs), inputs[0].device)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        for own, one in zip(self._inputs, inputs, strict=True):
-            own.copy_(one)
+        for recorded, tensor in zip(self._inputs, inputs, strict=True):
+            recorded.copy_(tensor)
         return self._replay().clone()
 
 
@@ -132,7 +132,7 @@ class CudaGraphs:
         self._places: dict[torch.device, tuple[Any, torch.cuda.Stream]] = {}  # a pool of memory, a stream
 
     def serve(self, inputs: tuple[Tensor, ...]) -> bool:
-        return all(one.is_cuda for one in inputs) and not torch.cuda.is_current_stream_capturing()
+        return all(tensor.is_cuda for tensor in inputs) and not torch.cuda.is_current_stream_capturing()
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[str]]:
@@ -146,10 +146,10 @@ class CudaGraphs:
                 yield left_out
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-        for one in caught:
-            if _WAITS not in str(one.message):
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        if any(_WAITS in str(one.message) for one in caught):
+        for warning in caught:
+            if _WAITS not in str(warning.message):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if any(_WAITS in str(warning.message) for warning in caught):
             left_out.append("it waits for the device")
         if _host_random_state() != host:
             left_out.append("it draws random numbers on the host")
@@ -197,7 +197,7 @@ def model_state(model: nn.Module) -> Hashable:
     for module in model.modules():
         modes.append(module.training)
         for owned in (module._parameters, module._buffers):
-            places += [(one.data_ptr(), one.dtype) for one in owned.values() if one is not None]
+            places += [(tensor.data_ptr(), tensor.dtype) for tensor in owned.values() if tensor is not None]
     return (
         *(tuple(modes), tuple(places)),
         *(torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),

@@ -11,7 +11,9 @@ from torch import nn
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's first parameter lies, or else its first buffer; the CPU for a model without either."""
-    return next((one.device for group in (model.parameters(), model.buffers()) for one in group), torch.device("cpu"))
+    return next(
+        (tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors), torch.device("cpu")
+    )
 
 
 @contextlib.contextmanager

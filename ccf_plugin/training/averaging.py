@@ -26,7 +26,7 @@ class WeightAverage:
             averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
         self._evaluated: nn.Module | None = None
-        norms = (one for one in self.averaged.modules() if isinstance(one, nn.modules.batchnorm._NormBase))
+        norms = (norm for norm in self.averaged.modules() if isinstance(norm, nn.modules.batchnorm._NormBase))
         of_norms = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
         self._statistics = [statistic for statistic in of_norms if statistic is not None]
 

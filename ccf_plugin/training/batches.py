@@ -84,18 +84,18 @@ class TrainingBatches:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
         device, draws = self.labels.device, self.draws(epoch)
-        order, shifts, flips, centres = (one.to(device) for one in draws)
+        order, shifts, flips, centres = (numbers.to(device) for numbers in draws)
         pieces = [self._piece(start) for start in range(skip * self.batch_size, len(self.labels), self.batch_size)]
         is_resident = isinstance(self.images, Tensor) and self.images.device == device
-        rows = ((order if is_resident else draws.order)[here] for here, _ in pieces)
+        rows = ((order if is_resident else draws.order)[place] for place, _ in pieces)
         read = self.images.__getitem__
         fetched = map(read, rows) if is_resident else read_ahead(read, rows)
-        for (here, share), of_rows in zip(pieces, fetched, strict=True):
-            images, chosen = of_rows.to(device), order[here]
+        for (place, share), raw in zip(pieces, fetched, strict=True):
+            images, chosen = raw.to(device), order[place]
             if self.augmentation != "none":
-                images = shift_and_flip(images, shifts[here], flips[here])
+                images = shift_and_flip(images, shifts[place], flips[place])
             if self.cutout:
-                images = cut_out(images, centres[here], self.cutout)
+                images = cut_out(images, centres[place], self.cutout)
             yield Batch(images.float() / 255, self.labels[chosen], chosen, share)
 
     def _piece(self, start: int) -> tuple[slice, float]:

@@ -113,8 +113,8 @@ def load_teacher(
     logits = check_input(model, input_size, spec)
     if logits.shape != (2, len(classes)):
         raise InputError(f"expected a teacher of {len(classes)} classes, found {logits.shape[-1]} in {spec}")
-    own = loaded.class_names or classes  # either may be nameless
-    if are_other_classes(own, classes) and are_other_classes(classes, own):
-        names = f"{some_of(classes)}, found {some_of(own)}"
-        raise InputError(f"expected a teacher of the data's classes {names} in {spec}: their order must be the same")
+    names = loaded.class_names or classes  # either may be nameless
+    if are_other_classes(names, classes) and are_other_classes(classes, names):
+        expected = f"{some_of(classes)}, found {some_of(names)}"
+        raise InputError(f"expected a teacher of the data's classes {expected} in {spec}: their order must be the same")
     return Teacher(Forward(model, precision=precision), section)

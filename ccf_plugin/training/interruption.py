@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that the loop grants after the step in hand."""
+"""SIGINT and SIGTERM end training after the present step."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Processes:
 
     def mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """Each tensor's mean over the processes, on all of them."""
-        return tensors if self.count == 1 else [self._accelerator.reduce(one, "mean") for one in tensors]
+        return tensors if self.count == 1 else [self._accelerator.reduce(tensor, "mean") for tensor in tensors]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, on all of them."""
@@ -78,12 +78,12 @@ class Processes:
                 for buffer in model.buffers():
                     dist.broadcast(buffer, 0)
 
-    def gather(self, own: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """A small object of every process, in the order of ranks, on all of them."""
         if self.count == 1:
-            return [own]
+            return [value]
         gathered: list[Any] = [None] * self.count
-        dist.all_gather_object(gathered, own)
+        dist.all_gather_object(gathered, value)
         return gathered
 
     def wait(self) -> None:

@@ -49,10 +49,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
     if overrides and isinstance(published := content.get("published"), dict):
         published["changed"] = [*published.get("changed", []), *overrides]
     try:
-        return checked_recipe(_spelled_out(content))
-    except InputError as found:
+        return checked_recipe(_with_defaults(content))
+    except InputError as error:
         source = f"{path} with --set" if overrides else str(path)
-        raise InputError(*(f"{source}: {fault}" for fault in found.args)) from None
+        raise InputError(*(f"{source}: {fault}" for fault in error.args)) from None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -62,9 +62,9 @@ def read_recipe(path: Path) -> Recipe:
         InputError: not TOML, or faults in it.
     """
     try:
-        return recipe_by_schema(_spelled_out(_parse(path), by_method=False))
-    except InputError as found:
-        raise InputError(*(f"{path}: {fault}" for fault in found.args)) from None
+        return recipe_by_schema(_with_defaults(_parse(path), by_method=False))
+    except InputError as error:
+        raise InputError(*(f"{path}: {fault}" for fault in error.args)) from None
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -126,7 +126,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError(f"expected TOML in {path}, found too many brackets inside one another; remove some") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"expected TOML in {path}, found a fault: {error}; mend it there") from None
+        raise InputError(f"expected TOML in {path}, found a fault: {error}; correct the file") from None
     except InputError:
         raise
     except ValueError:
@@ -186,7 +186,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     inside[last] = value
 
 
-def _spelled_out(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
+def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
     """The content with what other keys decide where it is silent: the attack that a loss is made for, and step sizes.
 
     What is no table or no norm is left to the faults. Without ``by_method`` silence means PGD and steps by the norm,

@@ -39,13 +39,13 @@ class Saver:
         """
         minutes = (time.monotonic() - self._saved) / 60
         is_due = self._processes.is_main and minutes > self._run.recipe.checkpoint_minutes
-        wish = self._processes.largest(self._interruption.signal or (_DUE if is_due else 0))
-        if wish and not self._state.totals().failed_at:  # else the epoch's end will tell, and the good state stays
+        request = self._processes.largest(self._interruption.signal or (_DUE if is_due else 0))
+        if request and not self._state.totals().failed_at:  # else the epoch's end will tell, and the good state stays
             self.save()
-        if wish > _DUE:
+        if request > _DUE:
             self._run.wait()
-            where = f"{signal.Signals(wish).name} in epoch {epoch}, saved after step {self._run.step}"
-            raise Interrupted(where, wish, f"continue with --resume (--out {self._run.folder})")
+            where = f"{signal.Signals(request).name} in epoch {epoch}, saved after step {self._run.step}"
+            raise Interrupted(where, request, f"continue with --resume (--out {self._run.folder})")
 
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an evaluation, between which a signal may end the run; the epoch's training is saved then.

@@ -44,7 +44,18 @@ _NORMS = {
 _NOT_ATTACKS = {"LGV", "MultiAttack"}
 # They run the model on single images, or on those that are not fooled yet; BatchNorm in train mode would then take its
 # statistics from these, or fail for one.
-_ON_PARTS = {"APGD", "APGDT", "FAB", "Square", "AutoAttack", "JSMA", "DeepFool", "SparseFool", "OnePixel", "Pixle"}
+_NOT_ON_WHOLE_BATCHES = {
+    "APGD",
+    "APGDT",
+    "FAB",
+    "Square",
+    "AutoAttack",
+    "JSMA",
+    "DeepFool",
+    "SparseFool",
+    "OnePixel",
+    "Pixle",
+}
 # What the classes call the fields of a threat model.
 _FROM_THREAT = {
     "eps": "eps",
@@ -300,7 +311,7 @@ def _checked(
     name, chosen = _exact("PGD" if name is None else name, threat)
     parameters = _parameters(name, chosen)
     _check_norm(name, parameters, threat)
-    if mode == "train" and name in _ON_PARTS:
+    if mode == "train" and name in _NOT_ON_WHOLE_BATCHES:
         raise InputError(
             Fault("batchnorm", f"'eval' with attack {name}, which runs the model on parts of a batch", "'train'")
         )

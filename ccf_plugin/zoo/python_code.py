@@ -46,7 +46,7 @@ def failed(what: str, error: Exception) -> InputError:
     """One line on an exception out of such code, with the place where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}, line {last.lineno}"
-    return InputError(f"{what}: expected it to run, found {one_line(error)} ({place}); mend it")
+    return InputError(f"{what}: expected it to run, found {one_line(error)} ({place}); correct the code")
 
 
 @contextlib.contextmanager

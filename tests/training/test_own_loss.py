@@ -34,7 +34,7 @@ def test_options_are_its_keywords(tmp_path: Path) -> None:
         ("forgetful", r"expected a StepOutput of a scalar loss with a gradient and logits \(16, K\), found Tensor"),
         ("detached", "found a loss without one"),
         ("flat", r"found shapes \(\) and \(16,\)"),
-        ("raising", r"expected it to run, found ZeroDivisionError: .* \(own_losses.py, line \d+\); mend it"),
+        ("raising", r"expected it to run, found ZeroDivisionError: .* \(own_losses.py, line \d+\); correct the code"),
         ("unfit", r"expected a function of \(forward, images, adversarial, labels\).*refuses"),
         ("NUMBER", "expected a function, found int"),
         ("cross_entropie", "did you mean 'cross_entropy'"),
