@@ -9,6 +9,6 @@ from ccf_plugin.cli import options
 
 def fix_tinyimagenet(data_root: options.DataRoot = Path("data")) -> None:
     """Sort Tiny-ImageNet's validation images into one folder per class, for programs that need it (ccf does not)."""
-    from ccf_plugin.zoo.imagenet import rearrange_validation
+    from ccf_plugin.zoo.readers.imagenet import rearrange_validation
 
     print(f"{rearrange_validation(data_root)} images moved")  # noqa: T201

@@ -13,6 +13,9 @@ import typer
 
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.choices import Choices
+from ccf_plugin.zoo.readers import READERS
+from ccf_plugin.zoo.sources import loadable
+from ccf_plugin.zoo.specs import forms
 
 
 def _index_or_key(text: str) -> int | str:
@@ -24,16 +27,11 @@ def _index_or_key(text: str) -> int | str:
 
 Model = Annotated[
     str,
-    typer.Argument(
-        help="robustbench:[dataset/threat/]Name, timm:name, a run folder, a checkpoint of one, "
-        "or python:package.module:factory with --checkpoint."
-    ),
+    typer.Argument(help=f"{forms(loadable())}."),
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
-        help="digits, cifar10, cifar100, tinyimagenet, imagenet, folder:PATH or npz:PATH. Default: the model's own."
-    ),
+    typer.Option(help=f"{forms(READERS)}. Default: the model's own."),
 ]
 Clean = Annotated[bool, typer.Option("--clean", help="Clean images; no attack.")]
 Attack = Annotated[

@@ -17,6 +17,7 @@ from ccf_plugin.probe.confidence import Interval, difference_of_cas
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
 from ccf_plugin.zoo.checkpoints import read_metadata
+from ccf_plugin.zoo.python_code import code_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -207,6 +208,8 @@ def _like(result: CrossClassResult, choices: Choices) -> Choices:
     attacked = any(getattr(choices, name) is not None for name in _ATTACK)
     known["clean"] = choices.clean or (result.threat is None and not attacked)
     open_fields = [field.name for field in fields(choices) if getattr(choices, field.name) is None]
+    for name, code in code_in({name: value for name, value in known.items() if name in open_fields}):
+        raise InputError(f"expected no code named by a file, found {code}; if you trust it, add --{name} {code}")
     return replace(choices, **{name: value for name, value in known.items() if name == "clean" or name in open_fields})
 
 

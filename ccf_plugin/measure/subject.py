@@ -17,8 +17,9 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.threat import ThreatModel, threat_model
 from ccf_plugin.zoo.attacks import attack_class, build_attack
 from ccf_plugin.zoo.datasets import Split, check_spec, load_data
-from ccf_plugin.zoo.loaded import LoadedModel, are_other_classes
 from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.python_code import is_python
+from ccf_plugin.zoo.sources import LoadedModel, are_other_classes
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def load_subject(model: str, choices: Choices) -> Subject:
     threat = None if choices.clean else threat_model(**(own | attack_given))
     if choices.data is None and loaded.data is None:
         raise InputError(f"expected --data for {model}, found none that it belongs to; see ccf probe --help")
+    if choices.data is None and is_python(loaded.data):  # a file must not choose which code runs
+        raise InputError(f"expected --data for {model}, whose data are of your own code; name it: --data {loaded.data}")
     images = load_data(
         choices.data or loaded.data or "",
         splits=("test",),

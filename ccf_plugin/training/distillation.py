@@ -22,8 +22,8 @@ from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
-from ccf_plugin.zoo.loaded import are_other_classes
 from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.sources import are_other_classes
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
     from ccf_plugin.training.objectives import build_objective, find_objective
     from ccf_plugin.zoo.attacks import attack_class, check_attack
     from ccf_plugin.zoo.datasets import check_spec
-    from ccf_plugin.zoo.networks import check_name
+    from ccf_plugin.zoo.models import check_name
 
     model, data, attack, evaluate, objective = (
         _table(content, name) for name in ("model", "data", "attack", "evaluate", "objective")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.loaded import Preprocess
 
+Preprocess = Callable[[Image.Image], Image.Image]  # resizes and crops
 Images = NDArray[np.uint8]
 # The classes of a split in their order, each with what lists its images: nobody waits for a list that is not wanted.
 ClassFiles = Mapping[str, Callable[[], list[Path]]]

@@ -1,4 +1,4 @@
-"""The user's own code by spec, ``python:package.module:name``: models, attacks and losses are imported here alone.
+"""The user's own code by spec, ``python:package.module:name``: models, data, attacks and losses come from here alone.
 
 Such a spec runs code, so the user gives it on the command line; a recipe file may hold one with ``--allow-code`` only.
 """
@@ -28,9 +28,11 @@ def load_object(spec: str) -> Any:
 
     Raises InputError for another form, an import that fails, and a module without such a name.
     """
-    module_name, _, name = spec.removeprefix(_PREFIX).partition(":")
-    if not is_python(spec) or not module_name or not name or "/" in module_name or module_name.endswith(".py"):
-        raise InputError(f"expected python:package.module:name, e.g. python:mypackage.mymodule:thing, found {spec!r}")
+    if not is_python(spec):
+        raise _not_a_name(spec)
+    target = spec.removeprefix(_PREFIX)
+    check_target(target)
+    module_name, _, name = target.partition(":")
     with working_directory_importable():
         try:
             module = importlib.import_module(module_name)
@@ -40,6 +42,13 @@ def load_object(spec: str) -> Any:
             known = [other for other, value in vars(module).items() if callable(value)]
             raise InputError(f"{spec}: {module_name} has no {name!r}{did_you_mean(name, known)}")
         return getattr(module, name)
+
+
+def check_target(target: str) -> None:
+    """Raise InputError unless ``target`` has the form ``package.module:name``; nothing is imported."""
+    module_name, _, name = target.partition(":")
+    if not module_name or not name or "/" in module_name or module_name.endswith(".py"):
+        raise _not_a_name(f"{_PREFIX}{target}")
 
 
 def failed(what: str, error: Exception) -> InputError:
@@ -74,3 +83,7 @@ def code_in(content: object, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(content, Sequence) and not isinstance(content, str):
         for number, value in enumerate(content):
             yield from code_in(value, f"{key}.{number}")
+
+
+def _not_a_name(spec: str) -> InputError:
+    return InputError(f"expected python:package.module:name, e.g. python:mypackage.mymodule:thing, found {spec!r}")

@@ -19,7 +19,9 @@ from torch import nn
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.checkpoints import check_finite, is_web_page, refusal
 from ccf_plugin.zoo.containment import quiet, weights_only
-from ccf_plugin.zoo.loaded import CIFAR10_CLASSES, LoadedModel, Preprocess
+from ccf_plugin.zoo.image_files import Preprocess
+from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
+from ccf_plugin.zoo.sources import LoadedModel
 
 _DEFAULT = ("cifar10", "Linf")
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ccf_plugin.engine.memory import host_bytes
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.image_files import read_images
-from ccf_plugin.zoo.loaded import Preprocess
+from ccf_plugin.zoo.image_files import Preprocess, read_images
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

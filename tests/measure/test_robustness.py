@@ -20,7 +20,7 @@ from ccf_plugin.measure.subject import Subject
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.auto_attack import build_autoattack
 from ccf_plugin.zoo.datasets import load_data
-from ccf_plugin.zoo.loaded import LoadedModel
+from ccf_plugin.zoo.sources import LoadedModel
 
 
 class Prototypes(nn.Module):

@@ -20,8 +20,8 @@ from ccf_plugin.measure.gradcam import find_layer, grad_cam
 from ccf_plugin.measure.saliency import class_index, saliency, shared_features
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.zoo.datasets import Split
-from ccf_plugin.zoo.loaded import LoadedModel
 from ccf_plugin.zoo.models import build_model
+from ccf_plugin.zoo.sources import LoadedModel
 
 
 class SmallCNN(nn.Module):

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
-from ccf_plugin.zoo.imagenet import readable_names, rearrange_validation
+from ccf_plugin.zoo.readers.imagenet import readable_names, rearrange_validation
 
 WNIDS = ("n01443537", "n01629819", "n04465501")
 NAMES = ("goldfish", "European fire salamander", "tractor")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.zoo.models import build_model, load_model, save_checkpoint
+from ccf_plugin.zoo.checkpoints import save_checkpoint
+from ccf_plugin.zoo.models import build_model, load_model
 
 OWN_CODE = """
 from torch import nn

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.models import Normalize, build_model
+from ccf_plugin.zoo.models import build_model
+from ccf_plugin.zoo.normalize import Normalize
 from ccf_plugin.zoo.preact import NarrowPreActResNet
 
 

@@ -9,37 +9,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ccf_plugin.errors import UnavailableError, one_line
+from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 
-from ccf_plugin.errors import InputError, UnavailableError, one_line
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def read_cifar(
-    name: str, splits: Sequence[str], root: Path, *, download: bool
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The class names, and for each split its images uint8 (N, 32, 32, 3) and labels int64 (N,).
+def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Arrays:
+    """Of 32×32 pixels and 3 channels, from below ``root``; ``download`` fetches them.
 
-    torchvision's files are pickles; it compares their checksums with the published ones before it reads them. Raises
-    UnavailableError where they are not under ``root`` and not downloaded.
+    torchvision's files are pickles; it compares their checksums with the published ones before it reads them.
     """
+    import numpy as np
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     expected = root / dataset.base_folder
     if download:
         _download(name, dataset, root)
-    found = {}
+    arrays = {}
+    classes: tuple[str, ...] = ()
     for split in splits:
         try:
             data = dataset(root=str(root), train=split == "train", download=False)
         except RuntimeError as error:
             state = "incomplete" if expected.exists() else "nothing"
             raise UnavailableError(f"{name}: expected it in {expected}, found {state}; add --download") from error
-        found[split] = (data.data, np.asarray(data.targets, dtype=np.int64))
+        arrays[split] = (data.data, np.asarray(data.targets, dtype=np.int64))
         classes = tuple(data.classes)
-    if not found:
-        raise InputError(f"{name}: expected a split to load, train or test, found none")
-    return classes, found
+    return Arrays(arrays, classes)
 
 
 def _download(name: str, dataset: Any, root: Path) -> None:
@@ -69,3 +67,7 @@ def _nothing_left_on_failure(root: Path, *names: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+for _name in ("cifar10", "cifar100"):
+    register_reader(Reader(_name, _name, _read))

@@ -1,28 +1,30 @@
-"""timm's models by name, with timm's own normalisation as a layer and its own resizing and cropping."""
+"""timm's models: ``timm:name``, with timm's own normalisation as a layer and its own resizing and cropping."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, one_line
-from ccf_plugin.zoo.checkpoints import refusal
 from ccf_plugin.zoo.containment import quiet, weights_only
-from ccf_plugin.zoo.loaded import LoadedModel
-from ccf_plugin.zoo.normalize import with_normalization
+from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def load_timm(name: str, *, pretrained: bool) -> LoadedModel:
-    """timm's model ``name`` (with or without a weight tag), taking [0, 1] images.
+def _load(name: str, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
+    """The model ``name``, with or without a weight tag.
 
     Raises InputError for a name, tag or weights that timm does not have, UnavailableError for a failed download.
     """
     import timm
     from timm.data import create_transform, resolve_data_config
     from torchvision import transforms
+
+    from ccf_plugin.zoo.normalize import with_normalization
 
     _check_name(name, pretrained=pretrained)
     network = _create(name, pretrained=pretrained)
@@ -43,27 +45,25 @@ def load_timm(name: str, *, pretrained: bool) -> LoadedModel:
     )
 
 
-def build_timm(
-    name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
-) -> nn.Module:
-    """timm's model ``name`` for this many classes and this input; untrained unless ``options["pretrained"]``.
+def _build(name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
+    """The model ``name`` for this many classes and this input; untrained unless ``options["pretrained"]``.
 
-    ``options`` go to ``timm.create_model``. Raises as ``load_timm`` does, and InputError for options that it refuses.
+    ``options`` go to ``timm.create_model``. Raises as ``_load`` does, and InputError for options that it refuses.
     """
     pretrained = bool(options.get("pretrained", False))
     _check_name(name, pretrained=pretrained)
     rest = {key: value for key, value in options.items() if key != "pretrained"}
-    own = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": input_size[0], **rest}
+    arguments = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": input_size[0], **rest}
     if "img_size" in rest:
-        return _create(name, **own)
+        return _create(name, **arguments)
     size = input_size[1] if input_size[1] == input_size[2] else input_size[1:]
     try:
-        return _create(name, **own, img_size=size)
+        return _create(name, **arguments, img_size=size)
     except InputError as error:
         # Transformers need the size of the images; convolutional networks do not know the parameter.
         if "'img_size'" not in str(error):
             raise
-        return _create(name, **own)
+        return _create(name, **arguments)
 
 
 def _check_name(name: str, *, pretrained: bool) -> None:
@@ -83,6 +83,8 @@ def _check_name(name: str, *, pretrained: bool) -> None:
 
 def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     import timm
+
+    from ccf_plugin.zoo.checkpoints import refusal
 
     _repair_hub()
     try:
@@ -126,3 +128,6 @@ def _repair_hub() -> None:
     _hub.hf_hub_download = download
     _hub.EntryNotFoundError = EntryNotFoundError
     _hub._has_hf_hub = True
+
+
+register_source(Source("timm", "timm:name", load=_load, build=_build, untrained={"pretrained": False}))

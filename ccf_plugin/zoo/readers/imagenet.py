@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.zoo.image_files import ClassFiles, class_folders, image_files
+from ccf_plugin.zoo.readers.reader import ImageFiles, Reader, register_reader
 
-IMAGENETS = ("tinyimagenet", "imagenet")
+if TYPE_CHECKING:
+    from ccf_plugin.zoo.image_files import ClassFiles
 
 _FOLDERS = {"tinyimagenet": "tiny-imagenet-200", "imagenet": "imagenet"}
 _OF_SPLIT = {"train": "train", "test": "val"}
@@ -28,32 +30,39 @@ _REMEDIES = {
 _ANNOTATIONS = "val_annotations.txt"
 
 
-def find_imagenet(name: str, root: Path, splits: Sequence[str]) -> dict[str, ClassFiles]:
-    """The splits of ``tinyimagenet`` or ``imagenet`` that lie under ``root``, by wnid.
+def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> ImageFiles:
+    """RGB; the classes in the order of their wnids.
 
-    Raises UnavailableError where none of ``splits`` does, InputError where one is not as described above.
+    Raises UnavailableError where none of ``splits`` lies under ``root``, InputError where one is not as described.
     """
+    from ccf_plugin.zoo.image_files import class_folders
+
     folder = root / _FOLDERS[name]
     folders = {split: folder / part for split, part in _OF_SPLIT.items() if (folder / part).is_dir()}
     if not any(split in folders for split in splits):
         parts = " or ".join(f"{folder / _OF_SPLIT[split]}" for split in splits)
         found = "nothing" if not folder.is_dir() else f"{folder} without it"
         raise UnavailableError(f"{name}: expected {parts}, found {found}; {_REMEDIES[name].format(root=root)}")
-    if name == "imagenet":
-        return {split: class_folders(of_split) for split, of_split in folders.items()}
-    return {
-        split: _annotated(of_split) if (of_split / _ANNOTATIONS).is_file() else _with_inner_folders(of_split)
+    by_split = {
+        split: class_folders(of_split)
+        if name == "imagenet"
+        else _annotated(of_split)
+        if (of_split / _ANNOTATIONS).is_file()
+        else _with_inner_folders(of_split)
         for split, of_split in folders.items()
     }
+    return ImageFiles(by_split, colour=True, readable=readable_names)
 
 
 def rearrange_validation(root: Path) -> int:
     """Move the images of ROOT/tiny-imagenet-200/val/images into val/<wnid>/images; how many were moved.
 
-    Each move is atomic, and ``find_imagenet`` reads the same data before, after and in between: an interrupted call
+    Each move is atomic, and the same data are read before, after and in between: an interrupted call
     loses nothing, and the next one does the rest. Raises UnavailableError where there is no such folder, and InputError
     where an annotated image is missing (nothing is moved then).
     """
+    from ccf_plugin.zoo.image_files import class_folders
+
     folder = root / _FOLDERS["tinyimagenet"] / "val"
     if not folder.is_dir():
         raise UnavailableError(
@@ -96,6 +105,8 @@ def readable_names(wnids: Sequence[str]) -> tuple[str, ...]:
 
 def _with_inner_folders(folder: Path) -> ClassFiles:
     """<wnid>/images/… beside <wnid>/<wnid>_boxes.txt, as in the official train folder, or <wnid>/…."""
+    from ccf_plugin.zoo.image_files import class_folders, image_files
+
     return {
         wnid: partial(image_files, inner) if (inner := folder / wnid / "images").is_dir() else list_files
         for wnid, list_files in class_folders(folder).items()
@@ -138,3 +149,7 @@ def _locate_one(folder: Path, wnid: str, name: str) -> Path:
         f"{folder}: expected {name}, which {_ANNOTATIONS} names, in images or {wnid}, found it in neither; "
         "unpack the archive again"
     )
+
+
+for _name in _FOLDERS:
+    register_reader(Reader(_name, _name, _read))

@@ -1,0 +1,85 @@
+"""What a reader of data is, what it gives, and the table of all readers. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ccf_plugin.zoo.specs import register
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ccf_plugin.zoo.image_files import ClassFiles
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images in memory; ``zoo.arrays`` checks all of it.
+
+    Attributes:
+        splits: by "train" and "test", as far as there are such: images uint8 (N, H, W, 1 or 3) or (N, H, W), and their
+            labels, integers (N,). May hold splits that were not asked for: labels without ``classes`` are counted over
+            all of them.
+        classes: one name per class; None: "0", "1", … up to the highest label.
+        names: what messages call the images and the labels of a split, where not "train images" and "train labels".
+    """
+
+    splits: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+    classes: Sequence[str] | None = None
+    names: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images on disk, decoded as they are needed.
+
+    Attributes:
+        splits: by "train" and "test", as far as there are such: the classes in their order, and the files of each. May
+            hold splits that were not asked for.
+        colour: RGB even where every image is grey.
+        readable: gives the classes' names for those of ``splits``.
+    """
+
+    splits: Mapping[str, ClassFiles]
+    colour: bool = False
+    readable: Callable[[Sequence[str]], tuple[str, ...]] = tuple
+
+
+class Read(Protocol):
+    """The data by the name behind the prefix."""
+
+    def __call__(self, name: str, /, *, splits: Sequence[str], root: Path, download: bool) -> Arrays | ImageFiles:
+        """``splits`` are those asked for, ``root`` is where data sets lie. Raises InputError and UnavailableError."""
+
+
+def _any_name(name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A data set or a form of data: all that is known of the specs "prefix:name". Limits and resizing are not its work.
+
+    Attributes:
+        prefix: what stands before the colon; of a single data set its whole spec.
+        form: how help and messages show it: "npz:PATH", or ``prefix`` again for a single data set.
+        read: gives the data; a single data set gets its own spec as the name.
+        check: raises InputError for a name that cannot be right; looks at no file and imports nothing heavy.
+        is_path: whether the name is a path, to be shown where it leads.
+    """
+
+    prefix: str
+    form: str
+    read: Read
+    check: Callable[[str], None] = _any_name
+    is_path: bool = False
+
+
+READERS: dict[str, Reader] = {}
+
+
+def register_reader(reader: Reader) -> None:
+    """Add a reader to ``READERS``. Raises InputError for a prefix that is taken."""
+    register(READERS, reader)

@@ -1,0 +1,52 @@
+"""The package's own networks, which recipes train: each a source of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.zoo.sources.source import Source, check_options, register_source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _preact_resnet18(
+    name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
+) -> nn.Module:
+    """The paper's: RobustBench's PreActResNet."""
+    from ccf_plugin.zoo.robustbench_models import robustbench_resnets
+
+    check_options(name, options, ())
+    if tuple(input_size) != (3, 32, 32):
+        size = "×".join(map(str, input_size))
+        raise InputError(f"{name} takes 3×32×32 images, found {size}; use narrow_preact_resnet18")
+    resnets = robustbench_resnets()
+    network: nn.Module = resnets.PreActResNet(
+        resnets.PreActBlock, [2, 2, 2, 2], num_classes=num_classes, bn_before_fc=True, out_shortcut=True
+    )
+    return network
+
+
+def _narrow_preact_resnet18(
+    name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
+) -> nn.Module:
+    """The same for images of any size, with the options ``width`` (default 16) and ``blocks``."""
+    from ccf_plugin.zoo.preact import NarrowPreActResNet
+
+    check_options(name, options, ("width", "blocks"))
+    width, blocks = options.get("width", 16), options.get("blocks", [2, 2, 2, 2])
+    if not _is_count(width):
+        raise InputError(f"{name}: width: expected a whole number of at least 1, found {width!r}")
+    if not isinstance(blocks, list | tuple) or len(blocks) != 4 or not all(map(_is_count, blocks)):
+        raise InputError(f"{name}: blocks: expected four counts such as [2, 2, 2, 2], found {blocks!r}")
+    return NarrowPreActResNet(num_classes=num_classes, channels=input_size[0], width=width, blocks=blocks)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+for _name, _build in (("preact_resnet18", _preact_resnet18), ("narrow_preact_resnet18", _narrow_preact_resnet18)):
+    register_source(Source(_name, _name, build=_build))

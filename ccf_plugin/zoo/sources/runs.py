@@ -1,0 +1,134 @@
+"""Runs of this package, by the path of a run folder or of one of its .safetensors checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.files import given_path
+from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
+from ccf_plugin.zoo.python_code import is_python
+from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
+from ccf_plugin.zoo.specs import find, forms, nearest
+
+
+def _load(spec: str, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
+    """Of a folder the best weights, the averaged ones where the run averages."""
+    from ccf_plugin.zoo.checkpoints import read_metadata
+
+    path = _checkpoint_at(spec)
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise InputError(
+            f"{path}: a safetensors file without a description of its model; "
+            f"name its code with python:package.module:factory --checkpoint {path}"
+        )
+    _section(metadata, "model", path)
+    if is_python(code := model_in(metadata)):
+        # A file must not choose which code runs; the user names it.
+        raise InputError(f"{path}: a model of your own code; run it with {code} --checkpoint {path}")
+    if path.stem.endswith(AVERAGE):
+        spec = str(path)  # so that whoever named the folder sees which weights they are
+    return from_metadata(metadata, path, spec=spec, name=_run_name(path))
+
+
+def model_in(metadata: Mapping[str, Any]) -> object:
+    """The spec of the network that a checkpoint describes, as ``build_model`` takes it; None where it has none."""
+    model = metadata.get("model")
+    return model.get("name") if isinstance(model, Mapping) else None
+
+
+def _run_name(path: Path) -> str:
+    """runs/mine is mine, runs/mine/last.safetensors mine-last, runs/mine/epochs/010.safetensors mine-010.
+
+    Where mine averages, its best and last are the averaged weights, and mine-best-raw the others.
+    """
+    run = path.resolve().parent
+    if path == checkpoint_of(path.parent, "best"):
+        return run.name
+    if path == checkpoint_of(path.parent, "last"):
+        return f"{run.name}-last"
+    is_raw = path.stem in ("best", "last")
+    return f"{run.parent.name if run.name == 'epochs' else run.name}-{path.stem}{'-raw' if is_raw else ''}"
+
+
+def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: str) -> LoadedModel:
+    """The network that a run's checkpoint describes, with the file's weights."""
+    from ccf_plugin.threat import threat_model
+    from ccf_plugin.zoo.checkpoints import apply_state, load_state
+    from ccf_plugin.zoo.models import build_model
+
+    model = _section(metadata, "model", path)
+    try:
+        classes = tuple(str(label) for label in metadata["classes"])
+        channels, height, width = (int(side) for side in metadata["input_size"])
+        data, test_limit = metadata.get("data"), metadata.get("test_limit")
+        head, output = metadata.get("head"), metadata.get("output")
+        if not isinstance(data, str | None) or not isinstance(test_limit, int | None):
+            raise TypeError(data, test_limit)
+        if not isinstance(head, str | None) or not isinstance(output, int | str | None):
+            raise TypeError(head, output)
+        options = dict(model.get("options") or {})
+        source = find(SOURCES, str(model["name"]))
+        options.update(source[0].untrained if source else {})  # the weights follow from the file
+        network = build_model(
+            model["name"],
+            num_classes=len(classes),
+            input_size=(channels, height, width),
+            options=options,
+            mean=model.get("mean"),
+            std=model.get("std"),
+        )
+        threat = default_threat() | dict(metadata.get("threat") or {})
+        threat_model(**threat)
+    except CCFError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint") from error
+    apply_state(network, load_state(path), source=str(path))
+    return LoadedModel(
+        model=network.float().eval(),
+        spec=spec,
+        name=name,
+        num_classes=len(classes),
+        class_names=classes,
+        data=data,
+        threat=threat,
+        input_size=(channels, height, width),
+        test_limit=test_limit,
+        head=head,
+        output=output,
+    )
+
+
+def _section(metadata: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    section = metadata.get(key)
+    if not isinstance(section, Mapping):
+        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint")
+    return section
+
+
+def _checkpoint_at(spec: str) -> Path:
+    path = given_path(spec)
+    if path.is_dir():
+        best = checkpoint_of(path, "best")
+        if best.is_file():
+            return best
+        found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no checkpoint"
+        raise InputError(f"{path}: expected a run folder with {best.name}, found {found}")
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return path
+        raise InputError(
+            f"{path}: expected a .safetensors checkpoint of a run; "
+            f"for another file use python:package.module:factory --checkpoint {path}"
+        )
+    prefix, colon, _ = spec.partition(":")
+    if colon and prefix not in SOURCES:
+        raise InputError(f"model {spec!r}: no kind {prefix!r}; expected {forms(loadable())}{nearest(loadable(), spec)}")
+    raise InputError(f"model {spec!r}: no such file or folder; expected {forms(loadable())}")
+
+
+register_source(Source("", "a run folder, a .safetensors checkpoint of one", load=_load))
