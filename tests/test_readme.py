@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.commands import run, sets
@@ -55,6 +56,16 @@ def test_the_loss_and_the_attack_of_ones_own_are_what_the_package_takes() -> Non
     assert torch.equal(output.logits, network(images))
     adversarial = found["reflected"](network, 0.1)(images, labels)
     torch.testing.assert_close((adversarial - images).abs(), torch.full_like(images, 0.1))
+
+
+def test_the_data_in_the_readme_train(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(import numpy as np.*?)```", README, re.S)
+    (tmp_path / "mydata.py").write_text(code)
+    settings = ["data.name=python:mydata:noise", "optim.epochs=1", "evaluate.steps=1", "attack.steps=1"]
+    code, _, err = run("train", "digits", "--out", "run", *sets(settings), cwd=tmp_path)
+    assert code == 0, err
+    with np.load(tmp_path / "run" / "probe" / "001.npz") as result:
+        assert result["matrix"].shape == (3, 3)
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])

@@ -38,7 +38,7 @@ def image_files(folder: Path) -> list[Path]:
 
     Raises InputError where none is, and where links lead back to a folder that was there already.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     seen: set[tuple[int, int]] = set()
     folders = [folder]
     while folders:
@@ -54,10 +54,10 @@ def image_files(folder: Path) -> list[Path]:
                 if _is_folder(entry):
                     folders.append(Path(entry.path))
                 elif not entry.name.startswith("."):
-                    found.append(Path(entry.path))
-    if not found:
+                    files.append(Path(entry.path))
+    if not files:
         raise InputError(f"{folder}: expected images of this class, found none; add some or remove the folder")
-    return sorted(found)
+    return sorted(files)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -16,6 +16,7 @@ from bad_inputs.cases import FOLDER, ends_in_one_line, images, listing, probe
 from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS
 from bad_inputs.commands import BENCH, BENCHES, OPTIONS, RECIPE_LISTS, SWEEPS, THEORIES, TINY_IMAGENETS, option
 from bad_inputs.data import ARRAYS, IMAGES
+from bad_inputs.own_data import OWN_DATA
 from bad_inputs.readers import BOARD, EVALUATE, EVALUATIONS, LEADERBOARDS, REPORTS, SALIENCIES
 from bad_inputs.recipes import RECIPES
 from bad_inputs.results import COMPARE, COMPARISONS, results
@@ -29,6 +30,7 @@ TABLE = {
         "description": DESCRIPTIONS,
         "arrays": ARRAYS,
         "images": IMAGES,
+        "own data": OWN_DATA,
         "recipe": RECIPES,
         "option": OPTIONS,
         "run": RUNS,
