@@ -10,7 +10,7 @@ from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, did_you_mean
 from ccf_plugin.files import given_path
-from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
+from ccf_plugin.runs.layout import AVERAGE, EPOCHS, checkpoint_of
 from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata, save_checkpoint
 from ccf_plugin.zoo.loaded import LoadedModel, default_threat
 from ccf_plugin.zoo.networks import build_model
@@ -100,7 +100,7 @@ def _run_name(path: Path) -> str:
     if path == checkpoint_of(path.parent, "last"):
         return f"{run.name}-last"
     is_raw = path.stem in ("best", "last")
-    return f"{run.parent.name if run.name == 'epochs' else run.name}-{path.stem}{'-raw' if is_raw else ''}"
+    return f"{run.parent.name if run.name == EPOCHS else run.name}-{path.stem}{'-raw' if is_raw else ''}"
 
 
 def _from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: str) -> LoadedModel:
