@@ -1,13 +1,16 @@
-"""Writing files so that a crash, a full disk or a second reader never meets half of one."""
+"""Files: written so that a crash, a full disk or a second reader never meets half of one; CSV and JSON in one form."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -45,9 +48,60 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         raise
 
 
+def json_bytes(content: object) -> bytes:
+    """Plain values as indented JSON; ValueError for NaN and infinity."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, content: object) -> None:
-    """Write plain values as indented JSON, as ``write_atomically`` does; ValueError for NaN and infinity."""
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    """``json_bytes`` into a file, as ``write_atomically`` does."""
+    write_atomically(path, json_bytes(content))
+
+
+def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, digits: int | None = None) -> bytes:
+    """Rows as CSV with a header; None and what a row lacks are empty cells.
+
+    Args:
+        columns: in their order; other keys of a row are left out.
+        rows: values by column.
+        digits: significant ones of a float; None for as many as give it back exactly.
+    """
+
+    def cell(value: object) -> object:
+        return f"{value:.{digits}g}" if digits is not None and isinstance(value, float) else value
+
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([cell(row.get(name)) for name in columns] for row in rows)
+    return buffer.getvalue().encode()
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the rows of a CSV with a header, cells as text.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is no such CSV, or a row is shorter or longer than the header.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            columns, *lines = list(csv.reader(file)) or [[]]
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    lines = [line for line in lines if line]  # an empty line is no row
+    for line in lines:
+        if len(line) != len(columns):
+            raise ValueError("a row cut short" if len(line) < len(columns) else "a row too long")
+    return columns, [dict(zip(columns, line, strict=True)) for line in lines]
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys, as in "optim.epochs"."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def given_path(text: str | Path) -> Path:
@@ -64,14 +118,14 @@ def given_path(text: str | Path) -> Path:
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Make a folder with its parents; where the block fails, those that are new and still empty go again."""
-    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for parent in new:
+        for path in new:
             with contextlib.suppress(OSError):
-                parent.rmdir()
+                path.rmdir()
         raise
 
 

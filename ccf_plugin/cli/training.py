@@ -37,7 +37,7 @@ def train(
     """Train by RECIPE, measuring RA and CAS as it goes."""
     quiet_libraries()
 
-    from ccf_plugin.runs.layout import checkpoint_of
+    from ccf_plugin.runs.layout import LOG, PROBE, checkpoint_of
     from ccf_plugin.training.loop import train as run_training
     from ccf_plugin.training.progress import ProgressReporter, closing_table
     from ccf_plugin.training.recipe_files import load_recipe
@@ -61,7 +61,7 @@ def train(
         )
     console.print(closing_table(run))
     console.print(
-        f"Log {run.folder / 'log.csv'}, matrices {run.folder / 'probe'}, weights {checkpoint_of(run.folder, 'best')}",
+        f"Log {run.folder / LOG}, matrices {run.folder / PROBE}, weights {checkpoint_of(run.folder, 'best')}",
         soft_wrap=True,
     )
     leave_job()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ccf_plugin.engine.devices import resolve_device
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
-from ccf_plugin.files import write_atomically
+from ccf_plugin.files import csv_bytes, read_csv, write_atomically
 from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.evaluate import Progress
 from ccf_plugin.measure.subject import load_subject
@@ -47,6 +45,9 @@ class Row:
     seed: int | None = None
     precision: str = ""
     unavailable: str = ""
+
+
+_COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def measure_leaderboard(
@@ -94,12 +95,11 @@ def measure_leaderboard(
 def read_leaderboard(file: Path) -> list[Row]:
     """The rows of a CSV that ``measure_leaderboard`` wrote. Raises InputError for another file."""
     try:
-        with file.open(newline="", encoding="utf-8") as text:
-            reader = csv.DictReader(text)
-            if reader.fieldnames != [field.name for field in fields(Row)]:
-                raise ValueError(f"the columns {', '.join(reader.fieldnames or ())[:60]}")
-            return [Row(**{name: _parse(name, value) for name, value in row.items()}) for row in reader]
-    except (ValueError, TypeError, csv.Error) as error:
+        columns, rows = read_csv(file)
+        if columns != list(_COLUMNS):
+            raise ValueError(f"the columns {', '.join(columns)[:60]}")
+        return [Row(**{name: _parse(name, cell) for name, cell in row.items()}) for row in rows]
+    except ValueError as error:
         found = one_line(error, 120)
         raise InputError(f"{file}: expected a leaderboard, found {found}; choose another --out") from error
 
@@ -163,7 +163,7 @@ def _measure_each(
         except Exception as error:  # a stranger's model can fail in any way; the others are still to be measured
             row = Row(name, **known, unavailable=one_line(error))
         rows[name] = row
-        _write(file, rows.values())
+        write_atomically(file, csv_bytes(_COLUMNS, map(asdict, rows.values())))
         yield row, len(left) - number - 1
 
 
@@ -195,20 +195,9 @@ def _check_local(dataset: str, threat: str, name: str, model_dir: Path) -> None:
         raise UnavailableError(f"no file {absent[0]} (left out by --local)")
 
 
-def _write(file: Path, rows: Any) -> None:
-    buffer = StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()})
-    write_atomically(file, buffer.getvalue().encode())
-
-
-def _parse(name: str, value: str | None) -> Any:
-    if value is None:
-        raise ValueError("a row cut short")
+def _parse(name: str, cell: str) -> Any:
     if name in ("images", "limit", "steps", "seed"):
-        return int(value) if value else None
+        return int(cell) if cell else None
     if name in ("model", "data", "attack", "norm", "precision", "unavailable"):
-        return value
-    return float(value) if value else None
+        return cell
+    return float(cell) if cell else None

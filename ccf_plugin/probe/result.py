@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ccf_plugin.errors import InputError, did_you_mean, some_of
-from ccf_plugin.files import write_together
+from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
@@ -231,8 +231,7 @@ class CrossClassResult:
         npz, description = _paths(path)
         buffer = BytesIO()
         np.savez_compressed(buffer, **{name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None})
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
-        write_together({npz: buffer.getvalue(), description: text.encode()})
+        write_together({npz: buffer.getvalue(), description: json_bytes(self.to_json())})
         return npz, description
 
     @classmethod

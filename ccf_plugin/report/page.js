@@ -93,15 +93,21 @@
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
   });
 
-  const kinds = { // of curve: the words, the dash, the axis, the place in the palette where one model is shown
-    train_robust_accuracy: ["train RA", "dot", "y", 0],
-    test_robust_accuracy: ["test RA", "solid", "y", 1],
-    validation_robust_accuracy: ["validation RA", "dashdot", "y", 2],
-    test_clean_accuracy: ["clean accuracy", "dash", "y", 3],
-    cas: ["CAS", "solid", "y2", 4],
-    instance_cas: ["I-CAS", "dash", "y2", 5],
-  };
-  const published = { robust_accuracy: "test_robust_accuracy", clean_accuracy: "test_clean_accuracy", cas: "cas" };
+  // The axes that the metrics name stand one under another; the first, of accuracies, is the tallest.
+  const titles = [...new Set(data.metrics.map((metric) => metric.axis))];
+  const [tallest, other, gap] = [0.58, 0.36, 0.06]; // of the height that two axes have
+  const axesHeight = tallest + (titles.length - 1) * (gap + other);
+  const axisOf = (metric) => ["y", "y2", "y3", "y4"][titles.indexOf(metric.axis)];
+
+  function axes() {
+    const layouts = titles.map((title, place) => {
+      const top = axesHeight - (place && tallest + gap + (place - 1) * (other + gap));
+      const domain = [Math.max(0, top - (place ? other : tallest)), top].map((height) => height / axesHeight);
+      const inPercent = data.metrics.find((metric) => metric.axis === title).format.endsWith("%");
+      return axis({ domain, title: { text: title }, rangemode: "tozero", ...(inPercent && { tickformat: ".0%" }) });
+    });
+    return Object.fromEntries(layouts.map((one, place) => [`yaxis${place ? place + 1 : ""}`, one]));
+  }
 
   function drawCurves() {
     const colours = palette();
@@ -115,37 +121,38 @@
     data.tracks.forEach((track, place) => {
       const own = colours[place % colours.length];
       const prefix = several ? `${track.name}: ` : "";
-      for (const [key, [name, dash, yaxis, ownColour]] of Object.entries(kinds)) {
-        const values = track.curves[key];
+      data.metrics.forEach((metric, metricPlace) => {
+        const values = track.curves[metric.name];
         const known = values.filter((value) => value !== null).length;
-        if (known === 0) continue;
-        const line = { color: several ? own : colours[ownColour], dash, width: 2 };
+        if (known === 0) return;
+        const { dash } = metric;
+        const line = { color: several ? own : colours[metricPlace % colours.length], dash, width: 2 };
         traces.push({
-          type: "scatter", mode: known <= 60 ? "lines+markers" : "lines", x: track.epoch, y: values, yaxis, line,
-          connectgaps: true, marker: { size: 4 }, name: plain(prefix + name), showlegend: false,
-          hovertemplate: yaxis === "y" ? "%{y:.1%}" : "%{y:.2f}",
+          type: "scatter", mode: known <= 60 ? "lines+markers" : "lines", x: track.epoch, y: values, line,
+          yaxis: axisOf(metric), connectgaps: true, marker: { size: 4 }, name: plain(prefix + metric.label),
+          showlegend: false, hovertemplate: `%{y:${metric.format}}`,
         });
-        if (!several || yaxis === "y") explain(name, { mode: "lines", line: several ? { ...line, color: colour("--text") } : line });
-      }
-      for (const [alarm, epochs] of Object.entries(track.alarms)) {
-        const key = alarm === "CAS falling" ? "cas" : "test_robust_accuracy";
-        const symbol = alarm.startsWith("catastrophic") ? "square-x-open" : alarm === "CAS falling" ? "triangle-down" : "x";
-        const marker = { symbol, size: epochs.length > 40 ? 6 : 9, color: colour("--alarm") };
+        const isNewDash = ![...legend.values()].some((entry) => entry.line?.dash === dash);
+        if (!several || axisOf(metric) === "y" || isNewDash)
+          explain(metric.label, { mode: "lines", line: several ? { ...line, color: colour("--text") } : line });
+      });
+      for (const alarm of track.alarms) {
+        const marker = { symbol: alarm.symbol, size: alarm.epochs.length > 40 ? 6 : 9, color: colour("--alarm") };
+        const yaxis = axisOf(data.metrics.find((metric) => metric.name === alarm.metric));
         traces.push({
-          type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, marker, yaxis: kinds[key][2],
-          x: epochs, y: epochs.map((epoch) => track.curves[key][track.epoch.indexOf(epoch)]),
+          type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, marker, yaxis, x: alarm.epochs,
+          y: alarm.epochs.map((epoch) => track.curves[alarm.metric][track.epoch.indexOf(epoch)]),
         });
-        explain(alarm, { mode: "markers", marker: { ...marker, size: 9 } });
+        explain(alarm.name, { mode: "markers", marker: { ...marker, size: 9 } });
       }
-      for (const [key, measured] of Object.entries(published)) {
-        const points = track.published.filter((point) => point[key] !== undefined);
+      for (const metric of data.metrics) {
+        const points = track.published.filter((point) => point[metric.published] !== undefined);
         if (points.length === 0) continue;
         const marker = { symbol: "diamond-open", size: 9, color: several ? own : colour("--text") };
-        const [name, , yaxis] = kinds[measured];
         traces.push({
-          type: "scatter", mode: "markers", marker, yaxis, name: plain(`${prefix}published ${name}`), showlegend: false,
-          x: points.map((point) => point.at), y: points.map((point) => point[key]),
-          hovertemplate: key === "cas" ? "%{y:.1f}" : "%{y:.1%}",
+          type: "scatter", mode: "markers", marker, yaxis: axisOf(metric), showlegend: false,
+          name: plain(`${prefix}published ${metric.label}`), hovertemplate: `%{y:${metric.rounded}}`,
+          x: points.map((point) => point.at), y: points.map((point) => point[metric.published]),
         });
         explain("published", { mode: "markers", marker: { ...marker, color: colour("--text") } });
       }
@@ -159,10 +166,8 @@
       }
     });
     Plotly.react("curves", [...traces, ...legend.values()], layout({
-      ...withLegend(480, legend.size), shapes, annotations, hovermode: "x unified",
-      xaxis: axis({ title: { text: "epoch", standoff: 8 }, anchor: "y2", rangemode: "tozero" }),
-      yaxis: axis({ tickformat: ".0%", domain: [0.42, 1], title: { text: "accuracy" }, rangemode: "tozero" }),
-      yaxis2: axis({ domain: [0, 0.36], title: { text: "CAS" }, rangemode: "tozero" }),
+      ...withLegend(480 * axesHeight, legend.size), shapes, annotations, hovermode: "x unified", ...axes(),
+      xaxis: axis({ title: { text: "epoch", standoff: 8 }, anchor: `y${titles.length}`, rangemode: "tozero" }),
     }), config);
   }
 

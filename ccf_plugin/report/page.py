@@ -19,21 +19,24 @@ from ccf_plugin.report.words import (
     along_epochs,
     describe_saliency,
     environment_rows,
-    format_figure,
     recipe_differences,
     summarise,
 )
 from ccf_plugin.runs.alarms import alarms_by_kind
+from ccf_plugin.runs.log import EpochRow
+from ccf_plugin.runs.metrics import Metric, all_metrics, metric_of
 from ccf_plugin.runs.reading import RunFiles, Track, describe_data, read_runs
 from ccf_plugin.threat import threat_sentence
 
 _HERE = Path(__file__).parent
 _TOP_PAIRS = 8
 _LARGEST = 8_000_000
-_CURVES = (
-    *("train_robust_accuracy", "test_robust_accuracy", "validation_robust_accuracy", "test_clean_accuracy"),
-    *("cas", "instance_cas"),
-)
+# Of an alarm: the curve that it is marked on, and plotly's name of the mark; else as robust overfitting.
+_MARKS = {
+    "robust overfitting": ("test_robust_accuracy", "x"),
+    "catastrophic overfitting": ("test_robust_accuracy", "square-x-open"),
+    "CAS falling": ("cas", "triangle-down"),
+}
 
 
 def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: float | None = None) -> str:
@@ -64,6 +67,7 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
         "differenceScale": DIFFERENCE_SCALE,
         "blues": sequential.Blues,
         "bothSigns": diverging.RdBu[::-1],  # positive is blue here too
+        "metrics": [_metric_data(metric) for metric in _curves()],
         "tracks": [_track_data(run, track, len(tracks)) for run in runs for track in run.tracks],
     }
     context: dict[str, Any] = {
@@ -93,6 +97,25 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
     return template.render(context, pictures=pictures, left_out=left_out)
 
 
+def _curves() -> list[Metric]:
+    """What is drawn along the epochs, in the order of the legend."""
+    drawn = [metric for metric in all_metrics() if metric.axis is not None]
+    return sorted(drawn, key=lambda metric: len(drawn) if metric.place is None else metric.place)
+
+
+def _metric_data(metric: Metric) -> dict[str, Any]:
+    """What the script knows of a metric; its formats are d3's too."""
+    return {
+        "name": metric.name,
+        "label": metric.label,
+        "axis": metric.axis,
+        "dash": metric.dash,
+        "format": metric.format,
+        "rounded": metric.rounded or metric.format,
+        "published": metric.published,
+    }
+
+
 def _track_data(run: RunFiles, track: Track, tracks: int) -> dict[str, Any]:
     epochs = embedded_epochs(track, tracks)
     by_epoch = {row.epoch: row for row in track.rows}
@@ -100,9 +123,9 @@ def _track_data(run: RunFiles, track: Track, tracks: int) -> dict[str, Any]:
     return {
         "name": track.name,
         "epoch": [row.epoch for row in track.rows],
-        "curves": {name: [track.figure(row, name) for row in track.rows] for name in _CURVES},
+        "curves": {metric.name: [track.figure(row, metric.name) for row in track.rows] for metric in _curves()},
         "best": None if track.best is None else track.best.epoch,
-        "alarms": {} if track.suffix else alarms_by_kind(track.rows),
+        "alarms": [] if track.suffix else _alarm_data(track),
         "published": [entry for entry in published if isinstance(entry["at"], int)],
         "matrixEpochs": epochs,
         "matrixProbed": len(track.matrices),
@@ -112,14 +135,21 @@ def _track_data(run: RunFiles, track: Track, tracks: int) -> dict[str, Any]:
     }
 
 
-def _matrix_title(track: Track, row: Any, epoch: int) -> str:
+def _alarm_data(track: Track) -> list[dict[str, Any]]:
+    alarms = []
+    for alarm, epochs in alarms_by_kind(track.rows).items():
+        curve, symbol = _MARKS.get(alarm, _MARKS["robust overfitting"])
+        alarms.append({"name": alarm, "epochs": epochs, "metric": curve, "symbol": symbol})
+    return alarms
+
+
+def _matrix_title(track: Track, row: EpochRow | None, epoch: int) -> str:
     words = f"epoch {epoch}" + (", the best" if track.best is not None and track.best.epoch == epoch else "")
     if row is None:
         return words
-    figures = {"RA": "test_robust_accuracy", "CAS": "cas"}
-    return f"{words}: " + ", ".join(
-        f"{label} = {format_figure(name, track.figure(row, name))}" for label, name in figures.items()
-    )
+    shown = [metric_of(name) for name in ("test_robust_accuracy", "cas")]
+    figures = (f"{metric.heading} = {metric.in_report(track.figure(row, metric.name))}" for metric in shown)
+    return f"{words}: {', '.join(figures)}"
 
 
 def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[str]:
@@ -131,7 +161,7 @@ def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[s
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")
     for run in runs:
-        planned = run.recipe.get("optim", {}).get("epochs", len(run.rows))
+        planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:
             notes.append(f"{run.name} has {len(run.rows)} of {planned} epochs.")
     for track in tracks:

@@ -7,34 +7,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccf_plugin.files import flattened
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.log import EpochRow
+from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics
 from ccf_plugin.runs.reading import RunFiles, Track
 
-FIGURES = {"test_clean_accuracy": "clean accuracy", "test_robust_accuracy": "RA", "cas": "CAS"}
-_PUBLISHED_AS = {"test_clean_accuracy": "clean_accuracy", "test_robust_accuracy": "robust_accuracy", "cas": "cas"}
 
-
-def format_figure(name: str, value: float | None) -> str:
-    """An accuracy in percent, CAS with one decimal; "–" for what was not measured."""
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if "cas" in name else f"{100 * value:.1f} %"
+def headline() -> list[Metric]:
+    """The figures by which models are compared: those that papers publish."""
+    return [metric for metric in METRICS if metric.published is not None]
 
 
 def describe_saliency(picture: Path) -> str:
     """What a picture of ``ccf saliency`` shows, by the JSON that was written with it; "" where there is none such."""
     features = picture.stem.endswith("-features")
     try:
-        found = json.loads(picture.with_name(f"{picture.stem.removesuffix('-features')}.json").read_text("utf-8"))
+        described = json.loads(picture.with_name(f"{picture.stem.removesuffix('-features')}.json").read_text("utf-8"))
         if features:
-            pair = found["pair"]
+            pair = described["pair"]
             shares = ", ".join(f"{entry['feature']} ({entry['share']:+.3f})" for entry in pair["features"])
             return (
                 f"The images that excite most the features which carry C[{', '.join(pair['classes'])}] = "
                 f"{pair['correlation']:.2f}: {shares}."
             )
-        seen = (f"{one['class']} {one['index']}: {one['best']}, {one['last']}" for one in found["examples"])
+        seen = (
+            f"{image['class']} {image['index']}: {image['best']}, {image['last']}" for image in described["examples"]
+        )
         return f"Test images, where the first and the second model look, and what they say. {'; '.join(seen)}."
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
@@ -48,7 +47,7 @@ def summarise(run: RunFiles, track: Track) -> str:
     last = measured[-1]
 
     def at(row: EpochRow) -> str:
-        figures = (f"{label} {format_figure(name, track.figure(row, name))}" for name, label in FIGURES.items())
+        figures = (f"{metric.heading} {metric.in_report(track.figure(row, metric.name))}" for metric in headline())
         return f"epoch {row.epoch} ({', '.join(figures)})"
 
     parts = [
@@ -62,22 +61,17 @@ def summarise(run: RunFiles, track: Track) -> str:
 
 def along_epochs(track: Track) -> dict[str, Any]:
     """The table behind the curves: a heading, and a row for each evaluated epoch."""
-    columns = ["train_robust_accuracy", *FIGURES, "instance_cas", "validation_robust_accuracy"]
     rows = track.evaluated
-    columns = [name for name in columns if any(track.figure(row, name) is not None for row in rows)]
-    labels = {
-        "train_robust_accuracy": "train RA",
-        "instance_cas": "I-CAS",
-        "validation_robust_accuracy": "validation RA",
-        **FIGURES,
-    }
+    shown = [metric for metric in all_metrics() if metric.axis is not None]
+    shown = [metric for metric in shown if any(track.figure(row, metric.name) is not None for row in rows)]
+    shown.sort(key=lambda metric: metric.split)  # those of the validation images last
     return {
         "name": track.name,
-        "columns": ["epoch", *(labels[name] for name in columns), "alarm"],
+        "columns": ["epoch", *(metric.heading for metric in shown), "alarm"],
         "rows": [
             [
                 f"{row.epoch}{' (best)' if row is track.best else ''}",
-                *(format_figure(name, track.figure(row, name)) for name in columns),
+                *(metric.in_report(track.figure(row, metric.name)) for metric in shown),
                 "" if track.suffix else row.alarm,
             ]
             for row in rows
@@ -99,15 +93,20 @@ def against_published(run: RunFiles, track: Track) -> dict[str, Any]:
     places |= {place: None for place in by_place if isinstance(place, int) and place not in places}
     rows = dict(sorted(places.items(), key=lambda pair: int(pair[0])))
     rows |= {"best": track.best, "last": evaluated[-1] if evaluated else None}
-    names = [name for name in FIGURES if any(_PUBLISHED_AS[name] in entry for entry in by_place.values())]
+    figures = headline()
+    compared = [metric for metric in figures if any(metric.published in entry for entry in by_place.values())]
     return {
         "name": track.name,
-        "columns": ["epoch", *FIGURES.values(), *(f"published {FIGURES[name]}" for name in names)],
+        "columns": [
+            "epoch",
+            *(metric.heading for metric in figures),
+            *(f"published {metric.heading}" for metric in compared),
+        ],
         "rows": [
             [
                 _place(place, row),
-                *(format_figure(name, None if row is None else track.figure(row, name)) for name in FIGURES),
-                *(_published(track, row, name, by_place.get(place, {})) for name in names),
+                *(metric.in_report(_measured(track, row, metric)) for metric in figures),
+                *(_published(by_place.get(place, {}), _measured(track, row, metric), metric) for metric in compared),
             ]
             for place, row in rows.items()
         ],
@@ -123,36 +122,32 @@ def _place(place: int | str, row: EpochRow | None) -> str:
     return str(place) if isinstance(place, int) else f"{place} ({row.epoch})"
 
 
-def _published(track: Track, row: EpochRow | None, name: str, entry: Mapping[str, float]) -> str:
-    value = entry.get(_PUBLISHED_AS[name])
-    measured = None if row is None else track.figure(row, name)
+def _measured(track: Track, row: EpochRow | None, metric: Metric) -> float | None:
+    return None if row is None else track.figure(row, metric.name)
+
+
+def _published(entry: Mapping[str, float], measured: float | None, metric: Metric) -> str:
+    value = entry.get(metric.published or "")
     if value is None:
         return ""
     if measured is None:
-        return format_figure(name, value)
-    difference = (measured - value) * (1 if name == "cas" else 100)
-    return f"{format_figure(name, value)} (here {difference:+.1f})".replace("-", "\N{MINUS SIGN}")
+        return metric.in_report(value)
+    difference = (measured - value) * metric.unit
+    return f"{metric.in_report(value)} (here {difference:+.1f})".replace("-", "\N{MINUS SIGN}")
 
 
 def recipe_differences(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """The keys in which the runs' recipes differ, with each run's value."""
-    flat = [_flat({key: value for key, value in run.recipe.items() if key != "published"}) for run in runs]
-    keys = sorted({key for one in flat for key in one})
-    differing = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
+    recipes = [flattened({key: value for key, value in run.recipe.items() if key != "published"}) for run in runs]
+    keys = sorted({key for recipe in recipes for key in recipe})
+    differing = [key for key in keys if len({str(recipe.get(key)) for recipe in recipes}) > 1]
     return {
         "columns": ["key", *(run.name for run in runs)],
-        "rows": [[key, *(str(one.get(key, "–")) for one in flat)] for key in differing],
+        "rows": [[key, *(str(recipe.get(key, "–")) for recipe in recipes)] for key in differing],
     }
 
 
 def environment_rows(run: RunFiles) -> list[tuple[str, str]]:
     """What the run ran on, a line each."""
     shown = {**run.environment, "command": " ".join(map(str, run.environment.get("command", [])))}
-    return [(key.replace(".", " "), str(value)) for key, value in _flat(shown).items() if value != ""]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return [(key.replace(".", " "), str(value)) for key, value in flattened(shown).items() if value != ""]

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.files import write_json
+from ccf_plugin.runs.layout import ENVIRONMENT
 
 _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustbench", "timm", "numpy", "accelerate")
 _VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_", "ACCELERATE_")  # of the environment: what libraries compute by
@@ -38,32 +41,42 @@ def describe_environment(device: torch.device, precision: str, command: list[str
     }
 
 
-def read_environment(folder: Path, *, listed: str, remedy: str = "") -> dict[str, Any]:
-    """What a run ran on, as its folder's ``environment.json`` says.
+def read_environment(run: Path, *, remedy: str = "") -> dict[str, Any]:
+    """What a run ran on, as its folder says.
 
     Args:
-        listed: the key that the caller takes a list from.
+        run: its folder.
         remedy: what the error ends with.
 
     Raises:
         InputError: there is none, or it is not one that training wrote.
     """
-    path = folder / "environment.json"
+    path = run / ENVIRONMENT
     try:
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("no file")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get(listed, []), list):
-            raise ValueError(f"a {type(found).__name__}, or a {listed} that is no list")
+        environment = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(environment, dict):
+            raise ValueError(f"a {type(environment).__name__}")
+        for name in ("command", "resumed"):
+            if not isinstance(environment.get(name, []), list):
+                raise ValueError(f"a {name} that is no list")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"expected the environment of a run in {path}, found none that can be read ({error}){remedy}"
         ) from None
-    return found
+    return environment
+
+
+def add_resumption(run: Path, environment: Mapping[str, Any], *, epoch: int, step: int) -> None:
+    """Add to what a run ran on what it goes on with after so many epochs, and steps of the next; raises as reading."""
+    first = read_environment(run)
+    resumed = [*first.get("resumed", []), {"after_epoch": epoch, "after_step": step, **environment}]
+    write_json(run / ENVIRONMENT, {**first, "resumed": resumed})
 
 
 def _program() -> str:
-    """Its name without its folder, which is nobody's business where results are shared."""
+    """The program's name without its folder, which is private where results are shared."""
     name = Path(sys.argv[0]).name
     return "ccf" if name in ("__main__.py", "ccf.exe") else name
 

@@ -1,14 +1,16 @@
-"""Whose a folder is: free for a new run, begun, or held by another process."""
+"""A run's folder as a whole: whether it is free, begun, or held by another process; beginning it and tidying it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import is_aside, made_folder
-from ccf_plugin.runs.layout import RUN_FILES
+from ccf_plugin.files import is_aside, made_folder, write_atomically, write_json
+from ccf_plugin.runs.layout import ENVIRONMENT, EPOCHS, LAST_STATE, LOCK, PROBE, RECIPE, RUN_FILES, STATE
 
 
 def check_is_free(folder: Path, *, force: bool = False) -> None:
@@ -21,10 +23,10 @@ def check_is_free(folder: Path, *, force: bool = False) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"expected a folder for the run, found the file {folder}; choose another --out")
-    found = {entry.name for entry in folder.iterdir() if not is_aside(entry)} - {".lock"}
-    others = sorted(found - set(RUN_FILES))
-    if others or (found and "environment.json" not in found):
-        named = ", ".join((others or sorted(found))[:3])
+    names = {entry.name for entry in folder.iterdir() if not is_aside(entry)} - {LOCK}
+    others = sorted(names - set(RUN_FILES))
+    if others or (names and ENVIRONMENT not in names):
+        named = ", ".join((others or sorted(names))[:3])
         raise InputError(
             f"expected an empty folder or a run in {folder}, found other files ({named}); choose another --out"
         )
@@ -37,7 +39,34 @@ def check_is_free(folder: Path, *, force: bool = False) -> None:
 
 def has_begun(folder: Path) -> bool:
     """Whether the folder holds a run that has saved a state."""
-    return (folder / "state" / "last.json").is_file()
+    return (folder / LAST_STATE).is_file()
+
+
+def begin(folder: Path, environment: Mapping[str, Any], recipe: str) -> None:
+    """Make the folder of a new run, in place of the run that ``check_is_free`` allows to replace.
+
+    Args:
+        folder: where.
+        environment: what it runs on (``describe_environment``).
+        recipe: the text of its recipe.toml.
+    """
+    for path in (folder / name for name in RUN_FILES):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_asides(folder)
+    write_json(folder / ENVIRONMENT, environment)  # first: by it the folder is known as a run's
+    for part in (PROBE, EPOCHS, STATE):
+        (folder / part).mkdir(exist_ok=True)
+    write_atomically(folder / RECIPE, recipe.encode())
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote."""
+    for path in filter(is_aside, list(folder.rglob(".*"))):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -50,7 +79,7 @@ def lock(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     with made_folder(folder):
-        held = FileLock(folder / ".lock", timeout=0)
+        held = FileLock(folder / LOCK, timeout=0)
         try:
             held.acquire()
         except Timeout:
@@ -61,6 +90,6 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [entry.name for entry in folder.iterdir()] == [".lock"]:  # the run could not even begin
-                (folder / ".lock").unlink()
+            if [entry.name for entry in folder.iterdir()] == [LOCK]:  # the run could not even begin
+                (folder / LOCK).unlink()
             held.release()

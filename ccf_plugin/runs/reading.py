@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import flattened, given_path
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
-from ccf_plugin.runs.layout import AVERAGE
+from ccf_plugin.runs.layout import AVERAGE, LOG, PROBE, RECIPE, SALIENCY, result_of
 from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
 
 if TYPE_CHECKING:
@@ -53,12 +53,15 @@ class Track:
 
     def probed(self, epoch: int) -> int:
         """The epoch nearest to this one that has a matrix (the later of two)."""
-        return min(self.matrices, key=lambda found: (abs(found - epoch), -found))
+        return min(self.matrices, key=lambda measured: (abs(measured - epoch), -measured))
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run. ``classes``, ``data`` and ``threat`` are those of its results (``CrossClassResult``)."""
+    """A run. ``classes``, ``data`` and ``threat`` are those of its results (``CrossClassResult``).
+
+    ``recipe`` has every default spelled out, as training writes it.
+    """
 
     folder: Path
     name: str
@@ -97,23 +100,22 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
 
 
 def _read_run(folder: Path, name: str) -> RunFiles:
-    if not (folder / "recipe.toml").is_file() or not (folder / "log.csv").is_file():
-        raise InputError(f"expected a run folder, which has recipe.toml and log.csv, found {folder} without them")
+    if not (folder / RECIPE).is_file() or not (folder / LOG).is_file():
+        raise InputError(f"expected a run folder, which has {RECIPE} and {LOG}, found {folder} without them")
     rows = read_log(folder)
     if not rows:
         raise InputError(f"expected a run with finished epochs in {folder}, found none yet")
-    recipe_text, recipe = _read_recipe(folder / "recipe.toml")
+    recipe_text, recipe = _read_recipe(folder / RECIPE)
     by_suffix = _read_results(folder)
-    selected_by = selecting_figure(
-        recipe.get("objective", {}).get("loss", "madry"), recipe.get("evaluate", {}).get("select", "test")
-    )
+    selected = [row.selected_by for row in rows if row.selected_by]
+    selected_by = selected[-1] if selected else selecting_figure(recipe["evaluate"]["select"])
     best = {suffix: best_row(rows, f"{selected_by}{suffix}") for suffix in ("", AVERAGE)}
     for suffix, row in best.items():
         if row is not None and (at_best := _read_best(folder, suffix, row)) is not None:
             by_suffix[suffix] = dict(sorted(({row.epoch: at_best} | by_suffix.get(suffix, {})).items()))
     if not by_suffix.get(""):
         raise InputError(
-            f"expected probe results in {folder / 'probe'}, found none; the recipe's evaluate.every and probe.every "
+            f"expected probe results in {folder / PROBE}, found none; the recipe's evaluate.every and probe.every "
             "say at which epochs a run writes them"
         )
     first = next(iter(by_suffix[""].values()))
@@ -130,27 +132,27 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         tracks=tracks,
         recipe=recipe,
         recipe_text=recipe_text,
-        environment=read_environment(folder, listed="command"),
+        environment=read_environment(folder),
         classes=first.names,
         data=first.data,
         threat=first.threat,
         selected_by=selected_by,
-        saliency=sorted(path for path in (folder / "saliency").glob("*.png") if path.is_file()),
+        saliency=sorted(path for path in (folder / SALIENCY).glob("*.png") if path.is_file()),
     )
 
 
 def _read_results(folder: Path) -> dict[str, dict[int, CrossClassResult]]:
     """The results by suffix and epoch, epochs ascending."""
-    found: dict[str, dict[int, CrossClassResult]] = {}
-    for path in (folder / "probe").glob("*.json"):
+    results: dict[str, dict[int, CrossClassResult]] = {}
+    for path in (folder / PROBE).glob("*.json"):
         if match := re.fullmatch(rf"(\d+)({AVERAGE})?", path.stem):
-            found.setdefault(match[2] or "", {})[int(match[1])] = CrossClassResult.load(path)
-    return {suffix: dict(sorted(found[suffix].items())) for suffix in sorted(found)}
+            results.setdefault(match[2] or "", {})[int(match[1])] = CrossClassResult.load(path)
+    return {suffix: dict(sorted(results[suffix].items())) for suffix in sorted(results)}
 
 
 def _read_best(folder: Path, suffix: str, row: EpochRow) -> CrossClassResult | None:
     """The result of the best epoch; None where there is none, or a killed run left that of an epoch not in the log."""
-    path = folder / "probe" / f"best{suffix}.json"
+    path = result_of(folder, "best", suffix).with_suffix(".json")
     logged = getattr(row, f"cas{suffix}")
     if not path.is_file() or logged is None:
         return None
@@ -169,19 +171,22 @@ def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _check_recipe(recipe: Mapping[str, Any]) -> None:
-    """Raise where the keys that the page reads are not what a recipe has there: of what type depends on what is."""
-    tables = {name: recipe.get(name, {}) for name in ("objective", "evaluate", "optim", "published")}
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{name} = {table!r}")
-    if not isinstance(epochs := tables["optim"].get("epochs", 1), int):
-        raise ValueError(f"optim.epochs = {epochs!r}")
-    if (select := tables["evaluate"].get("select", "test")) not in ("test", "validation"):
+    """Raise where the keys that the page reads are not what a recipe has there: the values' types, then what lacks."""
+    for section in ("objective", "evaluate", "optim", "published"):
+        if not isinstance(table := recipe.get(section, {}), dict):
+            raise ValueError(f"{section} = {table!r}")
+    values, types = flattened(recipe), {"objective.loss": str, "evaluate.select": str, "optim.epochs": int}
+    for key, kind in types.items():
+        if key in values and not isinstance(values[key], kind):
+            raise ValueError(f"{key} = {values[key]!r}")
+    if (select := values.get("evaluate.select", "test")) not in ("test", "validation"):
         raise ValueError(f"evaluate.select = {select!r}")
-    for entry in tables["published"].get("figures", ()):
+    for entry in recipe.get("published", {}).get("figures", ()):
         figures = [value for key, value in entry.items() if key != "at"]
         if not isinstance(entry["at"], int | str) or not all(map(math.isfinite, figures)):
             raise ValueError(f"published.figures with {entry!r}")
+    if missing := [key for key in types if key not in values]:
+        raise ValueError(f"no {missing[0]}")
 
 
 def _check_same(

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import astuple, fields
-from io import StringIO
+from dataclasses import asdict, fields
 from pathlib import Path
 
-from ccf_plugin.files import made_folder, write_together
+from ccf_plugin.files import csv_bytes, json_bytes, made_folder, write_together
 from ccf_plugin.theory.figure import draw
 from ccf_plugin.theory.study import Study, StudyRow
 
 
 def save_study(study: Study, stem: Path) -> list[Path]:
     """Write ``stem``.csv (the rows), .json (everything) and .png (the figure)."""
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in fields(StudyRow))
-    writer.writerows([f"{value:.6g}" for value in astuple(row)] for row in study.rows)
+    columns = [field.name for field in fields(StudyRow)]
     contents = {
-        ".csv": buffer.getvalue().encode(),
-        ".json": json.dumps(study.to_json(), indent=1, allow_nan=False).encode(),
+        ".csv": csv_bytes(columns, map(asdict, study.rows), digits=6),
+        ".json": json_bytes(study.to_json()),
         ".png": draw(study),
     }
     files = {stem.with_name(stem.name + suffix): content for suffix, content in contents.items()}

@@ -13,6 +13,7 @@ from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, InputError, one_line
 from ccf_plugin.measure.evaluate import Progress, find_head, measure
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
+from ccf_plugin.runs.metrics import all_metrics
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.attacks import Attack, build_attack
@@ -132,15 +133,11 @@ def _check_attack(parts: Parts) -> None:
 
 def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:
     """An epoch row's figures, by the suffix of the weights measured: "" for the raw ones."""
-    found: dict[str, float | None] = dict.fromkeys(
-        ("test_clean_accuracy", "test_robust_accuracy", "cas", "instance_cas")
-    )
-    for suffix, one in measured.items():
-        found[f"cas{suffix}"] = one.test.cas
-        if not suffix:
-            found["instance_cas"] = one.test.instance_cas
-        for name, result in (("test", one.test), ("validation", one.validation)):
-            if result is not None:
-                found[f"{name}_clean_accuracy{suffix}"] = result.clean_accuracy
-                found[f"{name}_robust_accuracy{suffix}"] = result.robust_accuracy
-    return found
+    return {
+        metric.name + suffix: metric.take(result)
+        for suffix, of_weights in measured.items()
+        for metric in all_metrics()
+        if metric.take is not None
+        and (metric.averaged or not suffix)
+        and (result := of_weights.test if metric.split == "test" else of_weights.validation) is not None
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.devices import job_device, resolve_device
 from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
 
@@ -100,7 +100,7 @@ class Processes:
 
     def track(self, row: EpochRow) -> None:
         """Hand an epoch's figures to the trackers, if there are any."""
-        numbers = {key: value for key, value in asdict(row).items() if isinstance(value, int | float)}
+        numbers = {key: value for key, value in row.as_dict().items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=row.epoch)
 
     def finish(self) -> None:
@@ -130,7 +130,7 @@ def _accelerator(recipe: Recipe, trackers: Sequence[str], folder: Path) -> Accel
             # Broadcasting buffers between the two forward passes of TRADES or MART would break autograd.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=list(trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / TRACKERS)),
         )
     except ValueError as error:
         raise InputError(

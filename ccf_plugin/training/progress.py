@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from types import TracebackType
 
 from rich.console import Console
@@ -15,11 +14,10 @@ from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
+from ccf_plugin.runs.metrics import Where, all_metrics, metric_of
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
-
-_SHORT = ("loss", "test RA", "CAS")  # fits 80 columns beside the bar
 
 
 class ProgressReporter(Reporter):
@@ -82,39 +80,37 @@ class ProgressReporter(Reporter):
 
     def epoch_finished(self, row: EpochRow) -> None:
         """An epoch's figures are known."""
-        known = {name: value for name, value in _figures(row).items() if value}
         if self._epochs is not None:
-            short = [f"{name} {known[name]}" for name in _SHORT if name in known]
-            self._progress.update(self._epochs, completed=row.epoch, description=" · ".join(short))
+            self._progress.update(self._epochs, completed=row.epoch, description=_line(row, "bar"))
         if self._console.is_terminal and row.alarm and row.alarm != self._alarm:  # it stays, above the bars
             self._console.print(f"epoch {row.epoch}: {row.alarm}", style="yellow", highlight=False)
         self._alarm = row.alarm
         if not self._console.is_terminal:
-            line = " · ".join(f"{name} {value}" for name, value in known.items())
-            self._console.print(line, highlight=False, soft_wrap=True)
+            alarm = f" · alarm {row.alarm}" if row.alarm else ""
+            self._console.print(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}", highlight=False, soft_wrap=True)
 
 
 def closing_table(run: Run) -> Table:
     """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
-    took = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
+    duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = Table(
-        title=f"{run.folder}: {took}{ended}; best by {run.selected_by.replace('_', ' ')}",
+        title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
         caption="\n".join(alarms_in_words(run.rows)) or None,
         caption_justify="left",
         caption_style="yellow",
     )
-    rows = {"first": run.rows[0], "best": run.best or run.rows[-1], "last": run.rows[-1]}
-    shown = {name: _figures(row) for name, row in rows.items()}
+    last = run.rows[-1]
+    shown = {"first": (run.rows[0], ""), "best": (run.best or last, ""), "last": (last, "")}
     if (averaged := run.best_of(AVERAGE)) is not None:
-        shown |= {"best averaged": _averaged_figures(averaged), "last averaged": _averaged_figures(run.rows[-1])}
-    columns = [name for name in shown["first"] if any(figures.get(name) for figures in shown.values())]
-    columns = [name for name in columns if name not in ("alarm", "seconds")]
+        shown |= {"best averaged": (averaged, AVERAGE), "last averaged": (last, AVERAGE)}
+    figures = [_figures(row, "table", suffix) for row, suffix in shown.values()]
+    columns = [name for name in figures[0] if any(of_row[name] for of_row in figures)]
     table.add_column("")
-    for name in columns:
+    for name in ("epoch", *columns):
         table.add_column(name, justify="right")
-    for name, figures in shown.items():
-        table.add_row(name, *(figures.get(column, "") for column in columns))
+    for (name, (row, _)), of_row in zip(shown.items(), figures, strict=True):
+        table.add_row(name, str(row.epoch), *(of_row[column] for column in columns))
     return table
 
 
@@ -129,10 +125,14 @@ def sweep_table(runs: Mapping[str, Run | None]) -> Table:
             table.add_row(name, "diverged")
             continue
         averaged = run.best_of(AVERAGE)
+        suffix = "" if averaged is None else AVERAGE
         best, last = averaged or run.best or run.rows[-1], run.rows[-1]
-        known = [_figures(row) if averaged is None else _averaged_figures(row) for row in (best, last)]
-        figures = [one[key] for one in known for key in ("test RA", "CAS")]
-        table.add_row(name if averaged is None else f"{name}, averaged weights", str(best.epoch), *figures)
+        figures = [
+            metric_of(column).on_terminal(getattr(row, column + suffix))
+            for row in (best, last)
+            for column in ("test_robust_accuracy", "cas")
+        ]
+        table.add_row(f"{name}, averaged weights" if suffix else name, str(best.epoch), *figures)
     return table
 
 
@@ -140,29 +140,14 @@ def _epochs(count: int) -> str:
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
-def _averaged_figures(row: EpochRow) -> dict[str, str]:
-    averaged = replace(
-        row,
-        test_clean_accuracy=row.test_clean_accuracy_average,
-        test_robust_accuracy=row.test_robust_accuracy_average,
-        cas=row.cas_average,
-    )
-    return {key: value for key, value in _figures(averaged).items() if key in ("epoch", "test clean", "test RA", "CAS")}
+def _line(row: EpochRow, where: Where) -> str:
+    return " · ".join(f"{name} {value}" for name, value in _figures(row, where).items() if value)
 
 
-def _figures(row: EpochRow) -> dict[str, str]:
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{value:.1%}"
-
-    figures = {
-        "epoch": str(row.epoch),
-        "loss": f"{row.train_loss:.3f}",
-        "train RA": percent(row.train_robust_accuracy),
-        "test clean": percent(row.test_clean_accuracy),
-        "test RA": percent(row.test_robust_accuracy),
-        "val RA": percent(row.validation_robust_accuracy),
-        "CAS": "" if row.cas is None else f"{row.cas:.2f}",
+def _figures(row: EpochRow, where: Where, suffix: str = "") -> dict[str, str]:
+    """What a part of the terminal shows of an epoch's weights, by label; "" for what was not measured of them."""
+    return {
+        metric.short or metric.label: metric.on_terminal(getattr(row, metric.name + suffix, None))
+        for metric in all_metrics()
+        if where in metric.terminal
     }
-    if row.instance_cas is not None:
-        figures["I-CAS"] = f"{row.instance_cas:.2f}"
-    return figures | {"seconds": f"{row.seconds:.1f}", "alarm": row.alarm}

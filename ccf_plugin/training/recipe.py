@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from ccf_plugin.files import flattened
 from ccf_plugin.runs.alarms import ALARMS
 from ccf_plugin.threat import Pixels, ThreatModel, threat_model
 
@@ -278,7 +279,7 @@ class Recipe(_Section):
 
     def flat(self) -> dict[str, Any]:
         """Every key that has a value and a say in the run, as in "optim.epochs"."""
-        return _flat(self.model_dump(exclude_none=True, exclude={"published"}))
+        return flattened(self.model_dump(exclude_none=True, exclude={"published"}))
 
     def as_toml(self) -> str:
         """The whole recipe with every default spelled out, as TOML."""
@@ -300,10 +301,3 @@ def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) ->
     if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
         given.setdefault("eps", attack["eps"])
     return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

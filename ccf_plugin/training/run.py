@@ -1,30 +1,27 @@
-"""The run folder: what training writes and everything else reads (recipe, environment, log, checkpoints, results)."""
+"""A run while it trains: its epochs so far, and what of them is written when into its folder."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError, one_line
-from ccf_plugin.files import is_aside, write_atomically
+from ccf_plugin.files import write_atomically
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import should_stop
-from ccf_plugin.runs.environment import read_environment
-from ccf_plugin.runs.folder import check_is_free
-from ccf_plugin.runs.layout import AVERAGE, RUN_FILES
-from ccf_plugin.runs.log import EpochRow, best_row, log_text, selecting_figure
+from ccf_plugin.runs.environment import add_resumption, read_environment
+from ccf_plugin.runs.folder import begin, check_is_free, remove_asides
+from ccf_plugin.runs.layout import LOG, RECIPE, result_of, weights_of
+from ccf_plugin.runs.log import EpochRow, best_row, log_bytes, read_log, selecting_figure, with_unknown_columns
+from ccf_plugin.runs.state import read_state, write_state
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.writing import Writer
 from ccf_plugin.zoo.checkpoints import load_state, on_host, write_checkpoint
-
-_STATE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -50,26 +47,16 @@ class Run:
     def create(cls, folder: Path, recipe: Recipe, environment: dict[str, Any], *, force: bool = False) -> Run:
         """A new run folder, in place of the one that ``check_is_free`` allows to replace; raises as that does."""
         check_is_free(folder, force=force)
-        for name in RUN_FILES if folder.exists() else ():
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+        begin(folder, environment, recipe.as_toml())
         run = cls(folder, recipe)
-        folder.mkdir(parents=True, exist_ok=True)
-        run._remove_asides()
-        run._write_json("environment.json", environment)  # first: by it the folder is known as a run's
-        for part in ("probe", "epochs", "state"):
-            (folder / part).mkdir(exist_ok=True)
-        write_atomically(folder / "recipe.toml", recipe.as_toml().encode())
         run._write_log()
         return run
 
     @classmethod
     def read(cls, folder: Path, recipe: Recipe) -> Run:
         """The run of a recipe as its state has it; nothing is written. InputError where that is damaged."""
-        run = cls(folder, recipe)
-        run._read_state()
+        run, state = cls(folder, recipe), read_state(folder)
+        run.rows, run.step = state.rows, state.step
         return run
 
     @classmethod
@@ -89,17 +76,17 @@ class Run:
                 f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"
             )
         _check_changes(folder, recipe, allow_change)
-        run._read_environment()
+        read_environment(folder, remedy="; write {} into it")
         return run
 
     def write_again(self, environment: dict[str, Any]) -> None:
         """Bring a reopened run's files to its state, and remove those half-written; the environment joins the first."""
-        first = self._read_environment()
-        resumed = [*first.get("resumed", []), {"after_epoch": self.epoch, "after_step": self.step, **environment}]
-        self._write_json("environment.json", {**first, "resumed": resumed})
+        add_resumption(self.folder, environment, epoch=self.epoch, step=self.step)
+        with contextlib.suppress(InputError):  # a log that was damaged or removed is written anew
+            self.rows = with_unknown_columns(self.rows, read_log(self.folder))
         self._write_log()
-        write_atomically(self.folder / "recipe.toml", self.recipe.as_toml().encode())
-        self._remove_asides()
+        write_atomically(self.folder / RECIPE, self.recipe.as_toml().encode())
+        remove_asides(self.folder)
 
     @contextlib.contextmanager
     def written_beside(self) -> Iterator[None]:
@@ -124,11 +111,6 @@ class Run:
         else:
             self._writer.add(job)
 
-    def _remove_asides(self) -> None:
-        """What a process left that was killed while it wrote."""
-        for path in filter(is_aside, list(self.folder.rglob(".*"))):
-            path.unlink(missing_ok=True)
-
     @property
     def epoch(self) -> int:
         """How many epochs are finished."""
@@ -144,7 +126,7 @@ class Run:
     @property
     def selected_by(self) -> str:
         """The figure of log.csv that chooses the best epoch."""
-        return selecting_figure(self.recipe.objective.loss, self.recipe.evaluate.select)
+        return selecting_figure(self.recipe.evaluate.select, is_adversarial=self.recipe.objective.is_adversarial)
 
     @property
     def best(self) -> EpochRow | None:
@@ -185,17 +167,18 @@ class Run:
         self, row: EpochRow, suffix: str, snapshot: Snapshot, described: Mapping[str, Any]
     ) -> Callable[[], None]:
         """What writes a snapshot's files, the weights being those of now."""
-        is_best, every = self.best_of(suffix) is row, self.recipe.checkpoints.every
-        names = [f"{row.epoch:03}"] * snapshot.is_kept + ["best"] * is_best
-        paths = [self.folder / f"best{suffix}.safetensors"] * is_best
-        if every and row.epoch % every == 0:
-            paths.append(self.folder / "epochs" / f"{row.epoch:03}{suffix}.safetensors")
-        paths.append(self.folder / f"last{suffix}.safetensors")
+        epoch, every, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
+        paths = [weights_of(self.folder, "best", suffix)] * is_best
+        if every and epoch % every == 0:
+            paths.append(weights_of(self.folder, epoch, suffix))
+        paths.append(weights_of(self.folder, "last", suffix))
+        results = [result_of(self.folder, epoch, suffix)] * snapshot.is_kept
+        results += [result_of(self.folder, "best", suffix)] * is_best
         tensors = on_host(snapshot.model.state_dict())
 
         def write() -> None:
             if snapshot.result is not None:
-                self._save_result([f"{name}{suffix}" for name in names], row.epoch, snapshot.result)
+                self._save_result(results, f"{'averaged, ' if suffix else ''}epoch {epoch}", snapshot.result)
             write_checkpoint(paths, tensors, described)
 
         return write
@@ -205,22 +188,13 @@ class Run:
         from safetensors.torch import save
 
         self.step = step
-        tensors = {name: on_host(state) for name, state in states.items()}
-        file = f"{self.epoch:03}-{step}.safetensors" if step else f"{self.epoch:03}.safetensors"
-        rows = [asdict(row) for row in self.rows]
-        last = {"format": _STATE_FORMAT, "epoch": self.epoch, "step": step, "file": file, "rows": rows}
+        rows, tensors = list(self.rows), {name: on_host(state) for name, state in states.items()}
 
         def write() -> None:
-            folder = self.folder / "state"
             named = {
                 f"{name}.{key}": value.contiguous() for name, state in tensors.items() for key, value in state.items()
             }
-            write_atomically(folder / file, save(named))
-            # last.json names the state that counts; only then may the one before it go.
-            self._write_json("state/last.json", last)
-            for old in folder.glob("*.safetensors"):
-                if old.name != file:
-                    old.unlink()
+            write_state(self.folder, rows, step, save(named))
 
         self._write(write)
 
@@ -230,7 +204,7 @@ class Run:
         Raises:
             InputError: the file is damaged, or ``take`` refuses what it holds.
         """
-        path = self.folder / "state" / self._read_state()
+        path = read_state(self.folder).tensors
         states: dict[str, dict[str, Any]] = {}
         for key, tensor in load_state(path).items():
             name, _, rest = key.partition(".")
@@ -243,61 +217,29 @@ class Run:
                 "start anew with --force"
             ) from error
 
-    def _read_environment(self) -> dict[str, Any]:
-        return read_environment(self.folder, listed="resumed", remedy="; write {} into it")
-
-    def _read_state(self) -> str:
-        """Take over the finished epochs as the state has them (the log rounds); its file's name."""
-        path = self.folder / "state" / "last.json"
-        if not path.is_file():
-            raise InputError(f"expected a run to resume in {self.folder}, found none with a saved state")
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if (found := state.get("format", _STATE_FORMAT)) > _STATE_FORMAT:
-                raise InputError(
-                    f"{path}: written in format {found}, this version reads up to {_STATE_FORMAT}; update ccf_plugin"
-                )
-            self.rows, self.step = [EpochRow(**row) for row in state["rows"]], int(state["step"])
-            file = Path(state["file"]).name
-            if [row.epoch for row in self.rows] != list(range(1, state["epoch"] + 1)) or self.step < 0:
-                raise ValueError(f"epochs {[row.epoch for row in self.rows]}, step {self.step}")
-        except InputError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise InputError(
-                f"expected the state of a run in {path}, found a damaged file ({one_line(error, 120)}); "
-                "start anew with --force"
-            ) from None
-        return file
-
-    def _save_result(self, names: Sequence[str], epoch: int, result: CrossClassResult) -> None:
-        """Under each name, the picture being drawn once."""
+    def _save_result(self, stems: Sequence[Path], weights: str, result: CrossClassResult) -> None:
+        """Under each name, the picture being drawn once; ``weights`` are named in its title."""
         drawn: Path | None = None
-        for name in names:
-            stem = self.folder / "probe" / name
+        for stem in stems:
             result.save(stem)
             if self.recipe.probe.pictures:
-                what = "averaged, epoch" if name.endswith(AVERAGE) else "epoch"
                 picture = stem.with_suffix(".png")
                 if drawn is None:
-                    drawn = result.save_picture(picture, title=f"{what} {epoch}: {result.title()}")
+                    drawn = result.save_picture(picture, title=f"{weights}: {result.title()}")
                 else:
                     write_atomically(picture, drawn.read_bytes())
 
     def _write_log(self) -> None:
         averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None
-        text = log_text(self.rows, averaged=averaged, validated=validated)
-        self._write(lambda: write_atomically(self.folder / "log.csv", text.encode()))
-
-    def _write_json(self, name: str, content: object) -> None:
-        write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
+        content = log_bytes(self.rows, averaged=averaged, validated=validated)
+        self._write(lambda: write_atomically(self.folder / LOG, content))
 
 
 def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) -> None:
     from ccf_plugin.training.recipe_files import read_recipe
 
-    before = read_recipe(folder / "recipe.toml")
-    flat_before, flat_now = (one.flat() for one in (before, recipe))
+    before = read_recipe(folder / RECIPE)
+    flat_before, flat_now = before.flat(), recipe.flat()
     keys = sorted(flat_before.keys() | flat_now.keys())
     changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]
     forbidden = [key for key in changed if key not in allow_change]

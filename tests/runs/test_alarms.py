@@ -9,7 +9,17 @@ import pytest
 from ccf_plugin.runs.alarms import alarms, should_stop
 from ccf_plugin.runs.log import EpochRow
 
-ROW = EpochRow(1, 0.1, 1.0, 0.4, 0.8, 0.5, 10.0, None, 1.0, 1.0)
+ROW = EpochRow(
+    epoch=1,
+    lr=0.1,
+    train_loss=1.0,
+    train_robust_accuracy=0.4,
+    test_clean_accuracy=0.8,
+    test_robust_accuracy=0.5,
+    cas=10.0,
+    seconds=1.0,
+    images_per_second=1.0,
+)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.runs.log import EpochRow, read_log
+from ccf_plugin.runs.metrics import column_names
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
@@ -69,7 +69,7 @@ def tiny(*more: str) -> Recipe:
     return load_recipe("digits", [*TINY, *more])
 
 
-COLUMNS = tuple(field.name for field in fields(EpochRow))
+COLUMNS = tuple(column_names())
 
 
 def assert_same_run(one: Run, other: Run) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.layout import AVERAGE
-from ccf_plugin.runs.log import EpochRow, log_text
+from ccf_plugin.runs.log import EpochRow, log_bytes
 from ccf_plugin.training.recipe_files import load_recipe
 
 WriteRun = Callable[..., Path]
@@ -96,7 +96,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
             rows.append(row)
             for suffix in ("", *([AVERAGE] if averaged else [])) if measured else ():
                 result.save(folder / "probe" / f"{epoch:03}{suffix}")
-        (folder / "log.csv").write_text(log_text(rows, averaged=averaged, validated=False))
+        (folder / "log.csv").write_bytes(log_bytes(rows, averaged=averaged, validated=False))
         return folder
 
     return write

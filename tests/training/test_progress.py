@@ -14,7 +14,17 @@ from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.progress import ProgressReporter, closing_table, sweep_table
 from ccf_plugin.training.run import Run
 
-FIRST = EpochRow(1, 0.1, 1.5, 0.4, 0.8, 0.5, 10.0, None, 1.0, 1.0)
+FIRST = EpochRow(
+    epoch=1,
+    lr=0.1,
+    train_loss=1.5,
+    train_robust_accuracy=0.4,
+    test_clean_accuracy=0.8,
+    test_robust_accuracy=0.5,
+    cas=10.0,
+    seconds=1.0,
+    images_per_second=1.0,
+)
 FALLING = replace(FIRST, test_robust_accuracy=0.2, cas=3.0, alarm="catastrophic overfitting; CAS falling")
 ROWS = [FIRST, replace(FALLING, epoch=2), replace(FALLING, epoch=3), replace(FIRST, epoch=4, test_robust_accuracy=0.45)]
 

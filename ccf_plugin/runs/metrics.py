@@ -1,0 +1,179 @@
+"""METRICS: each figure of an epoch, once. The log, the monitor, the terminal and the report read this table.
+
+A new figure is one more entry at its end. Code that uses this package may append its own before it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from ccf_plugin.runs.layout import AVERAGE
+
+if TYPE_CHECKING:
+    from ccf_plugin.probe.result import CrossClassResult
+
+Where = Literal["bar", "line", "table"]  # on the terminal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of an epoch: where it comes from and how people see it.
+
+    Attributes:
+        name: its column in log.csv, for the raw weights and, where it is measured on a split, the test images.
+        label: its name in the report; "test " is left out where the report shows the test images alone.
+        format: how it is written, such as ".2f"; a format that ends in "%" shows a fraction as percent.
+        take: its value in a result, None where that has none; None for what the training loop gives itself.
+        averaged: whether the averaged weights have it too, in the column ``name`` + ``AVERAGE``.
+        validation: whether the validation images have it too, in a column ``validation_…``: "logged" in log.csv
+            alone, "shown" wherever the test images' figure is.
+        short: its name on the terminal; ``label`` where None.
+        terminal: where the terminal shows it: in the "bar" of the running epoch, in the "line" of a finished one, in
+            the "table" at the end.
+        axis: the axis of its curve in the report, by title; None where the report has neither its curve nor its column.
+        rounded: ``format`` for the report's tables and sentences; ``format`` where None.
+        dash: of its curve, as plotly names it.
+        place: of its curve in the legend and among the colours; after all others where None.
+        published: the key of a recipe's [published] figures that it is compared with, where there is one.
+        split: the images that it is measured on; what training gives itself is of neither.
+    """
+
+    name: str
+    label: str
+    format: str
+    take: Callable[[CrossClassResult], float | None] | None = None
+    averaged: bool = False
+    validation: Literal["none", "logged", "shown"] = "none"
+    short: str | None = None
+    terminal: Sequence[Where] = ("line", "table")
+    axis: str | None = None
+    rounded: str | None = None
+    dash: str = "longdash"
+    place: int | None = None
+    published: str | None = None
+    split: Literal["test", "validation"] = "test"
+
+    @property
+    def heading(self) -> str:
+        """Its name in the report's tables and sentences."""
+        return self.label.removeprefix("test ")
+
+    @property
+    def unit(self) -> float:
+        """What a difference is multiplied with to be read in the figure's own unit: 100 for percent."""
+        return 100.0 if self.format.endswith("%") else 1.0
+
+    def on_terminal(self, value: float | None) -> str:
+        """A value as the terminal shows it; "" for what was not measured."""
+        return "" if value is None else format(value, self.format)
+
+    def in_report(self, value: float | None) -> str:
+        """A value as the report's tables and sentences show it; "–" for what was not measured."""
+        return "–" if value is None else format(value, self.rounded or self.format).replace("%", " %")
+
+    def on_validation(self) -> Metric:
+        """The same figure of the validation images."""
+        is_shown = self.validation == "shown"
+        return replace(
+            self,
+            name=f"validation_{self.name.removeprefix('test_')}",
+            label=f"validation {self.heading}",
+            short=f"val {self.heading}",
+            terminal=[where for where in self.terminal if is_shown and where != "bar"],
+            axis=self.axis if is_shown else None,
+            dash="dashdot",
+            place=None if self.place is None else self.place + 1,
+            published=None,
+            split="validation",
+        )
+
+
+_ACCURACY, _CAS = "accuracy", "CAS"  # axes
+# In the order of log.csv and of the terminal.
+METRICS: list[Metric] = [
+    Metric("lr", "learning rate", ".3g", terminal=()),
+    Metric("train_loss", "loss", ".3f", terminal=("bar", "line", "table")),
+    Metric("train_robust_accuracy", "train RA", ".1%", axis=_ACCURACY, dash="dot", place=0),
+    Metric(
+        "test_clean_accuracy",
+        "clean accuracy",
+        ".1%",
+        lambda result: result.clean_accuracy,
+        averaged=True,
+        validation="logged",
+        short="test clean",
+        axis=_ACCURACY,
+        dash="dash",
+        place=3,
+        published="clean_accuracy",
+    ),
+    Metric(
+        "test_robust_accuracy",
+        "test RA",
+        ".1%",
+        lambda result: result.robust_accuracy,
+        averaged=True,
+        validation="shown",
+        terminal=("bar", "line", "table"),
+        axis=_ACCURACY,
+        dash="solid",
+        place=1,  # and 2 for the validation images'
+        published="robust_accuracy",
+    ),
+    Metric(
+        "cas",
+        "CAS",
+        ".2f",
+        lambda result: result.cas,
+        averaged=True,
+        terminal=("bar", "line", "table"),
+        axis=_CAS,
+        rounded=".1f",
+        dash="solid",
+        place=4,
+        published="cas",
+    ),
+    Metric(
+        "instance_cas",
+        "I-CAS",
+        ".2f",
+        lambda result: result.instance_cas,
+        axis=_CAS,
+        rounded=".1f",
+        dash="dash",
+        place=5,
+    ),
+    Metric("seconds", "seconds", ".1f", terminal=("line",)),
+    Metric("images_per_second", "images per second", ".0f", terminal=()),
+]
+_IN_FIRST_LOGS = 9  # so many were there when log.csv got its order; the columns of a later one follow all of theirs
+
+
+def all_metrics() -> list[Metric]:
+    """The table, each figure followed by that of the validation images where there is one."""
+    pairs = ([metric] if metric.validation == "none" else [metric, metric.on_validation()] for metric in METRICS)
+    return [metric for pair in pairs for metric in pair]
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a column of raw weights; KeyError where there is none."""
+    return {metric.name: metric for metric in all_metrics()}[name]
+
+
+def column_names(*, averaged: bool = True, validated: bool = True) -> list[str]:
+    """The columns of log.csv in their order.
+
+    Args:
+        averaged: with those of the averaged weights.
+        validated: with those of the validation images.
+    """
+
+    def columns(metrics: Sequence[Metric], *texts: str) -> list[str]:
+        validation = [metric.on_validation() for metric in metrics if validated and metric.validation != "none"]
+        averages = [one.name + AVERAGE for one in (*metrics, *validation) if averaged and one.averaged]
+        return [*(one.name for one in metrics), *texts, *(one.name for one in validation), *averages]
+
+    names = ["epoch", *columns(METRICS[:_IN_FIRST_LOGS], "alarm", "selected_by")]
+    return names + [name for metric in METRICS[_IN_FIRST_LOGS:] for name in columns([metric])]
