@@ -107,8 +107,8 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         raise InputError(f"expected a run with finished epochs in {folder}, found none yet")
     recipe_text, recipe = _read_recipe(folder / RECIPE)
     by_suffix = _read_results(folder)
-    selected = [row.selected_by for row in rows if row.selected_by]
-    selected_by = selected[-1] if selected else selecting_figure(recipe["evaluate"]["select"])
+    is_adversarial = any(row.train_robust_accuracy is not None for row in rows)
+    selected_by = selecting_figure(recipe["evaluate"]["select"], is_adversarial=is_adversarial)
     best = {suffix: best_row(rows, f"{selected_by}{suffix}") for suffix in ("", AVERAGE)}
     for suffix, row in best.items():
         if row is not None and (at_best := _read_best(folder, suffix, row)) is not None:

@@ -60,7 +60,8 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
     ) -> Path:
         folder = (parent or tmp_path_factory.mktemp("runs")) / name
         (folder / "probe").mkdir(parents=True)
-        (folder / "recipe.toml").write_text(load_recipe(recipe, [*overrides, f"optim.epochs={epochs}"]).as_toml())
+        loaded = load_recipe(recipe, [*overrides, f"optim.epochs={epochs}"])
+        (folder / "recipe.toml").write_text(loaded.as_toml())
         (folder / "environment.json").write_text(json.dumps({"command": ["ccf", "train"], "versions": {"torch": "2"}}))
         rows = []
         for epoch in range(1, epochs + 1):
@@ -81,7 +82,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
                 epoch=epoch,
                 lr=0.1,
                 train_loss=2.0,
-                train_robust_accuracy=0.3 + 0.4 * epoch / epochs,
+                train_robust_accuracy=0.3 + 0.4 * epoch / epochs if loaded.objective.is_adversarial else None,
                 test_clean_accuracy=0.7 + 0.1 * epoch / epochs if measured else None,
                 test_robust_accuracy=ra if measured else None,
                 cas=result.cas if measured else None,
