@@ -211,7 +211,8 @@
   const mostLabels = () => narrow() ? (K > 25 ? 8 : 12) : (K > 25 ? 16 : 25);
 
   function drawMatrix(id, matrix, [zmin, zmax], colours) {
-    shown[id] = { matrix, cell: shown[id]?.cell ?? [0, 0] };
+    const isTurned = shown[id] !== undefined && shown[id].isNarrow !== narrow();
+    shown[id] = { matrix, cell: shown[id]?.cell ?? [0, 0], isNarrow: narrow() };
     const side = Math.min(element(id).parentElement.clientWidth, 640);
     const stops = colours.map((stop, place) => [place / (colours.length - 1), stop]);
     const numbers = K <= 12 && !narrow();
@@ -227,6 +228,8 @@
         : { thickness: 14, outlinewidth: 0, len: 0.9 },
       ...(numbers ? { texttemplate: "%{z:.2f}", textfont: { size: 11 } } : {}),
     };
+    // Plotly leaves parts of a colour bar behind whose orientation changes: take the old bar away first.
+    if (isTurned) Plotly.restyle(id, { showscale: false });
     Plotly.react(id, [trace], layout({
       height: side + (narrow() ? 20 : -40), margin: { l: 10, r: 10, t: 10, b: 10 },
       plot_bgcolor: colour("--missing"), dragmode: K > 25 && !touch.matches ? "zoom" : false,
