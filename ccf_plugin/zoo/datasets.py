@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.errors import InputError, check_at_least, did_you_mean
 from ccf_plugin.files import given_path
 from ccf_plugin.zoo.cifar import read_cifar
 from ccf_plugin.zoo.image_files import ClassFiles, class_folders, prepare, stack
@@ -128,9 +128,7 @@ def load_data(
     for split in splits:
         if split not in _SPLITS:
             raise InputError(f"splits: expected train or test, found {split!r}{did_you_mean(split, _SPLITS)}")
-    for what, limit in (("train_per_class", train_per_class), ("test_limit", test_limit)):
-        if limit is not None and limit < 1:
-            raise InputError(f"{what}: expected at least 1, found {limit}")
+    check_at_least(1, train_per_class=train_per_class, test_limit=test_limit)
     check_spec(spec)
     spec, root = resolved(spec), given_path(root)
     keep = _Limits(train_per_class, test_limit)
