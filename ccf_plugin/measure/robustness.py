@@ -94,7 +94,7 @@ def evaluate(
     """
     attack, split = subject.attack, subject.data.split
     if attack is None:
-        raise InputError("expected an attack to evaluate under, found clean images alone; measure those by ccf probe")
+        raise InputError(Fault("", "an attack to evaluate under", "clean images alone", "leave {clean} out"))
     check_input(subject.loaded.model, tuple(split.images.shape[1:]), subject.loaded.spec)
     crafts, notes = _attacks(subject, attack, steps or DEFAULT_STEPS, autoattack)
     conditions = _conditions(subject, attack)

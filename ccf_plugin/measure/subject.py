@@ -78,8 +78,10 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     if device.type == "cpu":
         keep_freed_memory()
     attack = None if threat is None else AttackSettings(threat, chosen.attack, {}, precision, chosen.seed)
-    own = {name: getattr(loaded, name) for name in ("head", "output") if getattr(settings.probe, name) is None}
-    return Subject(loaded, data, attack, device, replace(settings.probe, **own), settings.batch_size)
+    head = loaded.head if settings.probe.head is None else settings.probe.head
+    output = loaded.output if settings.probe.output is None else settings.probe.output
+    probe = replace(settings.probe, head=head, output=output)
+    return Subject(loaded, data, attack, device, probe, settings.batch_size)
 
 
 def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> MeasuredSplit:
@@ -87,7 +89,7 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
     spec, limit = images.data or loaded.data, images.limit
     if spec is None:
         raise InputError(Fault("data", f"the data for {model}", "none that it belongs to", "name some by {data}"))
-    found = load_data(
+    data = load_data(
         spec,
         splits=("test",),
         root=images.data_root,
@@ -95,14 +97,14 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
         preprocess=loaded.preprocess,
         test_limit=loaded.test_limit if limit is None and images.data is None else limit,
     )
-    if found.test is None:
-        raise InputError(f"expected a test split in {found.name}, found none")
-    if loaded.num_classes not in (None, len(found.classes)):
+    if data.test is None:
+        raise InputError(f"expected a test split in {data.name}, found none")
+    if loaded.num_classes not in (None, len(data.classes)):
         expected = f"data of {loaded.num_classes} classes for {model}"
-        raise InputError(Fault("", expected, f"{len(found.classes)} in {found.name}", "choose {data} to match"))
-    if loaded.class_names is not None and are_other_classes(loaded.class_names, found.classes):
+        raise InputError(Fault("", expected, f"{len(data.classes)} in {data.name}", "choose {data} to match"))
+    if loaded.class_names is not None and are_other_classes(loaded.class_names, data.classes):
         raise InputError(
-            f"expected data of the classes {some_of(loaded.class_names)}, found {some_of(found.classes)}: their order "
+            f"expected data of the classes {some_of(loaded.class_names)}, found {some_of(data.classes)}: their order "
             "must be the model's"
         )
-    return MeasuredSplit(found.test, loaded.class_names or found.classes, found.name)
+    return MeasuredSplit(data.test, loaded.class_names or data.classes, data.name)

@@ -106,6 +106,14 @@ def test_other_class_counts_are_refused() -> None:
         compare(FIRST, result(np.eye(2)))
 
 
+def test_an_older_result_gives_an_attack_without_steps_one() -> None:
+    fgsm = {**THREAT, "attack": "FGSM", "step_size": None, "steps": None}
+    older = replace(SECOND, threat={**fgsm, "steps": 1})
+    assert compare(replace(FIRST, threat=fgsm), older).second == older
+    with pytest.raises(InputError, match="steps none and 2"):
+        compare(replace(FIRST, threat=fgsm), replace(SECOND, threat={**fgsm, "steps": 2}))
+
+
 def test_another_seed_of_the_attack_is_the_same_attack() -> None:
     assert compare(FIRST, replace(SECOND, threat={**THREAT, "seed": 5})).second.cas == SECOND.cas
 
