@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.errors import InputError, did_you_mean, some_of
+from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
+from ccf_plugin.probe.classes import class_index, top_pairs
 from ccf_plugin.probe.confidence import Confidence, Samples
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.result_checks import ARRAYS, PLAIN_FIELDS, check_fields, checked_arrays, with_later_fields
@@ -110,10 +111,8 @@ class CrossClassResult:
 
     def top_pairs(self, count: int = 5) -> list[tuple[str, str, float]]:
         """The pairs of classes that share most: (name, name, C[i, j]), largest first."""
-        upper = np.triu(self.pair_contributions(), 1)
-        flat = np.argsort(-upper, axis=None, kind="stable")[:count]
-        pairs = [np.unravel_index(index, upper.shape) for index in flat]
-        return [(self.names[i], self.names[j], float(self.matrix[i, j])) for i, j in pairs if upper[i, j] > 0]
+        pairs = top_pairs(self.pair_contributions(), count, above=0.0)
+        return [(self.names[i], self.names[j], float(self.matrix[i, j])) for i, j in pairs]
 
     def pair_contributions(self) -> NDArray[np.float64]:
         """What each ordered pair of classes adds to CAS, (K, K) float64; the sum is CAS (eq. 7)."""
@@ -132,7 +131,7 @@ class CrossClassResult:
         """
         units = []
         for wanted in (first, second):
-            index = self._index(wanted)
+            index = class_index(self.names, wanted)
             vector = self.class_attribution[index]
             length = float(np.linalg.norm(vector))
             if not np.isfinite(length) or length == 0:
@@ -186,16 +185,6 @@ class CrossClassResult:
             )
         return self.samples.confidence(
             len(self.matrix), bootstrap=bootstrap, level=level, seed=seed, instances=instances
-        )
-
-    def _index(self, wanted: str | int) -> int:
-        if isinstance(wanted, str) and wanted in self.names:
-            return self.names.index(wanted)
-        if isinstance(wanted, int) and 0 <= wanted < len(self.matrix):
-            return wanted
-        raise InputError(
-            f"expected a class's name or its index below {len(self.matrix)}, found {wanted!r}"
-            f"{did_you_mean(str(wanted), self.names)}"
         )
 
     def to_json(self) -> dict[str, Any]:
