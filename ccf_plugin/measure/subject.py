@@ -17,6 +17,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.attacks import Attack, attack_class
 from ccf_plugin.zoo.datasets import check_spec, load_data
 from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.sources import LoadedModel, are_other_classes
 
 
