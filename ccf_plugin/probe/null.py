@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, correlation_matrix
 from ccf_plugin.probe.result_files import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_FEWEST, _MOST = 99, 199  # permutations: the smallest p is 1 / (permutations + 1)
+_FEWEST, _MOST = 2, 199  # permutations
+_RANKED = 99  # with so many and more, p is the share of them that are as large
 _ENTRIES = 2**23  # that all permutations together permute: 0.1 s
-_PRODUCTS = 2**35  # of all permutations together: 1 s of one core
+_PRODUCTS = 2**34  # of all permutations together: 1 s of one core
 _AT_ONCE = 2**22  # numbers in memory
 
 
@@ -33,7 +35,7 @@ class PermutationNull:
     Attributes:
         cas_mean, cas_sd: of CAS; NaN where fewer than two classes have an attribution.
         cas_p: the probability of a CAS that is as large as the measured one, or larger.
-        permutations: how many these three come from; 0: from closed forms, where permutations would take long.
+        permutations: how many these three come from.
         seed: of the permutations.
         mean_root, sd_root: (K,) float64, NaN for a class without an attribution. Off the diagonal, ``mean`` and ``sd``
             are their outer products with themselves.
@@ -97,16 +99,24 @@ def permutation_null(
 
         Var C[i, j] = |d_i|² |d_j|² / (n - 1).
 
-    (C[i, j] - E) / sd is √(n - 1) times Pearson's correlation of A_i and A_j over the features. Given d_i, the permuted
-    d_i · d_j and d_i · d_k are independent and have the expectation 0, so that no two entries of C are correlated.
+    (C[i, j] - E) / sd is √(n - 1) times Pearson's correlation of A_i and A_j over the features.
 
-    CAS is a sum of positive parts. Its mean, standard deviation and p are those of permutations of all classes. Where
-    these would take over a second (from K = 1,000 on), they are those of normal and independent entries of C.
+    CAS is a sum of positive parts, averaged over permutations. Where C is mostly positive, so that max(c, 0) is
+    c + max(-c, 0) with a small second term, only that is averaged, and E C is added. However d_i is permuted, the
+    permuted d_j makes the same distribution of d_i · d_j: any two entries of C are independent, and the variance of CAS
+    is the sum of the pairs' variances, 4 Σ_{i<j} Var max(C[i, j], 0), which few permutations tell.
 
     Args:
-        permutations: how many; None: 199, where K n is above 42,000 fewer (down to 99), where they would take long 0.
+        permutations: how many, 2 or more. None: 199, fewer for K n above 42,000 (4 for K = 1,000 and n = 2,048).
+            With 99 or more, p is (1 + how many have a CAS as large as measured) / (1 + permutations); with fewer, that
+            of a normal distribution, as a sum of many pairs has it.
         seed: of the permutations.
+
+    Raises:
+        InputError: fewer than two permutations.
     """
+    if permutations is not None and permutations < 2:
+        raise InputError(f"expected 2 permutations or more, found {permutations}")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     is_defined = (np.isfinite(lengths) & (lengths > 0))[:, 0]
     units = vectors[is_defined] / lengths[is_defined]
@@ -118,57 +128,42 @@ def permutation_null(
     deviations[is_constant], spreads[is_constant] = 0.0, 0.0
     mean_root, sd_root = math.sqrt(features) * means[:, 0], spreads / max(features - 1, 1) ** 0.25
     if permutations is None:
-        permutations = min(max(_ENTRIES // max(classes * features, 1), _FEWEST), _MOST)
-        permutations *= permutations * classes**2 * features <= _PRODUCTS
-    if classes < 2:
-        cas = (math.nan,) * 3
-    else:
+        affordable = min(_ENTRIES // max(classes * features, 1), _PRODUCTS // max(classes**2 * features, 1))
+        permutations = min(max(affordable, _FEWEST), _MOST)
+    cas = (math.nan,) * 3
+    if classes > 1:
         measured = float(class_attribution_similarity(torch.from_numpy(units @ units.T)))
-        if permutations:
-            cas = _by_permutations(measured, mean_root, deviations, permutations, seed)
-        else:
-            cas = _by_normal_entries(measured, mean_root, sd_root)
+        cas = _cas_by_permutations(measured, mean_root, deviations, permutations, seed)
     roots = np.full((2, len(vectors)), np.nan)
     roots[:, is_defined] = mean_root, sd_root
     return PermutationNull(*cas, permutations, seed, roots[0], roots[1], vectors)
 
 
-def _by_permutations(
+def _cas_by_permutations(
     measured: float, mean_root: NDArray[np.float64], deviations: NDArray[np.float64], permutations: int, seed: int
 ) -> tuple[float, float, float]:
+    """Mean, standard deviation and p of CAS."""
     classes, features = deviations.shape
-    mean = torch.from_numpy(_square(mean_root, diagonal=-np.inf))  # so that the diagonal adds nothing
-    at_once = max(1, _AT_ONCE // (classes * max(classes, features)))
-    rng = np.random.default_rng(seed)
-    permuted = []
-    for first in range(0, permutations, at_once):
-        size = min(at_once, permutations - first)
-        rows = torch.from_numpy(rng.permuted(np.broadcast_to(deviations, (size, classes, features)), axis=2))
-        permuted.append((rows @ rows.mT).add_(mean).clamp_(min=0).sum((1, 2)))
-    cas = torch.cat(permuted).numpy()
-    as_large = int((cas >= measured * (1 - 1e-12)).sum())  # equal but for rounding counts as equal
-    return (
-        float(cas.mean()),
-        float(cas.std(ddof=1)) if permutations > 1 else math.nan,
-        (1 + as_large) / (1 + permutations),
-    )
-
-
-def _by_normal_entries(
-    measured: float, mean_root: NDArray[np.float64], sd_root: NDArray[np.float64]
-) -> tuple[float, float, float]:
-    """From the moments of max(X, 0), X normal: E = μ Φ(μ/σ) + σ φ(μ/σ), and E of its square (μ² + σ²) Φ + μ σ φ."""
-    total = variance = 0.0
-    for row, (mu_root, sigma_root) in enumerate(zip(mean_root, sd_root, strict=True)):
-        mu, sigma = mu_root * mean_root[row + 1 :], sigma_root * sd_root[row + 1 :]
-        ratio = np.divide(mu, sigma, out=np.copysign(np.full_like(mu, np.inf), mu), where=sigma > 0)
-        cumulated, density = 1 - _above(ratio), np.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
-        first = mu * cumulated + sigma * density
-        # CAS counts each pair twice
-        total += 2 * float(first.sum())
-        variance += 4 * float(((mu**2 + sigma**2) * cumulated + mu * sigma * density - first**2).sum())
-    sd = math.sqrt(max(variance, 0.0))
-    return total, sd, float(_above(np.array((measured - total) / sd))) if sd > 0 else 1.0
+    mean = torch.from_numpy(_square(mean_root, diagonal=0.0))
+    permuted = np.broadcast_to(deviations, (permutations, classes, features))
+    rows = torch.from_numpy(np.random.default_rng(seed).permuted(permuted, axis=2))
+    cas, added, variance = torch.zeros(permutations, dtype=torch.float64), 0.0, 0.0
+    known = max(float(mean.sum()), 0.0)  # of the expectation
+    at_once = max(1, _AT_ONCE // (permutations * classes))
+    for first in range(0, classes, at_once):
+        matrices = rows[:, first : first + at_once] @ rows.mT
+        matrices.diagonal(first, 1, 2).zero_()  # CAS has no diagonal
+        matrices += mean[first : first + at_once]
+        parts = matrices.clamp(min=0)
+        cas += parts.sum((1, 2))
+        added += float((parts - matrices if known else parts).sum()) / permutations
+        variance += float(parts.var(0).sum())
+    expected, sd = known + added, math.sqrt(2 * variance)  # a pair is twice in the matrix
+    if permutations >= _RANKED:
+        as_large = int((cas >= measured * (1 - 1e-12)).sum())  # equal but for rounding counts as equal
+        return expected, sd, (1 + as_large) / (1 + permutations)
+    error = sd * math.sqrt(1 + 1 / permutations)  # of the expectation too
+    return expected, sd, float(_above(np.array((measured - expected) / error))) if error > 0 else 1.0
 
 
 def _square(root: NDArray[np.float64], diagonal: float) -> NDArray[np.float64]:

@@ -86,7 +86,8 @@ class Sums:
         predicted = logits.argmax(1)
         correct, clean_correct = predicted == labels, None
         self.correct += correct.sum()
-        self.logit_spread += logits.to(self.logit_spread.dtype).var(1, correction=0).sum()
+        if len(logits):  # var warns of none
+            self.logit_spread += logits.to(self.logit_spread.dtype).var(1, correction=0).sum()
         if self.confusion is not None:
             self.confusion.index_add_(0, torch.add(predicted, labels, alpha=len(self.counts)), ones)
         if clean_predicted is not None:
