@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,13 +20,21 @@ from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.attacks import Attack
 from ccf_plugin.zoo.datasets import Split
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's result on the test split and, where there is one, on the validation split."""
+    """A model's result on the test split and, where there is one, on the validation split.
+
+    ``withstands`` (N,) bool says of each test image whether it is classified right under attack.
+    """
 
     test: CrossClassResult
     validation: CrossClassResult | None
+    withstands: NDArray[np.bool_] | None = None
 
 
 class Monitor:
@@ -63,9 +72,11 @@ class Monitor:
         attack = _attack(parts)
         with naming_the_batch("evaluate.batch_size", size):
             test = on(parts.test, "test", attack)
+            withstands = test.correct
             if recipe.probe.inputs == "clean":
                 test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
-            return Measured(test, None if parts.validation is None else on(parts.validation, "validation", attack))
+            validation = None if parts.validation is None else on(parts.validation, "validation", attack)
+            return Measured(test, validation, withstands)
 
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:

@@ -63,6 +63,7 @@ class TrainingState:
         if recipe.ensembling is not None:
             size = len(parts.train), len(parts.classes)
             self.ensemble = TemporalEnsemble(recipe.ensembling, *size, parts.device)
+        self.withstood: Tensor | None = None  # (N,) bool: the test images that did at the most robust epoch
         self.step = 0
         self._sums = _Sums.zeros(parts.device)
 
@@ -106,6 +107,8 @@ class TrainingState:
         }
         if self.average is not None:
             tensors["average"] = self.average.averaged.state_dict()
+        if self.withstood is not None:
+            tensors["most_robust"] = {"withstood": self.withstood}
         if self.ensemble is not None:
             tensors["ensemble"] = {"predictions": self.ensemble.predictions}
         return tensors
@@ -118,6 +121,7 @@ class TrainingState:
             self.average.averaged.load_state_dict(tensors["average"])
         if self.ensemble is not None:
             self.ensemble.predictions.copy_(tensors["ensemble"]["predictions"])
+        self.withstood = tensors.get("most_robust", {}).get("withstood")  # none in states of earlier versions
         self.step = step
         if self._processes.is_main:
             self._sums.loss, self._sums.correct = tensors["sums"]["all"].to(self._parts.device)
