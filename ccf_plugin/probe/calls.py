@@ -99,6 +99,8 @@ class PassRecord:
         described: the output, in words.
         fault: why the pass cannot be read, as an error says it; "" where it can.
         distances: torch's functions that compare with prototypes, where the pass called such.
+        alike: how many passes in this mode on images without a gradient there were, with this one, since one was taken;
+            0 where the images have one, as inside an attack, and in compiled passes.
     """
 
     calls: list[LayerCall]
@@ -109,6 +111,7 @@ class PassRecord:
     described: str
     fault: str = ""
     distances: tuple[str, ...] = ()
+    alike: int = 0
 
     def runs(self, name: str) -> list[LayerCall]:
         """The layer's runs in order."""

@@ -124,7 +124,7 @@ class CrossClassProbe:
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._miss_was_told = False
+        self._miss_was_told = self._others_were_told = False
         self._attach_later = False
         self._attach()
         self.reset()
@@ -219,6 +219,7 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
+            self._tell_of_others(record)
             if self._counted != self._inputs:  # what a run counted is still there
                 self._counted = None
             self._correct = None
@@ -394,7 +395,20 @@ class CrossClassProbe:
             failure = tracer.watcher.failure()
             where = "inside capture()" if inside else "of the probed model"
             raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
+        if inside:
+            taken.alike = 0  # it was named
         return taken
+
+    def _tell_of_others(self, record: PassRecord) -> None:
+        """Once: that other passes might have been meant, such as TRADES' adversarial one before its clean one."""
+        if record.alike > 1 and not self._others_were_told:
+            self._others_were_told = True
+            mode = "train" if record.training else "eval"
+            warnings.warn(
+                f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
+                "counts. If another is meant, run it inside `with probe.capture():`",
+                stacklevel=3,
+            )
 
     def _read(self, record: PassRecord) -> ForwardPass:
         shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])
