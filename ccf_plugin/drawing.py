@@ -104,7 +104,7 @@ def draw_heatmap(
     )
     extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
     figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
-    ax.set_title(_drawable(title), **_font_for(title))
+    ax.set_title(_drawable(title), **_text_properties(title))
     return ax
 
 
@@ -137,68 +137,74 @@ def class_labels(names: tuple[str, ...], most: int = 18) -> tuple[list[str], dic
     all classes are numbers from 0, the places of their names in a result's ``class_names``; one warning says so.
     """
     shown = ["".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name) for name in names]
-    without = [name for name in shown if _missing(name, _fonts("".join(shown)))]
-    if without:
+    missing = _missing("".join(shown), _further_fonts("".join(shown)))
+    if missing:
+        count = sum(not missing.isdisjoint(name) for name in shown)
         warnings.warn(
-            f"no font here has the characters of {len(without)} class names; pictures number the classes from 0, in "
-            "the order of class_names in the JSON; install a font that has them",
+            f"no font here has the characters of {count} class names; pictures number the classes from 0, in the order "
+            "of class_names in the JSON; install a font that has them",
             stacklevel=3,
         )
         shown = list(map(str, range(len(names))))
-    return [shorten(name, most) for name in shown], _font_for("".join(shown))
+    return [shorten(name, most) for name in shown], _text_properties("".join(shown))
 
 
-def _font_for(text: str) -> dict[str, Any]:
+def _text_properties(text: str) -> dict[str, Any]:
     """Dollars in names are no formulas. Only where the usual font lacks a character are others named."""
-    return {"parse_math": False} | ({} if not _missing(text, ()) else {"fontfamily": [*_usual(), *_fonts(text)]})
+    fonts = _further_fonts(text)
+    return {"parse_math": False} | ({"fontfamily": [*_usual_fonts(), *fonts]} if fonts else {})
 
 
 def _drawable(text: str) -> str:
     """The text with a box for each character that no font here has."""
-    fonts = _fonts(text)
-    return "".join("\N{WHITE SQUARE}" if letter.strip() and _missing(letter, fonts) else letter for letter in text)
+    missing = _missing(text, _further_fonts(text))
+    return "".join("\N{WHITE SQUARE}" if letter in missing else letter for letter in text)
 
 
-def _usual() -> list[str]:
+def _usual_fonts() -> list[str]:
     import matplotlib as mpl
 
     return list(mpl.rcParams["font.family"])
 
 
-def _missing(text: str, fonts: Sequence[str]) -> set[str]:
+def _missing(text: str, further: Sequence[str]) -> frozenset[str]:
     """The characters that neither the usual font nor one of these families has."""
-    from matplotlib.font_manager import findfont
+    from matplotlib.font_manager import FontProperties, findfont
 
-    return _without(frozenset(text) - {" ", "\n"}, (findfont(_usual()), *map(findfont, fonts)))
+    files = [findfont(FontProperties(family=family)) for family in (_usual_fonts(), *([name] for name in further))]
+    return _without(frozenset(text) - {" ", "\n"}, files)
 
 
-@functools.lru_cache(maxsize=512)
-def _without(letters: frozenset[str], files: tuple[str, ...]) -> set[str]:
+def _without(letters: frozenset[str], files: Sequence[str]) -> frozenset[str]:
+    """Those that no font in these files draws."""
     from matplotlib.font_manager import get_font
 
-    return {letter for letter in letters if not any(ord(letter) in get_font(file).get_charmap() for file in files)}
+    for file in files:
+        font = get_font(file)
+        if font.scalable:  # fonts of emoji that are images cannot be drawn
+            letters -= {letter for letter in letters if font.get_char_index(ord(letter))}
+    return letters
 
 
-@functools.lru_cache(maxsize=512)
-def _fonts(text: str) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=64)
+def _further_fonts(text: str) -> tuple[str, ...]:
     """The families that have what the usual font lacks of a text: as many as it takes, and as far as there are such."""
-    from matplotlib.font_manager import fontManager, get_font
+    from matplotlib.font_manager import fontManager
 
     missing, families = _missing(text, ()), []
-    upright = [
-        font for font in fontManager.ttflist if font.style == "normal" and font.weight in (400, "normal", "regular")
-    ]
-    for font in sorted(upright, key=lambda font: (font.name, font.fname)):
+    by_name = {font.name: font.fname for font in fontManager.ttflist if font.style == "normal" and font.weight == 400}
+    for name, file in sorted(by_name.items()):
         if not missing:
             break
+        if "last resort" in name.lower().replace("lastresort", "last resort"):  # boxes for all of Unicode
+            continue
         try:
-            charmap = get_font(font.fname)
-            has = {letter for letter in missing if ord(letter) in charmap.get_charmap()} if charmap.scalable else set()
+            left = _without(missing, [file])
         except (OSError, RuntimeError):  # gone since matplotlib listed it, or of a kind that it cannot read
             continue
-        if has:
-            families.append(font.name)
-            missing = missing - has
+        if left != missing:
+            families.append(name)
+            missing = left
     return tuple(families)
 
 

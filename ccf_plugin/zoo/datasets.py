@@ -169,6 +169,10 @@ def resolved(spec: str) -> str:
 
 def check_spec(spec: str) -> None:
     """Raise InputError unless ``spec`` has a form that ``load_data`` knows; whether the data exist is not looked at."""
+    if printable(spec) != spec:  # a run could not write it down
+        raise InputError(
+            f"data {printable(spec)}: expected a name in UTF-8, found other bytes; rename the folder or file"
+        )
     reader, name = _find_reader(spec)
     reader.check(name)
 
