@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
@@ -27,7 +28,6 @@ from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
-from ccf_plugin.probe.outputs import Choice
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
 from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer

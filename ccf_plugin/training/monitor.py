@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, InputError, one_line
@@ -40,11 +39,10 @@ class Monitor:
         """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
         recipe, parts = self._parts.recipe, self._parts
         if model not in self._attacks:
-            self._attacks[model] = _attack(parts).build(model, len(parts.classes))
+            self._attacks[model] = _build_attack(parts, model)
         if self._batch_size is None:
-            forward = Forward(model, precision=parts.precision)
             with evaluation_mode(model):
-                self._batch_size = batch_that_fits(forward, parts.input_size, parts.device)
+                self._batch_size = batch_that_fits(parts.forward(model), parts.input_size, parts.device)
         size = self._batch_size
 
         def on(split: Split, name: str, attack: AttackSettings | None) -> CrossClassResult:
@@ -79,6 +77,10 @@ def _attack(parts: Parts) -> AttackSettings:
     return AttackSettings(threat, evaluate.name, evaluate.options, parts.precision, evaluate.seed)
 
 
+def _build_attack(parts: Parts, model: nn.Module) -> Attack:
+    return _attack(parts).build(model, len(parts.classes), parts.recipe.probe.output)
+
+
 def check_measurable(parts: Parts) -> None:
     """Find the model's head, and run the evaluation's attack on two test images: what fails, fails before it costs.
 
@@ -103,7 +105,7 @@ def _check_head(parts: Parts) -> None:
 
 
 def _check_attack(parts: Parts) -> None:
-    attack = _attack(parts).build(parts.model, len(parts.classes))
+    attack = _build_attack(parts, parts.model)
     images, labels = next(iter(parts.test.batches(2, parts.device)))
     try:
         with evaluation_mode(parts.model):
