@@ -52,7 +52,10 @@ class Forward(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.model(images)
-        return logits_of(output, self.output, classes=self.classes, model=self.model).float()
+        logits = logits_of(output, self.output, classes=self.classes, model=self.model).float()
+        if not torch.compiler.is_compiling() and logits.is_inference() and not torch.is_inference_mode_enabled():
+            return logits.clone()  # of a model with a mode of its own: attacks without gradients change them in place
+        return logits
 
     @contextlib.contextmanager
     def weights_cast_once(self) -> Iterator[None]:

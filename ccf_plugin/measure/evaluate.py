@@ -121,8 +121,7 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         InputError: the model refuses such images, or its head has another number of classes. Where the head cannot be
             found, ``probe`` says so when it is asked for this pass.
     """
-    with torch.enable_grad():  # which head="gradient" needs
-        check_input(probe.model, size, name)
+    check_input(probe.model, size, name, graph=probe.needs_graph)
     if probe.head is not None and probe.head.classes != classes:
         raise InputError(
             f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
@@ -130,15 +129,17 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         )
 
 
-def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
+def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bool = False) -> Any:
     """The model's output for two images of a size (C, H, W), in eval mode; its modes are as before.
+
+    ``graph``: with the graph of gradients.
 
     Raises:
         InputError: the model refuses such images.
     """
     device = device_of(model)
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), torch.set_grad_enabled(graph):
             return model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(

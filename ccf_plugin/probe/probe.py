@@ -154,6 +154,11 @@ class CrossClassProbe:
         """The layer that makes the logits, or None before the first forward pass."""
         return self._head if self._tracer is None else self._tracer.head
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the passes that count need their graph, which head="gradient" does."""
+        return self._given_head == GRADIENT
+
     def reset(self) -> None:
         """Forget what was accumulated; the probe stays attached."""
         self._sums: Sums | None = None
@@ -314,8 +319,8 @@ class CrossClassProbe:
 
         Raises:
             InputError: as ``update`` and ``compute``; batches of another form; images to attack that are not in
-                [0, 1]; an attack that returns something else than images like those it got; several ``seeds`` of a
-                clean measurement or of an iterator.
+                [0, 1]; an attack that returns something else than images like those it got, or needs gradients of them
+                and gets none; several ``seeds`` of a clean measurement or of an iterator.
         """
         if seeds == 1:
             return self._run_once(loader, attack, seed)
@@ -334,7 +339,6 @@ class CrossClassProbe:
         self.reset()
         self._counted = "clean" if attack is None else "adversarial"
         device = device_of(self.model)
-        needs_graph = self._given_head == GRADIENT
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):
                 images, labels = images_and_labels(batch, device)
@@ -342,13 +346,13 @@ class CrossClassProbe:
                 if attack is not None:
                     if number == 0:
                         check_images(unnormalised(images, attack), "the loader's first batch")
-                    with torch.set_grad_enabled(needs_graph):
+                    with torch.set_grad_enabled(self.needs_graph):
                         self.model(images)
                     # the clean pass is read before an attack is run for nothing
                     clean = self._read(self._take_record()).logits.argmax(1)
-                    images = attacked(images, labels, attack)
+                    images = attacked(images, labels, attack, self.model, first=number == 0)
                     self.model.eval()  # torchattacks turns a model back to train mode
-                with torch.set_grad_enabled(needs_graph):
+                with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
                 self._add(self._read(self._take_record()), labels, slice(None), clean)
         result = self.compute()
