@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.probe.outputs import Entry
+from ccf_plugin.engine.outputs import Entry
 from ccf_plugin.probe.tensors import as_plain
 
 REDUCED_PRECISION = (torch.float16, torch.bfloat16)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.outputs import Choice, Entry, no_logits, path_name, which_logits
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import EQUATIONS
-from ccf_plugin.probe.outputs import Choice, Entry, path_name
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.search import Search, links_of
 from ccf_plugin.probe.tensors import same_memory
@@ -41,15 +41,9 @@ def detect_in_output(record: PassRecord, chosen: Choice | None = None) -> Plan:
     Raises:
         InputError: no entry is made by one, or several are.
     """
-    if not record.entries and chosen is not None:
-        raise InputError(
-            f"expected logits of shape (N, K) in the model's output at output={chosen!r}, found {record.described}"
-        )
     if not record.entries:
-        raise InputError(
-            f"expected a classifier's logits of shape (N, K), found an output of {record.described}; "
-            "name the classification head by hand with head='its.name'"
-        )
+        remedy = "name the classification head by hand with head='its.name'"
+        raise InputError(no_logits(record.described, chosen, remedy))
     found: list[tuple[Entry, Plan]] = []
     unexplained: list[Entry] = []
     refusal: InputError | None = None
@@ -65,7 +59,9 @@ def detect_in_output(record: PassRecord, chosen: Choice | None = None) -> Plan:
         # what the head reads is no answer of the model's; anything else beside its logits may be
         others = [entry for entry in unexplained if entry.logits.shape[1] > 1 and not _is_read(entry, found, record)]
         if len(found) + len(others) > 1:
-            raise InputError(_question([*(entry for entry, _ in found), *others], len(found)))
+            made = f"{len(found)} of which linear layers make" if others else "that linear layers make"
+            entries = [*(entry for entry, _ in found), *others]
+            raise InputError(which_logits(entries, f" ({made})", ", or name their layer with head='its.name'"))
         return found[0][1]
     raise refusal or InputError("expected logits, found none")
 
@@ -76,18 +72,6 @@ def _is_read(entry: Entry, found: Sequence[tuple[Entry, Plan]], record: PassReco
     read = [call.positions() for call in record.calls if call.name in names and call.inputs is not None]
     shape = (len(entry.logits), 1, entry.logits.shape[1])
     return any(rows.shape == shape and torch.equal(rows[:, 0], entry.logits) for rows in read)
-
-
-def _question(entries: Sequence[Entry], linear: int) -> str:
-    """Which of several entries the logits are, asked of the user."""
-    listed = ", ".join(f"output{entry.name} of shape {tuple(entry.tensor.shape)}" for entry in entries)
-    paths = [entry.path[0] if len(entry.path) == 1 else entry.path for entry in entries]
-    choices = " or ".join(f"output={path!r}" for path in paths)
-    made = "that linear layers make" if linear == len(entries) else f"{linear} of which linear layers make"
-    return (
-        f"expected one entry of the output that may be the logits, found {len(entries)}: {listed} ({made}); choose the "
-        f"logits with {choices}, or name their layer with head='its.name'"
-    )
 
 
 def detect_head(

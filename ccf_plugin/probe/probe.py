@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
@@ -29,7 +30,6 @@ from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
-from ccf_plugin.probe.outputs import Choice
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
 from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer
@@ -162,6 +162,11 @@ class CrossClassProbe:
     def head(self) -> Head | None:
         """The layer that makes the logits, or None before the first forward pass."""
         return self._head if self._tracer is None else self._tracer.head
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the passes that count need their graph, which head="gradient" does."""
+        return self._given_head == GRADIENT
 
     def reset(self) -> None:
         """Forget what was accumulated; the probe stays attached."""
@@ -338,8 +343,8 @@ class CrossClassProbe:
 
         Raises:
             InputError: as ``update`` and ``compute``; batches of another form; images to attack that are not in
-                [0, 1]; an attack that returns something else than images like those it got; several ``seeds`` of a
-                clean measurement or of an iterator.
+                [0, 1]; an attack that returns something else than images like those it got, or needs gradients of them
+                and gets none; several ``seeds`` of a clean measurement or of an iterator.
         """
         if seeds == 1:
             return self._run_once(loader, attack, seed)
@@ -359,7 +364,6 @@ class CrossClassProbe:
         self._counted = "clean" if attack is None else "adversarial"
         correct: list[tuple[Tensor, Tensor | None]] = []
         device = device_of(self.model)
-        needs_graph = self._given_head == GRADIENT
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):
                 images, labels = images_and_labels(batch, device)
@@ -367,13 +371,13 @@ class CrossClassProbe:
                 if attack is not None:
                     if number == 0:
                         check_images(unnormalised(images, attack), "the loader's first batch")
-                    with torch.set_grad_enabled(needs_graph):
+                    with torch.set_grad_enabled(self.needs_graph):
                         self.model(images)
                     # the clean pass is read before an attack is run for nothing
                     clean = self._read(self._take_record()).logits
-                    images = attacked(images, labels, attack)
+                    images = attacked(images, labels, attack, self.model, first=number == 0)
                     self.model.eval()  # torchattacks turns a model back to train mode
-                with torch.set_grad_enabled(needs_graph):
+                with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
                 correct.append(self._add(self._read(self._take_record()), labels, slice(None), clean))
         self._correct = correct

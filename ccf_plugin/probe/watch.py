@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ccf_plugin.engine.outputs import Choice, Entry, describe_output, output_entries
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import PassRecord, is_channel_first, is_matrix
 from ccf_plugin.probe.functions import COPY, ProductMode, as_features_and_matrix, unnoted
@@ -32,7 +33,6 @@ from ccf_plugin.probe.layers import (
     tensors_of,
 )
 from ccf_plugin.probe.notes import Notes, copied_calls, relevant
-from ccf_plugin.probe.outputs import Choice, Entry, describe_output, output_entries
 from ccf_plugin.probe.tensors import is_batched, memory, snapshot
 
 

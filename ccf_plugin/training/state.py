@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.processes import Processes
@@ -133,7 +132,7 @@ class TrainingState:
         """Whether weights and logits are; these in eval mode, where BatchNorm's statistics may be what fails."""
         images, _ = next(iter(self._parts.test.batches(_CHECKED, self._parts.device)))
         with torch.no_grad(), evaluation_mode(self.model):
-            logits = Forward(self.model, precision=self._parts.precision)(images)
+            logits = self._parts.forward(self.model)(images)
         # One answer from the device, not one for each parameter.
         return bool(torch.stack([torch.isfinite(values).all() for values in (*self.model.parameters(), logits)]).all())
 
