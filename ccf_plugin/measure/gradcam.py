@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.modes import evaluation_mode
-from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean
 from ccf_plugin.probe.head import find_logits
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens, which stand before the grid's
@@ -110,14 +110,14 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, out
         raise InputError("expected a classifier's logits (N, K), found none")
     convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
     convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
-    found = [(layer, out) for one, module, out in outputs if (layer := _as_layer(one, module, out, convolved))]
+    grids = [(layer, out) for place, module, out in outputs if (layer := _as_layer(place, module, out, convolved))]
     if name is not None:
-        found = [(layer, out) for layer, out in found if layer.name == name][-1:]
-        if not found:
-            hint = did_you_mean(name, [one for one, _ in model.named_modules()])
-            raise InputError(f"--layer: expected a layer whose output is a grid of positions, found {name!r}{hint}")
-    slopes = torch.autograd.grad(logits.amax(1).sum(), [out for _, out in found], allow_unused=True) if found else ()
-    for (layer, _), slope in reversed(list(zip(found, slopes, strict=True))):
+        grids = [(layer, out) for layer, out in grids if layer.name == name][-1:]
+        if not grids:
+            hint = did_you_mean(name, [known for known, _ in model.named_modules()])
+            raise InputError(Fault("layer", "a layer whose output is a grid of positions", f"{name!r}{hint}"))
+    slopes = torch.autograd.grad(logits.amax(1).sum(), [out for _, out in grids], allow_unused=True) if grids else ()
+    for (layer, _), slope in reversed(list(zip(grids, slopes, strict=True))):
         if slope is not None and bool((layer.to_map(slope) != 0).any()):
             return layer
     raise InputError(

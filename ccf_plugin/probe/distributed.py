@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.instances import check_row_memory
 from ccf_plugin.probe.sums import Sums
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def num_processes() -> int:
@@ -32,6 +36,24 @@ def gather_objects(own: Any) -> list[Any]:
     return gathered
 
 
+def interleaved(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """The images' order, from each process's part in the order of ranks: the first of each, the second of each, …
+
+    So do samplers divide images among processes: each P-th image is one rank's (`torch.utils.data.DistributedSampler`).
+    None where a rank has no part, or where the lengths tell that they were divided otherwise.
+    """
+    known = [part for part in parts if part is not None]
+    number = sum(map(len, known))
+    if [None if part is None else len(part) for part in parts] != [
+        len(range(rank, number, len(parts))) for rank in range(len(parts))
+    ]:
+        return None
+    together = np.empty(number, dtype=np.bool_)
+    for rank, part in enumerate(known):
+        together[rank :: len(parts)] = part
+    return together
+
+
 def sum_over_processes(sums: Sums | None) -> Sums | None:
     """Add over all processes; one that has none (None) takes part with zeros. None where no process has any.
 
@@ -48,6 +70,9 @@ def sum_over_processes(sums: Sums | None) -> Sums | None:
     added: dict[str, Any] = {}
     for field in fields(own):
         value = getattr(own, field.name)
+        if value is None:  # in no process, since the shapes are the same
+            added[field.name] = None
+            continue
         tensor = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
         tensor = tensor.to(_exchange_device())
         dist.all_reduce(tensor, op=getattr(dist.ReduceOp, _REDUCTIONS.get(field.name, "SUM")))

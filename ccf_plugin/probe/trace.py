@@ -50,6 +50,16 @@ class ForwardPass:
         """(K, n)."""
         return len(self.weight) if self.weight is not None else self.logits.shape[1], self.features.shape[1]
 
+    def centred(self) -> ForwardPass:
+        """The same with the rows of W less their mean, or each sample's logits less theirs: what the softmax sees."""
+        weight, graph = self.weight, self.graph
+        with torch.enable_grad():
+            return replace(
+                self,
+                weight=None if weight is None else weight - weight.mean(0),
+                graph=None if graph is None else graph - graph.mean(1, keepdim=True),
+            )
+
     def gradient_attribution(self, labels: Tensor, rows: slice) -> Tensor:
         """A(x) by gradients, (len(labels), n): groups of members side by side, positions of one member added.
 

@@ -24,16 +24,16 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
     richest = max(before, key=lambda other: other.cas or 0.0)
     if row.test_robust_accuracy > (best.test_robust_accuracy or 0.0):
         return []  # CAS also falls while a network begins to learn
-    found = []
+    raised = []
     if row.train_robust_accuracy > (best.train_robust_accuracy or 0.0):
         peak = best.test_robust_accuracy or 0.0
         if row.test_robust_accuracy < COLLAPSE * peak:
-            found.append("catastrophic overfitting")
+            raised.append("catastrophic overfitting")
         elif row.test_robust_accuracy < peak - RA_MARGIN:
-            found.append("robust overfitting")
+            raised.append("robust overfitting")
     if row.train_robust_accuracy > (richest.train_robust_accuracy or 0.0) and row.cas < CAS_MARGIN * (richest.cas or 0):
-        found.append("CAS falling")
-    return found
+        raised.append("CAS falling")
+    return raised
 
 
 def should_stop(rows: Sequence[EpochRow], on: Sequence[str], patience: int) -> bool:
@@ -44,11 +44,11 @@ def should_stop(rows: Sequence[EpochRow], on: Sequence[str], patience: int) -> b
 
 def alarms_by_kind(rows: Iterable[EpochRow]) -> dict[str, list[int]]:
     """The epochs at which the log has each alarm."""
-    found: dict[str, list[int]] = {}
+    epochs: dict[str, list[int]] = {}
     for row in rows:
         for alarm in filter(None, row.alarm.split("; ")):
-            found.setdefault(alarm, []).append(row.epoch)
-    return found
+            epochs.setdefault(alarm, []).append(row.epoch)
+    return epochs
 
 
 def alarms_in_words(rows: Sequence[EpochRow]) -> list[str]:

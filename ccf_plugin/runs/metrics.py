@@ -1,6 +1,8 @@
 """METRICS: each figure of an epoch, once. The log, the monitor, the terminal and the report read this table.
 
-A new figure is one more entry at its end. Code that uses this package may append its own before it trains.
+A new figure is one more entry at its end. Code that uses this package may append its own before it trains or reads:
+
+    METRICS.append(Metric("cas_normalised", "normalised CAS", ".4f", lambda result: result.cas_normalised, axis="CAS"))
 """
 
 from __future__ import annotations
@@ -172,8 +174,8 @@ def column_names(*, averaged: bool = True, validated: bool = True) -> list[str]:
 
     def columns(metrics: Sequence[Metric], *texts: str) -> list[str]:
         validation = [metric.on_validation() for metric in metrics if validated and metric.validation != "none"]
-        averages = [one.name + AVERAGE for one in (*metrics, *validation) if averaged and one.averaged]
-        return [*(one.name for one in metrics), *texts, *(one.name for one in validation), *averages]
+        averages = [metric.name + AVERAGE for metric in (*metrics, *validation) if averaged and metric.averaged]
+        return [*(metric.name for metric in metrics), *texts, *(metric.name for metric in validation), *averages]
 
     names = ["epoch", *columns(METRICS[:_IN_FIRST_LOGS], "alarm", "selected_by")]
     return names + [name for metric in METRICS[_IN_FIRST_LOGS:] for name in columns([metric])]

@@ -11,12 +11,12 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, InputError, one_line
-from ccf_plugin.measure.evaluate import Progress, find_head, measure
+from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
+from ccf_plugin.measure.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.runs.metrics import all_metrics
-from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.setup import Parts
-from ccf_plugin.zoo.attacks import Attack, build_attack
+from ccf_plugin.zoo.attacks import Attack
 from ccf_plugin.zoo.datasets import Split
 
 
@@ -40,38 +40,32 @@ class Monitor:
         """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
         recipe, parts = self._parts.recipe, self._parts
         if model not in self._attacks:
-            self._attacks[model] = _attack(parts, model)
+            self._attacks[model] = _attack(parts).build(model, len(parts.classes))
         if self._batch_size is None:
             forward = Forward(model, precision=parts.precision)
             with evaluation_mode(model):
                 self._batch_size = batch_that_fits(forward, parts.input_size, parts.device)
         size = self._batch_size
 
-        def on(split: Split, name: str, threat: ThreatModel | None) -> CrossClassResult:
+        def on(split: Split, name: str, attack: AttackSettings | None) -> CrossClassResult:
+            instances = recipe.probe.instances and name == "test"
             return measure(
                 model,
-                split,
-                threat,
-                classes=parts.classes,
+                MeasuredSplit(split, parts.classes, parts.data_name, name),
+                attack,
                 model_name=recipe.model.name,
-                data_name=parts.data_name,
-                split_name=name,
+                probe=ProbeOptions(recipe.probe.head, recipe.probe.output, instances),
                 batch_size=size,
-                instances=recipe.probe.instances and name == "test",
-                head=recipe.probe.head,
-                output=recipe.probe.output,
-                seed=recipe.evaluate.seed,
-                precision=parts.precision,
                 progress=progress,
-                attack=self._attacks[model],
+                built=self._attacks[model],
             )
 
-        threat = recipe.evaluation_threat()
+        attack = _attack(parts)
         with naming_the_batch("evaluate.batch_size", size):
-            test = on(parts.test, "test", threat)
+            test = on(parts.test, "test", attack)
             if recipe.probe.inputs == "clean":
                 test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
-            return Measured(test, None if parts.validation is None else on(parts.validation, "validation", threat))
+            return Measured(test, None if parts.validation is None else on(parts.validation, "validation", attack))
 
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
@@ -79,16 +73,10 @@ def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measure
     return Monitor(parts).measure(model, progress)
 
 
-def _attack(parts: Parts, model: nn.Module) -> Attack:
+def _attack(parts: Parts) -> AttackSettings:
     """The evaluation's."""
-    evaluate = parts.recipe.evaluate
-    return build_attack(
-        evaluate.name,
-        Forward(model, precision=parts.precision),
-        parts.recipe.evaluation_threat(),
-        options=evaluate.options,
-        num_classes=len(parts.classes),
-    )
+    evaluate, threat = parts.recipe.evaluate, parts.recipe.evaluation_threat()
+    return AttackSettings(threat, evaluate.name, evaluate.options, parts.precision, evaluate.seed)
 
 
 def check_measurable(parts: Parts) -> None:
@@ -115,7 +103,7 @@ def _check_head(parts: Parts) -> None:
 
 
 def _check_attack(parts: Parts) -> None:
-    attack = _attack(parts, parts.model)
+    attack = _attack(parts).build(parts.model, len(parts.classes))
     images, labels = next(iter(parts.test.batches(2, parts.device)))
     try:
         with evaluation_mode(parts.model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -53,8 +53,7 @@ class AutoAttack:
         finally:
             logger.removeHandler(handler)
             logger.propagate = before
-        found: Tensor = adversarial
-        return found
+        return cast(Tensor, adversarial)
 
 
 class _Notes(logging.Handler):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.compare import name_sides
+from ccf_plugin.measure.evaluate import MeasuredSplit
 from ccf_plugin.measure.gradcam import find_layer, grad_cam
-from ccf_plugin.measure.saliency import class_index, saliency, shared_features
+from ccf_plugin.measure.saliency import saliency, shared_features
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.models import build_model
@@ -126,7 +127,7 @@ def test_a_layer_can_be_named() -> None:
     images = torch.rand(2, 3, 32, 32)
     assert find_layer(model, images).height == 4
     assert find_layer(model, images, "layer4").name == "layer4"
-    with pytest.raises(InputError, match=r"--layer: expected a layer .* did you mean 'layer4'"):
+    with pytest.raises(InputError, match=r"layer: expected a layer .* did you mean 'layer4'"):
         find_layer(model, images, "layer44")
 
 
@@ -148,19 +149,19 @@ def test_captum_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def both(digits_run: Path) -> tuple[Subject, Subject]:
-    choices = Choices(eps="20/255", steps=3)
-    best, last = (load_subject(name, choices) for name in name_sides(str(digits_run), None))
+    settings = Settings.of(eps="20/255", steps=3)
+    best, last = (load_subject(name, settings) for name in name_sides(str(digits_run), None))
     return best, last
 
 
 def test_the_examples_are_those_that_only_the_best_gets_right(both: tuple[Subject, Subject]) -> None:
-    found = saliency(*both, count=5)
+    found = saliency(*both, count=5).examples
     assert len(found) == 5
     assert len({example.label for example in found}) > 1
     for example in found:
-        assert example.label == int(both[0].test.labels[example.index])
+        assert example.label == int(both[0].data.split.labels[example.index])
         assert example.best.predicted == example.label != example.last.predicted
-        assert torch.equal(example.image, both[0].test.images[example.index].float() / 255)
+        assert torch.equal(example.image, both[0].data.split.images[example.index].float() / 255)
         for subject, view in zip(both, (example.best, example.last), strict=True):
             terms = terms_of(subject.loaded.model)
             assert 0 < (view.image - example.image).abs().max() <= 20 / 255 + 1e-6
@@ -169,24 +170,24 @@ def test_the_examples_are_those_that_only_the_best_gets_right(both: tuple[Subjec
                 assert logits[view.predicted] >= logits.max() - rounding(terms, scale=float(logits.abs().max()))
             assert view.saliency.shape == (8, 8)
             assert 0 <= view.saliency.min() <= view.saliency.max() <= 1 + 1e-6
-    again = saliency(*both, count=5)
+    again = saliency(*both, count=5).examples
     assert [example.index for example in again] == [example.index for example in found]
     assert all(torch.equal(a.best.saliency, b.best.saliency) for a, b in zip(again, found, strict=True))
 
 
 def test_images_by_class_and_by_number(both: tuple[Subject, Subject]) -> None:
-    assert {example.label for example in saliency(*both, label=class_index(both[0], "8"))} == {8}
-    named = saliency(*both, indices=[7, 3])
+    assert {example.label for example in saliency(*both, class_name="8").examples} == {8}
+    named = saliency(*both, indices=[7, 3]).examples
     assert [example.index for example in named] == [7, 3]
     for indices, text in (([450], "from 0 to 449"), ([-1], "found -1")):
         with pytest.raises(InputError, match=text):
             saliency(*both, indices=indices)
     with pytest.raises(UnavailableError, match="found no test image of class '3' among 45"):
-        saliency(both[0], both[0], label=3)
-    with pytest.raises(InputError, match="--count"):
+        saliency(both[0], both[0], class_name=3)
+    with pytest.raises(InputError, match="count: expected at least 1"):
         saliency(*both, count=0)
     with pytest.raises(InputError, match="expected a class's name or its index below 10"):
-        class_index(both[0], "ten")
+        saliency(*both, class_name="ten")
 
 
 def test_shared_features_and_the_images_that_excite_them() -> None:
@@ -195,14 +196,13 @@ def test_shared_features_and_the_images_that_excite_them() -> None:
     images = torch.randint(0, 256, (40, 1, 3, 3), dtype=torch.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
     classes = ("ant", "bee", "cow", "doe")
-    subject = Subject(
-        *(LoadedModel(model, "m", "m"), Split(images, torch.arange(40) % 4), "d", classes, None, "float32"),
-        *(torch.device("cpu"), Choices(clean=True, batch_size=7)),
-    )
-    result, found = shared_features(subject, ("ant", "cow"), count=9, images=6)
-    assert sum(entry.share for entry in found) == pytest.approx(result.matrix[0, 2])
+    data = MeasuredSplit(Split(images, torch.arange(40) % 4), classes)
+    subject = Subject(LoadedModel(model, "m", "m"), data, None, torch.device("cpu"), batch_size=7)
+    shared = shared_features(subject, ("ant", "cow"), count=9, images=6)
+    assert shared.correlation == subject.measure().matrix[0, 2]
+    assert sum(entry.share for entry in shared.features) == pytest.approx(shared.correlation)
     pixels = images.flatten(1).float() / 255
-    for entry in found:
+    for entry in shared.features:
         column = pixels[:, entry.feature]
         assert entry.activations == tuple(column.sort(descending=True).values[:6].tolist())
         assert [float(column[index]) for index in entry.images] == list(entry.activations)

@@ -9,7 +9,7 @@ import torch
 from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.measure.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training import loop
@@ -89,5 +89,5 @@ def test_the_recipes_head_is_measured_and_is_the_runs_own(tmp_path: Path) -> Non
 
     spec, file = "python:training.own_models:Headless", run.folder / "best.safetensors"
     for wanted, found in ((None, "gradient"), ("second", "second")):
-        subject = load_subject(spec, Choices(checkpoint=file, head=wanted))
-        assert (subject.choices.head, subject.choices.output) == (found, None)
+        subject = load_subject(spec, Settings.of(checkpoint=file, head=wanted))
+        assert (subject.probe.head, subject.probe.output) == (found, None)
