@@ -24,7 +24,10 @@ from ccf_plugin.zoo.weights import load_weights
 
 @dataclass(frozen=True)
 class Parts:
-    """The data, the model on its device as training starts from it, and the precision. ``validation`` is None where none is held out."""
+    """The data, the model as training starts from it, on its device, and the precision.
+
+    ``validation`` is None where none is held out.
+    """
 
     recipe: Recipe
     data_name: str
@@ -129,14 +132,12 @@ def check_weights(weights: str | None, out: Path) -> None:
     """
     if weights is None:
         return
-    if not _file_of(weights).is_file():
-        raise InputError(
-            Fault("model.weights", "a checkpoint or a run", f"none at {_file_of(weights)}", "check the path")
-        )
-    if _file_of(weights).resolve().is_relative_to(out.resolve()):
-        raise InputError(
-            Fault("model.weights", f"weights outside the run's own folder {out}", weights, "choose another {out}")
-        )
+    path = _file_of(weights)
+    if not path.is_file():
+        raise InputError(Fault("model.weights", "a checkpoint or a run", f"none at {path}", "check the path"))
+    if path.resolve().is_relative_to(out.resolve()):
+        expected = f"weights outside the run's own folder {out}"
+        raise InputError(Fault("model.weights", expected, weights, "choose another {out}"))
 
 
 def start_from(model: nn.Module, path: Path, *, key: str | None = None) -> None:
@@ -146,15 +147,8 @@ def start_from(model: nn.Module, path: Path, *, key: str | None = None) -> None:
     """
     normalization = load_weights(model, path, key=key)
     if normalization is not None:
-        mean, std = normalization
-        raise InputError(
-            Fault(
-                "model.mean",
-                f"the normalisation of {path}, mean = {mean}, std = {std}",
-                "none",
-                "state them in [model]",
-            )
-        )
+        expected = f"that of {path}, mean = {normalization.mean} and std = {normalization.std}"
+        raise InputError(Fault("model.mean", expected, "none", "state both in [model]"))
 
 
 def _file_of(weights: str) -> Path:
