@@ -24,7 +24,8 @@ from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
 from ccf_plugin.zoo.models import load_model
-from ccf_plugin.zoo.sources import are_other_classes
+from ccf_plugin.zoo.sources import are_other_classes, loadable
+from ccf_plugin.zoo.specs import find
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,13 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
     """
     faults = []
     for section in sections:
-        path = given_path(section.teacher)
-        if ":" in section.teacher or section.teacher == "average":
+        path = given_path(section.checkpoint or section.teacher)
+        is_run = section.checkpoint is None
+        if is_run and (":" in section.teacher or section.teacher == "average" or find(loadable(), section.teacher)):
             continue
-        if not path.exists():
+        if not path.exists() and not is_run:
+            faults.append(f"expected the teacher's checkpoint at {path}, found none; check the path")
+        elif not path.exists():
             folder = path.parent if path.suffix == ".safetensors" else path
             name = folder.name if folder.name in shipped_recipes() else "RECIPE"
             place = "" if folder == given_path(f"runs/{name}") else f" --out {folder}"
@@ -106,7 +110,14 @@ def load_teacher(
         InputError: no such model, or one for other classes or images.
     """
     spec = section.teacher
-    loaded = load_model(spec)
+    loaded = load_model(
+        spec,
+        checkpoint=None if section.checkpoint is None else given_path(section.checkpoint),
+        checkpoint_key=section.checkpoint_key,
+        options=section.options,
+        mean=section.mean,
+        std=section.std,
+    )
     if loaded.input_size is not None and loaded.input_size != input_size:
         sizes = ["×".join(map(str, size)) for size in (input_size, loaded.input_size)]
         raise InputError(f"expected a teacher for images of {sizes[0]}, found one for {sizes[1]} in {spec}")

@@ -36,7 +36,7 @@ from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
-from ccf_plugin.training.setup import Parts, prepare
+from ccf_plugin.training.setup import Parts, check_weights, prepare
 from ccf_plugin.training.state import Totals, TrainingState
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 from ccf_plugin.training.weight_perturbation import perturbed_weights
@@ -92,6 +92,7 @@ def train(
     """
     reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
+    check_weights(recipe.model.weights, out)
     processes = Processes(recipe, trackers, out)
     resume = check_place(out, resume=resume, force=force)  # before the data are loaded for nothing
     if processes.device.type == "cpu":
