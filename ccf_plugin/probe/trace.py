@@ -236,18 +236,18 @@ class HeadTracer:
     ) -> tuple[Plan, Reading, str]:
         """Another plan that this pass shows, if it is of the shape that is counted; and otherwise why there is none."""
         try:
-            found = self._detect(record)
-            reading = read(found, record, self._logits(found, record))
+            new = self._detect(record)
+            reading = read(new, record, self._logits(new, record))
         except InputError as error:
             return plan, missed, str(error)
         now = (reading.weight.shape[0], reading.features.shape[1])
         if shape is not None and now != shape:
-            names, _ = self._named(found, record)
+            names, _ = self._named(new, record)
             return plan, missed, f"they are those of {names!r} now, of shape (K, n) = {now}"
-        names, kinds = self._named(found, record)
+        names, kinds = self._named(new, record)
         self._head = Head(names, kinds, *now)
-        self._plans[record.signature()] = found
-        return found, reading, ""
+        self._plans[record.signature()] = new
+        return new, reading, ""
 
     def _detect(self, record: PassRecord) -> Plan:
         if self._by_hand is None:
