@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -24,12 +23,13 @@ from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.decomposition import mean_row_share
-from ccf_plugin.probe.distributed import gather_objects, gather_rows, interleaved, num_processes, sum_over_processes
+from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
+from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
 from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer
@@ -178,7 +178,7 @@ class CrossClassProbe:
         self._captured: PassRecord | None = None
         self._captures = False
         self._weight: Tensor | None = None  # W of the last pass that counted
-        self._correct: list[tuple[Tensor, Tensor | None]] | None = None  # of each batch of a run
+        self._records: ImageRecords | None = None  # of a run
         self._places: list[tuple[int, str]] = []  # from which batch on the head was where
         self._reason = ""  # why a batch's logits were no head's
         if self._miss_was_told and self._tracer is not None:
@@ -227,7 +227,7 @@ class CrossClassProbe:
             self._tell_of_others(record)
             if self._counted != self._inputs:  # what a run counted is still there
                 self._counted = None
-            self._correct = None
+            self._records = None  # nobody knows these images' order
             self._add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
@@ -275,8 +275,9 @@ class CrossClassProbe:
         together = sync and num_processes() > 1
         own = self._head_with_history() if self._sums is not None else None
         share = None if self._weight is None else float(mean_row_share(self._weight))
-        seen_here = _Process(own, self._seen, share, *self._records())
-        processes = gather_objects(seen_here) if together else [seen_here]
+        known = (None, None) if self._records is None else self._records.before_and_counted(self._counted == "clean")
+        this = _Process(own, self._seen, share, *known)
+        processes = gather_objects(this) if together else [this]
         sums = sum_over_processes(self._sums) if together else self._sums
         if sums is None:
             raise InputError(NOTHING_ADDED)
@@ -286,7 +287,7 @@ class CrossClassProbe:
         accuracy = int(sums.correct) / total
         clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
         samples = self._samples(together) if self._instances else None
-        confusion, confusion_clean = (_square(cells, total) for cells in (sums.confusion, sums.clean_confusion))
+        confusion, confusion_clean = sums.confusions()
         seen = set().union(*(process.passes for process in processes))
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
@@ -362,7 +363,7 @@ class CrossClassProbe:
         self._attached()
         self.reset()
         self._counted = "clean" if attack is None else "adversarial"
-        correct: list[tuple[Tensor, Tensor | None]] = []
+        records = ImageRecords()
         device = device_of(self.model)
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):
@@ -379,8 +380,8 @@ class CrossClassProbe:
                     self.model.eval()  # torchattacks turns a model back to train mode
                 with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
-                correct.append(self._add(self._read(self._take_record()), labels, slice(None), clean))
-        self._correct = correct
+                records.append(*self._add(self._read(self._take_record()), labels, slice(None), clean))
+        self._records = records
         result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
@@ -457,16 +458,6 @@ class CrossClassProbe:
         self._seen.add(("train" if latest.training else "eval", str(latest.dtype).removeprefix("torch.")))
         return correct
 
-    def _records(self) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-        """Which images of a run were classified right before the attack and in the passes that counted, (N,) bool."""
-        if self._correct is None:
-            return None, None
-        correct = _joined([batch for batch, _ in self._correct])
-        before = [batch for _, batch in self._correct if batch is not None]
-        if self._counted == "clean":
-            return correct, correct
-        return (_joined(before) if len(before) == len(self._correct) else None), correct
-
     def _head_with_history(self) -> Head | None:
         """The head, and where it was in which batches if that changed."""
         head = self.head
@@ -521,18 +512,6 @@ class _Process(NamedTuple):
     mean_row_share: float | None
     correct_clean: NDArray[np.bool_] | None
     correct: NDArray[np.bool_] | None
-
-
-def _joined(batches: list[Tensor]) -> NDArray[np.bool_]:
-    return np.concatenate([np.zeros(0, dtype=np.bool_), *(batch.cpu().numpy() for batch in batches)])
-
-
-def _square(cells: Tensor | None, total: int) -> NDArray[np.int64] | None:
-    """A confusion matrix, (K, K) from its (K K,) cells; None where not every sample is in it."""
-    if cells is None or int(cells.sum()) != total:
-        return None
-    classes = math.isqrt(len(cells))
-    return cells.view(classes, classes).cpu().numpy().copy()  # the sums go on
 
 
 def _only(values: set[str]) -> str | None:
