@@ -89,6 +89,8 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("mean row of W", result.gauge_note)
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
+    if result.average_instance_cas is not None:
+        table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.left_out:
         table.add_row("left out", f"{result.left_out}: NaN in C, not in CAS")

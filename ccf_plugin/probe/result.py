@@ -57,6 +57,8 @@ class CrossClassResult:
         data: name, split and count of the images, or None where the probe was fed by somebody else's loop.
         threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, seed, precision; None when clean. What
             the attack does not take is None.
+        average_instance_cas: I-CAS with the mean over all pairs of samples in place of the largest cosine, which Section
+            5.3 dismisses; or None.
         model_mode: "eval" or "train" (or "mixed"): CAS in train mode is not the paper's CAS.
         precision: dtype of the measured features.
         versions: of the libraries that took part.
@@ -76,6 +78,7 @@ class CrossClassResult:
     confusion_unnamed: NDArray[np.int64] | None = None
     correct_clean: NDArray[np.bool_] | None = None
     correct: NDArray[np.bool_] | None = None
+    average_instance_cas: float | None = None
     logit_variance: float | None = None
     mean_row_share: float | None = None
     centred: bool = False
@@ -252,6 +255,7 @@ class CrossClassResult:
             "accuracy": self.accuracy,
             "cas": self.cas,
             "instance_cas": self.instance_cas,
+            "average_instance_cas": self.average_instance_cas,
         }
 
     @property

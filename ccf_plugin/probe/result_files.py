@@ -39,6 +39,7 @@ _PLAIN_FIELDS: dict[str, Any] = {
     "clean_accuracy": _NUMBER,
     "robust_accuracy": _NUMBER,
     "accuracy": _NUMBER,
+    "average_instance_cas": _NUMBER,
     "logit_variance": _NUMBER,
     "mean_row_share": _NUMBER,
     "centred": bool,
@@ -48,6 +49,7 @@ _PLAIN_FIELDS: dict[str, Any] = {
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
     "repeats": [],
+    "average_instance_cas": None,
     "logit_variance": None,
     "mean_row_share": None,
     "centred": False,
