@@ -57,8 +57,8 @@ class CrossClassResult:
         data: name, split and count of the images, or None where the probe was fed by somebody else's loop.
         threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, seed, precision; None when clean. What
             the attack does not take is None.
-        average_instance_cas: I-CAS with the mean over all pairs of samples in place of the largest cosine, which Section
-            5.3 dismisses; or None.
+        average_instance_cas: I-CAS with the mean over all pairs of samples in place of the largest cosine, which
+            Section 5.3 dismisses; or None.
         model_mode: "eval" or "train" (or "mixed"): CAS in train mode is not the paper's CAS.
         precision: dtype of the measured features.
         versions: of the libraries that took part.
