@@ -15,7 +15,7 @@ _PARAMETER = re.compile(r"\{(\w+)\}")
 class Fault:
     """What is wrong with one value: its ``key`` (a parameter, a recipe's key, or ""), and what to do about it.
 
-    ``remedy`` marks the parameters that it refers to with braces: ``"choose another {out}"``.
+    ``expected`` and ``remedy`` mark the parameters that they refer to with braces: ``"choose another {out}"``.
     """
 
     key: str
@@ -29,8 +29,10 @@ class Fault:
     def render(self, spell: Callable[[str], str] = str) -> str:
         """The fault in one line. ``spell`` turns a parameter's name into what the reader knows it by: ``--limit``."""
         key = f"{spell(self.key)}: " if self.key else ""
-        remedy = _PARAMETER.sub(lambda match: spell(match[1]), self.remedy)
-        return f"{key}expected {self.expected}, found {self.found}" + (f"; {remedy}" if remedy else "")
+        expected, remedy = (
+            _PARAMETER.sub(lambda match: spell(match[1]), text) for text in (self.expected, self.remedy)
+        )
+        return f"{key}expected {expected}, found {self.found}" + (f"; {remedy}" if remedy else "")
 
 
 class CCFError(Exception):
@@ -75,6 +77,13 @@ def _printable(line: str) -> str:
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raise InputError for the first of these parameters that is less; None is not given."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(Fault(name, f"at least {least}", str(value)))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

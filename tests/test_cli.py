@@ -78,13 +78,14 @@ def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
         "RA (PGD-2)",
         "CAS",
         "of 90",
+        "CAS by chance",
         "I-CAS",
         "strongest pairs",
         "30 test images of digits",
     ):
         assert text in out
     for suffix in ("npz", "json", "png"):
-        assert (tmp_path / "results" / f"digits-PGD2-Linf-0.07843.{suffix}").is_file()
+        assert (tmp_path / "results" / f"digits-PGD2-Linf-20of255.{suffix}").is_file()
 
 
 def test_json_is_all_that_json_prints_and_is_what_is_saved(ccf: Ccf, checkpoint: Path, tmp_path: Path) -> None:
@@ -111,13 +112,13 @@ def test_the_clean_options_and_the_l2_defaults(ccf: Ccf, checkpoint: Path) -> No
     assert (threat["attack"], threat["eps"], threat["step_size"]) == ("PGDL2", 128 / 255, 16 / 255)
     _, out, _ = ccf("probe", checkpoint, "--json", "--limit", 20, "--attack", "fgsm", "--eps", "4/255")
     threat = json.loads(out)["threat"]
-    assert (threat["attack"], threat["eps"], threat["steps"], threat["step_size"]) == ("FGSM", 4 / 255, 1, None)
+    assert (threat["attack"], threat["eps"], threat["steps"], threat["step_size"]) == ("FGSM", 4 / 255, None, None)
 
 
 def test_an_attack_without_a_step_size_is_shown(ccf: Ccf, checkpoint: Path) -> None:
     code, out, _ = ccf("probe", checkpoint, "--limit", 20, "--attack", "FGSM")
     assert code == 0
-    assert "FGSM-1, Linf, eps 25.5/255, step none" in out
+    assert "FGSM, Linf, eps 25.5/255, seed 0, float32" in out
 
 
 def test_a_class_without_images_is_named_and_left_out(ccf: Ccf, checkpoint: Path, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_an_attack_of_ones_own_trains_resumes_and_probes(ccf: Ccf, tmp_path: Pat
     run = tmp_path / "runs" / "digits"
     result = CrossClassResult.load(run / "probe" / "002")
     assert result.threat is not None
-    assert (result.threat["attack"], result.threat["eps"], result.threat["steps"]) == (spec, 20 / 255, 1)
+    assert (result.threat["attack"], result.threat["eps"], result.threat["steps"]) == (spec, 20 / 255, None)
 
     # The run's own recipe file names code too: what decides is the recipe that the command line gives.
     arguments = ("--resume", "--allow-change", "optim.epochs", "--set", "optim.epochs=3")
@@ -293,7 +294,7 @@ def test_an_attack_of_ones_own_trains_resumes_and_probes(ccf: Ccf, tmp_path: Pat
 
     code, out, err = ccf("probe", run, "--attack", spec, "--limit", 20)
     assert (code, err) == (0, "")
-    assert (tmp_path / "results" / "digits-reflected1-Linf-0.07843.npz").is_file()
+    assert (tmp_path / "results" / "digits-reflected-Linf-20of255.npz").is_file()
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,10 @@ BAD = {
     ),
     "a head that is no layer": (["compare", "{run}", "--head", "linea"], "did you mean 'linear'"),
     "a pair of one": (["saliency", "{run}", "--pair", "3"], "--pair: expected two classes"),
-    "an unknown class": (["saliency", "{run}", "--class", "cat"], "expected a class's name or its index below 10"),
+    "an unknown class": (
+        ["saliency", "{run}", "--class", "cat"],
+        "--class: expected a class's name or its index below 10",
+    ),
     "indices in words": (["saliency", "{run}", "--indices", "three"], "--indices: expected numbers"),
     "class and indices": (["saliency", "{run}", "--indices", "3", "--class", "3"], "--class or --indices"),
     "a job of several processes": (["compare", "{run}"], "in one process, found a job of 2"),

@@ -23,7 +23,7 @@ def test_an_evaluation_says_on_how_many_images(ccf: Ccf, digits_run: Path, tmp_p
     for text in ("30 test images of digits", "clean accuracy", "PGD-2 accuracy", "PGD-3 accuracy", "Linf, eps 8/255"):
         assert text in out
     (file,) = (tmp_path / "results").iterdir()
-    assert file.name.endswith("-evaluation-Linf-0.03137.json")
+    assert file.name.endswith("-evaluation-Linf-8of255.json")
     code, out, err = ccf(*arguments, "--json")
     assert (code, err) == (0, "")
     printed = json.loads(out)

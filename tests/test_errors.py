@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ccf_plugin.errors import CCFError, Fault, InputError
+from ccf_plugin.errors import CCFError, Fault, InputError, check_at_least
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ def test_a_fault_is_one_line(fault: Fault, line: str) -> None:
 
 
 def test_a_reader_may_know_the_parameters_by_other_names() -> None:
-    fault = Fault("batch_size", "at least 1", "batch_size {limit}", "lower {batch_size} or {limit}")
+    fault = Fault("batch_size", "{limit} or less", "batch_size {limit}", "lower {batch_size} or {limit}")
     assert fault.render(lambda name: f"<{name}>") == (
-        "<batch_size>: expected at least 1, found batch_size {limit}; lower <batch_size> or <limit>"
+        "<batch_size>: expected <limit> or less, found batch_size {limit}; lower <batch_size> or <limit>"
     )
 
 
@@ -37,6 +37,12 @@ def test_an_error_keeps_its_faults_and_prints_a_line_of_each() -> None:
     assert error.faults == ("one", fault)
     assert str(error) == "one\nseed: expected a number, found '\\n'"
     assert error.lines(str.upper) == ["one", "SEED: expected a number, found '\\n'"]
+
+
+def test_a_value_that_is_too_small_is_named() -> None:
+    check_at_least(1, limit=None, count=1)
+    with pytest.raises(InputError, match=r"^count: expected at least 2, found 1$"):
+        check_at_least(2, limit=2, count=1, steps=0)
 
 
 def test_an_error_crosses_processes() -> None:

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from bad_inputs.cases import SET
 
-from ccf_plugin.files import given_path, made_folder, write_together
+from ccf_plugin.files import (
+    csv_bytes,
+    flattened,
+    given_path,
+    json_bytes,
+    made_folder,
+    read_csv,
+    write_json,
+    write_together,
+)
 from ccf_plugin.zoo.datasets import load_data
 
 
@@ -86,3 +95,47 @@ def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
         (tmp_path / "a" / "mine").touch()
         raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "mine"]
+
+
+def test_a_csv_is_read_as_it_was_written(tmp_path: Path) -> None:
+    rows = [{"name": 'a "b", c', "value": 0.1 + 0.2, "count": 3}, {"name": "", "value": None, "other": "left out"}]
+    file = tmp_path / "table.csv"
+    file.write_bytes(csv_bytes(["name", "value", "count"], rows))
+    columns, cells = read_csv(file)
+    assert columns == ["name", "value", "count"]
+    assert cells == [
+        {"name": 'a "b", c', "value": "0.30000000000000004", "count": "3"},
+        {"name": "", "value": "", "count": ""},
+    ]
+    assert csv_bytes(["value"], rows[:1], digits=6) == b"value\n0.3\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a,b\n1\n", "a row cut short"),
+        (b"a,b\n1,2,3\n", "a row too long"),
+        (b"a,b\n\xff,2\n", "utf-8"),
+        (b"a,b\n" + b"1" * 200_000, "field limit"),
+    ],
+)
+def test_a_csv_that_is_none_is_a_value_error(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_csv(tmp_path / "table.csv")
+
+
+def test_an_empty_csv_has_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(b"")
+    assert read_csv(tmp_path / "table.csv") == ([], [])
+
+
+def test_json_has_no_nan_and_leaves_what_was_there(tmp_path: Path) -> None:
+    write_json(tmp_path / "one.json", {"a": [1]})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "one.json", float("nan"))
+    assert (tmp_path / "one.json").read_bytes() == json_bytes({"a": [1]}) == b'{\n "a": [\n  1\n ]\n}\n'
+
+
+def test_nested_tables_are_flattened_to_dotted_keys() -> None:
+    assert flattened({"a": 1, "b": {"c": {"d": [2]}, "e": {}}}) == {"a": 1, "b.c.d": [2]}

@@ -56,7 +56,7 @@ def main() -> NoReturn:
             raise KeyboardInterrupt
         sys.exit(code)
     except CCFError as error:
-        _fail(str(error), error.exit_code)
+        _fail("\n".join(error.lines(_spell)), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail(f"interrupted{_RESUMABLE.get(''.join(sys.argv[1:2]), '')}", _INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
@@ -72,6 +72,19 @@ def main() -> NoReturn:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
         _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
+
+
+def _spell(name: str) -> str:
+    """A parameter as the command line calls it: ``limit`` is ``--limit``, ``class_name`` ``--class``; other keys stay.
+
+    The library's errors name its own parameters; the option of a command that gives one has the same name in Python.
+    """
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    command = commands.get("".join(sys.argv[1:2]))
+    for parameter in command.params if command is not None else ():
+        if parameter.name == name:
+            return next((option for option in parameter.opts if option.startswith("--")), name)
+    return name
 
 
 def _explain(error: OSError) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ccf_plugin.measure.compare import Comparison, Pair, Side
-    from ccf_plugin.measure.subject import Subject
-    from ccf_plugin.probe.result import CrossClassResult
+    from ccf_plugin.measure.evaluate import MeasuredSplit
+    from ccf_plugin.measure.saliency import Saliency
 
 First = Annotated[
     str, typer.Argument(metavar="A", help="A model (as for `ccf probe`), a checkpoint, a run, or a saved result.")
@@ -32,12 +32,12 @@ Checkpoints = Annotated[
 ]
 
 
-@options.with_choices("checkpoint")
+@options.with_settings("checkpoint")
 def compare(
     a: First,
     b: Second = None,
     *,
-    choices: Choices,
+    settings: Settings,
     bootstrap: Annotated[
         int | None, typer.Option(metavar="N", help="95 % intervals of CAS and ΔCAS from N resamples of the images.")
     ] = None,
@@ -58,7 +58,7 @@ def compare(
     refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
 
     from ccf_plugin.drawing import colour_scale, save_figure
-    from ccf_plugin.errors import InputError
+    from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
     from ccf_plugin.measure.compare import compare as compare_results
     from ccf_plugin.measure.compare import load_sides, name_sides
@@ -66,13 +66,14 @@ def compare(
     from ccf_plugin.measure.subject import Subject
 
     if bootstrap is not None and bootstrap < 2:
-        raise InputError(f"--bootstrap: expected 2 or more, found {bootstrap}")
+        raise InputError(Fault("bootstrap", "2 or more", str(bootstrap)))
     names = name_sides(a, b)
-    sides = load_sides(*names, choices, checkpoint or [])
+    sides = load_sides(*names, settings, checkpoint or [])
     if bootstrap is not None and not all(isinstance(side, Subject) for side in sides):
-        raise InputError("expected models to measure with --bootstrap, found a saved result; files hold no samples")
+        expected = "models to measure with {bootstrap}"
+        raise InputError(Fault("", expected, "a saved result", "files hold no samples"))
     for scale in ((vmin, vmax), (difference_vmin, difference_vmax)):
-        colour_scale(_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
+        colour_scale(_number_of_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
     titles = _titles(sides, names)
     console = open_console(stderr=as_json)
     results = [
@@ -113,54 +114,52 @@ def _title(side: Side, name: str) -> str:
     from ccf_plugin.measure.subject import Subject
 
     if isinstance(side, Subject):
-        own = side.loaded.name  # a run's best weights have its name alone
-        return f"{own}-best" if Path(name).stem.startswith("best") and not own.endswith("-raw") else own
+        title = side.loaded.name  # a run's best weights have its name alone
+        return f"{title}-best" if Path(name).stem.startswith("best") and not title.endswith("-raw") else title
     return Path(name).name.removesuffix(".json").removesuffix(".npz")
 
 
-def _classes(side: Side) -> int:
+def _number_of_classes(side: Side) -> int:
     from ccf_plugin.measure.subject import Subject
 
-    return len(side.classes) if isinstance(side, Subject) else len(side.matrix)
+    return len(side.data.classes) if isinstance(side, Subject) else len(side.matrix)
 
 
 def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
     from rich.table import Table
 
-    first, second, found = comparison.first, comparison.second, comparison.bootstrap
+    from ccf_plugin.threat import threat_label
+
+    first, second, bootstrap = comparison.first, comparison.second, comparison.bootstrap
     table = Table("", *titles, "first − second")
-    accuracies = {"clean_accuracy": "clean accuracy", "robust_accuracy": _robust_label(first), "accuracy": "accuracy"}
+    robust = "RA" if first.threat is None else f"RA ({threat_label(first.threat)})"
+    accuracies = {"clean_accuracy": "clean accuracy", "robust_accuracy": robust, "accuracy": "accuracy"}
     for name, label in accuracies.items():
         a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
         if difference is not None:
             table.add_row(label, f"{a:.1%}", f"{b:.1%}", f"{difference * 100:+.1f} points")
     table.add_row("CAS", f"{first.cas:.2f}", f"{second.cas:.2f}", f"{comparison.differences['cas']:+.2f}")
-    if found is not None:
-        intervals = (found.first, found.second, found.difference)
-        table.add_row(f"  {found.level:.0%} interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals))
+    if bootstrap is not None:
+        intervals = (bootstrap.first, bootstrap.second, bootstrap.difference)
+        table.add_row(f"  {bootstrap.level:.0%} interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals))
     if comparison.differences["instance_cas"] is not None:
         figures = (first.instance_cas, second.instance_cas)
         table.add_row("I-CAS", *(f"{value:.2f}" for value in figures), f"{comparison.differences['instance_cas']:+.2f}")
     return table
 
 
-def _robust_label(result: CrossClassResult) -> str:
-    threat = result.threat
-    return "RA" if threat is None else f"RA ({threat.get('attack')}-{threat.get('steps')})"
-
-
 def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Table:
     from rich.table import Table
 
     table = Table(f"pairs that {heading}", *titles, "first − second", box=None)
-    for one, other, first, second in pairs:
-        table.add_row(f"{one} – {other}", f"{first:.2f}", f"{second:.2f}", f"{first - second:+.2f}")
+    for name, other_name, first, second in pairs:
+        table.add_row(f"{name} – {other_name}", f"{first:.2f}", f"{second:.2f}", f"{first - second:+.2f}")
     if not pairs:
         table.add_row("none", "", "", "")
     return table
 
 
-@options.with_choices("checkpoint")
+@options.with_settings("checkpoint")
 def saliency(
     best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
     last: Annotated[
@@ -185,7 +184,7 @@ def saliency(
         str | None, typer.Option(help="The layer to explain. Default: the last map or grid of tokens.")
     ] = None,
     *,
-    choices: Choices,
+    settings: Settings,
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write <out>.png and .json. Default: results/<BEST>-<LAST>-saliency.")
@@ -194,91 +193,81 @@ def saliency(
     """Show where BEST and LAST look (Grad-CAM) on adversarial examples that BEST classifies right and LAST wrong."""
     quiet_libraries()
     refuse_several_processes("saliency", "start it with python or ccf alone")
-    from rich.table import Table
 
     from ccf_plugin.drawing import save_figure
-    from ccf_plugin.errors import InputError
+    from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
-    from ccf_plugin.measure import pictures
-    from ccf_plugin.measure import saliency as what
     from ccf_plugin.measure.compare import is_result, load_sides, name_sides
+    from ccf_plugin.measure.pictures import draw_saliency, draw_shared_features
+    from ccf_plugin.measure.saliency import saliency as find_saliency
     from ccf_plugin.measure.subject import Subject
 
-    if class_name is not None and indices is not None:
-        raise InputError("expected --class or --indices, found both; --indices names the images itself")
-    if choices.head is not None and pair is None:
-        raise InputError("expected --head beside --pair, whose features are its, found it alone; name a --pair")
-    chosen = None if indices is None else _numbers(indices)
+    if settings.probe.head is not None and pair is None:
+        expected = "{head} beside {pair}, whose features are its"
+        raise InputError(Fault("", expected, "it alone", "name a {pair}"))
+    chosen, two = None if indices is None else _numbers(indices), None if pair is None else _pair_of(pair)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:
         raise InputError(f"expected two models, found {results[0]!r}, a saved result, which has no weights")
-    first, second = load_sides(*names, choices, checkpoint or [])
+    first, second = load_sides(*names, settings, checkpoint or [])
     assert isinstance(first, Subject) and isinstance(second, Subject)  # noqa: PT018, S101  (neither is a result)
-    classes = first.classes
-    label = None if class_name is None else what.class_index(first, class_name)
-    both = None if pair is None else _pair_of(pair, first)
-    console = open_console()
     titles = _titles((first, second), names)
-    examples = what.saliency(
+    console = open_console()
+    seen = find_saliency(
         first,
         second,
         count=count,
-        label=label,
+        class_name=class_name,
         indices=chosen,
+        pair=two,
+        features=features,
         layer=layer,
-        progress=progress_on(console, "attacking"),
+        progress=lambda doing: progress_on(console, doing),
     )
     stem = options.stem(out, f"{titles[0]}-{titles[1]}-saliency")
+    description = stem.with_name(f"{stem.name}.json")
+    figures = {"": draw_saliency(seen, titles)}
+    if seen.shared is not None:
+        figures["-features"] = draw_shared_features(seen.shared, first.data, titles[0])
     with made_folder(stem.parent):
-        described: dict[str, Any] = {"models": list(names), "threat": first.describe_threat(), "data": first.data_name}
-        described["examples"] = what.describe(examples, classes)
-        written = [save_figure(pictures.draw_saliency(examples, classes, titles), stem.with_name(f"{stem.name}.png"))]
-        table = Table("image", "class", f"{titles[0]} says", f"{titles[1]} says")
-        for entry in described["examples"]:
-            table.add_row(str(entry["index"]), entry["class"], entry["best"], entry["last"])
+        written = [save_figure(figure, stem.with_name(f"{stem.name}{name}.png")) for name, figure in figures.items()]
+        write_json(description, seen.to_json())
+    for table in _saliency_tables(seen, first.data, titles):
         console.print(table)
-        if both is not None:
-            result, shared = what.shared_features(
-                first, both, count=features, progress=progress_on(console, f"measuring {titles[0]}")
-            )
-            correlation = float(result.matrix[both])
-            heading = f"{classes[both[0]]} – {classes[both[1]]}: C = {correlation:.2f}"
-            labels = first.test.labels.tolist()
-            figure = pictures.draw_shared_features(
-                shared, first.test.images, labels, classes, f"{titles[0]}, {heading}"
-            )
-            written.append(save_figure(figure, stem.with_name(f"{stem.name}-features.png")))
-            table = Table("feature", f"share of C = {correlation:.2f}", "images that excite it most", title=heading)
-            for entry in shared:
-                seen = ", ".join(f"{classes[labels[index]]} {index}" for index in entry.images[:5])
-                table.add_row(str(entry.feature), f"{entry.share:+.3f}", seen)
-            console.print(table)
-            described["pair"] = {
-                "classes": [classes[index] for index in both],
-                "correlation": correlation,
-                "features": [vars(entry) for entry in shared],
-            }
-        file = stem.with_name(f"{stem.name}.json")
-        write_json(file, described)
-    console.print("Wrote " + ", ".join(map(str, [*written, file])), highlight=False, soft_wrap=True)
+    console.print("Wrote " + ", ".join(map(str, [*written, description])), highlight=False, soft_wrap=True)
+
+
+def _saliency_tables(seen: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[Table]:
+    from rich.table import Table
+
+    table = Table("image", "class", *(f"{title} says" for title in titles))
+    for example in seen.examples:
+        labels = (example.label, example.best.predicted, example.last.predicted)
+        table.add_row(str(example.index), *(data.classes[label] for label in labels))
+    if seen.shared is None:
+        return [table]
+    share = f"share of C = {seen.shared.correlation:.2f}"
+    features = Table("feature", share, "images that excite it most", title=seen.shared.heading(data.classes))
+    for feature in seen.shared.features:
+        images = (f"{data.classes[int(data.split.labels[index])]} {index}" for index in feature.images[:5])
+        features.add_row(str(feature.feature), f"{feature.share:+.3f}", ", ".join(images))
+    return [table, features]
 
 
 def _numbers(text: str) -> list[int]:
-    from ccf_plugin.errors import InputError
+    from ccf_plugin.errors import Fault, InputError
 
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--indices: expected numbers such as 3,17,20, found {text!r}") from None
+        raise InputError(Fault("indices", "numbers such as 3,17,20", repr(text))) from None
 
 
-def _pair_of(text: str, subject: Subject) -> tuple[int, int]:
-    from ccf_plugin.errors import InputError
-    from ccf_plugin.measure.saliency import class_index
+def _pair_of(text: str) -> tuple[str, str]:
+    from ccf_plugin.errors import Fault, InputError
 
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2:
-        raise InputError(f"--pair: expected two classes such as cat,dog (or their numbers), found {text!r}")
-    first, second = (class_index(subject, part) for part in parts)
-    return first, second
+        raise InputError(Fault("pair", "two classes such as cat,dog (or their numbers)", repr(text)))
+    return parts[0], parts[1]

@@ -49,7 +49,7 @@ def quiet_libraries() -> None:
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """The terminal, or nothing but the first process's of a job.
+    """The terminal; silent in all processes of a job but the first.
 
     File and class names may hold what rich takes for markup or emoji; nothing of it is meant.
     """
@@ -58,11 +58,11 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, quiet=not is_first_process(), markup=False, emoji=False)
 
 
-def progress_on(console: Console, what: str) -> Progress:
-    """A progress bar for a pass over batches; nothing where the console is no terminal."""
+def progress_on(console: Console, task: str) -> Progress:
+    """A progress bar, headed by the task, for a pass over batches; nothing where the console is no terminal."""
     from rich.markup import escape
     from rich.progress import track
 
     return lambda batches, total: track(
-        batches, escape(what), total=total, console=console, transient=True, disable=not console.is_terminal
+        batches, escape(task), total=total, console=console, transient=True, disable=not console.is_terminal
     )

@@ -10,7 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ccf_plugin.measure.robustness import Evaluation
 
 
-@options.with_choices("clean", "attack", "steps", "head", "output")
+@options.with_settings("clean", "attack", "steps", "head")
 def evaluate(
     model: options.Model,
     *,
-    choices: Choices,
+    settings: Settings,
     steps: Annotated[list[int] | None, typer.Option(help="Of PGD; may be repeated. Default: 20 and 100.")] = None,
     autoattack: Annotated[bool, typer.Option("--autoattack", help="AutoAttack too: slow, and what to quote.")] = False,
     out: Annotated[
@@ -41,64 +41,65 @@ def evaluate(
     from ccf_plugin.files import made_folder
     from ccf_plugin.measure.robustness import evaluate as run_evaluation
     from ccf_plugin.measure.subject import load_subject
+    from ccf_plugin.threat import threat_file_part
 
-    subject = load_subject(model, choices)
-    threat = subject.threat
-    assert threat is not None  # noqa: S101  (only clean choices have none)
-    stem = options.stem(out, f"{subject.loaded.name}-evaluation-{threat.norm}-{threat.eps:.4g}")
+    subject = load_subject(model, settings)
+    assert subject.attack is not None  # noqa: S101  (only the setting ``clean`` leaves it out)
+    threat, images = subject.attack.threat, len(subject.data.split)
+    stem = options.stem(out, f"{subject.loaded.name}-evaluation-{threat_file_part(threat.as_dict())}")
     file = stem.with_name(f"{stem.name}.json")
     console = open_console(stderr=as_json)
     with made_folder(file.parent):
-        found = run_evaluation(
+        evaluation = run_evaluation(
             subject,
             file,
-            steps=steps or (20, 100),
+            steps=steps or (),
             autoattack=autoattack,
             restart=restart,
-            progress=lambda name: progress_on(console, f"{name}, {len(subject.test)} images"),
+            progress=lambda name: progress_on(console, f"{name}, {images} images"),
         )
     if as_json:
-        print(json.dumps(found.to_json(), allow_nan=False))  # noqa: T201
+        print(json.dumps(evaluation.to_json(), allow_nan=False))  # noqa: T201
         return
-    _print_evaluation(console, found)
+    _print_evaluation(console, evaluation)
     console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
 
 
-def _print_evaluation(console: Console, found: Evaluation) -> None:
+def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
     from ccf_plugin.measure.robustness import MASKING_MARGIN
-    from ccf_plugin.threat import show_pixels
+    from ccf_plugin.threat import threat_sentence
 
-    threat, data = found.conditions["threat"], found.conditions["data"]
+    threat, data = evaluation.conditions["threat"], evaluation.conditions["data"]
     table = Table(show_header=False)
-    table.add_row("model", found.conditions["model"])
-    table.add_row("data", f"{found.images} test images of {data['name']}")
-    table.add_row("threat", f"{threat['norm']}, eps {show_pixels(threat['eps'])}")
-    for name, accuracy in found.accuracies.items():
+    table.add_row("model", evaluation.conditions["model"])
+    table.add_row("data", f"{evaluation.images} test images of {data['name']}")
+    table.add_row("threat", threat_sentence(threat))
+    for name, accuracy in evaluation.accuracies.items():
         table.add_row(f"{name} accuracy", f"{accuracy:.1%}")
     console.print(table)
     margin = f"{MASKING_MARGIN * 100:.0f} points"
-    if found.masking_gap is not None:
-        gap = f"The strongest PGD leaves {found.masking_gap * 100:.1f} points more than AutoAttack"
-        if found.may_mask_gradients:
+    if evaluation.masking_gap is not None:
+        gap = f"The strongest PGD leaves {evaluation.masking_gap * 100:.1f} points more than AutoAttack"
+        if evaluation.may_mask_gradients:
             console.print(
                 f"Possible gradient masking: {gap[0].lower()}{gap[1:]}; over {margin} is far.", highlight=False
             )
         else:
             console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
-    for note in found.notes:
+    for note in evaluation.notes:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
 
-@options.with_choices("clean", "attack", "norm", "checkpoint", "pretrained")
+@options.with_settings("clean", "attack", "norm", "checkpoint", "pretrained")
 def leaderboard(
     dataset: Annotated[str, typer.Option(help="RobustBench's: cifar10, cifar100 or imagenet.")] = "cifar10",
     threat: Annotated[str, typer.Option(help="RobustBench's: Linf or L2.")] = "Linf",
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This model; may be repeated.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Only models whose files lie in --model-dir.")] = False,
     *,
-    choices: Choices,
+    settings: Settings,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write <out>.csv and .png. Default: results/leaderboard-<dataset>-<threat>."),
@@ -119,7 +120,7 @@ def leaderboard(
     measured = measure_leaderboard(
         dataset,
         threat,
-        choices,
+        settings,
         file,
         only=only or [],
         local=local,
@@ -127,28 +128,30 @@ def leaderboard(
     )
     with made_folder(file.parent):
         for row, left in measured:
-            found = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
-            console.print(f"{row.model}: {found} ({left} to go)", highlight=False, soft_wrap=True)
+            outcome = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
+            console.print(f"{row.model}: {outcome} ({left} to go)", highlight=False, soft_wrap=True)
         rows = read_leaderboard(file) if file.exists() else []
-        had = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
-        if had:
-            console.print(_leaderboard_table(had))
-            title = f"{len(had)} models of RobustBench, {dataset} {threat}"
-            correlation = rank_correlation(had)
+        probed = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
+        if probed:
+            console.print(_leaderboard_table(probed))
+            title = f"{len(probed)} models of RobustBench, {dataset} {threat}"
+            correlation = rank_correlation(probed)
             if correlation == correlation:  # not NaN
                 title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
-            picture = save_figure(draw_leaderboard(had, title), stem.with_name(f"{stem.name}.png"))
+            picture = save_figure(draw_leaderboard(probed, title), stem.with_name(f"{stem.name}.png"))
             console.print(title, highlight=False, soft_wrap=True)
-    if len(rows) > len(had):
-        console.print(f"{len(rows) - len(had)} could not be measured; {file} says why, and a second call tries again")
-    console.print(f"Wrote {file}{f', {picture}' if had else ''}", highlight=False, soft_wrap=True)
+    absent = len(rows) - len(probed)
+    if absent:
+        console.print(f"{absent} could not be measured; {file} says why, and a second call tries again")
+    console.print(f"Wrote {file}{f', {picture}' if probed else ''}", highlight=False, soft_wrap=True)
 
 
 def _leaderboard_table(rows: list[Row]) -> Table:
     from rich.table import Table
 
-    first = rows[0]
-    table = Table("model", "clean", f"RA ({first.attack}-{first.steps})", "AutoAttack, published", "CAS", "I-CAS")
+    from ccf_plugin.threat import threat_label
+
+    table = Table("model", "clean", f"RA ({threat_label(vars(rows[0]))})", "AutoAttack, published", "CAS", "I-CAS")
     for row in rows:
         accuracies = (row.clean_accuracy, row.robust_accuracy, row.published_autoattack_accuracy)
         shown = ["" if value is None else f"{value:.1%}" for value in accuracies]

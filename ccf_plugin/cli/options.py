@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ccf_plugin.files import given_path
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.zoo.readers import READERS
 from ccf_plugin.zoo.sources import loadable
 from ccf_plugin.zoo.specs import forms
@@ -64,7 +63,7 @@ AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that
 VMin = Annotated[float | None, typer.Option(help="The value of C's lightest colour. Default: 0 (100 classes: -0.75).")]
 VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colour. Default: 1 (100 classes: 0.75).")]
 
-_OF_CHOICES: dict[str, Any] = {
+_OF_SETTINGS: dict[str, Any] = {
     "data": Data,
     "clean": Clean,
     "attack": Attack,
@@ -87,28 +86,29 @@ _OF_CHOICES: dict[str, Any] = {
 }
 
 
-def with_choices(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, in place of its parameter ``choices``, an option for each field of ``Choices``.
+def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
 
-    The command gets the one ``Choices`` that is made of them; a field ``left_out`` keeps its default.
+    The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
+    command's options of its signature alone, so that this is written here; the other ways repeat the 19 parameters in
+    each of five commands, or lean on the click that a typer keeps to itself.
     """
-    chosen = [field for field in fields(Choices) if field.name not in left_out]
+    defaults = Settings().flat()
     options = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_OF_CHOICES[field.name]
-        )
-        for field in chosen
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=option)
+        for name, option in _OF_SETTINGS.items()
+        if name not in left_out
     ]
 
     def give(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            choices = Choices(**{field.name: given.pop(field.name) for field in chosen})
-            command(choices=choices, **given)
+            settings = Settings.of(**{option.name: given.pop(option.name) for option in options})
+            command(settings=settings, **given)
 
-        own = inspect.signature(command, eval_str=True).parameters
-        together = [option for name in own for option in (options if name == "choices" else [own[name]])]
-        run.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]  # what typer reads
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        expanded = [new for old in parameters for new in (options if old.name == "settings" else [old])]
+        run.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]  # what typer reads
         return run
 
     return give

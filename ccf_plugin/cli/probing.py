@@ -11,7 +11,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import is_first_process, leave_job, open_console, progress_on, quiet_libraries
 from ccf_plugin.files import made_folder
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ccf_plugin.probe.result import CrossClassResult
 
 
-@options.with_choices()
+@options.with_settings()
 def probe(
     model: options.Model,
     *,
-    choices: Choices,
+    settings: Settings,
     instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
@@ -38,13 +38,11 @@ def probe(
 
     from ccf_plugin.drawing import colour_scale
     from ccf_plugin.measure.subject import load_subject
+    from ccf_plugin.threat import threat_file_part
 
-    subject = load_subject(model, choices)
-    colour_scale(len(subject.classes), vmin, vmax)  # says what is wrong with it before anything is measured
-    threat = subject.threat
-    name = (choices.attack or "PGD").rpartition(":")[2]  # of python:package.module:Class
-    described = "clean" if threat is None else f"{name}{threat.steps}-{threat.norm}-{threat.eps:.4g}"
-    stem = options.stem(out, f"{subject.loaded.name}-{described}")
+    subject = load_subject(model, settings)
+    colour_scale(len(subject.data.classes), vmin, vmax)  # says what is wrong with it before anything is measured
+    stem = options.stem(out, f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}")
     console = open_console(stderr=as_json)
     result = subject.measure(instances=instances, progress=progress_on(console, "measuring"))
     if is_first_process():
@@ -62,7 +60,7 @@ def probe(
 def _print_result(console: Console, result: CrossClassResult) -> None:
     from rich.table import Table
 
-    from ccf_plugin.threat import show_pixels
+    from ccf_plugin.threat import threat_label, threat_sentence
 
     head = result.head
     threat = result.threat
@@ -74,20 +72,21 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
         if head.history:
             table.add_row("heads before", "\n".join(head.history))
-    if threat is None:
-        table.add_row("attack", "none (clean images)")
-    else:
-        table.add_row(
-            "attack",
-            f"{threat['attack']}-{threat['steps']}, {threat['norm']}, eps {show_pixels(threat['eps'])}, "
-            f"step {show_pixels(threat['step_size'])}, seed {threat['seed']}, {threat['precision']}",
-        )
+    passes = "" if threat is None else f", seed {threat['seed']}, {threat['precision']}"
+    table.add_row("attack", f"{threat_sentence(threat)}{passes}")
     if result.clean_accuracy is not None:
         table.add_row("clean accuracy", f"{result.clean_accuracy:.1%}")
-    if result.robust_accuracy is not None and threat is not None:
-        table.add_row(f"RA ({threat['attack']}-{threat['steps']})", f"{result.robust_accuracy:.1%}")
+    if result.robust_accuracy is not None:
+        table.add_row(f"RA ({threat_label(threat)})", f"{result.robust_accuracy:.1%}")
     present = len(result.matrix) - len(result.missing_classes)
     table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
+    null = result.null
+    table.add_row(
+        "CAS by chance",
+        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}: excess {result.cas_excess:+.2f}, p = {null.cas_p:.2g}",
+    )
+    if result.gauge_note:
+        table.add_row("mean row of W", result.gauge_note)
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ccf_plugin.errors import UnavailableError
+from ccf_plugin.errors import Fault, UnavailableError
 
 # <malloc.h> of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -80,9 +80,8 @@ def naming_the_batch(setting: str, batch_size: int) -> Iterator[None]:
             raise
         where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
         remedy = f"try {batch_size // 2}" if batch_size > 1 else "a smaller model or image is needed"
-        raise UnavailableError(
-            f"{setting}: {batch_size} images do not fit into the {where}'s memory; {remedy}"
-        ) from error
+        fault = Fault(setting, f"a batch that fits into the {where}'s memory", f"{batch_size} images, too many", remedy)
+        raise UnavailableError(fault) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

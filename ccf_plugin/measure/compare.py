@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.errors import InputError, UnavailableError, some_of
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import Interval, difference_of_cas
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 Side = Subject | CrossClassResult  # a model to measure, or a result that was
 Pair = tuple[str, str, float, float]  # two classes, what they share in the first model and in the second
 
-# What says where and how to measure, and therefore nothing where both sides are results.
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
-_MEASURING = ("data", "clean", *_ATTACK, "limit", "head", "output", "seed", "precision")
+# Settings that say where things lie and how fast to measure: nothing about what a result holds.
+_NOT_MEASURED = ("checkpoint", "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
 _FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_normalised", "instance_cas")
 
 
@@ -58,11 +59,11 @@ class Comparison:
     @property
     def differences(self) -> dict[str, float | None]:
         """ΔCAS, ΔI-CAS and the differences of accuracies (fractions); None where a side has no such figure."""
-        found: dict[str, float | None] = {}
+        differences: dict[str, float | None] = {}
         for name in _FIGURES:
             first, second = getattr(self.first, name), getattr(self.second, name)
-            found[name] = None if first is None or second is None else first - second
-        return found
+            differences[name] = None if first is None or second is None else first - second
+        return differences
 
     def lost(self, count: int = 5) -> list[Pair]:
         """The pairs of classes whose share in CAS falls most from first to second: largest fall first."""
@@ -73,11 +74,11 @@ class Comparison:
         return self._moved(-1.0, count)
 
     def _moved(self, sign: float, count: int) -> list[Pair]:
-        moved = np.triu(sign * (self.first.pair_contributions() - self.second.pair_contributions()), 1)
-        moved[np.isnan(self.matrix)] = 0.0  # a class that one of the two has no image of
-        pairs = [np.unravel_index(flat, moved.shape) for flat in np.argsort(-moved, axis=None, kind="stable")[:count]]
+        moved = sign * (self.first.pair_contributions() - self.second.pair_contributions())
+        moved[np.isnan(self.matrix)] = np.nan  # a class that one of the two has no image of
         names, first, second = self.first.names, self.first.matrix, self.second.matrix
-        return [(names[i], names[j], float(first[i, j]), float(second[i, j])) for i, j in pairs if moved[i, j] > 0]
+        pairs = top_pairs(moved, count, above=0.0)
+        return [(names[i], names[j], float(first[i, j]), float(second[i, j])) for i, j in pairs]
 
     def to_json(self, pairs: int = 10) -> dict[str, Any]:
         """The comparison as plain JSON values; NaN becomes null."""
@@ -111,8 +112,8 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
     intervals = [side.confidence(bootstrap=bootstrap, instances=False) for side in (first, second)]
     assert first.samples is not None and second.samples is not None  # noqa: PT018, S101  (confidence asked for them)
     difference = difference_of_cas(first.samples, second.samples, len(first.matrix), bootstrap=bootstrap)
-    found = Bootstrap(intervals[0].cas, intervals[1].cas, difference, intervals[0].level, bootstrap)
-    return Comparison(first, second, found)
+    both = Bootstrap(intervals[0].cas, intervals[1].cas, difference, intervals[0].level, bootstrap)
+    return Comparison(first, second, both)
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
@@ -138,56 +139,57 @@ def name_sides(first: str, second: str | None) -> tuple[str, str]:
     return str(best), str(last)
 
 
-def load_sides(first: str, second: str, choices: Choices, checkpoints: list[Path]) -> tuple[Side, Side]:
+def load_sides(
+    first: str, second: str, settings: Settings = Settings(), checkpoint: Sequence[Path] = ()
+) -> tuple[Side, Side]:
     """Load both sides and check that they will be measured alike, before anything is measured.
 
-    A model beside a saved result takes the result's data and attack where the choices leave them open.
+    A model beside a saved result takes the result's data and attack where the settings leave them open.
 
     Args:
-        checkpoints: the weights of the sides that are ``python:`` models, in their order; or none.
+        settings: of both.
+        checkpoint: the weights of the sides that are ``python:`` models, in their order; or none.
 
     Raises:
-        InputError: as ``load_subject``, ``CrossClassResult.load`` and ``check_alike`` do; choices that nothing needs.
+        InputError: as ``load_subject``, ``CrossClassResult.load`` and ``check_alike`` do; settings that nothing needs.
     """
     names = (first, second)
-    own_code = [name for name in names if name.startswith("python:")]
-    if checkpoints and len(checkpoints) != len(own_code):
-        raise InputError(
-            f"expected one --checkpoint for each python: model ({len(own_code)}), found {len(checkpoints)}"
-        )
+    of_own_code = [name for name in names if name.startswith("python:")]
+    if checkpoint and len(checkpoint) != len(of_own_code):
+        expected = f"one {{checkpoint}} for each python: model ({len(of_own_code)})"
+        raise InputError(Fault("", expected, str(len(checkpoint))))
     results = {name: CrossClassResult.load(name) for name in names if is_result(name)}
     if len(results) == len(set(names)):
-        given = [name for name in _MEASURING if getattr(choices, name) != getattr(Choices(), name)]
-        if given:
-            options = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError(f"expected a model to measure with {options}, found two results that are measured already")
+        defaults = Settings().flat()
+        given = [name for name, value in settings.flat().items() if value != defaults[name]]
+        useless = [f"{{{name}}}" for name in given if name not in _NOT_MEASURED]
+        if useless:
+            expected = f"a model to measure with {', '.join(useless)}"
+            raise InputError(Fault("", expected, "two results that are measured already"))
     elif results:
-        choices = _like(next(iter(results.values())), choices)
-    files = iter(checkpoints)
+        settings = _like(next(iter(results.values())), settings)
+    files = iter(checkpoint)
     sides: list[Side] = []
     for name in names:
-        checkpoint = next(files, None) if name.startswith("python:") else None
-        side = results.get(name) or load_subject(name, replace(choices, checkpoint=checkpoint))
-        sides.append(side)
+        weights = next(files, None) if name.startswith("python:") else None
+        sides.append(results.get(name) or load_subject(name, settings.but(checkpoint=weights)))
     check_alike(*sides)
     return sides[0], sides[1]
 
 
 def check_alike(first: Side, second: Side) -> None:
     """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack."""
-    mine, other = _conditions(first), _conditions(second)
+    sides = _conditions(first), _conditions(second)
     differing = [
-        f"{name} {_shown(name, mine[name])} and {_shown(name, other[name])}"
-        for name in mine
-        if name in other and mine[name] != other[name]
+        f"{name} {_shown(name, value)} and {_shown(name, sides[1][name])}"
+        for name, value in sides[0].items()
+        if name in sides[1] and _differ(name, value, sides[1][name])
     ]
     if not differing and _counts(first).tolist() != _counts(second).tolist():
         differing = ["other numbers of images in the classes"]
     if differing:
-        raise InputError(
-            f"expected the same data and attack for both, found {'; '.join(differing)}; "
-            "state them for both (--data, --limit, --eps, --precision, …), or measure both anew"
-        )
+        remedy = "state them for both ({data}, {limit}, {eps}, {precision}, …), or measure both anew"
+        raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
 
 
 def is_result(name: str) -> bool:
@@ -198,49 +200,53 @@ def is_result(name: str) -> bool:
     return path.suffix in (".npz", ".json") or all(file.is_file() for file in files)
 
 
-def _like(result: CrossClassResult, choices: Choices) -> Choices:
-    """The choices, with the result's data and attack where they are open."""
+def _like(result: CrossClassResult, settings: Settings) -> Settings:
+    """The settings, with the result's data and attack where they are open."""
     known: dict[str, Any] = {}
     if result.data is not None:
         known = {"data": result.data.get("name"), "limit": result.data.get("count")}
-    if result.threat is not None and not choices.clean:
+    if result.threat is None:
+        known["clean"] = settings.attack.clean or not settings.attack.given
+    elif not settings.attack.clean:
         known |= {name: result.threat.get(name) for name in _ATTACK}
-    attacked = any(getattr(choices, name) is not None for name in _ATTACK)
-    known["clean"] = choices.clean or (result.threat is None and not attacked)
-    open_fields = [field.name for field in fields(choices) if getattr(choices, field.name) is None]
-    for name, code in code_in({name: value for name, value in known.items() if name in open_fields}):
-        raise InputError(f"expected no code named by a file, found {code}; if you trust it, add --{name} {code}")
-    return replace(choices, **{name: value for name, value in known.items() if name == "clean" or name in open_fields})
+    is_open = {name: value is None or value is False for name, value in settings.flat().items()}
+    taken = {name: value for name, value in known.items() if is_open[name]}
+    for name, code in code_in(taken):
+        raise InputError(Fault("", "no code named by a file", code, f"if you trust it, add {{{name}}} {code}"))
+    return settings.but(**taken)
 
 
 def _conditions(side: Side) -> dict[str, Any]:
     """What has to be equal, by the name that a message gives it; only what is known."""
-    data: Mapping[str, Any]
-    threat: Mapping[str, Any] | None
-    names: tuple[str, ...] | None
-    own: dict[str, Any]
+    passes: dict[str, Any]
     if isinstance(side, Subject):
-        data, threat, names = {"name": side.data_name, "split": "test"}, side.describe_threat(), side.classes
-        own = {"mode": "eval"}
+        data: Mapping[str, Any] = {"name": side.data.name, "split": side.data.split_name}
+        threat: Mapping[str, Any] = side.describe_attack() or {}
+        names: tuple[str, ...] | None = side.data.classes
+        passes = {"mode": "eval"}
     else:
-        data, threat, names = side.data or {}, side.threat, side.class_names
-        own = {"mode": side.model_mode, "precision": side.precision}
+        data, threat, names = side.data or {}, side.threat or {}, side.class_names
+        passes = {"mode": side.model_mode, "precision": side.precision}
     counts = _counts(side)
-    found: dict[str, Any] = {"classes": len(counts)}
+    conditions: dict[str, Any] = {"classes": len(counts)}
     if names is not None:
-        found["class names"] = tuple(names)
-    found |= {name: data[key] for name, key in (("data", "name"), ("split", "split")) if key in data}
-    found |= {"images": int(counts.sum()), **own}
-    threat = threat or {}
-    found |= {name: threat.get(name) for name in ("attack", "norm", "eps", "step_size", "steps")}
+        conditions["class names"] = tuple(names)
+    conditions |= {name: data[key] for name, key in (("data", "name"), ("split", "split")) if key in data}
+    conditions |= {"images": int(counts.sum()), **passes}
+    conditions |= {name: threat.get(name) for name in _ATTACK}
     if "precision" in threat:
-        found["precision of the attack"] = threat["precision"]
-    return found
+        conditions["precision of the attack"] = threat["precision"]
+    return conditions
+
+
+def _differ(name: str, first: Any, second: Any) -> bool:
+    """Older results give an attack without steps 1 of them."""
+    return bool(first != second) and not (name == "steps" and (first, second) in ((None, 1), (1, None)))
 
 
 def _counts(side: Side) -> NDArray[np.int64]:
     if isinstance(side, Subject):
-        return np.bincount(side.test.labels.numpy(), minlength=len(side.classes))
+        return np.bincount(side.data.split.labels.numpy(), minlength=len(side.data.classes))
     return side.counts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import device_of, evaluation_mode
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
+from ccf_plugin.measure.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.distributed import num_processes, rank
 from ccf_plugin.threat import ThreatModel
@@ -27,68 +29,87 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[Batches, int], Batches]  # wraps batches, told their number, to show progress
 
 
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """The images that a model is measured on.
+
+    ``classes`` are the K names of the data's classes; ``name`` (of the data) and ``split_name`` are what a result calls
+    them.
+    """
+
+    split: Split
+    classes: tuple[str, ...]
+    name: str = "unnamed"
+    split_name: str = "test"
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """An attack, as ``zoo.attacks.build_attack`` takes it: PGD under a threat model, where nothing else is said.
+
+    ``precision`` is that of its passes; logits and features behind every figure are float32. ``seed`` is that of its
+    random start.
+    """
+
+    threat: ThreatModel
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = "float32"
+    seed: int = 0
+
+    def build(self, model: nn.Module, num_classes: int, output: Choice | None = None) -> Attack:
+        """The attack against a model that maps [0, 1] images (N, C, H, W) to logits (N, K), or to what holds them.
+
+        ``output`` is as `CrossClassProbe` takes it. Raises InputError as ``build_attack`` does.
+        """
+        forward = Forward(model, precision=self.precision, output=output, classes=num_classes)
+        return build_attack(self.name, forward, self.threat, options=self.options, num_classes=num_classes)
+
+
 def measure(
     model: nn.Module,
-    split: Split,
-    threat: ThreatModel | None,
+    data: MeasuredSplit,
+    attack: AttackSettings | None = None,
     *,
-    classes: tuple[str, ...],
-    model_name: str,
-    data_name: str,
-    split_name: str = "test",
-    attack_name: str | None = None,
-    attack_options: Mapping[str, Any] | None = None,
+    model_name: str = "unnamed",
+    probe: ProbeOptions = ProbeOptions(),
     batch_size: int = 250,
-    instances: bool = False,
-    max_per_class: int | None = None,
-    head: str | None = None,
-    output: int | str | None = None,
-    seed: int = 0,
-    precision: Precision = "float32",
     progress: Progress = lambda batches, _: batches,
-    attack: Attack | None = None,
+    built: Attack | None = None,
 ) -> CrossClassResult:
-    """Measure a classifier on a split, in eval mode, under an attack (``threat`` None: clean).
+    """Measure a classifier on a split, in eval mode, under an attack (None: clean images).
 
     Where torch.distributed runs several processes, each measures its part of the split and all return the whole.
 
     Args:
-        model: [0, 1] images (N, C, H, W) → logits (N, K); lies on the device that is used.
-        split: the images and their labels.
-        classes: the data's K class names; the model's head must have as many.
-        head, output: as `CrossClassProbe` takes them.
-        precision: of the attack's passes. Logits and features behind every figure are float32.
+        model: [0, 1] images (N, C, H, W) → logits (N, K), or what holds them; lies on the device that is used.
+        data: its head must have as many classes.
+        model_name: what the result calls the model.
         progress: wraps the batches (and is told their number) to show progress.
-        attack: what ``build_attack`` made of these settings for an earlier measurement of this model; else it is built.
+        built: what ``attack.build`` made for an earlier measurement of this model; None: it is built.
 
     Raises:
         InputError: the model refuses such images, its head's class count is not the data's, or a fault that the
             probe or the attack names.
     """
     device = device_of(model)
-    part = split.part(rank(), num_processes())
-    if threat is None:
-        attack = None
-    elif attack is None:
-        attack = build_attack(
-            attack_name,
-            Forward(model, precision=precision),
-            threat,
-            options=attack_options,
-            num_classes=len(classes),
-        )
-    with CrossClassProbe(model, head=head, output=output, instances=instances, max_per_class=max_per_class) as probe:
+    part = data.split.part(rank(), num_processes())
+    if attack is None:
+        built = None
+    elif built is None:
+        built = attack.build(model, len(data.classes), probe.output)
+    with CrossClassProbe(model, **vars(probe)) as crossclass:
         # On a few images, before an attack is run for nothing.
-        find_head(probe, tuple(split.images.shape[1:]), model_name, len(classes))
+        find_head(crossclass, tuple(data.split.images.shape[1:]), model_name, len(data.classes))
         batches = progress(part.batches(batch_size, device), part.count_batches(batch_size))
-        result = probe.run(batches, attack, seed=seed)
-    described: dict[str, Any] | None = None if result.threat is None else {**result.threat, "precision": precision}
+        result = crossclass.run(batches, built, seed=0 if attack is None else attack.seed)
+    threat = None if attack is None else {**(result.threat or {}), "precision": attack.precision}
     return replace(
         result,
-        class_names=classes,
+        class_names=data.classes,
         model=model_name,
-        data={"name": data_name, "split": split_name, "count": len(split)},
-        threat=described,
+        data={"name": data.name, "split": data.split_name, "count": len(data.split)},
+        threat=threat,
         versions={**result.versions, **_versions()},
     )
 
@@ -100,8 +121,7 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         InputError: the model refuses such images, or its head has another number of classes. Where the head cannot be
             found, ``probe`` says so when it is asked for this pass.
     """
-    with torch.enable_grad():  # which head="gradient" needs
-        check_input(probe.model, size, name)
+    check_input(probe.model, size, name, graph=probe.needs_graph)
     if probe.head is not None and probe.head.classes != classes:
         raise InputError(
             f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
@@ -109,15 +129,17 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         )
 
 
-def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
+def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bool = False) -> Any:
     """The model's output for two images of a size (C, H, W), in eval mode; its modes are as before.
+
+    ``graph``: with the graph of gradients.
 
     Raises:
         InputError: the model refuses such images.
     """
     device = device_of(model)
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), torch.set_grad_enabled(graph):
             return model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(

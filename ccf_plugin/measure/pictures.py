@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale, draw_heatmap, figure_of, new_figure, shorten
+from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ccf_plugin.measure.compare import Comparison
+    from ccf_plugin.measure.evaluate import MeasuredSplit
     from ccf_plugin.measure.leaderboard import Row
-    from ccf_plugin.measure.saliency import Example, SharedFeature
-    from ccf_plugin.zoo.streaming import Images
+    from ccf_plugin.measure.saliency import Saliency, SharedFeatures
 
 _MOST_NAMES = 15
 
@@ -55,12 +56,13 @@ def draw_comparison(
     return figure
 
 
-def draw_saliency(examples: Sequence[Example], classes: Sequence[str], titles: tuple[str, str]) -> Figure:
+def draw_saliency(seen: Saliency, titles: tuple[str, str]) -> Figure:
     """A column for each example: the test image, and where the best and the last model look on their own attack's.
 
     Args:
         titles: what the two models are called.
     """
+    examples, classes = seen.examples, seen.classes
     figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
     axes = figure.subplots(3, len(examples), squeeze=False)
     for column, example in enumerate(examples):
@@ -78,25 +80,24 @@ def draw_saliency(examples: Sequence[Example], classes: Sequence[str], titles: t
     return figure
 
 
-def draw_shared_features(
-    features: Sequence[SharedFeature], images: Images, labels: Sequence[int], classes: Sequence[str], title: str
-) -> Figure:
+def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str) -> Figure:
     """A row for each feature: the test images that excite it most, strongest first.
 
     Args:
-        images: the test split, uint8 (N, C, H, W); ``labels`` (N,) are theirs.
-        title: names the pair and C[i, j].
+        data: what the features were found on.
+        title: what the model is called.
     """
-    columns = len(features[0].images)
-    figure = new_figure(1.4 + 1.1 * columns, 0.7 + 1.35 * len(features))
-    axes = figure.subplots(len(features), columns, squeeze=False)
-    for row, feature in zip(axes, features, strict=True):
-        shown = images[torch.tensor(feature.images)].float() / 255
-        for ax, image, index in zip(row, shown, feature.images, strict=True):
+    labels, classes = data.split.labels, data.classes
+    columns = len(shared.features[0].images)
+    figure = new_figure(1.4 + 1.1 * columns, 0.7 + 1.35 * len(shared.features))
+    axes = figure.subplots(len(shared.features), columns, squeeze=False)
+    for row, feature in zip(axes, shared.features, strict=True):
+        images = data.split.images[torch.tensor(feature.images)].float() / 255
+        for ax, image, index in zip(row, images, feature.images, strict=True):
             _show(ax, image)
-            ax.set_xlabel(shorten(classes[labels[index]], 14), fontsize=8)
+            ax.set_xlabel(shorten(classes[int(labels[index])], 14), fontsize=8)
         row[0].set_ylabel(f"feature {feature.feature}\n{feature.share:+.3f}", fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"{title}, {shared.heading(classes)}", fontsize=11)
     return figure
 
 
@@ -111,7 +112,7 @@ def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
     figure = new_figure(8.0, 6.0)
     ax = figure.add_subplot()
     ax.vlines(cas, robust, published, color="0.8", linewidth=0.8, zorder=1)
-    ax.scatter(cas, robust, color="tab:blue", s=28, label=f"RA ({rows[0].attack}-{rows[0].steps})", zorder=3)
+    ax.scatter(cas, robust, color="tab:blue", s=28, label=f"RA ({threat_label(vars(rows[0]))})", zorder=3)
     ax.scatter(
         cas, published, facecolors="white", edgecolors="tab:orange", s=28, label="AutoAttack, as published", zorder=2
     )

@@ -12,27 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode, seeded
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.files import write_json
-from ccf_plugin.measure.evaluate import Progress, check_input
+from ccf_plugin.measure.evaluate import AttackSettings, Progress, check_input
 from ccf_plugin.measure.subject import Subject
-from ccf_plugin.probe.head import find_logits
-from ccf_plugin.zoo.attacks import build_attack
+from ccf_plugin.threat import threat_label
 from ccf_plugin.zoo.auto_attack import build_autoattack
 
 FORMAT = 1
 CLEAN, AUTOATTACK = "clean", "AutoAttack"
 # Published models that hide no gradients lie 1 to 7 points apart; those that do, 10 to 30.
 MASKING_MARGIN = 0.10
+DEFAULT_STEPS = (20, 100)  # of PGD
 
 _Craft = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring."""
+    """An evaluation's figures: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring."""
 
     conditions: dict[str, Any]
     images: int
@@ -68,83 +67,85 @@ class Evaluation:
 
 def evaluate(
     subject: Subject,
-    file: Path,
+    out: Path,
     *,
-    steps: Sequence[int] = (20, 100),
+    steps: Sequence[int] = DEFAULT_STEPS,
     autoattack: bool = False,
     restart: bool = False,
     progress: Callable[[str], Progress] = lambda _: lambda batches, _: batches,
 ) -> Evaluation:
     """Measure clean accuracy, accuracy under PGD of each number of steps, and under AutoAttack.
 
-    After every batch ``file`` holds what was found so far, whole: a call that finds it there goes on from it, with the
-    figures that an uninterrupted call would give (every batch has its own seed).
+    After every batch the file ``out`` is whole and holds the figures so far: a call that finds it there goes on from
+    it, with the figures that an uninterrupted call would give (every batch has its own seed).
 
     Args:
-        file: the JSON to write and to continue; its folder exists.
-        restart: begin anew, whatever it holds.
+        out: the JSON to write and to continue; its folder exists.
+        steps: of PGD; empty for the default.
+        restart: begin anew, whatever the file holds.
         progress: told what is being measured, gives what wraps the batches.
 
     Raises:
-        InputError: ``file`` holds something else, or the evaluation of other weights, images or settings (named);
+        InputError: the file holds something else, or the evaluation of other weights, images or settings (named);
             steps below 1; a model whose logits are not finite.
-        OSError: ``file`` cannot be written.
+        OSError: the file cannot be written.
     """
-    if subject.threat is None:
-        raise InputError("expected an attack to evaluate under, found clean images alone; use ccf probe --clean")
-    check_input(subject.loaded.model, tuple(subject.test.images.shape[1:]), subject.loaded.spec)
-    crafts, notes = _attacks(subject, steps, autoattack)
-    conditions = _conditions(subject)
-    state = _State(file, conditions, {} if restart else _read(file, conditions))
-    size, total = subject.choices.batch_size, subject.test.count_batches(subject.choices.batch_size)
+    attack, split = subject.attack, subject.data.split
+    if attack is None:
+        raise InputError(Fault("", "an attack to evaluate under", "clean images alone", "leave {clean} out"))
+    check_input(subject.loaded.model, tuple(split.images.shape[1:]), subject.loaded.spec)
+    crafts, notes = _attacks(subject, attack, steps or DEFAULT_STEPS, autoattack)
+    conditions = _conditions(subject, attack)
+    state = _State(out, conditions, {} if restart else _read(out, conditions))
+    size, total = subject.batch_size, split.count_batches(subject.batch_size)
     for name, craft in crafts.items():
-        batches = progress(name)(subject.test.batches(size, subject.device), total)
+        batches = progress(name)(split.batches(size, subject.device), total)
         for number, (images, labels) in enumerate(batches):
             if number >= state.batches(name):
-                state.add(name, _correct(subject, craft, images, labels, subject.choices.seed + number), notes)
-    accuracies = {name: state.correct(name) / len(subject.test) for name in crafts}
-    found = Evaluation(conditions, len(subject.test), accuracies, tuple(sorted(state.notes)))
-    state.write(found.to_json())
-    return found
+                state.add(name, _correct(subject, craft, images, labels, attack.seed + number), notes)
+    accuracies = {name: state.correct(name) / len(split) for name in crafts}
+    evaluation = Evaluation(conditions, len(split), accuracies, tuple(sorted(state.notes)))
+    state.write(evaluation.to_json())
+    return evaluation
 
 
-def _attacks(subject: Subject, steps: Sequence[int], autoattack: bool) -> tuple[dict[str, _Craft | None], set[str]]:
+def _attacks(
+    subject: Subject, settings: AttackSettings, steps: Sequence[int], autoattack: bool
+) -> tuple[dict[str, _Craft | None], set[str]]:
     """Every attack by its name, weakest first (None: clean), and where AutoAttack's warnings will be."""
-    threat, classes = subject.threat, len(subject.classes)
-    assert threat is not None  # noqa: S101  (checked)
-    model = Forward(subject.loaded.model, precision=subject.precision)
+    model, classes, output = subject.loaded.model, len(subject.data.classes), subject.probe.output
     crafts: dict[str, _Craft | None] = {CLEAN: None}
     for count in sorted(set(steps)):
-        if count < 1:
-            raise InputError(f"--steps: expected at least 1, found {count}")
-        crafts[f"PGD-{count}"] = build_attack(None, model, replace(threat, steps=count), num_classes=classes)
+        check_at_least(1, steps=count)
+        pgd = replace(settings, name=None, options={}, threat=replace(settings.threat, steps=count))
+        crafts[threat_label({"attack": "PGD", "steps": count})] = pgd.build(model, classes, output)
     notes: set[str] = set()
     if autoattack:
-        attack, notes = build_autoattack(subject.loaded.model, threat, num_classes=classes, seed=subject.choices.seed)
-        crafts[AUTOATTACK] = attack
+        crafts[AUTOATTACK], notes = build_autoattack(
+            subject.forward(), settings.threat, num_classes=classes, seed=settings.seed
+        )
     return crafts, notes
 
 
 def _correct(subject: Subject, craft: _Craft | None, images: Tensor, labels: Tensor, seed: int) -> int:
     """How many of a batch the model still classifies right."""
-    model = subject.loaded.model
-    with evaluation_mode(model), seeded(seed, subject.device):
+    with evaluation_mode(subject.loaded.model), seeded(seed, subject.device):
         attacked = images if craft is None else craft(images, labels)
         with torch.no_grad():
-            logits = find_logits(Forward(model)(attacked))
-    if logits is None or not bool(logits.isfinite().all()):
+            logits = subject.forward()(attacked)
+    if not bool(logits.isfinite().all()):
         raise InputError(f"expected finite logits of {subject.loaded.spec}, found others; check its weights")
     return int((logits.argmax(1) == labels).sum())
 
 
 class _State:
-    """What was found so far, by attack: how many batches are done, and how many images in them were right."""
+    """The figures so far, by attack: how many batches are done, and how many images in them were right."""
 
-    def __init__(self, file: Path, conditions: dict[str, Any], found: dict[str, Any]) -> None:
+    def __init__(self, file: Path, conditions: dict[str, Any], saved: dict[str, Any]) -> None:
         self._file = file
         self._conditions = conditions
-        self._progress: dict[str, dict[str, int]] = found.get("progress", {})
-        self.notes: set[str] = set(found.get("notes", ()))
+        self._progress: dict[str, dict[str, int]] = saved.get("progress", {})
+        self.notes: set[str] = set(saved.get("notes", ()))
 
     def batches(self, name: str) -> int:
         return self._progress.get(name, {}).get("batches", 0)
@@ -162,20 +163,20 @@ class _State:
         write_json(self._file, {**described, "progress": self._progress})
 
 
-def _conditions(subject: Subject) -> dict[str, Any]:
+def _conditions(subject: Subject, attack: AttackSettings) -> dict[str, Any]:
     """All that a figure depends on, but for the attack's name."""
-    threat = subject.threat
-    assert threat is not None  # noqa: S101  (checked)
-    first = torch.arange(min(1000, len(subject.test)))  # the others may be on disk
+    split, threat = subject.data.split, attack.threat
+    first = torch.arange(min(1000, len(split)))  # the others may be on disk
     return {
         "model": subject.loaded.spec,
         "weights": _fingerprint([value for _, value in sorted(subject.loaded.model.state_dict().items())]),
-        "data": {"name": subject.data_name, "split": "test", "count": len(subject.test)},
-        "test_images": _fingerprint([subject.test.images[first], subject.test.labels]),
+        "data": {"name": subject.data.name, "split": subject.data.split_name, "count": len(split)},
+        "test_images": _fingerprint([split.images[first], split.labels]),
         "threat": {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size},
-        "seed": subject.choices.seed,
-        "batch_size": subject.choices.batch_size,
-        "precision": subject.precision,
+        "seed": attack.seed,
+        "batch_size": subject.batch_size,
+        "precision": attack.precision,
+        **({} if subject.probe.output is None else {"output": subject.probe.output}),
     }
 
 
@@ -189,23 +190,19 @@ def _fingerprint(tensors: list[Tensor]) -> str:
 def _read(file: Path, conditions: dict[str, Any]) -> dict[str, Any]:
     if not file.exists():
         return {}
+    remedy = "choose another {out}, or {restart} to replace it"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        saved = json.loads(file.read_text(encoding="utf-8"))
         progress = {
-            name: {key: int(done[key]) for key in ("batches", "correct")} for name, done in found["progress"].items()
+            name: {key: int(done[key]) for key in ("batches", "correct")} for name, done in saved["progress"].items()
         }
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}")
-        differing = [name for name in conditions if found[name] != conditions[name]]
+        if saved["format"] != FORMAT:
+            raise ValueError(f"format {saved['format']!r}")
+        differing = [name for name in conditions if saved[name] != conditions[name]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise InputError(
-            f"{file}: expected an evaluation to continue, found something else ({type(error).__name__}); "
-            "choose another --out, or --restart to replace it"
-        ) from error
+        found = f"something else ({type(error).__name__})"
+        raise InputError(Fault(str(file), "an evaluation to continue", found, remedy)) from error
     if differing:
-        pairs = "; ".join(f"{name} {found[name]} there, {conditions[name]} now" for name in differing)
-        raise InputError(
-            f"{file}: expected to continue the same evaluation, found another ({pairs}); "
-            "choose another --out, or --restart to replace it"
-        )
-    return {"progress": progress, "notes": found.get("notes", ())}
+        pairs = "; ".join(f"{name} {saved[name]} there, {conditions[name]} now" for name in differing)
+        raise InputError(Fault(str(file), "to continue the same evaluation", f"another ({pairs})", remedy))
+    return {"progress": progress, "notes": saved.get("notes", ())}

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode, seeded
-from ccf_plugin.errors import InputError, UnavailableError, did_you_mean
+from ccf_plugin.errors import Fault, InputError, UnavailableError, check_at_least
 from ccf_plugin.measure.compare import check_alike
 from ccf_plugin.measure.evaluate import Progress
-from ccf_plugin.measure.gradcam import find_layer, grad_cam
+from ccf_plugin.measure.gradcam import Layer, find_layer, grad_cam
 from ccf_plugin.measure.subject import Subject
-from ccf_plugin.probe import CrossClassProbe, CrossClassResult
-from ccf_plugin.probe.head import find_logits
+from ccf_plugin.probe import CrossClassProbe
+from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.trace import GRADIENT
-from ccf_plugin.zoo.attacks import Attack, build_attack
+from ccf_plugin.zoo.attacks import Attack
 
 _BATCH = 50
 
@@ -54,78 +54,121 @@ class SharedFeature:
     activations: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class SharedFeatures:
+    """Two classes, C[i, j] of theirs, and the features that carry most of it, largest share first."""
+
+    pair: tuple[int, int]
+    correlation: float
+    features: tuple[SharedFeature, ...]
+
+    def heading(self, classes: Sequence[str]) -> str:
+        """The two classes and what they share, such as "cat – dog: C = 0.60"."""
+        i, j = self.pair
+        return f"{classes[i]} – {classes[j]}: C = {self.correlation:.2f}"
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Examples of what two models see, and what the first shares between two classes where that was asked for."""
+
+    examples: tuple[Example, ...]
+    models: tuple[str, str]
+    classes: tuple[str, ...]
+    data: str
+    threat: Mapping[str, Any] | None
+    shared: SharedFeatures | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without pixels."""
+        described: dict[str, Any] = {
+            "models": list(self.models),
+            "threat": None if self.threat is None else dict(self.threat),
+            "data": self.data,
+            "examples": [
+                {
+                    "index": example.index,
+                    "class": self.classes[example.label],
+                    "best": self.classes[example.best.predicted],
+                    "last": self.classes[example.last.predicted],
+                }
+                for example in self.examples
+            ],
+        }
+        if self.shared is not None:
+            described["pair"] = {
+                "classes": [self.classes[index] for index in self.shared.pair],
+                "correlation": self.shared.correlation,
+                "features": [vars(feature) for feature in self.shared.features],
+            }
+        return described
+
+
 def saliency(
     best: Subject,
     last: Subject,
     *,
     count: int = 6,
-    label: int | None = None,
+    class_name: str | int | None = None,
     indices: Sequence[int] | None = None,
+    pair: tuple[str | int, str | int] | None = None,
+    features: int = 5,
     layer: str | None = None,
-    progress: Progress = lambda batches, _: batches,
-) -> list[Example]:
+    progress: Callable[[str], Progress] = lambda _: lambda batches, _: batches,
+) -> Saliency:
     """Adversarial examples that ``best`` classifies right and ``last`` wrong (Section 3.3), and where both look.
 
     Each model is attacked itself. The first ``count`` such test images are taken, class by class in turn.
 
     Args:
-        label: only images of this class.
+        class_name: only images of this class, by name or index.
         indices: these images instead, whatever the models make of them.
+        pair: two classes, by name or index: also what they share in ``best`` (``shared_features``).
+        features: how many features of the pair.
         layer: the layer to explain, where its own choice (``gradcam.find_layer``) is not wanted.
+        progress: told what is done, gives what wraps the batches.
 
     Raises:
         InputError: models measured on other data or by other attacks, a model without a convolution or grid of
-            tokens, an index outside the test split.
+            tokens, an unknown class, an index outside the test split; a class beside indices.
         UnavailableError: no such image, or captum is not installed.
     """
     check_alike(best, last)
-    total = len(best.test)
-    beyond = [index for index in indices or () if not 0 <= index < total]
+    sides, classes, split = (best, last), best.data.classes, best.data.split
+    if class_name is not None and indices is not None:
+        raise InputError(Fault("", "{class_name} or {indices}", "both", "{indices} names the images itself"))
+    label = None if class_name is None else class_index(classes, class_name, key="class_name")
+    for name in pair or ():
+        class_index(classes, name, key="pair")  # before anything is attacked
+    beyond = [index for index in indices or () if not 0 <= index < len(split)]
     if beyond:
-        raise InputError(f"--indices: expected numbers from 0 to {total - 1} ({total} test images), found {beyond[0]}")
-    if count < 1:
-        raise InputError(f"--count: expected at least 1, found {count}")
-    layers = []
-    for subject in (best, last):
-        images, _ = _images(subject, range(2))
-        layers.append(find_layer(subject.loaded.model, images, layer, output=subject.choices.output))
-    if indices is not None:
-        wanted, chosen = list(indices), True
-    else:
-        wanted, chosen = _of_class(best, label), False
-    found: list[tuple[int, Tensor, Tensor]] = []
-    attacks = (_attack(best), _attack(last))
-    parts = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
-    for number, part in enumerate(_shown(parts, progress)):
-        crafted = []
-        for subject, attack in zip((best, last), attacks, strict=True):
-            crafted.append(_crafted(subject, attack, part, subject.choices.seed + number))
-        right, wrong = crafted[0][1] == crafted[0][2], crafted[1][1] != crafted[1][2]
-        for place, index in enumerate(part):
-            if chosen or bool(right[place] & wrong[place]):
-                found.append((index, crafted[0][0][place], crafted[1][0][place]))
-        if not chosen and len(found) >= count:
-            found = found[:count]
-            break
-    if not found:
-        of_class = "" if label is None else f" of class {best.classes[label]!r}"
-        raise UnavailableError(
-            f"found no test image{of_class} among {len(wanted)} that the first model classifies right under attack and "
-            "the second wrong; take more images, another class, or name some with --indices"
+        raise InputError(
+            Fault("indices", f"numbers from 0 to {len(split) - 1} ({len(split)} test images)", str(beyond[0]))
         )
-    labels = best.test.labels[[index for index, *_ in found]]
-    views = []
-    for subject, chosen_layer, side in zip((best, last), layers, (1, 2), strict=True):
-        attacked = torch.stack([entry[side] for entry in found])  # type: ignore[misc]
-        predicted = _predict(subject, attacked)
-        model, output = subject.loaded.model, subject.choices.output
-        maps = grad_cam(model, attacked, labels.to(attacked.device), chosen_layer, output=output)
-        views.append([View(*view) for view in zip(attacked.cpu(), predicted.tolist(), maps.cpu(), strict=True)])
-    originals, _ = _images(best, [index for index, *_ in found])
-    return [
-        Example(index, int(of_class_), image, *pair)
-        for (index, *_), of_class_, image, *pair in zip(found, labels, originals.cpu(), *views, strict=True)
+    check_at_least(1, count=count, features=features)
+    layers = [find_layer(side.forward(), _images(side, range(2)), layer) for side in sides]
+    rows = list(indices) if indices is not None else _class_by_class(best, label)
+    attacked = _attacked(sides, rows, progress("attacking"))
+    if indices is None:
+        attacked = islice((row for row in attacked if row.only_best_is_right), count)
+    chosen = list(attacked)
+    if not chosen:
+        expected = "test images that the first model classifies right under attack and the second wrong"
+        of_class = "" if label is None else f" of class {classes[label]!r}"
+        remedy = "take more images, another class, or name some by {indices}"
+        raise UnavailableError(Fault("", expected, f"no test image{of_class} among {len(rows)}", remedy))
+    shown = [row.index for row in chosen]
+    labels = split.labels[shown]
+    views = [
+        _views(side, torch.stack([row.images[place] for row in chosen]), labels, layers[place])
+        for place, side in enumerate(sides)
     ]
+    examples = map(Example, shown, labels.tolist(), _images(best, shown).cpu(), *views)
+    shared = None
+    if pair is not None:
+        shared = shared_features(best, pair, count=features, progress=progress("measuring what the classes share"))
+    models = best.loaded.spec, last.loaded.spec
+    return Saliency(tuple(examples), models, classes, best.data.name, best.describe_attack(), shared)
 
 
 def shared_features(
@@ -135,7 +178,7 @@ def shared_features(
     count: int = 5,
     images: int = 8,
     progress: Progress = lambda batches, _: batches,
-) -> tuple[CrossClassResult, list[SharedFeature]]:
+) -> SharedFeatures:
     """The features that carry most of C[i, j] under the attack, and the (clean) test images that excite each most.
 
     Args:
@@ -146,91 +189,83 @@ def shared_features(
     Raises:
         InputError: as ``CrossClassResult.shared_features`` and ``Subject.measure``.
     """
+    i, j = (class_index(subject.data.classes, name, key="pair") for name in pair)
     result = subject.measure(progress=progress)
-    shares = result.shared_features(*pair, count=count)
+    shares = result.shared_features(i, j, count=count)
     columns = [feature for feature, _ in shares]
-    model, activations = subject.loaded.model, []
-    choices = subject.choices
+    model, options, activations = subject.loaded.model, subject.probe, []
     with (
-        CrossClassProbe(model, head=choices.head, output=choices.output) as probe,
+        CrossClassProbe(model, head=options.head, output=options.output) as probe,
         evaluation_mode(model),
-        torch.set_grad_enabled(choices.head == GRADIENT),
+        torch.set_grad_enabled(options.head == GRADIENT),
     ):
-        for batch, _ in subject.test.batches(choices.batch_size, subject.device):
+        for batch, _ in subject.data.split.batches(subject.batch_size, subject.device):
             model(batch)
             activations.append(probe.features()[:, columns].float().cpu())
     excited = torch.cat(activations)
     top = excited.topk(min(images, len(excited)), dim=0)
-    return result, [
+    features = [
         SharedFeature(feature, share, tuple(top.indices[:, place].tolist()), tuple(top.values[:, place].tolist()))
         for place, (feature, share) in enumerate(shares)
     ]
+    return SharedFeatures((i, j), float(result.matrix[i, j]), tuple(features))
 
 
-def class_index(subject: Subject, wanted: str) -> int:
-    """A class by its name or its number. Raises InputError with what is near."""
-    if wanted in subject.classes:
-        return subject.classes.index(wanted)
-    numbers = [str(index) for index in range(len(subject.classes))]
-    if wanted in numbers:
-        return numbers.index(wanted)
-    raise InputError(
-        f"expected a class's name or its index below {len(subject.classes)}, found {wanted!r}"
-        f"{did_you_mean(wanted, subject.classes)}"
-    )
+@dataclass(frozen=True)
+class _Attacked:
+    """A test image under each model's own attack."""
+
+    index: int
+    images: tuple[Tensor, Tensor]  # (C, H, W)
+    only_best_is_right: bool
 
 
-def describe(examples: Sequence[Example], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The examples as plain JSON values, without their pixels."""
-    return [
-        {
-            "index": example.index,
-            "class": classes[example.label],
-            "best": classes[example.best.predicted],
-            "last": classes[example.last.predicted],
-        }
-        for example in examples
-    ]
+def _attacked(sides: tuple[Subject, Subject], rows: list[int], progress: Progress) -> Iterator[_Attacked]:
+    attacks = [side.build_attack() for side in sides]
+    parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    for number, part in enumerate(_shown(parts, progress)):
+        best, last = (_crafted(side, attack, part, number) for side, attack in zip(sides, attacks, strict=True))
+        labels = sides[0].data.split.labels[part].to(best.device)
+        right = (_predict(sides[0], best) == labels) & (_predict(sides[1], last) != labels)
+        for index, *images, is_right in zip(part, best, last, right.tolist(), strict=True):
+            yield _Attacked(index, (images[0], images[1]), is_right)
 
 
-def _of_class(subject: Subject, label: int | None) -> list[int]:
+def _crafted(side: Subject, attack: Attack | None, rows: list[int], number: int) -> Tensor:
+    """The images of these rows under a model's own attack, (N, C, H, W); ``number`` counts the batches."""
+    images = _images(side, rows)
+    if attack is None or side.attack is None:
+        return images
+    with evaluation_mode(side.loaded.model), seeded(side.attack.seed + number, side.device):
+        return attack(images, side.data.split.labels[rows].to(side.device))
+
+
+def _views(side: Subject, images: Tensor, labels: Tensor, layer: Layer) -> list[View]:
+    predicted = _predict(side, images).tolist()
+    maps = grad_cam(side.forward(), images, labels.to(images.device), layer)
+    return [View(*view) for view in zip(images.cpu(), predicted, maps.cpu(), strict=True)]
+
+
+def _predict(side: Subject, images: Tensor) -> Tensor:
+    with evaluation_mode(side.loaded.model), torch.no_grad():
+        logits: Tensor = side.forward()(images)
+    return logits.argmax(1)
+
+
+def _images(side: Subject, rows: Iterable[int]) -> Tensor:
+    """The test images of these rows that there are, (N, C, H, W) float in [0, 1] on the model's device."""
+    there = torch.tensor([row for row in rows if row < len(side.data.split)], dtype=torch.int64)
+    return side.data.split.images[there].to(side.device).float() / 255
+
+
+def _class_by_class(side: Subject, label: int | None) -> list[int]:
     """The images of a class, or of all: then the first of each class, the second of each, …"""
-    labels = subject.test.labels
+    labels = side.data.split.labels
     if label is not None:
         return torch.nonzero(labels == label).squeeze(1).tolist()
-    onehot = torch.nn.functional.one_hot(labels, len(subject.classes))
+    onehot = torch.nn.functional.one_hot(labels, len(side.data.classes))
     nth = (onehot.cumsum(0) * onehot).sum(1)
     return torch.argsort(nth, stable=True).tolist()
-
-
-def _images(subject: Subject, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-    rows = torch.tensor([index for index in indices if index < len(subject.test)], dtype=torch.int64)
-    images = subject.test.images[rows].to(subject.device).float() / 255
-    return images, subject.test.labels[rows].to(subject.device)
-
-
-def _attack(subject: Subject) -> Attack | None:
-    if subject.threat is None:
-        return None
-    model = Forward(subject.loaded.model, precision=subject.precision)
-    return build_attack(subject.choices.attack, model, subject.threat, num_classes=len(subject.classes))
-
-
-def _crafted(subject: Subject, attack: Attack | None, rows: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Adversarial images, what the model takes them for, what they are."""
-    images, labels = _images(subject, rows)
-    if attack is not None:
-        with evaluation_mode(subject.loaded.model), seeded(seed, subject.device):
-            images = attack(images, labels)
-    return images, _predict(subject, images), labels
-
-
-def _predict(subject: Subject, images: Tensor) -> Tensor:
-    model = subject.loaded.model
-    with evaluation_mode(model), torch.no_grad():
-        logits = find_logits(model(images), subject.choices.output)
-    assert logits is not None  # noqa: S101  (the layer was found by them)
-    return logits.argmax(1)
 
 
 def _shown(parts: list[list[int]], progress: Progress) -> Iterable[list[int]]:

@@ -1,10 +1,13 @@
-"""How far CAS and I-CAS would move with other images of the same kind: the bootstrap, without another attack."""
+"""How far figures would move with other images of the same kind: intervals and tests, without another attack."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +15,6 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, class_means, correlation_matrix, instance_matrix
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 Interval = tuple[float, float]
@@ -63,8 +65,7 @@ class Samples:
         Which images a resample takes depends on the labels and the seed alone: two models measured on the same images
         get the same resamples.
         """
-        if bootstrap < 2 or not 0 < level < 1:
-            raise InputError(f"expected bootstrap of 2 or more and level in (0, 1), found {bootstrap} and {level}")
+        _check_resampling(bootstrap, level)
         order = torch.argsort(self.labels, stable=True)
         rows, labels = self.rows[order], self.labels[order]
         counts = torch.bincount(labels, minlength=classes)
@@ -98,6 +99,107 @@ def difference_of_cas(
     )
     measured = first_measured[0] - second_measured[0]
     return _interval((first_found - second_found)[:, 0], measured, level, classes, signed=True)
+
+
+def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval (1927) of a fraction such as an accuracy: ``successes`` of ``total`` images.
+
+    Raises:
+        InputError: numbers that are no fraction, or a level outside (0, 1).
+    """
+    _check_level(level)
+    if not 0 <= successes <= total or total < 1:
+        raise InputError(f"expected successes from 0 to total, and total of 1 or more, found {successes} of {total}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, shrinkage = successes / total, 1 + z**2 / total
+    centre = (share + z**2 / (2 * total)) / shrinkage
+    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / shrinkage
+    # at 0 and 1 the interval ends there, but for rounding
+    return (max(centre - half, 0.0) if successes else 0.0), (min(centre + half, 1.0) if successes < total else 1.0)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """How many images only the first model classifies right, only the second, and the two-sided exact p of that."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
+    """McNemar's exact test (1947): whether two models on the same images are equally accurate.
+
+    Images on which both are right or both wrong say nothing. Of the others, half would be the first model's by chance:
+    p is the binomial probability of a split that is as uneven, or more.
+
+    Args:
+        first, second: whether each image is classified right, (N,) bool, the same images in the same order, such as
+            ``result.correct`` of two results.
+
+    Raises:
+        InputError: not two bool arrays of one length.
+    """
+    first, second = _paired(first, second)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    number, term, tail = only_first + only_second, 1, 0
+    for less in range(min(only_first, only_second) + 1):  # of the binomial coefficients, exactly
+        tail += term
+        term = term * (number - less) // (less + 1)
+    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**number))
+
+
+def paired_bootstrap(
+    first: NDArray[np.bool_],
+    second: NDArray[np.bool_],
+    *,
+    bootstrap: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The interval of accuracy(first) - accuracy(second) over resampled images, both models on the same ones.
+
+    A resample is known by how many of its images only the first model and only the second classify right, so that
+    these numbers are drawn and not the images. With few such images (below 10) the interval is too narrow; where there
+    are none, it has no width: `mcnemar` is exact there.
+
+    Args:
+        first, second: as for `mcnemar`.
+        bootstrap: how often to resample.
+        level: the interval's probability, between the percentiles of the resampled differences.
+        seed: of the resampling.
+
+    Raises:
+        InputError: not two bool arrays of one length; fewer than two resamples; a level outside (0, 1).
+    """
+    _check_resampling(bootstrap, level)
+    first, second = _paired(first, second)
+    shares = np.array([(first & ~second).mean(), (second & ~first).mean()])
+    drawn = np.random.default_rng(seed).multinomial(len(first), [*shares, 1 - shares.sum()], bootstrap)
+    differences = (drawn[:, 0] - drawn[:, 1]) / len(first)
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
+
+
+def _paired(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    first, second = np.asarray(first), np.asarray(second)
+    is_bool = first.dtype == second.dtype == np.bool_
+    if not is_bool or first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise InputError(
+            "expected two bool arrays of one length, found "
+            f"{first.dtype} {first.shape} and {second.dtype} {second.shape}; give result.correct of two results"
+        )
+    return first, second
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InputError(f"expected level in (0, 1), found {level}")
+
+
+def _check_resampling(bootstrap: int, level: float) -> None:
+    if bootstrap < 2 or not 0 < level < 1:
+        raise InputError(f"expected bootstrap of 2 or more and level in (0, 1), found {bootstrap} and {level}")
 
 
 def _resampled_figures(

@@ -48,6 +48,9 @@ def sum_over_processes(sums: Sums | None) -> Sums | None:
     added: dict[str, Any] = {}
     for field in fields(own):
         value = getattr(own, field.name)
+        if value is None:  # in no process, since the shapes are the same
+            added[field.name] = None
+            continue
         tensor = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
         tensor = tensor.to(_exchange_device())
         dist.all_reduce(tensor, op=getattr(dist.ReduceOp, _REDUCTIONS.get(field.name, "SUM")))

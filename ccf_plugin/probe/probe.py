@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,20 +17,25 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.confidence import Samples
+from ccf_plugin.probe.decomposition import mean_row_share
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
-from ccf_plugin.probe.outputs import Choice
+from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
 from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class CrossClassProbe:
@@ -57,6 +62,8 @@ class CrossClassProbe:
             that the result reports RA or clean accuracy; None: it is reported as "accuracy". ``run`` knows by itself.
         class_names: K names for tables and pictures.
         max_bytes: with ``instances``, the memory that single samples' attributions may take together.
+        centre: measure with the rows of W less their mean, A(x) = g(x) ⊙ (W[y] - w̄): the same softmax, and a CAS that
+            W + 1 vᵀ does not change. It is not the paper's; see ``CrossClassResult.mean_row_share``.
 
     A copy or a pickle of a probe goes with a copy of its model, which it measures. A probe that nothing refers to any
     more takes its hooks off.
@@ -88,6 +95,7 @@ class CrossClassProbe:
         inputs: Literal["adversarial", "clean"] | None = None,
         class_names: Iterable[str] | None = None,
         max_bytes: int = 8 * 2**30,
+        centre: bool = False,
     ) -> None:
         if every < 1:
             raise InputError(f"expected every to be 1 or more, found {every}")
@@ -111,11 +119,12 @@ class CrossClassProbe:
         self._max_per_class = max_per_class
         self._max_bytes = max_bytes
         self._every = every
+        self._centre = centre
         self._inputs = inputs
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._miss_was_told = False
+        self._miss_was_told = self._others_were_told = False
         self._attach_later = False
         self._attach()
         self.reset()
@@ -154,6 +163,11 @@ class CrossClassProbe:
         """The layer that makes the logits, or None before the first forward pass."""
         return self._head if self._tracer is None else self._tracer.head
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the passes that count need their graph, which head="gradient" does."""
+        return self._given_head == GRADIENT
+
     def reset(self) -> None:
         """Forget what was accumulated; the probe stays attached."""
         self._sums: Sums | None = None
@@ -163,6 +177,8 @@ class CrossClassProbe:
         self._counted = self._inputs  # what the counted passes see
         self._captured: PassRecord | None = None
         self._captures = False
+        self._weight: Tensor | None = None  # W of the last pass that counted
+        self._records: ImageRecords | None = None  # of a run
         self._places: list[tuple[int, str]] = []  # from which batch on the head was where
         self._reason = ""  # why a batch's logits were no head's
         if self._miss_was_told and self._tracer is not None:
@@ -208,8 +224,10 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
+            self._tell_of_others(record)
             if self._counted != self._inputs:  # what a run counted is still there
                 self._counted = None
+            self._records = None  # nobody knows these images' order
             self._add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
@@ -256,7 +274,10 @@ class CrossClassProbe:
         """
         together = sync and num_processes() > 1
         own = self._head_with_history() if self._sums is not None else None
-        described = gather_objects((own, self._seen)) if together else [(own, self._seen)]
+        share = None if self._weight is None else float(mean_row_share(self._weight))
+        known = (None, None) if self._records is None else self._records.before_and_counted(self._counted == "clean")
+        this = _Process(own, self._seen, share, *known)
+        processes = gather_objects(this) if together else [this]
         sums = sum_over_processes(self._sums) if together else self._sums
         if sums is None:
             raise InputError(NOTHING_ADDED)
@@ -266,7 +287,8 @@ class CrossClassProbe:
         accuracy = int(sums.correct) / total
         clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
         samples = self._samples(together) if self._instances else None
-        seen = set().union(*(entry[1] for entry in described))
+        confusion, confusion_clean = sums.confusions()
+        seen = set().union(*(process.passes for process in processes))
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
             class_attribution=vectors.numpy(),
@@ -275,8 +297,16 @@ class CrossClassProbe:
             clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
             robust_accuracy=accuracy if self._counted == "adversarial" else None,
             accuracy=accuracy if self._counted is None else None,
+            confusion_clean=confusion if self._counted == "clean" else confusion_clean,
+            confusion_adversarial=confusion if self._counted == "adversarial" else None,
+            confusion_unnamed=confusion if self._counted is None else None,
+            correct_clean=interleaved([process.correct_clean for process in processes]),
+            correct=interleaved([process.correct for process in processes]),
+            logit_variance=float(sums.logit_spread) / total,
+            mean_row_share=next((process.mean_row_share for process in processes if process.head is not None), None),
+            centred=self._centre,
             class_names=self._names(classes),
-            head=next((head for head, _ in described if head is not None), None),
+            head=next((process.head for process in processes if process.head is not None), None),
             model_mode=_only({mode for mode, _ in seen}),
             precision=_only({precision for _, precision in seen}),
             versions={"torch": torch.__version__, "numpy": np.__version__, **_own_version()},
@@ -314,8 +344,8 @@ class CrossClassProbe:
 
         Raises:
             InputError: as ``update`` and ``compute``; batches of another form; images to attack that are not in
-                [0, 1]; an attack that returns something else than images like those it got; several ``seeds`` of a
-                clean measurement or of an iterator.
+                [0, 1]; an attack that returns something else than images like those it got, or needs gradients of them
+                and gets none; several ``seeds`` of a clean measurement or of an iterator.
         """
         if seeds == 1:
             return self._run_once(loader, attack, seed)
@@ -333,8 +363,8 @@ class CrossClassProbe:
         self._attached()
         self.reset()
         self._counted = "clean" if attack is None else "adversarial"
+        records = ImageRecords()
         device = device_of(self.model)
-        needs_graph = self._given_head == GRADIENT
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):
                 images, labels = images_and_labels(batch, device)
@@ -342,15 +372,16 @@ class CrossClassProbe:
                 if attack is not None:
                     if number == 0:
                         check_images(unnormalised(images, attack), "the loader's first batch")
-                    with torch.set_grad_enabled(needs_graph):
+                    with torch.set_grad_enabled(self.needs_graph):
                         self.model(images)
                     # the clean pass is read before an attack is run for nothing
-                    clean = self._read(self._take_record()).logits.argmax(1)
-                    images = attacked(images, labels, attack)
+                    clean = self._read(self._take_record()).logits
+                    images = attacked(images, labels, attack, self.model, first=number == 0)
                     self.model.eval()  # torchattacks turns a model back to train mode
-                with torch.set_grad_enabled(needs_graph):
+                with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
-                self._add(self._read(self._take_record()), labels, slice(None), clean)
+                records.append(*self._add(self._read(self._take_record()), labels, slice(None), clean))
+        self._records = records
         result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
@@ -369,14 +400,30 @@ class CrossClassProbe:
             failure = tracer.watcher.failure()
             where = "inside capture()" if inside else "of the probed model"
             raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
+        if inside:
+            taken.alike = 0  # it was named
         return taken
+
+    def _tell_of_others(self, record: PassRecord) -> None:
+        """Once: that other passes might have been meant, such as TRADES' adversarial one before its clean one."""
+        if record.alike > 1 and not self._others_were_told:
+            self._others_were_told = True
+            mode = "train" if record.training else "eval"
+            warnings.warn(
+                f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
+                "counts. If another is meant, run it inside `with probe.capture():`",
+                stacklevel=3,
+            )
 
     def _read(self, record: PassRecord) -> ForwardPass:
         shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])
         return self._attached().read(record, shape)
 
     @torch.no_grad()
-    def _add(self, latest: ForwardPass, labels: Tensor, rows: slice, clean: Tensor | None = None) -> None:
+    def _add(
+        self, latest: ForwardPass, labels: Tensor, rows: slice, clean: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add a pass; ``clean`` are the logits before the attack. Which samples were right, see `Sums.add`."""
         # Inside the host's inference mode the sums would become tensors that nothing outside it may change.
         with torch.inference_mode(False):
             features, logits = latest.features[rows], latest.logits[rows]
@@ -388,24 +435,28 @@ class CrossClassProbe:
             labels, is_bad = within_classes(labels, classes)
             reading = latest.reading
             self._reason = self._reason or latest.reason
+            self._weight = latest.weight
+            if self._centre:
+                latest = latest.centred()
             if latest.weight is None:
                 values = latest.gradient_attribution(labels, rows).to(sums.attributions.dtype)
             else:
                 values = attribution(features.to(sums.attributions.dtype), latest.weight, labels)
             if not self._places or self._places[-1][1] != latest.place:
                 self._places.append((sums.batches, latest.place))
-            sums.add(
+            correct = sums.add(
                 values,
                 labels,
+                logits=logits,
                 is_bad=is_bad,
-                predicted=logits.argmax(1) if logits.shape[1] == classes else None,
-                clean_predicted=clean,
+                clean_predicted=clean.argmax(1) if clean is not None and clean.shape[1] == classes else None,
                 check=None if reading is None else (reading.missed, reading.error, reading.refitted),
             )
             if self._instances:
                 self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
                 self._rows.append(values.to(torch.promote_types(latest.dtype, torch.float32)), labels)
         self._seen.add(("train" if latest.training else "eval", str(latest.dtype).removeprefix("torch.")))
+        return correct
 
     def _head_with_history(self) -> Head | None:
         """The head, and where it was in which batches if that changed."""
@@ -451,6 +502,16 @@ NO_NEW_FORWARD = (
     "update once, and attach the probe before torch.compile's first call (or call torch._dynamo.reset() after "
     "attaching it)"
 )
+
+
+class _Process(NamedTuple):
+    """What one process tells the others beside its sums."""
+
+    head: Head | None
+    passes: set[tuple[str, str]]  # (mode, precision)
+    mean_row_share: float | None
+    correct_clean: NDArray[np.bool_] | None
+    correct: NDArray[np.bool_] | None
 
 
 def _only(values: set[str]) -> str | None:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from io import BytesIO
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ccf_plugin.errors import InputError, did_you_mean, some_of
-from ccf_plugin.files import json_bytes, write_together
+from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
-from ccf_plugin.probe.confidence import Confidence, Samples
+from ccf_plugin.probe.classes import class_index, top_pairs
+from ccf_plugin.probe.confidence import Confidence, Interval, Samples, wilson
+from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
-from ccf_plugin.probe.result_checks import ARRAYS, PLAIN_FIELDS, check_fields, checked_arrays, with_later_fields
+from ccf_plugin.probe.null import PermutationNull, permutation_null
+from ccf_plugin.probe.result_files import ARRAYS, BITS, FORMAT, plain, read_result, write_result
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-FORMAT = 1
 _LISTED_CLASSES = 2_000  # as text a matrix takes 25 bytes a number: 100 MB here, 12 GB for ImageNet-21k
+_ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
+_LISTED_NULL = 100  # likewise for the three matrices of the null model, which the .npz has as two vectors
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class CrossClassResult:
         instance_matrix: C_I (Section 5.3), (K, K) float64, or None where it was not asked for.
         clean_accuracy, robust_accuracy: fractions, or None where not measured.
         accuracy: a fraction; set instead of these two where nobody said whether the images were clean or adversarial.
+        confusion_clean, confusion_adversarial: samples by true class (rows) and predicted class, (K, K) int64;
+            ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
+        correct_clean, correct: whether each image was classified right, clean and in the passes that counted, (N,) bool
+            in the loader's order (with several processes: the first image of each, the second of each, …; None where
+            they have other shares). None but from ``probe.run``.
+        logit_variance: of the logits over samples and classes, each sample's mean taken away, so that what the softmax
+            does not see does not count; None where not measured.
+        mean_row_share: of the head's W in the last pass that counted, from 0 to 1; see `decomposition.mean_row_share`.
+            None for head="gradient".
+        centred: whether A was measured with the rows of W less their mean, see ``CrossClassProbe(centre=True)``.
         class_names: K names, or None.
         model: the model's name, or None.
         head: the layer that was measured.
@@ -59,6 +71,14 @@ class CrossClassResult:
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     accuracy: float | None = None
+    confusion_clean: NDArray[np.int64] | None = None
+    confusion_adversarial: NDArray[np.int64] | None = None
+    confusion_unnamed: NDArray[np.int64] | None = None
+    correct_clean: NDArray[np.bool_] | None = None
+    correct: NDArray[np.bool_] | None = None
+    logit_variance: float | None = None
+    mean_row_share: float | None = None
+    centred: bool = False
     class_names: tuple[str, ...] | None = None
     model: str | None = None
     head: Head | None = None
@@ -86,6 +106,89 @@ class CrossClassResult:
         """I-CAS (Section 5.3), or None where instances were not measured."""
         return None if self.instance_matrix is None else _cas(self.instance_matrix)
 
+    @cached_property
+    def null(self) -> PermutationNull:
+        """CAS and C by chance: where the entries of each class attribution are permuted; computed at the first use."""
+        return permutation_null(self.class_attribution)
+
+    @property
+    def cas_excess(self) -> float:
+        """CAS less its mean by chance; NaN where fewer than two classes have an attribution."""
+        return self.cas - self.null.cas_mean
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """|A_i|, the lengths of the class attributions, (K,) float64; in logits."""
+        return np.asarray(np.linalg.norm(self.class_attribution, axis=1))
+
+    @property
+    def shared_part(self) -> float:
+        """Σ_{i≠j} max(A_i · A_j, 0): CAS before the lengths are divided out; in squared logits."""
+        return shared_part(self.matrix, self.lengths)
+
+    @property
+    def negative_part(self) -> float:
+        """Σ_{i≠j} min(C[i, j], 0), which CAS leaves out; from -K(K-1) to 0."""
+        return 0.0 - _cas(-self.matrix)
+
+    @property
+    def in_logit_units(self) -> dict[str, Any] | None:
+        """The same in units of the logits' variance, so that a head times a constant gives the same.
+
+        ``shared_part`` and ``negative_part``, which is Σ_{i≠j} min(A_i · A_j, 0) here, are divided by the variance,
+        ``lengths`` by its square root. None where the variance is not known, or 0.
+        """
+        if not self.logit_variance:
+            return None
+        return {
+            "shared_part": self.shared_part / self.logit_variance,
+            "negative_part": 0.0 - shared_part(-self.matrix, self.lengths) / self.logit_variance,
+            "lengths": self.lengths / np.sqrt(self.logit_variance),
+        }
+
+    @property
+    def gauge_note(self) -> str:
+        """That CAS depends on what the softmax does not see, where it does; "" otherwise."""
+        if self.centred or self.mean_row_share is None or self.mean_row_share < MEAN_ROW_MATTERS:
+            return ""
+        return (
+            f"{self.mean_row_share:.2%} of |W|² lies in the mean of the head's rows, which changes no prediction but "
+            "changes CAS; centre=True measures without it"
+        )
+
+    @property
+    def confusion(self) -> NDArray[np.int64] | None:
+        """The confusion matrix of the passes that counted: adversarial, clean, or nobody said which."""
+        for confusion in (self.confusion_adversarial, self.confusion_clean, self.confusion_unnamed):
+            if confusion is not None:
+                return confusion
+        return None
+
+    @property
+    def class_accuracy(self) -> NDArray[np.float64] | None:
+        """The accuracy on each class in the passes that counted, (K,) float64, NaN without samples; or None."""
+        return _class_accuracy(self.confusion)
+
+    @property
+    def class_accuracy_clean(self) -> NDArray[np.float64] | None:
+        """The same on clean images, or None where not measured."""
+        return _class_accuracy(self.confusion_clean)
+
+    def interval(self, name: str = "robust_accuracy", level: float = 0.95) -> Interval | None:
+        """Wilson's interval of an accuracy over other images of the same kind; None where it was not measured.
+
+        Args:
+            name: "robust_accuracy", "clean_accuracy" or "accuracy".
+            level: the interval's probability.
+
+        Raises:
+            InputError: another name, or a level outside (0, 1).
+        """
+        if name not in _ACCURACIES:
+            raise InputError(f"expected name to be one of {', '.join(_ACCURACIES)}, found {name!r}")
+        share, total = getattr(self, name), int(self.counts.sum())
+        return None if share is None or not total else wilson(round(share * total), total, level)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The class names, or their indices as text."""
@@ -110,10 +213,8 @@ class CrossClassResult:
 
     def top_pairs(self, count: int = 5) -> list[tuple[str, str, float]]:
         """The pairs of classes that share most: (name, name, C[i, j]), largest first."""
-        upper = np.triu(self.pair_contributions(), 1)
-        flat = np.argsort(-upper, axis=None, kind="stable")[:count]
-        pairs = [np.unravel_index(index, upper.shape) for index in flat]
-        return [(self.names[i], self.names[j], float(self.matrix[i, j])) for i, j in pairs if upper[i, j] > 0]
+        pairs = top_pairs(self.pair_contributions(), count, above=0.0)
+        return [(self.names[i], self.names[j], float(self.matrix[i, j])) for i, j in pairs]
 
     def pair_contributions(self) -> NDArray[np.float64]:
         """What each ordered pair of classes adds to CAS, (K, K) float64; the sum is CAS (eq. 7)."""
@@ -132,7 +233,7 @@ class CrossClassResult:
         """
         units = []
         for wanted in (first, second):
-            index = self._index(wanted)
+            index = class_index(self.names, wanted)
             vector = self.class_attribution[index]
             length = float(np.linalg.norm(vector))
             if not np.isfinite(length) or length == 0:
@@ -168,7 +269,8 @@ class CrossClassResult:
     ) -> Confidence:
         """Intervals of CAS and I-CAS over resampled images: no attack is run again.
 
-        They hold at this number of images a class; CAS of 10 images a class and of 1,000 are not comparable.
+        They hold at this number of images a class; CAS of 10 images a class and of 1,000 are not comparable. In
+        simulations with 400 resamples 95 % intervals held CAS in 96 of 100 cases, with 200 those of I-CAS in 89 alone.
 
         Args:
             bootstrap: how often to resample.
@@ -188,18 +290,9 @@ class CrossClassResult:
             len(self.matrix), bootstrap=bootstrap, level=level, seed=seed, instances=instances
         )
 
-    def _index(self, wanted: str | int) -> int:
-        if isinstance(wanted, str) and wanted in self.names:
-            return self.names.index(wanted)
-        if isinstance(wanted, int) and 0 <= wanted < len(self.matrix):
-            return wanted
-        raise InputError(
-            f"expected a class's name or its index below {len(self.matrix)}, found {wanted!r}"
-            f"{did_you_mean(str(wanted), self.names)}"
-        )
-
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
+        units = self.in_logit_units
         return {
             "model": self.model,
             "head": None if self.head is None else {**asdict(self.head), "history": list(self.head.history)},
@@ -212,11 +305,26 @@ class CrossClassResult:
             "accuracy": self.accuracy,
             "cas": self.cas,
             "cas_normalised": self.cas_normalised,
+            "cas_excess": plain(self.cas_excess),
             "instance_cas": self.instance_cas,
+            "shared_part": self.shared_part,
+            "negative_part": self.negative_part,
+            "lengths": plain(self.lengths),
+            "logit_variance": self.logit_variance,
+            "in_logit_units": None if units is None else {name: plain(value) for name, value in units.items()},
+            "mean_row_share": self.mean_row_share,
+            "centred": self.centred,
+            "gauge_note": self.gauge_note,
+            "null": self.null.to_json(_LISTED_NULL),
+            "class_accuracy": plain(self.class_accuracy),
+            "class_accuracy_clean": plain(self.class_accuracy_clean),
             "counts": self.counts.tolist(),
             "class_names": None if self.class_names is None else list(self.class_names),
-            "matrix": _listed(self.matrix),
-            "instance_matrix": _listed(self.instance_matrix),
+            "matrix": plain(self.matrix, _LISTED_CLASSES),
+            "instance_matrix": plain(self.instance_matrix, _LISTED_CLASSES),
+            "confusion_clean": plain(self.confusion_clean, _LISTED_CLASSES),
+            "confusion_adversarial": plain(self.confusion_adversarial, _LISTED_CLASSES),
+            "confusion_unnamed": plain(self.confusion_unnamed, _LISTED_CLASSES),
             "versions": dict(self.versions),
             "repeats": [dict(repeat) for repeat in self.repeats],
             "format": FORMAT,
@@ -225,14 +333,15 @@ class CrossClassResult:
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write ``path``.npz (the arrays) and ``path``.json (the rest); return both paths.
 
+        Of the null model's matrices the .npz of more than 100 classes has ``null_mean_root`` and ``null_sd_root``.
+
         Raises:
             OSError: the folder is missing or not writable; nothing half-written remains.
         """
-        npz, description = _paths(path)
-        buffer = BytesIO()
-        np.savez_compressed(buffer, **{name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None})
-        write_together({npz: buffer.getvalue(), description: json_bytes(self.to_json())})
-        return npz, description
+        arrays = {name: getattr(self, name) for name in (*ARRAYS, *BITS)}
+        if len(self.matrix) > _LISTED_NULL:
+            arrays |= {"null_mean_root": self.null.mean_root, "null_sd_root": self.null.sd_root}
+        return write_result(path, self.to_json(), arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> CrossClassResult:
@@ -241,40 +350,7 @@ class CrossClassResult:
         Raises:
             InputError: a file is missing, is not such a result, or is of a newer format.
         """
-        npz, description = _paths(path)
-        for file in (npz, description):
-            if not file.is_file():
-                raise InputError(
-                    f"expected the result file {file}, found none; a result is an .npz and a .json together"
-                )
-        try:
-            described = with_later_fields(json.loads(description.read_text(encoding="utf-8")))
-            version = int(described["format"])
-            with np.load(npz, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in ARRAYS if name in archive.files}
-            if version > FORMAT:
-                raise InputError(
-                    f"expected a result of format {FORMAT} or older, found {version} in {description}; "
-                    "update ccf_plugin"
-                )
-            arrays = checked_arrays(arrays)
-            check_fields(described, len(arrays["counts"]))
-            return cls(
-                matrix=arrays["matrix"],
-                class_attribution=arrays["class_attribution"],
-                counts=arrays["counts"],
-                instance_matrix=arrays.get("instance_matrix"),
-                head=None if described["head"] is None else _head(described["head"]),
-                class_names=None if described["class_names"] is None else tuple(described["class_names"]),
-                repeats=tuple(described["repeats"]),
-                **{name: described[name] for name in PLAIN_FIELDS},
-            )
-        except InputError:
-            raise
-        except Exception as error:  # whatever a stranger's file can provoke in two parsers
-            raise InputError(
-                f"expected a result saved by CrossClassResult.save, found something else in {description}: {error}"
-            ) from error
+        return cls(**read_result(path))
 
     def plot(
         self,
@@ -332,19 +408,8 @@ def _cas(matrix: NDArray[np.float64]) -> float:
     return float(class_attribution_similarity(torch.from_numpy(matrix)))
 
 
-def _head(described: Mapping[str, Any]) -> Head:
-    """What ``to_json`` says of a head; what newer versions add is left out."""
-    known = {one.name: described[one.name] for one in fields(Head) if one.name in described}
-    return Head(**{**known, "history": tuple(known.get("history", ()))})
-
-
-def _listed(matrix: NDArray[np.float64] | None) -> list[list[float | None]] | None:
-    if matrix is None or len(matrix) > _LISTED_CLASSES:
+def _class_accuracy(confusion: NDArray[np.int64] | None) -> NDArray[np.float64] | None:
+    if confusion is None:
         return None
-    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
-
-
-def _paths(path: str | Path) -> tuple[Path, Path]:
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".npz", ".json", ".png") else path
-    return stem.parent / f"{stem.name}.npz", stem.parent / f"{stem.name}.json"
+    totals = confusion.sum(1)
+    return np.where(totals > 0, np.diagonal(confusion) / np.maximum(totals, 1), np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,11 @@ from torch import Tensor
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import accumulator_dtype, class_means
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_CONFUSED_CLASSES = 2_000  # with more, the two confusion matrices would take more than 64 MB on the device
 _NO_BATCH = torch.iinfo(torch.int64).max
 
 
@@ -22,6 +27,9 @@ class Sums:
     counts: Tensor  # (K,) int64
     correct: Tensor  # () int64
     clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
+    confusion: Tensor | None  # (K K,) int64, row by row: true class, predicted class; None for too many classes
+    clean_confusion: Tensor | None  # the same before the attack
+    logit_spread: Tensor  # () : Σ over samples of the variance of each one's logits over the classes
     first_faults: Tensor  # (3,) int64: the first batch with a label out of range, features not finite, logits missed
     largest_miss: Tensor  # () : by how much they were not, relative to the largest logit
     refits: Tensor  # () int64: batches in which the factors of several parts were not those of the first pass
@@ -32,11 +40,16 @@ class Sums:
     def zeros(cls, shape: tuple[int, int], device: torch.device) -> Sums:
         """Nothing seen yet, for (K, n) = ``shape``."""
         number = torch.zeros((), dtype=torch.int64, device=device)
+        cells = shape[0] ** 2 if shape[0] <= _CONFUSED_CLASSES else None
+        confusion = None if cells is None else torch.zeros(cells, dtype=torch.int64, device=device)
         return cls(
             attributions=torch.zeros(shape, dtype=accumulator_dtype(device), device=device),
             counts=torch.zeros(shape[0], dtype=torch.int64, device=device),
             correct=number,
             clean_correct=number.clone(),
+            confusion=confusion,
+            clean_confusion=None if confusion is None else confusion.clone(),
+            logit_spread=torch.zeros((), dtype=accumulator_dtype(device), device=device),
             first_faults=torch.full((3,), _NO_BATCH, dtype=torch.int64, device=device),
             largest_miss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
             refits=number.clone(),
@@ -47,19 +60,19 @@ class Sums:
         attributions: Tensor,
         labels: Tensor,
         *,
+        logits: Tensor,
         is_bad: Tensor,
-        predicted: Tensor | None = None,
         clean_predicted: Tensor | None = None,
         check: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> None:
-        """Add a batch.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add a batch; return which samples were classified right, (N,) bool, and before the attack where known.
 
         Args:
             attributions: A(x), (N, n) of the sums' dtype.
             labels: (N,) int64 in 0..K-1.
+            logits: (N, K).
             is_bad: () bool, whether some of the batch's labels were others, see `within_classes`.
-            predicted: (N,) int64, or None where the model's output has other classes.
-            clean_predicted: the same of the clean images, where there was such a pass.
+            clean_predicted: the classes that were predicted before the attack, (N,) int64, where there was such a pass.
             check: whether the pass's logits were not the head's, () bool, how far off they were, relative to the
                 largest logit, and () bool, whether its factors were fitted anew.
         """
@@ -72,13 +85,23 @@ class Sums:
             torch.maximum(self.largest_miss, miss, out=self.largest_miss)
             self.refits += refitted
         self.attributions.index_add_(0, labels, attributions)
-        self.counts.index_add_(0, labels, torch.ones_like(labels))
-        if predicted is not None:
-            self.correct += (predicted == labels).sum()
+        ones = torch.ones_like(labels)
+        self.counts.index_add_(0, labels, ones)
+        predicted = logits.argmax(1)
+        correct, clean_correct = predicted == labels, None
+        self.correct += correct.sum()
+        if len(logits):  # var warns of none
+            self.logit_spread += logits.to(self.logit_spread.dtype).var(1, correction=0).sum()
+        if self.confusion is not None:
+            self.confusion.index_add_(0, torch.add(predicted, labels, alpha=len(self.counts)), ones)
         if clean_predicted is not None:
-            self.clean_correct += (clean_predicted == labels).sum()
+            clean_correct = clean_predicted == labels
+            self.clean_correct += clean_correct.sum()
+            if self.clean_confusion is not None:
+                self.clean_confusion.index_add_(0, torch.add(clean_predicted, labels, alpha=len(self.counts)), ones)
             self.clean_batches += 1
         self.batches += 1
+        return correct, clean_correct
 
     def to(self, device: torch.device) -> Sums:
         """These sums on another device, where the model went."""
@@ -89,6 +112,18 @@ class Sums:
     def has_faults(self) -> Tensor:
         """Whether any batch had a label outside 0..K-1, features not finite, logits not the head's: (3,) bool."""
         return self.first_faults != _NO_BATCH
+
+    def confusions(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """The confusion matrices of the passes that counted and of those before the attack, (K, K) each.
+
+        None where there are too many classes, or where not every sample is in one.
+        """
+        return self._square(self.confusion), self._square(self.clean_confusion)
+
+    def _square(self, cells: Tensor | None) -> NDArray[np.int64] | None:
+        if cells is None or int(cells.sum()) != int(self.counts.sum()):
+            return None
+        return cells.view(len(self.counts), -1).cpu().numpy().copy()  # the sums go on
 
     def checked_means(self, head: str = "", reason: str = "") -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.runs.reading import Track
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 _CHARACTERS = 2_750_000  # for all matrices of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
 _STEPS = 32767  # int16 steps of a cosine: errors of 1.5e-5 at most
@@ -42,14 +43,6 @@ def embedded_epochs(track: Track, tracks: int) -> list[int]:
         return epochs
     kept = {epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, room - 1)}
     return sorted(kept | ({track.probed(track.best.epoch)} if track.best is not None else set()))
-
-
-def top_pairs(matrix: NDArray[np.float64], count: int) -> list[tuple[int, int]]:
-    """The pairs of classes (i < j) with the largest C[i, j], largest first."""
-    upper = np.where(np.triu(np.ones(matrix.shape, bool), 1) & ~np.isnan(matrix), matrix, -np.inf)
-    order = np.argsort(-upper, axis=None, kind="stable")[:count]
-    pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in order]
-    return [(i, j) for i, j in pairs if np.isfinite(upper[i, j])]
 
 
 def pairs_along_epochs(track: Track, count: int) -> dict[str, Any]:

@@ -41,17 +41,17 @@
 
   /** The pairs i < j ordered by a key of their value, largest first. */
   function ordered(matrix, key) {
-    const found = [];
+    const pairs = [];
     for (let i = 0; i < K; i++) for (let j = i + 1; j < K; j++) {
-      if (matrix[i][j] !== null) found.push([i, j, matrix[i][j]]);
+      if (matrix[i][j] !== null) pairs.push([i, j, matrix[i][j]]);
     }
-    return found.sort((a, b) => key(b[2]) - key(a[2])).slice(0, 50);
+    return pairs.sort((a, b) => key(b[2]) - key(a[2])).slice(0, 50);
   }
 
   function nearest(track, epoch) {
     let place = track.matrixEpochs.length - 1;
-    track.matrixEpochs.forEach((found, at) => {
-      if (Math.abs(found - epoch) < Math.abs(track.matrixEpochs[place] - epoch)) place = at;
+    track.matrixEpochs.forEach((embedded, at) => {
+      if (Math.abs(embedded - epoch) < Math.abs(track.matrixEpochs[place] - epoch)) place = at;
     });
     return place;
   }
@@ -97,7 +97,7 @@
   const titles = [...new Set(data.metrics.map((metric) => metric.axis))];
   const [tallest, other, gap] = [0.58, 0.36, 0.06]; // of the height that two axes have
   const axesHeight = tallest + (titles.length - 1) * (gap + other);
-  const axisOf = (metric) => ["y", "y2", "y3", "y4"][titles.indexOf(metric.axis)];
+  const axisOf = (metric) => `y${titles.indexOf(metric.axis) + 1}`.replace(/^y1$/, "y");
 
   function axes() {
     const layouts = titles.map((title, place) => {
@@ -106,7 +106,7 @@
       const inPercent = data.metrics.find((metric) => metric.axis === title).format.endsWith("%");
       return axis({ domain, title: { text: title }, rangemode: "tozero", ...(inPercent && { tickformat: ".0%" }) });
     });
-    return Object.fromEntries(layouts.map((one, place) => [`yaxis${place ? place + 1 : ""}`, one]));
+    return Object.fromEntries(layouts.map((layout, place) => [`yaxis${place ? place + 1 : ""}`, layout]));
   }
 
   function drawCurves() {
@@ -119,14 +119,14 @@
     if (several) data.tracks.forEach((track, place) =>
       explain(track.name, { mode: "lines", line: { color: colours[place % colours.length], width: 4 } }));
     data.tracks.forEach((track, place) => {
-      const own = colours[place % colours.length];
+      const trackColour = colours[place % colours.length];
       const prefix = several ? `${track.name}: ` : "";
       data.metrics.forEach((metric, metricPlace) => {
         const values = track.curves[metric.name];
         const known = values.filter((value) => value !== null).length;
         if (known === 0) return;
         const { dash } = metric;
-        const line = { color: several ? own : colours[metricPlace % colours.length], dash, width: 2 };
+        const line = { color: several ? trackColour : colours[metricPlace % colours.length], dash, width: 2 };
         traces.push({
           type: "scatter", mode: known <= 60 ? "lines+markers" : "lines", x: track.epoch, y: values, line,
           yaxis: axisOf(metric), connectgaps: true, marker: { size: 4 }, name: plain(prefix + metric.label),
@@ -148,7 +148,7 @@
       for (const metric of data.metrics) {
         const points = track.published.filter((point) => point[metric.published] !== undefined);
         if (points.length === 0) continue;
-        const marker = { symbol: "diamond-open", size: 9, color: several ? own : colour("--text") };
+        const marker = { symbol: "diamond-open", size: 9, color: several ? trackColour : colour("--text") };
         traces.push({
           type: "scatter", mode: "markers", marker, yaxis: axisOf(metric), showlegend: false,
           name: plain(`${prefix}published ${metric.label}`), hovertemplate: `%{y:${metric.rounded}}`,
@@ -157,7 +157,7 @@
         explain("published", { mode: "markers", marker: { ...marker, color: colour("--text") } });
       }
       if (track.best !== null) {
-        const shown = several ? own : colour("--text");
+        const shown = several ? trackColour : colour("--text");
         shapes.push({ type: "line", x0: track.best, x1: track.best, yref: "paper", y0: 0, y1: 1,
           line: { color: shown, dash: "dash", width: 1.5 } });
         annotations.push({ x: track.best, yref: "paper", y: 1, yanchor: "bottom", showarrow: false,
@@ -211,7 +211,8 @@
   const mostLabels = () => narrow() ? (K > 25 ? 8 : 12) : (K > 25 ? 16 : 25);
 
   function drawMatrix(id, matrix, [zmin, zmax], colours) {
-    shown[id] = { matrix, cell: shown[id]?.cell ?? [0, 0] };
+    const isTurned = shown[id] !== undefined && shown[id].isNarrow !== narrow();
+    shown[id] = { matrix, cell: shown[id]?.cell ?? [0, 0], isNarrow: narrow() };
     const side = Math.min(element(id).parentElement.clientWidth, 640);
     const stops = colours.map((stop, place) => [place / (colours.length - 1), stop]);
     const numbers = K <= 12 && !narrow();
@@ -227,6 +228,8 @@
         : { thickness: 14, outlinewidth: 0, len: 0.9 },
       ...(numbers ? { texttemplate: "%{z:.2f}", textfont: { size: 11 } } : {}),
     };
+    // Plotly leaves parts of a colour bar behind whose orientation changes: take the old bar away first.
+    if (isTurned) Plotly.restyle(id, { showscale: false });
     Plotly.react(id, [trace], layout({
       height: side + (narrow() ? 20 : -40), margin: { l: 10, r: 10, t: 10, b: 10 },
       plot_bgcolor: colour("--missing"), dragmode: K > 25 && !touch.matches ? "zoom" : false,

@@ -29,9 +29,15 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """[model]: a name that zoo.models.build_model knows; mean and std become a normalisation layer of the model."""
+    """[model]: a name that zoo.models.build_model knows; mean and std become a normalisation layer of the model.
+
+    weights is where training starts: a run (its best checkpoint) or a file of any code's; checkpoint_key chooses among
+    several state dicts in it.
+    """
 
     name: str
+    weights: str | None = None
+    checkpoint_key: str | None = None
     options: dict[str, Any] = {}
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -90,11 +96,17 @@ class ObjectiveSection(_Section):
 class DistillSection(_Section):
     """[[distill]]: a teacher's share λ = weight of the loss at a temperature T; teacher "average" is [average]'s.
 
+    A teacher with weights of one's own has checkpoint and the keys behind it, as zoo.models.load_model takes them.
     With ramp = [start, end], λ is 0 up to epoch start and rises linearly until end; from there it is weight_after,
     or weight where that is silent.
     """
 
     teacher: str
+    checkpoint: str | None = None
+    checkpoint_key: str | None = None
+    options: dict[str, Any] = {}
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
     weight: Annotated[float, Field(ge=0, le=1)]
     temperature: Annotated[float, Field(gt=0)] = 1.0
     ramp: Ramp | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -53,8 +53,7 @@ class AutoAttack:
         finally:
             logger.removeHandler(handler)
             logger.propagate = before
-        found: Tensor = adversarial
-        return found
+        return cast(Tensor, adversarial)
 
 
 class _Notes(logging.Handler):
@@ -73,7 +72,7 @@ def build_autoattack(model: nn.Module, threat: ThreatModel, *, num_classes: int,
     """
     if num_classes < _FEWEST_CLASSES:
         raise InputError(f"AutoAttack: expected {_FEWEST_CLASSES} classes or more, found {num_classes}; use PGD alone")
-    forward = Forward(model)
+    forward = model if isinstance(model, Forward) else Forward(model, classes=num_classes)
     attack = AutoAttack(forward, norm=threat.norm, eps=threat.eps, n_classes=num_classes, seed=seed)
     parameters = inspect.signature(AutoAttack).parameters
     return Attack("AutoAttack", forward, threat, attack, parameters=parameters, mode="eval"), attack.notes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ccf_plugin.errors import InputError, did_you_mean, some_of
+from ccf_plugin.errors import InputError, check_at_least, did_you_mean, some_of
 from ccf_plugin.files import given_path
 from ccf_plugin.zoo.arrays import LabelledImages, checked_arrays
 from ccf_plugin.zoo.classes import listed, matched, order_of_known_list, printable, read_class_names
@@ -130,9 +130,7 @@ def load_data(
     for split in splits:
         if split not in _SPLITS:
             raise InputError(f"splits: expected train or test, found {split!r}{did_you_mean(split, _SPLITS)}")
-    for parameter, limit in (("train_per_class", train_per_class), ("test_limit", test_limit)):
-        if limit is not None and limit < 1:
-            raise InputError(f"{parameter}: expected at least 1, found {limit}")
+    check_at_least(1, train_per_class=train_per_class, test_limit=test_limit)
     check_spec(spec)
     order = None if classes is None else _Order.of(classes)
     spec = resolved(spec)

@@ -17,11 +17,12 @@ from typing import Any
 from torch import nn
 
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
-from ccf_plugin.zoo.checkpoints import check_finite, is_web_page, refusal
+from ccf_plugin.zoo.checkpoints import check_finite
 from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.image_files import Preprocess
 from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
 from ccf_plugin.zoo.sources import LoadedModel
+from ccf_plugin.zoo.weight_files import is_web_page, refusal
 
 _DEFAULT = ("cifar10", "Linf")
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
@@ -209,7 +210,8 @@ def _explain(entry: Entry, files: list[Path], by_hand: set[Path], error: Excepti
     if isinstance(error, RuntimeError) and "state_dict" in str(error):
         return InputError(f"{names}: a checkpoint of another architecture than {entry.spec}: {one_line(error, 400)}")
     if by_hand:
-        return InputError(f"{names}: not loaded as {entry.spec}: {refusal(error)}")
+        place = "; then put it in its place" if "nothing is unpickled" in (why := refusal(error, files[0])) else ""
+        return InputError(f"{names}: not loaded as {entry.spec}: {why}{place}")
     return UnavailableError(f"the download of {entry.spec} cannot be used: {refusal(error)}{_placing(entry, files)}")
 
 

@@ -96,7 +96,9 @@ CHECKPOINTS = {
         ["probe", "digits_net.pt", "--data", "digits"], "for another file use python:", file("digits_net.pt", b"x")
     ),
     "with a model that names itself": Case(
-        ["probe", "timm:resnet18", "--checkpoint", "w.pt"], "--checkpoint goes with python:", file("w.pt", b"x")
+        ["probe", "robustbench:Wong2020Fast", "--checkpoint", "w.pt"],
+        "checkpoint: expected none, or a model with weights of your own",
+        file("w.pt", b"x"),
     ),
 }
 

@@ -85,6 +85,21 @@ COMPARISONS = {
     "an infinite matrix": Case(COMPARE, "infinite numbers in matrix", _array("matrix", lambda m: m * np.inf)),
     "counts of text": Case(COMPARE, "one.json", _array("counts", lambda counts: counts.astype(str))),
     "attributions of too few classes": Case(COMPARE, "of shape", _array("class_attribution", lambda rows: rows[:3])),
+    "a confusion matrix of fractions": Case(
+        COMPARE, "one.json", _array("confusion_clean", lambda confusion: confusion / 2)
+    ),
+    "a confusion matrix of too few classes": Case(
+        COMPARE, "confusion_clean of shape", _array("confusion_clean", lambda confusion: confusion[:3])
+    ),
+    "negative confusions": Case(
+        COMPARE, "negative numbers in confusion_adversarial", _array("confusion_adversarial", lambda m: m - 1000)
+    ),
+    "bits of too few images": Case(COMPARE, "correct of shape (1,) for", _array("correct", lambda bits: bits[:1])),
+    "bits that are numbers": Case(COMPARE, "correct of shape", _array("correct", lambda bits: bits.astype(float))),
+    "a mean row of text": Case(
+        COMPARE, "mean_row_share of 'half'", _described(lambda r: r.update(mean_row_share="half"))
+    ),
+    "centred or not": Case(COMPARE, "centred of None", _described(lambda r: r.update(centred=None))),
     "a web page": Case(COMPARE, "one.json", _bytes("one.json", HTML)),
     "a list": Case(COMPARE, "one.json", _bytes("one.json", b"[1]")),
     "another encoding": Case(COMPARE, "one.json", _bytes("one.json", b"\xff\xfe")),

@@ -60,7 +60,9 @@ RUNS = {
     "a state of 100,000 brackets": Case(
         RESUME, "last.json", changed("state/last.json", lambda p: p.write_text("[" * 100_000))
     ),
-    "a state of other rows": Case(RESUME, "last.json", state(lambda s: s["rows"][0].update(colour=3))),
+    "a state of rows of text": Case(RESUME, "last.json", state(lambda s: s["rows"][0].update(cas="high"))),
+    "a state of rows without their epoch": Case(RESUME, "last.json", state(lambda s: s["rows"][0].pop("epoch"))),
+    "a state of a list of numbers": Case(RESUME, "last.json", state(lambda s: s.update(rows=[1]))),
     "a state of an epoch of text": Case(RESUME, "last.json", state(lambda s: s.update(epoch="one"))),
     "a state of a negative step": Case(RESUME, "last.json", state(lambda s: s.update(step=-1))),
     "without its tensors": Case(RESUME, "001.safetensors", changed("state/001.safetensors", Path.unlink)),

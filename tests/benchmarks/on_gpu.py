@@ -167,7 +167,7 @@ def evaluation(setting: Setting) -> Iterator[Figures]:
 
     from ccf_plugin.engine.forward import Forward
     from ccf_plugin.engine.timing import now
-    from ccf_plugin.measure.evaluate import measure
+    from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, measure
     from ccf_plugin.training.setup import prepare
     from ccf_plugin.zoo.attacks import build_attack
 
@@ -176,16 +176,15 @@ def evaluation(setting: Setting) -> Iterator[Figures]:
     torch.backends.cudnn.benchmark = True
     threat = recipe.evaluation_threat()
 
+    data, settings = MeasuredSplit(parts.test, parts.classes), AttackSettings(threat, precision=parts.precision)
+
     def timed(batch_size: int, forward: Any, attack: Any = None) -> dict[str, Any]:
         """Seconds of two rounds in a row, the second with what the first made."""
         attack = attack or build_attack(None, forward, threat, num_classes=len(parts.classes))
         seconds = []
         for _ in range(2):
             start = now()
-            result = measure(
-                parts.model, parts.test, threat, classes=parts.classes, model_name="", data_name="",
-                batch_size=batch_size, precision=parts.precision, attack=attack,
-            )  # fmt: skip
+            result = measure(parts.model, data, settings, batch_size=batch_size, built=attack)
             seconds.append(now() - start)
         return {"seconds": seconds, "cas": result.cas, "robust_accuracy": result.robust_accuracy}
 

@@ -72,7 +72,7 @@ def test_training_on_cuda_learns_what_the_cpu_learns(tmp_path: Path) -> None:
 
 def test_out_of_memory_names_the_batch_size() -> None:
     with (
-        pytest.raises(UnavailableError, match=r"optim.batch_size: 128 images do not fit into the GPU's .*; try 64"),
+        pytest.raises(UnavailableError, match=r"optim.batch_size: .* the GPU's memory, found 128 images.*; try 64"),
         naming_the_batch("optim.batch_size", 128),
     ):
         torch.empty(2**50, dtype=torch.uint8, device=CUDA)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.compare import compare, load_sides, name_sides
 from ccf_plugin.measure.pictures import draw_comparison
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import Samples, difference_of_cas
 
@@ -106,6 +106,14 @@ def test_other_class_counts_are_refused() -> None:
         compare(FIRST, result(np.eye(2)))
 
 
+def test_an_older_result_gives_an_attack_without_steps_one() -> None:
+    fgsm = {**THREAT, "attack": "FGSM", "step_size": None, "steps": None}
+    older = replace(SECOND, threat={**fgsm, "steps": 1})
+    assert compare(replace(FIRST, threat=fgsm), older).second == older
+    with pytest.raises(InputError, match="steps none and 2"):
+        compare(replace(FIRST, threat=fgsm), replace(SECOND, threat={**fgsm, "steps": 2}))
+
+
 def test_another_seed_of_the_attack_is_the_same_attack() -> None:
     assert compare(FIRST, replace(SECOND, threat={**THREAT, "seed": 5})).second.cas == SECOND.cas
 
@@ -181,19 +189,19 @@ def test_one_run_whose_best_epoch_is_its_last_has_nothing_to_compare(digits_run:
 
 def test_a_model_beside_a_result_is_measured_as_the_result_was(digits_run: Path, tmp_path: Path) -> None:
     best, last = name_sides(str(digits_run), None)
-    first, _ = load_sides(best, last, Choices(eps="4/255", steps=3, limit=50), [])
-    measured = first.measure(progress=lambda batches, _: batches)  # type: ignore[union-attr]
+    first, _ = load_sides(best, last, Settings.of(eps="4/255", steps=3, limit=50))
+    measured = first.measure()  # type: ignore[union-attr]
     measured.save(tmp_path / "saved")
-    saved, model = load_sides(str(tmp_path / "saved"), last, Choices(), [])
+    saved, model = load_sides(str(tmp_path / "saved"), last)
     assert saved.matrix.tolist() == measured.matrix.tolist()  # type: ignore[union-attr]
-    assert model.describe_threat() == {k: v for k, v in measured.threat.items() if k != "seed"}  # type: ignore
-    assert len(model.test) == 50  # type: ignore[union-attr]
+    assert model.describe_attack() == {k: v for k, v in measured.threat.items() if k != "seed"}  # type: ignore
+    assert len(model.data.split) == 50  # type: ignore[union-attr]
     with pytest.raises(InputError, match="eps 4/255 and 2/255"):
-        load_sides(str(tmp_path / "saved.npz"), last, Choices(eps="2/255"), [])
-    with pytest.raises(InputError, match="a model to measure with --eps, --steps, found two results"):
-        load_sides(str(tmp_path / "saved"), str(tmp_path / "saved.json"), Choices(eps="2/255", steps=3), [])
-    with pytest.raises(InputError, match="one --checkpoint for each python: model"):
-        load_sides(best, last, Choices(), [Path("x.pt")])
+        load_sides(str(tmp_path / "saved.npz"), last, Settings.of(eps="2/255"))
+    with pytest.raises(InputError, match="a model to measure with eps, steps, found two results"):
+        load_sides(str(tmp_path / "saved"), str(tmp_path / "saved.json"), Settings.of(eps="2/255", steps=3))
+    with pytest.raises(InputError, match="one checkpoint for each python: model"):
+        load_sides(best, last, checkpoint=[Path("x.pt")])
 
 
 @pytest.mark.parametrize("classes", [3, 20, 100, 200])

@@ -13,7 +13,8 @@ from support.precise import InFloat64
 from support.tolerances import rounding, terms_of, undecided
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.evaluate import measure
+from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, measure
+from ccf_plugin.measure.settings import ProbeOptions
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model, load_model
@@ -37,7 +38,7 @@ def split() -> Split:
 def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, split: Split) -> None:
     head, model = model.linear, InFloat64(model)  # type: ignore[assignment]
     threat = threat_model(eps="16/255", steps=5)
-    result = measure(model, split, threat, classes=CLASSES, model_name="m", data_name="d", batch_size=30, seed=3)
+    result = measure(model, MeasuredSplit(split, CLASSES), AttackSettings(threat, seed=3), batch_size=30)
     images, labels = split.images.float() / 255, split.labels
     torch.manual_seed(3)
     attack = torchattacks.PGD(model, eps=16 / 255, alpha=4 / 255, steps=5)
@@ -58,7 +59,8 @@ def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, sp
 
 def test_the_result_says_where_it_comes_from(model: torch.nn.Module, split: Split) -> None:
     threat = threat_model(norm="L2", eps=0.5, steps=2)
-    result = measure(model, split, threat, classes=CLASSES, model_name="mine", data_name="npz:x", seed=7)
+    data = MeasuredSplit(split, CLASSES, "npz:x")
+    result = measure(model, data, AttackSettings(threat, seed=7), model_name="mine")
     assert result.threat == {
         "attack": "PGDL2",
         "norm": "L2",
@@ -70,15 +72,14 @@ def test_the_result_says_where_it_comes_from(model: torch.nn.Module, split: Spli
     }
     assert result.data == {"name": "npz:x", "split": "test", "count": 30}
     assert (result.model, result.class_names, result.model_mode) == ("mine", CLASSES, "eval")
-    assert measure(model, split, None, classes=CLASSES, model_name="m", data_name="d").threat is None
+    assert measure(model, data).threat is None
 
 
 def test_a_seed_repeats_the_figures_and_leaves_the_callers_random_state(model: torch.nn.Module, split: Split) -> None:
     threat = threat_model(steps=2)
     before = torch.get_rng_state()
-    first, second = (
-        measure(model, split, threat, classes=CLASSES, model_name="m", data_name="d", seed=1) for _ in range(2)
-    )
+    attack = AttackSettings(threat, seed=1)
+    first, second = (measure(model, MeasuredSplit(split, CLASSES), attack) for _ in range(2))
     np.testing.assert_array_equal(first.matrix, second.matrix)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -88,7 +89,7 @@ def test_the_models_modes_are_as_before(model: torch.nn.Module, split: Split) ->
     model.bn.eval()  # type: ignore[union-attr, operator]
     before = {name: module.training for name, module in model.named_modules()}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    measure(model, split, threat_model(steps=1), classes=CLASSES, model_name="m", data_name="d")
+    measure(model, MeasuredSplit(split, CLASSES), AttackSettings(threat_model(steps=1)))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
 
@@ -96,7 +97,7 @@ def test_the_models_modes_are_as_before(model: torch.nn.Module, split: Split) ->
 @pytest.mark.parametrize("batch_size", [7, 30])
 def test_another_number_of_classes_is_refused(model: torch.nn.Module, split: Split, batch_size: int) -> None:
     with pytest.raises(InputError, match="expected a model of 4 classes for this data, found a head of 3"):
-        measure(model, split, None, classes=("a", "b", "c", "d"), model_name="m", data_name="d", batch_size=batch_size)
+        measure(model, MeasuredSplit(split, ("a", "b", "c", "d")), batch_size=batch_size)
 
 
 def _trained_resnet18(outside_data: Path, **options: int) -> tuple[torch.nn.Module, ImageData]:
@@ -111,7 +112,7 @@ def test_a_trained_network_on_real_images_gives_the_golden_features_figures(
 ) -> None:
     network, data = _trained_resnet18(outside_data, test_limit=100)
     assert data.test is not None
-    result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
+    result = measure(network, MeasuredSplit(data.test, data.classes), probe=ProbeOptions(instances=True))
     chosen = np.sort(np.concatenate([np.flatnonzero(golden["labels"] == k)[:10] for k in range(10)]))
     features, labels, weight = golden["features"][chosen].astype(float), golden["labels"][chosen], golden["weight"]
     vectors = np.stack([(features[labels == k] * weight[k]).mean(0) for k in range(10)])
@@ -133,7 +134,7 @@ def _leeway(network: torch.nn.Module, logits: np.ndarray) -> float:
 def test_the_golden_figures_clean(golden: dict[str, np.ndarray], outside_data: Path) -> None:
     network, data = _trained_resnet18(outside_data)
     assert data.test is not None
-    result = measure(network, data.test, None, classes=data.classes, model_name="m", data_name="d", instances=True)
+    result = measure(network, MeasuredSplit(data.test, data.classes), probe=ProbeOptions(instances=True))
     logits = golden["features"] @ golden["weight"].T + golden["bias"]
     assert result.clean_accuracy == pytest.approx(0.937, abs=_leeway(network, logits))
     assert result.cas == pytest.approx(13.479, abs=1e-3)
@@ -144,8 +145,8 @@ def test_the_golden_figures_clean(golden: dict[str, np.ndarray], outside_data: P
 def test_the_golden_figures_under_attack(outside_data: Path) -> None:
     network, data = _trained_resnet18(outside_data)
     assert data.test is not None
-    threat = threat_model(eps="1/255", steps=20)
-    result = measure(network, data.test, threat, classes=data.classes, model_name="m", data_name="d", instances=True)
+    attack = AttackSettings(threat_model(eps="1/255", steps=20))
+    result = measure(network, MeasuredSplit(data.test, data.classes), attack, probe=ProbeOptions(instances=True))
     assert result.robust_accuracy == pytest.approx(0.407, abs=0.01)
     assert result.cas == pytest.approx(7.00, abs=0.1)
     assert result.instance_cas == pytest.approx(14.93, abs=0.1)

@@ -12,9 +12,9 @@ import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.measure import leaderboard
-from ccf_plugin.measure.choices import Choices
 from ccf_plugin.measure.leaderboard import Row, measure_leaderboard, rank_correlation, read_leaderboard
 from ccf_plugin.measure.pictures import draw_leaderboard
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.measure.subject import load_subject
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.robustbench_table import entries, published_accuracies
@@ -46,8 +46,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gdown.download", fail)
 
 
-def choices_in(place: Path) -> Choices:
-    return Choices(data=f"npz:{place / 'images.npz'}", steps=1, batch_size=20, model_dir=place)
+def settings_in(place: Path) -> Settings:
+    return Settings.of(data=f"npz:{place / 'images.npz'}", steps=1, batch_size=20, model_dir=place)
 
 
 def test_every_entry_has_published_figures() -> None:
@@ -66,15 +66,15 @@ def test_every_entry_has_published_figures() -> None:
 
 
 def test_what_can_be_had_is_measured_and_the_rest_is_listed(place: Path, tmp_path: Path) -> None:
-    file, choices = tmp_path / "board.csv", choices_in(place)
-    given = list(measure_leaderboard("cifar10", "linf", choices, file, only=(FIRST, DAMAGED, ABSENT)))
+    file, settings = tmp_path / "board.csv", settings_in(place)
+    given = list(measure_leaderboard("cifar10", "linf", settings, file, only=(FIRST, DAMAGED, ABSENT)))
     rows = {row.model: row for row in read_leaderboard(file)}
     assert rows.keys() == {FIRST, DAMAGED, ABSENT}
     assert {row.model: row for row, _ in given} == rows
     assert sorted(left for _, left in given) == [0, 1, 2]
 
-    subject = load_subject(f"robustbench:{FIRST}", choices)
-    expected = subject.measure(instances=True, progress=lambda batches, _: batches)
+    subject = load_subject(f"robustbench:{FIRST}", settings)
+    expected = subject.measure(instances=True)
     row = rows[FIRST]
     assert (row.cas, row.instance_cas) == (expected.cas, expected.instance_cas)
     assert (row.robust_accuracy, row.clean_accuracy) == (expected.robust_accuracy, expected.clean_accuracy)
@@ -87,16 +87,16 @@ def test_what_can_be_had_is_measured_and_the_rest_is_listed(place: Path, tmp_pat
 
 
 def test_the_chosen_head_is_measured(place: Path, tmp_path: Path) -> None:
-    choices = replace(choices_in(place), head="linea")
-    ((row, _),) = measure_leaderboard("cifar10", "Linf", choices, tmp_path / "board.csv", only=(FIRST,))
+    settings = settings_in(place).but(head="linea")
+    ((row, _),) = measure_leaderboard("cifar10", "Linf", settings, tmp_path / "board.csv", only=(FIRST,))
     assert "expected head to name a layer" in row.unavailable
 
 
 def test_an_interrupted_table_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, choices, both = tmp_path / "board.csv", choices_in(place), (FIRST, SECOND)
+    file, settings, both = tmp_path / "board.csv", settings_in(place), (FIRST, SECOND)
     loaded: list[str] = []
 
-    def load(name: str, chosen: Choices) -> Any:
+    def load(name: str, chosen: Settings) -> Any:
         loaded.append(name.rpartition("/")[2])
         if len(loaded) == 2:
             raise KeyboardInterrupt
@@ -104,17 +104,17 @@ def test_an_interrupted_table_goes_on(place: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(leaderboard, "load_subject", load)
     with pytest.raises(KeyboardInterrupt):
-        list(measure_leaderboard("cifar10", "Linf", choices, file, only=both))
+        list(measure_leaderboard("cifar10", "Linf", settings, file, only=both))
     (kept,) = read_leaderboard(file)
-    given = list(measure_leaderboard("cifar10", "Linf", choices, file, only=both))
+    given = list(measure_leaderboard("cifar10", "Linf", settings, file, only=both))
     assert [row.model for row, _ in given] == [loaded[1]]
     assert loaded[1:] == [loaded[1]] * 2
     assert [row.model for row in read_leaderboard(file)] == loaded[:2]
     assert read_leaderboard(file)[0] == kept
-    assert list(measure_leaderboard("cifar10", "Linf", choices, file, only=both)) == []
+    assert list(measure_leaderboard("cifar10", "Linf", settings, file, only=both)) == []
 
     before = file.read_bytes()
-    for name, other in {"steps": replace(choices, steps=2), "limit": replace(choices, limit=9)}.items():
+    for name, other in {"steps": settings.but(steps=2), "limit": settings.but(limit=9)}.items():
         with pytest.raises(InputError, match=f"expected rows measured as now, found others .*{name}"):
             measure_leaderboard("cifar10", "Linf", other, file, only=both)
     assert file.read_bytes() == before
@@ -123,45 +123,46 @@ def test_an_interrupted_table_goes_on(place: Path, tmp_path: Path, monkeypatch: 
 def test_only_local_files(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gdown.download", lambda *_, **__: pytest.fail("a download"))
     given = measure_leaderboard(
-        "cifar10", "Linf", choices_in(place), tmp_path / "b.csv", only=(SECOND, ABSENT), local=True
+        "cifar10", "Linf", settings_in(place), tmp_path / "b.csv", only=(SECOND, ABSENT), local=True
     )
     rows = {row.model: row for row, _ in given}
     assert rows[SECOND].cas is not None
-    assert rows[ABSENT].unavailable == f"no file {place / 'cifar10' / 'Linf' / ABSENT}.pt (left out by --local)"
+    absent = place / "cifar10" / "Linf" / f"{ABSENT}.pt"
+    assert rows[ABSENT].unavailable == f"no file {absent}, and only local files are wanted"
 
 
 def test_a_model_that_fails_does_not_stop_the_others(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(name: str, chosen: Choices) -> Any:
+    def load(name: str, chosen: Settings) -> Any:
         if name.endswith(FIRST):
             raise RuntimeError("CUDA out\nof memory")
         return load_subject(name, chosen)
 
     monkeypatch.setattr(leaderboard, "load_subject", load)
-    list(measure_leaderboard("cifar10", "Linf", choices_in(place), tmp_path / "b.csv", only=(FIRST, SECOND)))
+    list(measure_leaderboard("cifar10", "Linf", settings_in(place), tmp_path / "b.csv", only=(FIRST, SECOND)))
     rows = {row.model: row for row in read_leaderboard(tmp_path / "b.csv")}
     assert rows[FIRST].unavailable == "RuntimeError: CUDA out of memory"
     assert rows[SECOND].cas is not None
 
 
 def test_what_is_wrong_for_all_is_said_before_the_first(place: Path, tmp_path: Path) -> None:
-    choices, file = choices_in(place), tmp_path / "b.csv"
-    wrong: list[tuple[type[Exception], str, Choices]] = [
-        (InputError, "absent.npz", replace(choices, data="npz:absent.npz")),
-        (UnavailableError, "cifar10", replace(choices, data=None, data_root=tmp_path)),
-        (InputError, "steps", replace(choices, steps=0)),
-        (InputError, "--limit: expected at least 1", replace(choices, limit=0)),
+    settings, file = settings_in(place), tmp_path / "b.csv"
+    wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (InputError, "absent.npz", {"data": "npz:absent.npz"}),
+        (UnavailableError, "cifar10", {"data": None, "data_root": tmp_path}),
+        (InputError, "steps", {"steps": 0}),
+        (InputError, "limit: expected at least 1", {"limit": 0}),
     ]
-    for kind, text, chosen in wrong:
+    for kind, text, changes in wrong:
         with pytest.raises(kind, match=text):
-            measure_leaderboard("cifar10", "Linf", chosen, file)
+            measure_leaderboard("cifar10", "Linf", settings.but(**changes), file)
     with pytest.raises(InputError, match="did you mean 'Wong2020Fast'"):
-        measure_leaderboard("cifar10", "Linf", choices, file, only=["Wong2020Fats"])
+        measure_leaderboard("cifar10", "Linf", settings, file, only=["Wong2020Fats"])
     for content in ("", "model,cas\nx,3\n", "\x00"):
         file.write_text(content)
         with pytest.raises(InputError, match="expected a leaderboard"):
-            measure_leaderboard("cifar10", "Linf", choices, file)
+            measure_leaderboard("cifar10", "Linf", settings, file)
         assert file.read_text() == content
 
 

@@ -14,7 +14,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit
 from ccf_plugin.measure.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
 from ccf_plugin.measure.subject import Subject
 from ccf_plugin.threat import threat_model
@@ -39,20 +39,19 @@ class Prototypes(nn.Module):
         return (logits * 50).round() / 50 if self.hidden else logits
 
 
-def subject_of(model_of: Callable[[Tensor], nn.Module], *, eps: float, count: int = 20, **choices: Any) -> Subject:
+def subject_of(
+    model_of: Callable[[Tensor], nn.Module], *, eps: float, count: int = 20, seed: int = 0, batch_size: int = 8
+) -> Subject:
     """Prototypes of the digits as the subject, ``count`` of their test images as the data."""
     digits = load_data("digits", test_limit=count)
     means = torch.stack([(digits.train.images[digits.train.labels == k].float() / 255).mean(0) for k in range(10)])
     loaded = LoadedModel(model=model_of(means).eval(), spec="prototypes", name="prototypes")
     return Subject(
         loaded=loaded,
-        test=digits.test,
-        data_name="digits",
-        classes=digits.classes,
-        threat=threat_model(eps=eps, steps=20),
-        precision="float32",
+        data=MeasuredSplit(digits.test, digits.classes, "digits"),
+        attack=AttackSettings(threat_model(eps=eps, steps=20), seed=seed),
         device=torch.device("cpu"),
-        choices=Choices(**({"batch_size": 8} | choices)),
+        batch_size=batch_size,
     )
 
 
@@ -60,7 +59,7 @@ def test_the_figures_are_those_of_plain_passes(tmp_path: Path) -> None:
     subject = subject_of(Prototypes, eps=0.1, count=30, seed=3)
     found = evaluate(subject, tmp_path / "e.json", steps=(4, 2))
     model, correct = subject.loaded.model, {CLEAN: 0, "PGD-2": 0, "PGD-4": 0}
-    for number, (images, labels) in enumerate(subject.test.batches(8, subject.device)):
+    for number, (images, labels) in enumerate(subject.data.split.batches(8, subject.device)):
         correct[CLEAN] += int((model(images).argmax(1) == labels).sum())
         for steps in (2, 4):
             torch.manual_seed(3 + number)
@@ -123,14 +122,14 @@ def test_what_is_not_the_same_evaluation_is_not_continued(tmp_path: Path) -> Non
     evaluate(subject, file, steps=(1,))
     before = file.read_bytes()
     others = {
-        "threat": replace(subject, threat=threat_model(eps=0.2)),
-        "seed": replace(subject, choices=replace(subject.choices, seed=1)),
-        "batch_size": replace(subject, choices=replace(subject.choices, batch_size=5)),
+        "threat": replace(subject, attack=AttackSettings(threat_model(eps=0.2))),
+        "seed": subject_of(Prototypes, eps=0.1, seed=1),
+        "batch_size": replace(subject, batch_size=5),
         "test_images": subject_of(Prototypes, eps=0.1, count=19),
         "weights": subject_of(lambda means: Prototypes(means + 0.01), eps=0.1),
     }
     for name, other in others.items():
-        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name} .*--restart"):
+        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name} .*restart"):
             evaluate(other, file, steps=(1,))
     for content in (b"", b"{}", b"[1]", b'{"progress": {"clean": 3}}', b"\xff\x00"):
         (tmp_path / "other.json").write_bytes(content)
@@ -161,9 +160,9 @@ def test_hidden_gradients_are_flagged(tmp_path: Path) -> None:
 def test_autoattack_stays_inside_the_ball_and_leaves_the_model_as_it_was() -> None:
     subject = subject_of(Prototypes, eps=0.2, count=10)
     model = subject.loaded.model.train()
-    assert subject.threat is not None
-    attack, _ = build_autoattack(model, subject.threat, num_classes=10, seed=0)
-    images, labels = next(subject.test.batches(10, subject.device))
+    assert subject.attack is not None
+    attack, _ = build_autoattack(model, subject.attack.threat, num_classes=10, seed=0)
+    images, labels = next(subject.data.split.batches(10, subject.device))
     state = torch.get_rng_state()
     attacked = attack(images, labels)
     assert torch.equal(torch.get_rng_state(), state)
@@ -188,7 +187,8 @@ def test_what_cannot_be_evaluated(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="steps: expected at least 1, found 0"):
         evaluate(subject, tmp_path / "e.json", steps=(0,))
     with pytest.raises(InputError, match="AutoAttack: expected 4 classes or more, found 3"):
-        evaluate(replace(subject, classes=("a", "b", "c")), tmp_path / "e.json", autoattack=True)
+        three = replace(subject, data=replace(subject.data, classes=("a", "b", "c")))
+        evaluate(three, tmp_path / "e.json", autoattack=True)
     broken = subject_of(lambda means: Prototypes(means * torch.nan), eps=0.1)
     with pytest.raises(InputError, match="expected finite logits"):
         evaluate(broken, tmp_path / "e.json")

@@ -24,6 +24,7 @@ Batch = tuple[Tensor, Tensor]
 # which of the batches 0, 1, 2 … each rank sees
 SHARES = {"equal": ([0, 1], [2, 3]), "unequal": ([0, 1, 2], [3]), "one empty": ([], [0, 1, 2]), "all empty": ([], [])}
 SIZES = [12, 8, 5, 16]
+IMAGES = small_batch(13, seed=7)
 
 
 def batches(numbers: list[int]) -> list[Batch]:
@@ -59,6 +60,12 @@ def trained(rank: int) -> CrossClassResult:
 def under_attack(passes: list[Batch]) -> CrossClassResult:
     with CrossClassProbe(small_network().eval()) as probe:
         return probe.run(passes, lambda x, y: x.flip(-1), seed=0)
+
+
+def records(passes: list[Batch]) -> dict[str, list[bool] | None]:
+    result = under_attack(passes)
+    found = {"correct": result.correct, "correct_clean": result.correct_clean}
+    return {name: None if record is None else record.tolist() for name, record in found.items()}
 
 
 def bad_labels(rank: int) -> CrossClassResult:
@@ -116,6 +123,9 @@ def main() -> None:
     found["too large together"] = described(measured, mine, instances=True, max_bytes=2500)
     found["local"] = described(local, mine)
     found["under attack"] = described(under_attack, mine)
+    dealt = [tensor[rank::processes] for tensor in IMAGES]
+    found["dealt out"] = records([(dealt[0][:4], dealt[1][:4]), (dealt[0][4:], dealt[1][4:])])
+    found["shares of another kind"] = records(mine)
     found["bad labels"] = described(bad_labels, rank)
     found["other head"] = described(other_head, rank)
     found["trained"] = described(trained, rank)

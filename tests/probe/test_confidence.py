@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
 from ccf_plugin.probe.attribution import (
+    attribution,
     class_attribution,
     class_attribution_similarity,
     correlation_matrix,
     instance_matrix,
 )
-from ccf_plugin.probe.confidence import Samples
+from ccf_plugin.probe.confidence import Samples, difference_of_cas, mcnemar, paired_bootstrap, wilson
 
 from .conftest import small_batch
 
@@ -64,6 +66,35 @@ def test_intervals_are_as_wide_as_new_images_move_the_figures() -> None:
             low, high = getattr(sampled(50, seed).confidence(bootstrap=100, level=0.68), name)
             widths.append((high - low) / 2)
         assert 0.6 < np.mean(widths) / figures[:, index].std() < 1.7, name
+
+
+def two_models(seed: int) -> tuple[Samples, Samples]:
+    """Two heads on the same 400 images of four classes: positive features, as after a ReLU."""
+    labels = torch.arange(4).repeat_interleave(100)
+    own = nn.functional.one_hot(labels, 4).float()
+    generator = torch.Generator().manual_seed(seed)
+    features = (torch.cat([own, own.roll(1, 1)], 1) + torch.randn(400, 8, generator=generator)).relu()
+    fixed = torch.Generator().manual_seed(0)
+    weight = 1 + torch.randn(4, 8, generator=fixed)
+    other = weight + 0.5 * torch.randn(4, 8, generator=fixed)
+    return Samples(attribution(features, weight, labels), labels), Samples(attribution(features, other, labels), labels)
+
+
+def cas_of(samples: Samples) -> float:
+    sums = torch.zeros(4, 8, dtype=torch.float64).index_add(0, samples.labels, samples.rows.double())
+    return float(class_attribution_similarity(correlation_matrix(sums)))
+
+
+@pytest.mark.slow
+def test_intervals_of_cas_hold_its_expectation_in_93_of_100_draws() -> None:
+    drawn = np.array([[cas_of(first), cas_of(second)] for first, second in map(two_models, range(1_000, 4_000))])
+    inside = []
+    for seed in range(600):
+        first, second = two_models(seed)
+        low, high = first.confidence(4, bootstrap=400, level=0.95, seed=seed, instances=False).cas
+        under, above = difference_of_cas(first, second, 4, bootstrap=400, seed=seed)
+        inside.append([low <= drawn[:, 0].mean() <= high, under <= (drawn[:, 0] - drawn[:, 1]).mean() <= above])
+    assert (np.mean(inside, 0) >= 0.93).all(), np.mean(inside, 0)
 
 
 @pytest.mark.parametrize("at_once", [2**22, 1])
@@ -116,6 +147,88 @@ def test_intervals_need_the_samples(model: nn.Module, result: CrossClassResult, 
     for wrong in ({"bootstrap": 1}, {"level": 0.0}, {"level": 1.0}):
         with pytest.raises(InputError, match="bootstrap of 2 or more"):
             result.confidence(**wrong)
+
+
+def test_wilson_by_hand_and_at_the_ends() -> None:
+    low, high = wilson(8, 10)
+    reference = binomtest(8, 10).proportion_ci(0.95, method="wilson")
+    assert (low, high) == (pytest.approx(reference.low), pytest.approx(reference.high))
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+    assert wilson(0, 10)[1] == pytest.approx(1 - wilson(10, 10)[0])
+    for wrong in ((11, 10, 0.95), (-1, 10, 0.95), (0, 0, 0.95), (1, 2, 1.0), (1, 2, 0.0)):
+        with pytest.raises(InputError, match="expected"):
+            wilson(*wrong)
+
+
+@pytest.mark.parametrize("accuracy", [0.02, 0.5, 0.93])
+@pytest.mark.parametrize("images", [100, 1_000])
+def test_wilson_holds_the_accuracy_in_93_of_100_draws(accuracy: float, images: int) -> None:
+    drawn = np.random.default_rng(0).binomial(images, accuracy, 4_000)
+    inside = [low <= accuracy <= high for low, high in (wilson(int(number), images) for number in drawn)]
+    assert np.mean(inside) >= 0.93
+
+
+def models(images: int, only_first: float, only_second: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images two models classify right, each pair of answers with its probability; both are right on half."""
+    draws = np.random.default_rng(seed).random(images)
+    both, first = draws < 0.5, (draws >= 0.5) & (draws < 0.5 + only_first)
+    second = (draws >= 0.5 + only_first) & (draws < 0.5 + only_first + only_second)
+    return both | first, both | second
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    for seed in range(20):
+        first, second = models(300, 0.1, 0.05 * (seed % 4), seed)
+        found = mcnemar(first, second)
+        assert found.only_first == (first & ~second).sum()
+        assert found.only_second == (second & ~first).sum()
+        assert found.p == pytest.approx(binomtest(found.only_first, found.only_first + found.only_second).pvalue)
+        assert mcnemar(second, first).p == found.p
+    alike = mcnemar(first, first)
+    assert (alike.only_first, alike.only_second, alike.p) == (0, 0, 1.0)
+    many = mcnemar(np.ones(20_000, dtype=bool), np.arange(20_000) % 2 == 0)
+    assert 0.0 <= many.p < 1e-300
+    unequal = mcnemar(np.array([True] * 5), np.array([False] * 5))
+    assert unequal.p == pytest.approx(2 / 2**5)
+
+
+def test_mcnemar_rejects_equal_models_no_more_often_than_said() -> None:
+    values = [mcnemar(*models(500, 0.08, 0.08, seed)).p for seed in range(1_000)]
+    assert np.mean(np.array(values) <= 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 1_000)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.1), (0.2, 0.05), (0.05, 0.02)])
+def test_the_paired_bootstrap_holds_the_difference_in_93_of_100_draws(only_first: float, only_second: float) -> None:
+    inside = []
+    for seed in range(1_500):
+        low, high = paired_bootstrap(*models(1_000, only_first, only_second, seed), bootstrap=1_000, seed=seed)
+        inside.append(low <= only_first - only_second <= high)
+    assert np.mean(inside) >= 0.93
+
+
+def test_the_paired_bootstrap_resamples_images() -> None:
+    """Drawing the images themselves gives the same interval, but for the draws."""
+    first, second = models(400, 0.15, 0.05, 3)
+    rows = np.random.default_rng(1).integers(0, 400, (4_000, 400))
+    differences = first[rows].mean(1) - second[rows].mean(1)
+    np.testing.assert_allclose(paired_bootstrap(first, second), np.quantile(differences, [0.025, 0.975]), atol=0.005)
+    assert paired_bootstrap(first, second) == paired_bootstrap(first, second)
+    assert paired_bootstrap(first, second, seed=1) != paired_bootstrap(first, second, seed=2)
+    low, high = paired_bootstrap(second, first)
+    assert low < second.mean() - first.mean() < high < 0
+
+
+def test_pairs_are_of_the_same_images() -> None:
+    right = np.ones(4, dtype=bool)
+    for test in (mcnemar, paired_bootstrap):
+        for other in (np.ones(3, dtype=bool), np.ones(4), np.ones((2, 2), dtype=bool)):
+            with pytest.raises(InputError, match="two bool arrays of one length"):
+                test(right, other)
+        with pytest.raises(InputError, match="two bool arrays"):
+            test(right[:0], right[:0])
+    with pytest.raises(InputError, match="bootstrap of 2 or more"):
+        paired_bootstrap(right, right, bootstrap=1)
 
 
 def test_seeds_repeat_the_attack_and_report_the_spread(model: nn.Module, tmp_path: Path) -> None:

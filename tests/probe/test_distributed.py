@@ -104,6 +104,25 @@ def test_run_counts_clean_and_robust_accuracy_over_all_ranks(ranks: list[dict[st
             assert rank["under attack"][key] == pytest.approx(expected[key]), key
 
 
+def test_confusions_are_those_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    first, second = worker.SHARES["unequal"]
+    expected = worker.under_attack(worker.batches(first + second)).to_json()
+    for rank in ranks:
+        for key in ("confusion_clean", "confusion_adversarial", "class_accuracy"):
+            assert rank["under attack"][key] == expected[key], key
+        assert rank["under attack"]["logit_variance"] == pytest.approx(expected["logit_variance"])
+        assert rank["under attack"]["mean_row_share"] == expected["mean_row_share"]
+
+
+def test_records_are_in_the_order_of_images_that_were_dealt_out_in_turn(ranks: list[dict[str, Any]]) -> None:
+    whole = worker.under_attack([worker.IMAGES])
+    expected = {"correct": whole.correct.tolist(), "correct_clean": whole.correct_clean.tolist()}
+    assert len(expected["correct"]) == 13
+    for rank in ranks:
+        assert rank["dealt out"] == expected
+        assert rank["shares of another kind"] == {"correct": None, "correct_clean": None}
+
+
 def test_distributed_data_parallel(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["trained"] == ranks[1]["trained"]
     assert sum(ranks[0]["trained"]["counts"]) == 48

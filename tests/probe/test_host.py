@@ -175,7 +175,9 @@ class Synchronising(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{}, {"instances": True}, {"instances": True, "max_per_class": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"instances": True}, {"instances": True, "max_per_class": 2}, {"centre": True}], ids=str
+)
 def test_neither_a_pass_nor_update_waits_for_the_device(options: dict[str, object]) -> None:
     model = small_network()
     images, labels = small_batch()

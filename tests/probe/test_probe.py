@@ -272,6 +272,67 @@ def test_passes_added_to_a_run_are_of_no_one_kind(model: nn.Module, batch: Batch
     assert (mixed.robust_accuracy, mixed.clean_accuracy) == (None, None)
 
 
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(images).argmax(1)
+
+
+def counted_pairs(labels: Tensor, predicted: Tensor) -> list[list[int]]:
+    pairs = list(zip(labels.tolist(), predicted.tolist(), strict=True))
+    return [[pairs.count((true, said)) for said in range(4)] for true in range(4)]
+
+
+def test_confusions_and_records_of_a_run(model: nn.Module) -> None:
+    batches = [small_batch(12), small_batch(7, seed=1)]
+    images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    clean, turned = predictions(model, images), predictions(model, 1 - images)
+    with CrossClassProbe(model) as probe:
+        attacked = probe.run(batches, lambda x, _: 1 - x)
+        plain = probe.run(batches)
+        again = probe.compute()
+    assert attacked.confusion_clean.tolist() == counted_pairs(labels, clean)
+    assert attacked.confusion_adversarial.tolist() == counted_pairs(labels, turned)
+    assert attacked.confusion is attacked.confusion_adversarial
+    assert attacked.confusion_unnamed is None
+    assert attacked.correct_clean.tolist() == (clean == labels).tolist()
+    assert attacked.correct.tolist() == (turned == labels).tolist()
+    assert attacked.robust_accuracy == attacked.correct.mean()
+    assert (plain.confusion_clean.tolist(), plain.confusion_adversarial) == (counted_pairs(labels, clean), None)
+    assert plain.correct.tolist() == plain.correct_clean.tolist() == (clean == labels).tolist()
+    np.testing.assert_array_equal(again.correct, plain.correct)
+    for label in range(4):
+        of_class = labels == label
+        assert attacked.class_accuracy[label] == float((turned == labels)[of_class].double().mean())
+        assert attacked.class_accuracy_clean[label] == float((clean == labels)[of_class].double().mean())
+
+
+def test_updates_have_a_confusion_matrix_and_no_records(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    expected = counted_pairs(labels, predictions(model, images))
+    for inputs, name in ((None, "unnamed"), ("clean", "clean"), ("adversarial", "adversarial")):
+        with CrossClassProbe(model, inputs=inputs) as probe:
+            model(images)
+            probe.update(labels)
+            found = probe.compute()
+            kinds = {kind: getattr(found, f"confusion_{kind}") for kind in ("clean", "adversarial", "unnamed")}
+            assert {kind: matrix.tolist() for kind, matrix in kinds.items() if matrix is not None} == {name: expected}
+            assert (found.correct, found.correct_clean) == (None, None)
+            probe.run([batch])
+            model(images)
+            probe.update(labels)  # in an order that nobody knows
+            mixed = probe.compute()
+            assert mixed.correct is None
+            assert mixed.confusion.sum() == 2 * len(labels)
+
+
+def test_too_many_classes_have_no_confusion_matrix(monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
+    monkeypatch.setattr("ccf_plugin.probe.sums._CONFUSED_CLASSES", 3)
+    with CrossClassProbe(small_network()) as probe:
+        found = probe.run([batch], lambda x, _: x)
+    assert (found.confusion, found.confusion_clean, found.class_accuracy) == (None, None, None)
+    assert found.robust_accuracy == found.correct.mean()
+
+
 def test_a_class_without_samples_is_named_once(model: nn.Module, batch: Batch) -> None:
     images, labels = batch
     keep = labels != 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ccf_plugin import CrossClassResult, Head, InputError
+from ccf_plugin.probe.confidence import wilson
 
 
 @pytest.fixture
@@ -111,6 +113,61 @@ def test_files_of_older_and_newer_versions_are_read(result: CrossClassResult, tm
     assert loaded.accuracy is None
     assert loaded.head == Head(name="fc", kind="Linear", classes=3, features=2)
     assert loaded.to_json() == {**result.to_json(), "head": {**result.to_json()["head"], "history": []}}
+
+
+@pytest.fixture
+def recorded(result: CrossClassResult) -> CrossClassResult:
+    """With everything that was counted beside C."""
+    return replace(
+        result,
+        confusion_clean=np.array([[3, 0, 0], [1, 3, 0], [0, 0, 0]]),
+        confusion_adversarial=np.array([[1, 2, 0], [2, 1, 1], [0, 0, 0]]),
+        correct_clean=np.array([True] * 6 + [False]),
+        correct=np.array([True, False, False, True, False, False, False]),
+        logit_variance=2.5,
+        mean_row_share=0.25,
+        centred=True,
+    )
+
+
+def test_confusions_and_bits_are_saved(recorded: CrossClassResult, tmp_path: Path) -> None:
+    npz, description = recorded.save(tmp_path / "found")
+    loaded = CrossClassResult.load(npz)
+    assert loaded.to_json() == recorded.to_json()
+    for name in ("confusion_clean", "confusion_adversarial", "correct_clean", "correct"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(recorded, name))
+        assert getattr(loaded, name).dtype == getattr(recorded, name).dtype
+    with np.load(npz, allow_pickle=False) as archive:
+        assert archive["correct"].tolist() == [0b10010000]  # a bit an image, the first the highest
+    described = json.loads(description.read_text())
+    assert described["class_accuracy"] == [pytest.approx(1 / 3), 0.25, None]
+    assert described["confusion_adversarial"] == recorded.confusion_adversarial.tolist()
+    assert (loaded.logit_variance, loaded.mean_row_share, loaded.centred) == (2.5, 0.25, True)
+
+
+def test_files_of_before_have_no_confusions_and_yet_a_null(recorded: CrossClassResult, tmp_path: Path) -> None:
+    npz, description = recorded.save(tmp_path / "found")
+    old = ("matrix", "class_attribution", "counts", "instance_matrix")
+    with np.load(npz, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in old}
+    np.savez(npz, **arrays)
+    described = json.loads(description.read_text())
+    for later in ("logit_variance", "mean_row_share", "centred", "null", "cas_excess", "shared_part", "lengths"):
+        del described[later]
+    description.write_text(json.dumps(described))
+    loaded = CrossClassResult.load(npz)
+    for name in ("confusion", "confusion_clean", "class_accuracy", "correct", "correct_clean", "in_logit_units"):
+        assert getattr(loaded, name) is None, name
+    assert (loaded.logit_variance, loaded.mean_row_share, loaded.centred) == (None, None, False)
+    assert loaded.null.cas_mean == recorded.null.cas_mean
+
+
+def test_intervals_of_accuracies(recorded: CrossClassResult) -> None:
+    assert recorded.interval("robust_accuracy") == wilson(3, 7)  # 0.407 of 7 images
+    assert recorded.interval("clean_accuracy", level=0.5) == wilson(6, 7, 0.5)
+    assert recorded.interval("accuracy") is None
+    with pytest.raises(InputError, match="robust_accuracy, clean_accuracy, accuracy, found 'cas'"):
+        recorded.interval("cas")
 
 
 def test_nothing_is_pickled(result: CrossClassResult, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from support.written_runs import WriteRun, matrix_at
 
 from ccf_plugin.report.page import build_report
+from ccf_plugin.runs.log import log_bytes, read_log
+from ccf_plugin.runs.metrics import METRICS, Metric
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Open = Callable[..., Any]
@@ -46,7 +49,22 @@ def pages(write_run: WriteRun, tmp_path_factory: pytest.TempPathFactory) -> Path
     three = write_run("three", epochs=20, best=8)
     for name, runs in {"one": [one], "two": [three, two], "hundred": [hundred], "hostile": [hostile]}.items():
         (folder / f"{name}.html").write_text(build_report(runs), encoding="utf-8")
+    (folder / "more.html").write_text(_page_with_more_metrics(write_run), encoding="utf-8")
     return folder
+
+
+def _page_with_more_metrics(write_run: WriteRun) -> str:
+    """Of a run whose log has two figures more: one on an axis of its own, one on that of CAS."""
+    more = [Metric("test_loss", "test loss", ".3f", axis="loss"), Metric("other_cas", "other CAS", ".2f", axis="CAS")]
+    run = write_run("more", epochs=4, best=2)
+    METRICS.extend(more)
+    try:
+        rows = [replace(row, test_loss=row.epoch / 4, other_cas=10.0 + row.epoch) for row in read_log(run)]
+        (run / "log.csv").write_bytes(log_bytes(rows, averaged=False, validated=False))
+        return build_report([run])
+    finally:
+        for metric in more:
+            METRICS.remove(metric)
 
 
 @pytest.fixture
@@ -182,6 +200,34 @@ def test_runs_side_by_side(visit: Open) -> None:
     legend = page.locator("#curves .legend").text_content()
     assert all(name in legend for name in ("three", "two, raw weights", "test RA", "robust overfitting", "published"))
     assert page.locator("#pairs-table tr").count() == 20
+
+
+def test_figures_that_the_table_of_metrics_has_more_are_drawn(visit: Open) -> None:
+    page = visit("more")
+    traces = page.evaluate("document.getElementById('curves').data.map(({ name, y, yaxis }) => [name, y, yaxis])")
+    drawn = {name: (values, axis) for name, values, axis in traces if values != [None]}
+    assert drawn["test loss"] == ([0.25, 0.5, 0.75, 1], "y3")
+    assert drawn["other CAS"] == ([11, 12, 13, 14], "y2")
+    legend = page.locator("#curves .legend").text_content()
+    assert "test loss" in legend
+    assert "other CAS" in legend
+    axes = "['yaxis', 'yaxis2', 'yaxis3'].map((name) => document.getElementById('curves')._fullLayout[name])"
+    assert page.evaluate(f"{axes}.map((axis) => axis.title.text)") == ["accuracy", "CAS", "loss"]
+    (first, top), (second, below), (bottom, third) = page.evaluate(f"{axes}.map((axis) => axis.domain)")
+    assert [bottom, top] == pytest.approx([0, 1], abs=1e-9)
+    assert bottom < third < second < below < first < top
+    page.evaluate(ALL_IN_VIEW)
+    columns = page.locator("#curves ~ details th[scope=col]").all_inner_texts()
+    assert columns == ["epoch", "train RA", "clean accuracy", "RA", "CAS", "loss", "other CAS", "alarm"]
+
+
+def test_a_matrix_fills_its_place_after_the_page_was_widened(visit: Open) -> None:
+    width = "document.querySelector('#matrix .heatmaplayer image').getBoundingClientRect().width"
+    expected = visit("one").evaluate(width)
+    page = visit("one", viewport=PHONE["viewport"])
+    assert page.evaluate(width) < 0.8 * expected
+    page.set_viewport_size(DESKTOP["viewport"])
+    _until(page, f"Math.abs({width} - {expected}) <= 1")
 
 
 def test_a_hundred_classes_are_labelled_sparsely_until_one_looks_closer(visit: Open) -> None:

@@ -9,7 +9,7 @@ import torch
 from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.choices import Choices
+from ccf_plugin.measure.settings import Settings
 from ccf_plugin.measure.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training import loop
@@ -30,8 +30,15 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
     "no head": (("Headless",), r"^probe: .*probabilities, not logits"),
     "a head that is no layer": (("Small", "probe.head=hed"), r"^probe: .*did you mean 'head'"),
     "an entry that is not there": (("Named", "probe.output=three"), r"output='three', found type dict of 'one': shape"),
-    "no gradient": (("Constant",), r"^evaluate: expected a model that attack PGD can attack.*RuntimeError"),
-    "an attack that meets a tuple": (("Pair", "probe.output=1"), r"attack PGD can attack.*tuple.* its logits alone"),
+    "no gradient": (
+        ("Constant",),
+        r"^evaluate: expected a model that passes a gradient.*none.*evaluate.name = 'Square'",
+    ),
+    "no gradient for training": (
+        ("Constant", "evaluate.name=Square", "evaluate.options={n_queries=5}"),
+        r"^attack: .*none reaches them.*attack.name = 'Square', which needs none, or objective.loss = 'standard'$",
+    ),
+    "two entries": (("Pair",), r"^probe: expected one entry of the output.*, found 2: .*output=0 or output=1"),
     "an attack on three channels": (("Small", "evaluate.name=TIFGSM"), r"^evaluate: .*images of 3 channels"),
 }
 
@@ -89,5 +96,5 @@ def test_the_recipes_head_is_measured_and_is_the_runs_own(tmp_path: Path) -> Non
 
     spec, file = "python:training.own_models:Headless", run.folder / "best.safetensors"
     for wanted, found in ((None, "gradient"), ("second", "second")):
-        subject = load_subject(spec, Choices(checkpoint=file, head=wanted))
-        assert (subject.choices.head, subject.choices.output) == (found, None)
+        subject = load_subject(spec, Settings.of(checkpoint=file, head=wanted))
+        assert (subject.probe.head, subject.probe.output) == (found, None)

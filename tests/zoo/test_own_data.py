@@ -100,7 +100,7 @@ def test_a_run_on_ones_own_data_is_trained_and_probed_and_runs_code_only_where_i
     own_data.called.clear()
     code, out, err = ccf("probe", "run", "--clean")
     assert (code, out) == (2, "")
-    assert err == f"ccf: expected --data for run, whose data are of your own code; name it: --data {STRIPES}\n"
+    assert err == f"ccf: expected --data for run, found data of your own code; name it: --data {STRIPES}\n"
     code, _, err = ccf("compare", "run/probe/001", "run")
     assert code == 2
     assert err == f"ccf: expected no code named by a file, found {STRIPES}; if you trust it, add --data {STRIPES}\n"

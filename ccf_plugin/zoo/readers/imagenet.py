@@ -43,23 +43,17 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Im
         parts = " or ".join(f"{folder / _OF_SPLIT[split]}" for split in splits)
         found = "nothing" if not folder.is_dir() else f"{folder} without it"
         raise UnavailableError(f"{name}: expected {parts}, found {found}; {_REMEDIES[name].format(root=root)}")
-    by_split = {
-        split: class_folders(of_split)
-        if name == "imagenet"
-        else _annotated(of_split)
-        if (of_split / _ANNOTATIONS).is_file()
-        else _with_inner_folders(of_split)
-        for split, of_split in folders.items()
-    }
-    return ImageFiles(by_split, colour=True, readable=readable_names)
+    by_wnid = class_folders if name == "imagenet" else _tiny_by_wnid
+    splits_by_wnid = {split: by_wnid(of_split) for split, of_split in folders.items()}
+    return ImageFiles(splits_by_wnid, colour=True, readable=readable_names)
 
 
 def rearrange_validation(root: Path) -> int:
     """Move the images of ROOT/tiny-imagenet-200/val/images into val/<wnid>/images; how many were moved.
 
-    Each move is atomic, and the same data are read before, after and in between: an interrupted call
-    loses nothing, and the next one does the rest. Raises UnavailableError where there is no such folder, and InputError
-    where an annotated image is missing (nothing is moved then).
+    Each move is atomic, and the same data are read before, after and in between: an interrupted call loses nothing, and
+    the next one does the rest. Raises UnavailableError where there is no such folder, and InputError where an annotated
+    image is missing (nothing is moved then).
     """
     from ccf_plugin.zoo.image_files import class_folders
 
@@ -101,6 +95,10 @@ def readable_names(wnids: Sequence[str]) -> tuple[str, ...]:
             words.append(wnid)
     count = Counter(words)
     return tuple(word if count[word] == 1 else f"{word} ({wnid})" for word, wnid in zip(words, wnids, strict=True))
+
+
+def _tiny_by_wnid(folder: Path) -> ClassFiles:
+    return _annotated(folder) if (folder / _ANNOTATIONS).is_file() else _with_inner_folders(folder)
 
 
 def _with_inner_folders(folder: Path) -> ClassFiles:

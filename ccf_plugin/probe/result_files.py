@@ -1,0 +1,179 @@
+"""The two files of a result: what they hold, how it is written, and what is looked at when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.files import json_bytes, write_together
+from ccf_plugin.probe.head import Head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+ARRAYS: dict[str, Any] = {
+    "matrix": np.float64,
+    "class_attribution": np.float64,
+    "counts": np.int64,
+    "instance_matrix": np.float64,
+    "confusion_clean": np.int64,
+    "confusion_adversarial": np.int64,
+    "confusion_unnamed": np.int64,
+}
+BITS = ("correct_clean", "correct")  # one bit an image, eight to a byte
+_NUMBER = float | int | None
+_PLAIN_FIELDS: dict[str, Any] = {
+    "model": str | None,
+    "data": dict | None,
+    "threat": dict | None,
+    "model_mode": str | None,
+    "precision": str | None,
+    "clean_accuracy": _NUMBER,
+    "robust_accuracy": _NUMBER,
+    "accuracy": _NUMBER,
+    "logit_variance": _NUMBER,
+    "mean_row_share": _NUMBER,
+    "centred": bool,
+    "versions": dict,
+}
+# What files of older versions lack, and what it was for them.
+_LATER_FIELDS: dict[str, Any] = {
+    "accuracy": None,
+    "repeats": [],
+    "logit_variance": None,
+    "mean_row_share": None,
+    "centred": False,
+}
+_INSIDE: dict[str, dict[str, Any]] = {
+    "head": {"name": str, "kind": str, "classes": int, "features": int, "history": list | None},
+    "data": {"name": str, "split": str, "count": int},
+    "threat": {"eps": _NUMBER, "step_size": _NUMBER},
+}
+
+
+def plain(values: Any, most_rows: int | None = None) -> Any:
+    """A number, or an array as lists, for JSON; NaN becomes None, and so does an array of more than ``most_rows``."""
+    array = np.asarray(values)
+    if values is None or (array.ndim > 0 and most_rows is not None and len(array) > most_rows):
+        return None
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        array = np.where(np.isnan(array), np.array(None), array)
+    return array.tolist()
+
+
+def write_result(
+    path: str | Path, described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | None]
+) -> tuple[Path, Path]:
+    """Write the .npz of these arrays (those that are None are left out) and the .json of ``described``, together.
+
+    Raises:
+        OSError: the folder is missing or not writable; nothing half-written remains.
+    """
+    npz, description = _paths(path)
+    buffer = BytesIO()
+    given = {name: array for name, array in arrays.items() if array is not None}
+    packed: dict[str, Any] = {name: np.packbits(array) if name in BITS else array for name, array in given.items()}
+    np.savez_compressed(buffer, **packed)
+    write_together({npz: buffer.getvalue(), description: json_bytes(described)})
+    return npz, description
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """The fields of the result that `write_result` wrote; nothing is unpickled.
+
+    Raises:
+        InputError: a file is missing, is not such a result, or is of a newer format.
+    """
+    npz, description = _paths(path)
+    for file in (npz, description):
+        if not file.is_file():
+            raise InputError(f"expected the result file {file}, found none; a result is an .npz and a .json together")
+    try:
+        described = {**_LATER_FIELDS, **json.loads(description.read_text(encoding="utf-8"))}
+        version = int(described["format"])
+        with np.load(npz, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in (*ARRAYS, *BITS) if name in archive.files}
+        if version > FORMAT:
+            raise InputError(
+                f"expected a result of format {FORMAT} or older, found {version} in {description}; update ccf_plugin"
+            )
+        arrays = _checked_arrays(arrays)
+        _check_fields(described, len(arrays["counts"]))
+        return {
+            **{name: arrays[name] for name in ("matrix", "class_attribution", "counts")},
+            **arrays,
+            **{name: described[name] for name in _PLAIN_FIELDS},
+            "head": None if described["head"] is None else _head(described["head"]),
+            "class_names": None if described["class_names"] is None else tuple(described["class_names"]),
+            "repeats": tuple(described["repeats"]),
+        }
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's file can provoke in two parsers
+        raise InputError(
+            f"expected a result saved by CrossClassResult.save, found something else in {description}: {error}"
+        ) from error
+
+
+def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """The arrays in their dtypes; another exception where they are none of K ≥ 2 classes and n features."""
+    checked = {
+        name: arrays[name].astype(dtype, casting="same_kind") for name, dtype in ARRAYS.items() if name in arrays
+    }
+    classes, features = checked["class_attribution"].shape
+    shapes = {"class_attribution": (classes, features), "counts": (classes,)}
+    for name, array in checked.items():
+        if classes < 2 or array.shape != shapes.get(name, (classes, classes)):
+            raise ValueError(f"{name} of shape {array.shape}")
+        if np.isinf(array).any():
+            raise ValueError(f"infinite numbers in {name}")
+        if array.dtype == np.int64 and (array < 0).any():
+            raise ValueError(f"negative numbers in {name}")
+    for name in BITS:
+        if name in arrays:
+            number = int(checked["counts"].sum())
+            if arrays[name].dtype != np.uint8 or arrays[name].shape != ((number + 7) // 8,):
+                raise ValueError(f"{name} of shape {arrays[name].shape} for {number} images")
+            checked[name] = np.unpackbits(arrays[name], count=number).astype(bool)
+    return checked
+
+
+def _check_fields(described: Mapping[str, Any], classes: int) -> None:
+    """Raise ValueError, KeyError or TypeError where the JSON of a result of K classes is not what was written."""
+    found = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
+    for group, kinds in _INSIDE.items():
+        inside = described[group]
+        if isinstance(inside, dict):
+            found += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
+    for name, value, kind in found:
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} of {value!r}")
+    json.dumps([described[name] for name in _PLAIN_FIELDS], allow_nan=False)  # ValueError at 1e999
+    history = (described["head"] or {}).get("history", [])
+    if not all(isinstance(line, str) for line in history):
+        raise ValueError(f"head.history of {history!r}")
+    names = described["class_names"]
+    if names is not None and not (
+        isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"other names than those of {classes} classes")
+
+
+def _head(described: Mapping[str, Any]) -> Head:
+    """What the JSON says of a head; what newer versions add is left out."""
+    known = {field.name: described[field.name] for field in fields(Head) if field.name in described}
+    return Head(**{**known, "history": tuple(known.get("history", ()))})
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".npz", ".json", ".png") else path
+    return stem.parent / f"{stem.name}.npz", stem.parent / f"{stem.name}.json"
