@@ -11,7 +11,9 @@ from typing import NoReturn
 import typer
 
 from ccf_plugin.cli import benchmarking, comparing, data, evaluating, probing, reporting, theory, training
-from ccf_plugin.errors import CCFError
+from ccf_plugin.cli.console import output_put_back
+from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.zoo.python_code import ends_program
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,10 +53,12 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding lacks our × and ·
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        with output_put_back():
+            code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
             raise KeyboardInterrupt
-        sys.exit(code)
+    except SystemExit as error:  # no command raises one: a user's model, loss or attack does
+        _fail("\n".join(ends_program("", error).lines(_spell)), InputError.exit_code)
     except CCFError as error:
         _fail("\n".join(error.lines(_spell)), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -72,6 +76,7 @@ def main() -> NoReturn:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
         _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
+    sys.exit(code)
 
 
 def _spell(name: str) -> str:

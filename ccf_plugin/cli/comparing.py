@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import open_console, print_result, progress_on, quiet_libraries, refuse_several_processes
 from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def compare(
         write_json(description, comparison.to_json())
         written += [description, save_figure(figure, stem.with_name(f"{stem.name}.png"))]
     if as_json:
-        print(json.dumps(comparison.to_json(), allow_nan=False))  # noqa: T201
+        print_result(json.dumps(comparison.to_json(), allow_nan=False))
         return
     console.print(_table(comparison, titles))
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
 
 from ccf_plugin.errors import InputError
 
@@ -30,8 +32,8 @@ def leave_job() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (_result_stream(), sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(0)
 
 
@@ -41,11 +43,41 @@ def refuse_several_processes(command: str, remedy: str) -> None:
         raise InputError(f"expected ccf {command} in one process, found a job of {os.environ['WORLD_SIZE']}; {remedy}")
 
 
+_kept: list[TextIO] = []  # the standard output that a command began with, while results have it for themselves
+
+
 def quiet_libraries() -> None:
-    """Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line."""
+    """Keep what a user's own code and libraries say apart from a command's results; every command begins with it.
+
+    What they print goes to standard error, so that standard output holds results alone (`output_put_back` ends that).
+    Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line.
+    """
+    if not _kept:
+        _kept.append(sys.stdout)
+        sys.stdout = sys.stderr
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", module=r"ccf_plugin\..*")
     warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+
+
+@contextlib.contextmanager
+def output_put_back() -> Iterator[None]:
+    """Afterwards standard output is what it was."""
+    before = sys.stdout
+    try:
+        yield
+    finally:
+        _kept.clear()
+        sys.stdout = before
+
+
+def print_result(text: str) -> None:
+    """Print to standard output, which holds nothing else."""
+    print(text, file=_result_stream(), flush=True)
+
+
+def _result_stream() -> TextIO:
+    return _kept[0] if _kept else sys.stdout
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -55,7 +87,8 @@ def open_console(*, stderr: bool = False) -> Console:
     """
     from rich.console import Console
 
-    return Console(stderr=stderr, quiet=not is_first_process(), markup=False, emoji=False)
+    file = sys.stderr if stderr else _result_stream()
+    return Console(file=file, quiet=not is_first_process(), markup=False, emoji=False)
 
 
 def progress_on(console: Console, task: str) -> Progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import open_console, print_result, progress_on, quiet_libraries, refuse_several_processes
 from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def evaluate(
             progress=lambda name: progress_on(console, f"{name}, {images} images"),
         )
     if as_json:
-        print(json.dumps(evaluation.to_json(), allow_nan=False))  # noqa: T201
+        print_result(json.dumps(evaluation.to_json(), allow_nan=False))
         return
     _print_evaluation(console, evaluation)
     console.print(f"Wrote {file}", highlight=False, soft_wrap=True)

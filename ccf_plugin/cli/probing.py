@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import is_first_process, leave_job, open_console, progress_on, quiet_libraries
+from ccf_plugin.cli.console import is_first_process, leave_job, open_console, print_result, progress_on, quiet_libraries
 from ccf_plugin.files import made_folder
 from ccf_plugin.measure.settings import Settings
 
@@ -50,7 +50,7 @@ def probe(
             picture = stem.with_name(f"{stem.name}.png")
             written = [*result.save(stem), result.save_picture(picture, vmin=vmin, vmax=vmax)]
         if as_json:
-            print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
+            print_result(json.dumps(result.to_json(), allow_nan=False))
         else:
             _print_result(console, result)
             console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)

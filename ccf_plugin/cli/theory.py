@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccf_plugin.cli.console import open_console
+from ccf_plugin.cli.console import open_console, print_result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,7 @@ def theory(
     )
     written = save_study(study, out.with_suffix("") if out.suffix in (".csv", ".json", ".png") else out)
     if as_json:
-        print(json.dumps(study.to_json(), allow_nan=False))  # noqa: T201
+        print_result(json.dumps(study.to_json(), allow_nan=False))
         return
     _print_study(console, study)
     console.print("Wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
