@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from ccf_plugin.bench.plain_timing import ReferenceTiming
 from ccf_plugin.engine.compilation import compiling_pays
 from ccf_plugin.engine.devices import resolve_device
+from ccf_plugin.engine.modes import copyable
 from ccf_plugin.engine.precision import matrix_rate
 from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import Stopwatch, now
@@ -186,7 +187,8 @@ def _matrix_rate(parts: Parts) -> float:
 def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
     train, test = (_few_images(split) for split in (parts.train, parts.test))
-    parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
+    with copyable(parts.model):
+        parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
     steps = Loop(parts, Processes(parts.recipe, (), Path())).steps(1)
     with _FlopCounter() as training:
         next(steps)
@@ -221,7 +223,8 @@ def _probe_seconds(parts: Parts) -> float:
     images, labels = next(iter(parts.train.batches(batch_size, parts.device)))
     seconds = []
     head, output = parts.recipe.probe.head, parts.recipe.probe.output
-    model = deepcopy(parts.model)
+    with copyable(parts.model):
+        model = deepcopy(parts.model)
     with CrossClassProbe(model, head=head, output=output) as probe, torch.set_grad_enabled(head == GRADIENT):
         for _ in range(5):
             model(images)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ccf_plugin.measure.robustness import Evaluation
 
 
-@options.with_settings("clean", "attack", "steps", "head", "output")
+@options.with_settings("clean", "attack", "steps", "head")
 def evaluate(
     model: options.Model,
     *,

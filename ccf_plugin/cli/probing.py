@@ -80,6 +80,13 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row(f"RA ({threat_label(threat)})", f"{result.robust_accuracy:.1%}")
     present = len(result.matrix) - len(result.missing_classes)
     table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
+    null = result.null
+    table.add_row(
+        "CAS by chance",
+        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}: excess {result.cas_excess:+.2f}, p = {null.cas_p:.2g}",
+    )
+    if result.gauge_note:
+        table.add_row("mean row of W", result.gauge_note)
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))

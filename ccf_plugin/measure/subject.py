@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ccf_plugin.engine.devices import job_device
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
@@ -47,9 +48,15 @@ class Subject:
                 progress=progress,
             )
 
+    def forward(self) -> Forward:
+        """The model as images → float32 logits."""
+        return Forward(self.loaded.model, output=self.probe.output, classes=len(self.data.classes))
+
     def build_attack(self) -> Attack | None:
         """The attack against the model; None for clean images."""
-        return None if self.attack is None else self.attack.build(self.loaded.model, len(self.data.classes))
+        if self.attack is None:
+            return None
+        return self.attack.build(self.loaded.model, len(self.data.classes), self.probe.output)
 
     def describe_attack(self) -> dict[str, Any] | None:
         """How a result of ``measure`` will describe its attack, but for the seed; None for clean images."""

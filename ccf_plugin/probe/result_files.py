@@ -108,6 +108,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         arrays = _checked_arrays(arrays)
         _check_fields(described, len(arrays["counts"]))
         return {
+            **{name: arrays[name] for name in ("matrix", "class_attribution", "counts")},
             **arrays,
             **{name: described[name] for name in _PLAIN_FIELDS},
             "head": None if described["head"] is None else _head(described["head"]),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.outputs import logits_of
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import given_path
@@ -121,11 +122,11 @@ def load_teacher(
         sizes = ["×".join(map(str, size)) for size in (input_size, loaded.input_size)]
         raise InputError(f"expected a teacher for images of {sizes[0]}, found one for {sizes[1]} in {spec}")
     model = loaded.model.to(device).requires_grad_(False)
-    logits = check_input(model, input_size, spec)
+    logits = logits_of(check_input(model, input_size, spec), loaded.output, classes=len(classes), model=model)
     if logits.shape != (2, len(classes)):
         raise InputError(f"expected a teacher of {len(classes)} classes, found {logits.shape[-1]} in {spec}")
     names = loaded.class_names or classes  # either may be nameless
     if are_other_classes(names, classes) and are_other_classes(classes, names):
         expected = f"{some_of(classes)}, found {some_of(names)}"
         raise InputError(f"expected a teacher of the data's classes {expected} in {spec}: their order must be the same")
-    return Teacher(Forward(model, precision=precision), section)
+    return Teacher(Forward(model, precision=precision, output=loaded.output, classes=len(classes)), section)

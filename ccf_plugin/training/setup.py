@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import Fault, InputError
@@ -44,6 +45,10 @@ class Parts:
         """(C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def forward(self, model: nn.Module) -> Forward:
+        """The pass of the run's model, or of a wrapped or averaged one: images → float32 logits."""
+        return Forward(model, precision=self.precision, output=self.recipe.probe.output, classes=len(self.classes))
 
     def work(self) -> float:
         """About how many operations the run's training takes: those of convolutions and matrix products."""

@@ -72,7 +72,7 @@ def build_autoattack(model: nn.Module, threat: ThreatModel, *, num_classes: int,
     """
     if num_classes < _FEWEST_CLASSES:
         raise InputError(f"AutoAttack: expected {_FEWEST_CLASSES} classes or more, found {num_classes}; use PGD alone")
-    forward = Forward(model)
+    forward = model if isinstance(model, Forward) else Forward(model, classes=num_classes)
     attack = AutoAttack(forward, norm=threat.norm, eps=threat.eps, n_classes=num_classes, seed=seed)
     parameters = inspect.signature(AutoAttack).parameters
     return Attack("AutoAttack", forward, threat, attack, parameters=parameters, mode="eval"), attack.notes
