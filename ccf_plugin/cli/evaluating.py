@@ -10,7 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import open_console, print_result, progress_on, quiet_libraries, refuse_several_processes
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +92,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
 
-@options.with_settings("clean", "attack", "norm", "checkpoint", "pretrained")
+@options.with_settings("clean", "attack", "norm", *OWN_WEIGHTS, "pretrained")
 def leaderboard(
     dataset: Annotated[str, typer.Option(help="RobustBench's: cifar10, cifar100 or imagenet.")] = "cifar10",
     threat: Annotated[str, typer.Option(help="RobustBench's: Linf or L2.")] = "Linf",

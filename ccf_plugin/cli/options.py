@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.settings import Settings
+from ccf_plugin.zoo.normalizations import USUAL
 from ccf_plugin.zoo.readers import READERS
 from ccf_plugin.zoo.sources import loadable
 from ccf_plugin.zoo.specs import forms
@@ -22,6 +24,28 @@ def _index_or_key(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _as_options(given: list[str] | None) -> dict[str, Any] | None:
+    """Values are read as TOML, else as text."""
+    return dict(_as_option(text) for text in given) if given else None
+
+
+def _as_option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise typer.BadParameter(f"expected KEY=VALUE, found {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return key.strip(), value
+
+
+def _as_numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers such as 0.5,0.5,0.5, found {text!r}") from error
 
 
 Model = Annotated[
@@ -51,7 +75,21 @@ Output = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images per pass.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights for a python: model.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights of your own, for python:, timm: or the package's networks.")
+]
+CheckpointKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which of several state dicts in that file.")]
+ModelOptions = Annotated[
+    list[str] | None,
+    typer.Option("--model-option", metavar="KEY=VALUE", help="Of the model's code; repeatable."),
+]
+NumClasses = Annotated[int | None, typer.Option(help="Of the model with those weights. Default: the file's.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="It was trained on (images - mean) / std, in [0, 1]."),
+]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")]
+Normalize = Annotated[str | None, typer.Option(metavar="DATA", help=f"The usual mean and std of {', '.join(USUAL)}.")]
 Pretrained = Annotated[bool, typer.Option(help="Published weights, or random ones.")]
 Precision = Annotated[str, typer.Option(help="Of the attack's passes: float32, bf16 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -79,6 +117,12 @@ _OF_SETTINGS: dict[str, Any] = {
     "precision": Precision,
     "device": Device,
     "checkpoint": Checkpoint,
+    "checkpoint_key": CheckpointKey,
+    "options": ModelOptions,
+    "num_classes": NumClasses,
+    "mean": Mean,
+    "std": Std,
+    "normalize": Normalize,
     "pretrained": Pretrained,
     "model_dir": ModelDir,
     "data_root": DataRoot,
@@ -86,11 +130,15 @@ _OF_SETTINGS: dict[str, Any] = {
 }
 
 
+# What typer cannot make of a text.
+_READ: dict[str, Callable[[Any], Any]] = {"options": _as_options, "mean": _as_numbers, "std": _as_numbers}
+
+
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 19 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 25 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()
@@ -103,7 +151,8 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     def give(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            settings = Settings.of(**{option.name: given.pop(option.name) for option in options})
+            values = {option.name: given.pop(option.name) for option in options}
+            settings = Settings.of(**{name: _READ.get(name, lambda value: value)(values[name]) for name in values})
             command(settings=settings, **given)
 
         parameters = inspect.signature(command, eval_str=True).parameters.values()

@@ -13,11 +13,13 @@ from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, Progress, measure
+from ccf_plugin.measure.normalization import note_normalization
 from ccf_plugin.measure.settings import ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.attacks import Attack, attack_class
 from ccf_plugin.zoo.datasets import check_spec, load_data
 from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.normalizations import usual_normalization
 from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.sources import LoadedModel, are_other_classes
 
@@ -77,14 +79,25 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     if chosen.attack is not None:
         attack_class(chosen.attack)
     chosen.threat_model({})  # before anything is downloaded
+    usual = None if weights.normalize is None else usual_normalization(weights.normalize)
     loaded = load_model(
-        model, pretrained=weights.pretrained, checkpoint=weights.checkpoint, model_dir=weights.model_dir
+        model,
+        pretrained=weights.pretrained,
+        checkpoint=weights.checkpoint,
+        checkpoint_key=weights.checkpoint_key,
+        options=weights.options,
+        num_classes=weights.num_classes,
+        mean=usual.mean if usual else weights.mean,
+        std=usual.std if usual else weights.std,
+        model_dir=weights.model_dir,
     )
     threat = chosen.threat_model(loaded.threat)
     data = _load_images(model, loaded, images)
     loaded.model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
+    if not loaded.is_normalized:
+        note_normalization(loaded.model, data, device=device)
     attack = None if threat is None else AttackSettings(threat, chosen.attack, {}, precision, chosen.seed)
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
