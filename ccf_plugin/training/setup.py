@@ -14,6 +14,7 @@ from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import check_input
+from ccf_plugin.measure.provenance import images_fingerprint
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.models import build_model
@@ -38,6 +39,11 @@ class Parts:
         """(C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each split's images and labels, by its name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: images_fingerprint(split) for name, split in splits.items() if split is not None}
 
     def work(self) -> float:
         """About how many operations the run's training takes: those of convolutions and matrix products."""
