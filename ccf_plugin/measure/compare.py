@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
+from ccf_plugin.measure.evaluate import versions
+from ccf_plugin.measure.names import is_result
+from ccf_plugin.measure.provenance import fingerprint, with_command
 from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
@@ -94,6 +98,10 @@ class Comparison:
             "bootstrap": None if self.bootstrap is None else vars(self.bootstrap),
             "data": None if self.first.data is None else dict(self.first.data),
             "threat": None if self.first.threat is None else dict(self.first.threat),
+            "provenance": comparison_provenance(
+                self.first, self.second, None if self.bootstrap is None else self.bootstrap.resamples
+            ),
+            "versions": versions(),
         }
 
 
@@ -115,6 +123,20 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
     difference = difference_of_cas(first.samples, second.samples, len(first.matrix), bootstrap=bootstrap)
     both = Bootstrap(intervals[0].cas, intervals[1].cas, difference, intervals[0].level, bootstrap)
     return Comparison(first, second, both)
+
+
+def comparison_provenance(first: Side, second: Side, bootstrap: int | None = None) -> dict[str, Any]:
+    """What a comparison's figures depend on, see ``measure.provenance``: the two sides', and the resamples."""
+    return with_command({"first": _provenance(first), "second": _provenance(second), "bootstrap": bootstrap})
+
+
+def _provenance(side: Side) -> dict[str, Any]:
+    if isinstance(side, Subject):
+        known = side.provenance(instances=True)
+    else:  # that of an older version, or of somebody's own loop, says nothing
+        figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
+        known = dict(side.provenance) or {"figures": figures}
+    return {name: value for name, value in known.items() if name != "command"}
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
@@ -194,14 +216,6 @@ def check_alike(first: Side, second: Side) -> None:
     if differing:
         remedy = "state them for both ({data}, {limit}, {eps}, {precision}, …), or measure both anew"
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
-
-
-def is_result(name: str) -> bool:
-    """Whether a side names a saved result: its .npz or .json, or what both begin with."""
-    path = Path(name)
-    stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
-    files = [stem.parent / f"{stem.name}{suffix}" for suffix in (".npz", ".json")]
-    return path.suffix in (".npz", ".json") or all(file.is_file() for file in files)
 
 
 def _like(result: CrossClassResult, settings: Settings) -> Settings:

@@ -63,6 +63,8 @@ class CrossClassResult:
         precision: dtype of the measured features.
         versions: of the libraries that took part.
         repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
+        provenance: all that the figures depend on, as ``measure.provenance`` describes it; {} where nobody said.
+        unknown: what the file of a newer version said beside all this, by name; saved again as it was.
         samples: single samples' attributions where instances were measured; kept in memory, never saved.
     """
 
@@ -91,6 +93,8 @@ class CrossClassResult:
     precision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: tuple[Mapping[str, Any], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     samples: Samples | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -298,6 +302,7 @@ class CrossClassResult:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
         units = self.in_logit_units
         return {
+            **self.unknown,
             "model": self.model,
             "head": None if self.head is None else {**asdict(self.head), "history": list(self.head.history)},
             "data": None if self.data is None else dict(self.data),
@@ -331,6 +336,7 @@ class CrossClassResult:
             "confusion_unnamed": plain(self.confusion_unnamed, _LISTED_CLASSES),
             "versions": dict(self.versions),
             "repeats": [dict(repeat) for repeat in self.repeats],
+            "provenance": dict(self.provenance),
             "format": FORMAT,
         }
 
