@@ -44,8 +44,11 @@ def refuse_several_processes(command: str, remedy: str) -> None:
 def quiet_libraries() -> None:
     """Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line."""
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", module=r"ccf_plugin\..*")
-    warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    warnings.filterwarnings("default", module=r"ccf_plugin\..*")  # the same one once
+    if is_first_process():
+        warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        warnings.showwarning = lambda *_, **__: None
 
 
 def open_console(*, stderr: bool = False) -> Console:

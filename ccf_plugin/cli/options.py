@@ -56,8 +56,16 @@ Pretrained = Annotated[bool, typer.Option(help="Published weights, or random one
 Precision = Annotated[str, typer.Option(help="Of the attack's passes: float32, bf16 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(help="Of the attack's random start.")]
-ModelDir = Annotated[Path, typer.Option(help="Where RobustBench's weights lie.")]
-DataRoot = Annotated[Path, typer.Option(help="Where the data sets lie.")]
+ModelDir = Annotated[
+    Path | None, typer.Option(help="Where RobustBench's weights lie. Default: the variable CCF_MODELS, else models.")
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(help="A file of class names, one a line, in the order of the labels. Default: the data's."),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where the data sets lie. Default: the variable CCF_DATA, else data.")
+]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that the recipe file names (python:…).")]
 VMin = Annotated[float | None, typer.Option(help="The value of C's lightest colour. Default: 0 (100 classes: -0.75).")]
@@ -65,6 +73,7 @@ VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colou
 
 _OF_SETTINGS: dict[str, Any] = {
     "data": Data,
+    "classes": Classes,
     "clean": Clean,
     "attack": Attack,
     "norm": Norm,
@@ -90,7 +99,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 19 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 20 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()

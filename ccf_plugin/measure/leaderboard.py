@@ -131,7 +131,14 @@ def _settle(dataset: str, threat: str, settings: Settings) -> dict[str, Any]:
     data = images.data or dataset
     settled = attack.threat_model(benchmark_threat(dataset, threat))
     precision = resolve_precision(attack.precision, resolve_device(settings.device))  # type: ignore[arg-type]
-    load_data(data, splits=("test",), root=images.data_root, download=images.download, test_limit=1)
+    load_data(
+        data,
+        splits=("test",),
+        root=images.data_root,
+        download=images.download,
+        classes=images.classes,
+        test_limit=1,
+    )
     values = {"data": data, "limit": images.limit, "seed": attack.seed, "precision": precision}
     return {**({} if settled is None else settled.as_dict()), **values}
 
@@ -170,7 +177,7 @@ def _probe(spec: str, name: str, settings: Settings, known: dict[str, Any], prog
     )
 
 
-def _check_local(dataset: str, threat: str, name: str, model_dir: Path) -> None:
+def _check_local(dataset: str, threat: str, name: str, model_dir: Path | None) -> None:
     """Raise UnavailableError where a model cannot be loaded without a download."""
     files = local_files(dataset, threat, name, model_dir)
     if not files:
