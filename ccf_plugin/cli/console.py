@@ -88,8 +88,11 @@ def quiet_libraries() -> None:
         _kept.append(sys.stdout)
         sys.stdout = sys.stderr
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", module=r"ccf_plugin\..*")
-    warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    warnings.filterwarnings("default", module=r"ccf_plugin\..*")  # the same one once
+    if is_first_process():
+        warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        warnings.showwarning = lambda *_, **__: None
 
 
 @contextlib.contextmanager

@@ -67,7 +67,9 @@ Mean = Annotated[str | None, _option(MODEL, "It was trained on (images - mean) /
 Std = Annotated[str | None, _option(MODEL, "See --mean.", metavar="R,G,B")]
 Normalize = Annotated[str | None, _option(MODEL, f"The usual mean and std of {', '.join(USUAL)}.", metavar="DATA")]
 Pretrained = Annotated[bool, _option(MODEL, "Published weights, or random ones.")]
-ModelDir = Annotated[Path, _option(MODEL, "Where RobustBench's weights lie.")]
+ModelDir = Annotated[
+    Path | None, _option(MODEL, "Where RobustBench's weights lie. Default: the variable CCF_MODELS, else models.")
+]
 Head = Annotated[str | None, _option(MODEL, "The layer to measure, where it cannot be found; or gradient.")]
 Output = Annotated[
     str | None,
@@ -80,7 +82,11 @@ Output = Annotated[
 ]
 Data = Annotated[str | None, _option(DATA, f"{forms(READERS)}. Default: the model's own.")]
 Limit = Annotated[int | None, _option(DATA, "Only so many test images, evenly over the classes. Default: all.")]
-DataRoot = Annotated[Path, _option(DATA, "Where the data sets lie.")]
+Classes = Annotated[
+    Path | None,
+    _option(DATA, "Class names, one a line, in the order of the labels. Default: the data's.", metavar="FILE"),
+]
+DataRoot = Annotated[Path | None, _option(DATA, "Where the data sets lie. Default: the variable CCF_DATA, else data.")]
 Download = Annotated[bool, _option(DATA, "Fetch the data set where it is missing.", "--download")]
 BatchSize = Annotated[int, _option(DATA, "Images per pass.")]
 Clean = Annotated[bool, _option(ATTACK, "Clean images; no attack.", "--clean")]
@@ -139,6 +145,7 @@ _OF_SETTINGS: dict[str, Any] = {
     "head": Head,
     "output": Output,
     "data": Data,
+    "classes": Classes,
     "limit": Limit,
     "data_root": DataRoot,
     "download": Download,
@@ -163,7 +170,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 25 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 26 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()

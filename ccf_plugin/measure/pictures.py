@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale, draw_heatmap, figure_of, new_figure, shorten
+from ccf_plugin.drawing import (
+    DIFFERENCE_SCALE,
+    class_labels,
+    colour_scale,
+    draw_heatmap,
+    drawable,
+    figure_of,
+    new_figure,
+)
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -65,15 +73,16 @@ def draw_saliency(seen: Saliency, titles: tuple[str, str]) -> Figure:
     examples, classes = seen.examples, seen.classes
     figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
     axes = figure.subplots(3, len(examples), squeeze=False)
+    labels, font = class_labels(tuple(classes))
     for column, example in enumerate(examples):
         _show(axes[0, column], example.image)
-        axes[0, column].set_title(f"{shorten(classes[example.label])}\n(image {example.index})", fontsize=9)
+        axes[0, column].set_title(f"{labels[example.label]}\n(image {example.index})", fontsize=9, **font)
         for row, view in ((1, example.best), (2, example.last)):
             _show(axes[row, column], view.image)
             axes[row, column].imshow(view.saliency.numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.45)
             right = view.predicted == example.label
             axes[row, column].set_xlabel(
-                shorten(classes[view.predicted]), fontsize=9, color="black" if right else "firebrick"
+                labels[view.predicted], fontsize=9, color="black" if right else "firebrick", **font
             )
     for row, title in enumerate(("test image", *titles)):
         axes[row, 0].set_ylabel(fill(title, 22), fontsize=9)
@@ -87,7 +96,7 @@ def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str
         data: what the features were found on.
         title: what the model is called.
     """
-    labels, classes = data.split.labels, data.classes
+    names, font = class_labels(data.classes, 14)
     columns = len(shared.features[0].images)
     figure = new_figure(1.4 + 1.1 * columns, 0.7 + 1.35 * len(shared.features))
     axes = figure.subplots(len(shared.features), columns, squeeze=False)
@@ -95,9 +104,10 @@ def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str
         images = data.split.images[torch.tensor(feature.images)].float() / 255
         for ax, image, index in zip(row, images, feature.images, strict=True):
             _show(ax, image)
-            ax.set_xlabel(shorten(classes[int(labels[index])], 14), fontsize=8)
+            ax.set_xlabel(names[int(data.split.labels[index])], fontsize=8, **font)
         row[0].set_ylabel(f"feature {feature.feature}\n{feature.share:+.3f}", fontsize=9)
-    figure.suptitle(f"{title}, {shared.heading(classes)}", fontsize=11)
+    heading, font = drawable(f"{title}, {shared.heading(class_labels(data.classes)[0])}")
+    figure.suptitle(heading, fontsize=11, **font)
     return figure
 
 

@@ -197,6 +197,8 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
         splits=("test",),
         root=images.data_root,
         download=images.download,
+        # A model's own data have the labels that it was trained with, however their folders sort.
+        classes=images.classes or (loaded.class_names if spec == loaded.data else None),
         preprocess=loaded.preprocess,
         test_limit=loaded.test_limit if limit is None and images.data is None else limit,
     )

@@ -93,8 +93,9 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         torch.set_num_threads(recipe.threads)
     data = load_data(
         recipe.data.name,
-        root=Path(recipe.data.root),
+        root=recipe.data.root,
         download=download,
+        classes=recipe.data.classes,
         train_per_class=recipe.data.train_per_class,
         test_limit=recipe.data.test_limit,
     )
