@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from ccf_plugin.cli import benchmarking, comparing, data, evaluating, probing, reporting, theory, training
+from ccf_plugin.cli import ablating, benchmarking, comparing, data, evaluating, probing, reporting, theory, training
 from ccf_plugin.errors import CCFError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     probing.probe,
     comparing.compare,
     comparing.saliency,
+    ablating.ablate,
     evaluating.evaluate,
     evaluating.leaderboard,
     reporting.report,
