@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ccf_plugin.cli import (
+    ablating,
     benchmarking,
     comparing,
     data,
@@ -62,6 +63,7 @@ for command in (
     probing.probe,
     comparing.compare,
     comparing.saliency,
+    ablating.ablate,
     evaluating.evaluate,
     evaluating.leaderboard,
     reporting.report,

@@ -267,7 +267,7 @@ def saliency(
     if settings.probe.head is not None and pair is None:
         expected = "{head} beside {pair}, whose features are its"
         raise InputError(Fault("", expected, "it alone", "name a {pair}"))
-    chosen, two = None if indices is None else _numbers(indices), None if pair is None else _pair_of(pair)
+    chosen, two = None if indices is None else _numbers(indices), None if pair is None else pair_of(pair)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:
@@ -330,7 +330,7 @@ def _numbers(text: str) -> list[int]:
         raise InputError(Fault("indices", "numbers such as 3,17,20", repr(text))) from None
 
 
-def _pair_of(text: str) -> tuple[str, str]:
+def pair_of(text: str) -> tuple[str, str]:
     from ccf_plugin.errors import Fault, InputError
 
     parts = [part.strip() for part in text.split(",")]
