@@ -67,8 +67,8 @@ def import_robustbench() -> ModuleType:
 
     It does ``from autoattack import AutoAttack``, but its dependency pyautoattack installs the module ``pyautoattack``:
     the name is aliased, with the submodule that robustbench uses, where no ``autoattack`` is installed. Its
-    ``benchmark`` calls it with arguments that pyautoattack 0.2 lacks. It imports pkg_resources, which warns that it will
-    go.
+    ``benchmark`` calls it with arguments that pyautoattack 0.2 lacks. It imports pkg_resources, which warns of its own
+    removal.
     """
     try:
         if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
