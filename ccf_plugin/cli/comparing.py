@@ -296,6 +296,8 @@ def saliency(
     figures = {".png": draw_saliency(seen, titles)}
     if seen.shared is not None:
         figures["-features.png"] = draw_shared_features(seen.shared, first.data, titles[0])
+    for side in {side.loaded.spec: side for side in (first, second)}.values():
+        side.warn()
     with made_folder(place.settle().parent):
         written = [save_figure(figure, place.file(suffix)) for suffix, figure in figures.items()]
         write_json(place.file(), {**seen.to_json(), "provenance": provenance, "versions": versions()})

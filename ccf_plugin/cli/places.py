@@ -74,7 +74,7 @@ class Place:
     def _check(self, stem: Path) -> None:
         for file in self._files(stem):
             if file.is_dir():
-                raise InputError(Fault("", f"a file to write at {file}", "a folder", "choose another {out}"))
+                raise InputError(Fault("", "a file to write", f"the folder {file}", "choose another {out}"))
         if not self._may_write(stem):
             from ccf_plugin.measure.provenance import in_words
 

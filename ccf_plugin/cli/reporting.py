@@ -36,9 +36,10 @@ def report(
     named = "-".join(Path(folder).name for folder in folders[:3])
     # A page is passed on: of the folders, which are private, it holds a hash.
     shown = {"runs": hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16], "vmin": vmin, "vmax": vmax}
-    page = build_report(runs, vmin=vmin, vmax=vmax).replace("<head>", f"<head>{_mark(shown)}", 1).encode()
     suffix = ".html" if out is None else ""
     place = Place(out, f"report-{named}", shown, (suffix,), force=force, read=_read_mark)
+    page = build_report(runs, vmin=vmin, vmax=vmax).replace("<head>", f"<head>{_mark(shown)}", 1).encode()
+    place.settle()
     path = place.file()
     with made_folder(path.parent):
         write_atomically(path, page)

@@ -106,7 +106,7 @@ def evaluate(
     for name, craft in crafts.items():
         _log.info("%s: %d of %d batches are done", name, state.batches(name), total)
         batches = progress(name)(split.batches(size, subject.device), total)
-        for number, (images, labels) in enumerate(batches):
+        for number, (images, labels) in enumerate(subject.noted(batches) if name == CLEAN else batches):
             if number >= state.batches(name):
                 state.add(name, _correct(subject, craft, images, labels, attack.seed + number), notes)
     accuracies = {name: state.correct(name) / len(split) for name in crafts}

@@ -17,7 +17,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, Progress, measure
+from ccf_plugin.measure.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
 from ccf_plugin.measure.normalization import note_normalization
 from ccf_plugin.measure.provenance import images_fingerprint, weights_fingerprint, with_command
 from ccf_plugin.measure.settings import ImageChoice, ProbeOptions, Settings
@@ -67,7 +67,7 @@ class Subject:
                 model_name=self.loaded.spec,
                 probe=replace(self.probe, instances=instances),
                 batch_size=self.batch_size,
-                progress=progress,
+                progress=lambda batches, total: self.noted(progress(batches, total)),
             )
         return replace(result, provenance=self.provenance(instances=instances))
 
@@ -101,6 +101,20 @@ class Subject:
                 **self.chosen,
             }
         )
+
+    def noted(self, batches: Batches) -> Batches:
+        """The batches; after the first, which found nothing wrong, a warning says where weights may be random."""
+        for number, batch in enumerate(batches):
+            yield batch
+            if number == 0:
+                self.warn()
+
+    def warn(self) -> None:
+        """Warn where the weights are those that the user's own code makes."""
+        spec = self.loaded.spec
+        if is_python(spec) and self.chosen.get("checkpoint") is None:
+            told = f"{spec} without a checkpoint has the weights that its code makes: random ones, unless it loads some"
+            warnings.warn(told, stacklevel=2)
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:
@@ -162,9 +176,6 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
     _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)
-    if is_python(model) and weights.checkpoint is None:
-        told = f"{model} without a checkpoint has the weights that its code makes: random ones, unless it loads others"
-        warnings.warn(told, stacklevel=2)
     return Subject(loaded, data, attack, device, probe, settings.batch_size, _chosen(loaded, settings))
 
 
