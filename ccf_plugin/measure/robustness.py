@@ -77,7 +77,8 @@ def evaluate(
     """Measure clean accuracy, accuracy under PGD of each number of steps, and under AutoAttack.
 
     After every batch the file ``out`` is whole and holds the figures so far: a call that finds it there goes on from
-    it, with the figures that an uninterrupted call would give (every batch has its own seed).
+    it, with the figures that an uninterrupted call would give. PGD's start is each image's own, whatever the batches;
+    AutoAttack's is not.
 
     Args:
         out: the JSON to write and to continue; its folder exists.
@@ -172,7 +173,7 @@ def _conditions(subject: Subject, attack: AttackSettings) -> dict[str, Any]:
         "weights": _fingerprint([value for _, value in sorted(subject.loaded.model.state_dict().items())]),
         "data": {"name": subject.data.name, "split": subject.data.split_name, "count": len(split)},
         "test_images": _fingerprint([split.images[first], split.labels]),
-        "threat": {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size},
+        "threat": {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size, "per_image_noise": True},
         "seed": attack.seed,
         "batch_size": subject.batch_size,
         "precision": attack.precision,
