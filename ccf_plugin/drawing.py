@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -61,7 +63,10 @@ def draw_heatmap(
     cmap: str,
     title: str,
 ) -> Axes:
-    """Draw a (K, K) matrix. Up to 12 classes show their values, up to 25 every name, beyond that some; NaN is grey."""
+    """Draw a (K, K) matrix. Up to 12 classes show their values, up to 25 every name, beyond that some; NaN is grey.
+
+    Where no font here has the characters of the names, the classes are numbered from 0 (``class_labels``).
+    """
     import matplotlib as mpl
 
     if ax is None:
@@ -70,14 +75,15 @@ def draw_heatmap(
     image = ax.imshow(np.ma.masked_invalid(matrix), vmin=vmin, vmax=vmax, cmap=colours, interpolation="nearest")
     classes = len(matrix)
     shown = np.unique(np.linspace(0, classes - 1, min(classes, _MOST_LABELS)).astype(int))
-    labels = [shorten(names[index]) for index in shown]
+    all_labels, font = class_labels(tuple(names))
+    labels = [all_labels[index] for index in shown]
     if max(map(len, labels)) <= 2:
-        ax.set_xticks(shown, labels)
+        ax.set_xticks(shown, labels, **font)
     elif classes <= _MOST_NUMBERS:
-        ax.set_xticks(shown, labels, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_xticks(shown, labels, rotation=45, ha="right", rotation_mode="anchor", **font)
     else:
-        ax.set_xticks(shown, labels, rotation=90)
-    ax.set_yticks(shown, labels)
+        ax.set_xticks(shown, labels, rotation=90, **font)
+    ax.set_yticks(shown, labels, **font)
     if classes > _MOST_NUMBERS:
         ax.tick_params(labelsize=7)
     if classes <= _MOST_NUMBERS:
@@ -98,7 +104,8 @@ def draw_heatmap(
     )
     extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
     figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
-    ax.set_title(title)
+    heading, font = drawable(title)
+    ax.set_title(heading, **font)
     return ax
 
 
@@ -121,6 +128,86 @@ def drop_figure(figure: Figure) -> None:
 def shorten(name: str, most: int = 18) -> str:
     """A class name as a label: ImageNet's can fill a line."""
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+@functools.lru_cache(maxsize=16)
+def class_labels(names: tuple[str, ...], most: int = 18) -> tuple[list[str], dict[str, Any]]:
+    """What a picture calls the classes, and the properties of matplotlib's texts that they need.
+
+    Each is its name, of at most ``most`` characters, in a font that has them. Where there is none here for some name,
+    all classes are numbers from 0, the places of their names in a result's ``class_names``; one warning says so.
+    """
+    shown = ["".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name) for name in names]
+    missing = _missing("".join(shown), _further_fonts("".join(shown)))
+    if missing:
+        count = sum(not missing.isdisjoint(name) for name in shown)
+        warnings.warn(
+            f"no font here has the characters of {count} class names; pictures number the classes from 0, in the order "
+            "of class_names in the JSON; install a font that has them",
+            stacklevel=3,
+        )
+        shown = list(map(str, range(len(names))))
+    return [shorten(name, most) for name in shown], _text_properties("".join(shown))
+
+
+def _text_properties(text: str) -> dict[str, Any]:
+    """Dollars in names are no formulas. Only where the usual font lacks a character are others named."""
+    fonts = _further_fonts(text)
+    return {"parse_math": False} | ({"fontfamily": [*_usual_fonts(), *fonts]} if fonts else {})
+
+
+def drawable(text: str) -> tuple[str, dict[str, Any]]:
+    """The text with a box for each character that no font here has, and the properties that matplotlib needs for it."""
+    missing = _missing(text, _further_fonts(text))
+    shown = "".join("\N{WHITE SQUARE}" if letter in missing else letter for letter in text)
+    return shown, _text_properties(shown)
+
+
+def _usual_fonts() -> list[str]:
+    import matplotlib as mpl
+
+    return list(mpl.rcParams["font.family"])
+
+
+def _missing(text: str, further: Sequence[str]) -> frozenset[str]:
+    """The characters that neither the usual font nor one of these families has."""
+    from matplotlib.font_manager import FontProperties, findfont
+
+    files = [findfont(FontProperties(family=family)) for family in (_usual_fonts(), *([name] for name in further))]
+    return _without(frozenset(text) - {" ", "\n"}, files)
+
+
+def _without(letters: frozenset[str], files: Sequence[str]) -> frozenset[str]:
+    """Those that no font in these files draws."""
+    from matplotlib.font_manager import get_font
+
+    for file in files:
+        font = get_font(file)
+        if font.scalable:  # fonts of emoji that are images cannot be drawn
+            letters -= {letter for letter in letters if font.get_char_index(ord(letter))}
+    return letters
+
+
+@functools.lru_cache(maxsize=64)
+def _further_fonts(text: str) -> tuple[str, ...]:
+    """The families that have what the usual font lacks of a text: as many as it takes, and as far as there are such."""
+    from matplotlib.font_manager import fontManager
+
+    missing, families = _missing(text, ()), []
+    by_name = {font.name: font.fname for font in fontManager.ttflist if font.style == "normal" and font.weight == 400}
+    for name, file in sorted(by_name.items()):
+        if not missing:
+            break
+        if "last resort" in name.lower().replace("lastresort", "last resort"):  # boxes for all of Unicode
+            continue
+        try:
+            left = _without(missing, [file])
+        except (OSError, RuntimeError):  # gone since matplotlib listed it, or of a kind that it cannot read
+            continue
+        if left != missing:
+            families.append(name)
+            missing = left
+    return tuple(families)
 
 
 def figure_of(ax: Axes) -> Figure:

@@ -78,6 +78,7 @@ def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
         "RA (PGD-2)",
         "CAS",
         "of 90",
+        "CAS by chance",
         "I-CAS",
         "strongest pairs",
         "30 test images of digits",

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import flop_registry
 from ccf_plugin.bench.plain_timing import ReferenceTiming
 from ccf_plugin.engine.compilation import compiling_pays
 from ccf_plugin.engine.devices import resolve_device
+from ccf_plugin.engine.modes import copyable
 from ccf_plugin.engine.precision import matrix_rate
 from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import Stopwatch, now
-from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.trace import GRADIENT
@@ -166,8 +166,15 @@ def _every_epoch(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def _shortened(recipe: Recipe, download: bool) -> Recipe:
-    root = given_path(recipe.data.root)
-    classes = len(load_data(recipe.data.name, splits=("test",), root=root, download=download, test_limit=1).classes)
+    data = load_data(
+        recipe.data.name,
+        splits=("test",),
+        root=recipe.data.root,
+        download=download,
+        classes=recipe.data.classes,
+        test_limit=1,
+    )
+    classes = len(data.classes)
     per_class = max(2, _QUICK_STEPS * recipe.optim.batch_size // classes)
     given, batch = recipe.data.train_per_class, recipe.optim.batch_size
     per_class = per_class if given is None else min(per_class, given)
@@ -186,7 +193,8 @@ def _matrix_rate(parts: Parts) -> float:
 def _flops(parts: Parts) -> dict[str, float]:
     """Of one image: in an epoch's training (the recipe's first step), and in one evaluation."""
     train, test = (_few_images(split) for split in (parts.train, parts.test))
-    parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
+    with copyable(parts.model):
+        parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
     steps = Loop(parts, Processes(parts.recipe, (), Path())).steps(1)
     with _FlopCounter() as training:
         next(steps)
@@ -221,7 +229,8 @@ def _probe_seconds(parts: Parts) -> float:
     images, labels = next(iter(parts.train.batches(batch_size, parts.device)))
     seconds = []
     head, output = parts.recipe.probe.head, parts.recipe.probe.output
-    model = deepcopy(parts.model)
+    with copyable(parts.model):
+        model = deepcopy(parts.model)
     with CrossClassProbe(model, head=head, output=output) as probe, torch.set_grad_enabled(head == GRADIENT):
         for _ in range(5):
             model(images)

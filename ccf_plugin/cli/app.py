@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ccf_plugin.cli import (
+    ablating,
     benchmarking,
     comparing,
     data,
@@ -21,9 +22,10 @@ from ccf_plugin.cli import (
     theory,
     training,
 )
-from ccf_plugin.cli.console import set_volume
+from ccf_plugin.cli.console import output_put_back, set_volume
 from ccf_plugin.cli.help import Command, Group
-from ccf_plugin.errors import CCFError
+from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.zoo.python_code import ends_program
 
 app = typer.Typer(cls=Group, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -61,6 +63,7 @@ for command in (
     probing.probe,
     comparing.compare,
     comparing.saliency,
+    ablating.ablate,
     evaluating.evaluate,
     evaluating.leaderboard,
     reporting.report,
@@ -88,10 +91,12 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding lacks our × and ·
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False, prog_name="ccf")
+        with output_put_back():
+            code = app(standalone_mode=False, prog_name="ccf")
         if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
             raise KeyboardInterrupt
-        sys.exit(code)
+    except SystemExit as error:  # no command raises one: a user's model, loss or attack does
+        _fail("\n".join(ends_program("", error).lines(_spell)), InputError.exit_code)
     except CCFError as error:
         _fail("\n".join(error.lines(_spell)), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -109,6 +114,7 @@ def main() -> NoReturn:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
         _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
+    sys.exit(code)
 
 
 def _spell(name: str) -> str:

@@ -12,6 +12,7 @@ from ccf_plugin.cli import options
 from ccf_plugin.cli.console import (
     check_names,
     open_console,
+    print_result,
     print_written,
     progress_on,
     quiet_libraries,
@@ -131,7 +132,7 @@ def compare(
             write_json(place.file(".json"), comparison.to_json())
             written += [place.file(".json"), save_figure(figure, place.file(".png"))]
     if as_json:
-        print(json.dumps(comparison.to_json(), allow_nan=False))  # noqa: T201
+        print_result(json.dumps(comparison.to_json(), allow_nan=False))
         return
     console.print(_table(comparison, titles))
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
@@ -266,7 +267,7 @@ def saliency(
     if settings.probe.head is not None and pair is None:
         expected = "{head} beside {pair}, whose features are its"
         raise InputError(Fault("", expected, "it alone", "name a {pair}"))
-    chosen, two = None if indices is None else _numbers(indices), None if pair is None else _pair_of(pair)
+    chosen, two = None if indices is None else _numbers(indices), None if pair is None else pair_of(pair)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:
@@ -331,7 +332,7 @@ def _numbers(text: str) -> list[int]:
         raise InputError(Fault("indices", "numbers such as 3,17,20", repr(text))) from None
 
 
-def _pair_of(text: str) -> tuple[str, str]:
+def pair_of(text: str) -> tuple[str, str]:
     from ccf_plugin.errors import Fault, InputError
 
     parts = [part.strip() for part in text.split(",")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ccf_plugin.errors import InputError
 
@@ -63,8 +64,8 @@ def leave_job() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (_result_stream(), sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(0)
 
 
@@ -74,11 +75,44 @@ def refuse_several_processes(command: str, remedy: str) -> None:
         raise InputError(f"expected ccf {command} in one process, found a job of {os.environ['WORLD_SIZE']}; {remedy}")
 
 
+_kept: list[TextIO] = []  # the standard output that a command began with, while results have it for themselves
+
+
 def quiet_libraries() -> None:
-    """Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line."""
+    """Keep what a user's own code and libraries say apart from a command's results; every command begins with it.
+
+    What they print goes to standard error, so that standard output holds results alone (`output_put_back` ends that).
+    Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line.
+    """
+    if not _kept:
+        _kept.append(sys.stdout)
+        sys.stdout = sys.stderr
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", module=r"ccf_plugin\..*")
-    warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    warnings.filterwarnings("default", module=r"ccf_plugin\..*")  # the same one once
+    if is_first_process():
+        warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        warnings.showwarning = lambda *_, **__: None
+
+
+@contextlib.contextmanager
+def output_put_back() -> Iterator[None]:
+    """Afterwards standard output is what it was."""
+    before = sys.stdout
+    try:
+        yield
+    finally:
+        _kept.clear()
+        sys.stdout = before
+
+
+def print_result(text: str) -> None:
+    """Print to standard output, which holds nothing else."""
+    print(text, file=_result_stream(), flush=True)
+
+
+def _result_stream() -> TextIO:
+    return _kept[0] if _kept else sys.stdout
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -88,7 +122,9 @@ def open_console(*, stderr: bool = False) -> Console:
     """
     from rich.console import Console
 
-    return Console(stderr=stderr, quiet=_VOLUME.is_quiet or not is_first_process(), markup=False, emoji=False)
+    file = sys.stderr if stderr else _result_stream()
+    is_silent = _VOLUME.is_quiet or not is_first_process()
+    return Console(file=file, quiet=is_silent, markup=False, emoji=False)
 
 
 def check_names(*models: str, checkpoint: Path | None = None) -> None:

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ccf_plugin.cli.console import open_console, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_result, quiet_libraries
 
 _LIBRARIES = (
     *("torch", "torchvision", "torchattacks", "robustbench", "timm", "accelerate", "numpy", "scipy", "scikit-learn"),
     *("safetensors", "matplotlib", "plotly", "pydantic", "rich", "typer"),
 )
-_EXTRAS = {"saliency": "captum", "metrics": "torchmetrics", "tensorboard": "tensorboard"}
+_EXTRAS = {"hf": "datasets", "saliency": "captum", "metrics": "torchmetrics", "tensorboard": "tensorboard"}
 
 
 def env(
@@ -24,7 +24,7 @@ def env(
     quiet_libraries()
     described = describe()
     if as_json:
-        print(json.dumps(described))  # noqa: T201
+        print_result(json.dumps(described))
         return
     from rich.table import Table
 

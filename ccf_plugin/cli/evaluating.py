@@ -13,6 +13,7 @@ from ccf_plugin.cli import options
 from ccf_plugin.cli.console import (
     check_names,
     open_console,
+    print_result,
     print_written,
     progress_on,
     quiet_libraries,
@@ -20,7 +21,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.cli.places import Place, named_file
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ccf_plugin.measure.robustness import Evaluation
 
 
-@options.with_settings("clean", "attack", "steps", "head", "output")
+@options.with_settings("clean", "attack", "steps", "head")
 def evaluate(
     model: options.Model,
     *,
@@ -83,7 +84,7 @@ def evaluate(
             progress=lambda name: progress_on(console, f"{name}, {images} images"),
         )
     if as_json:
-        print(json.dumps(evaluation.to_json(), allow_nan=False))  # noqa: T201
+        print_result(json.dumps(evaluation.to_json(), allow_nan=False))
         return
     _print_evaluation(console, evaluation)
     print_written(console, [file] if file is not None else [])
@@ -116,7 +117,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
 
-@options.with_settings("clean", "attack", "norm", "checkpoint", "pretrained")
+@options.with_settings("clean", "attack", "norm", *OWN_WEIGHTS, "pretrained")
 def leaderboard(
     dataset: Annotated[
         str, typer.Option(rich_help_panel=DATA, help="RobustBench's: cifar10, cifar100 or imagenet.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.measure.settings import Settings
+from ccf_plugin.zoo.normalizations import USUAL
 from ccf_plugin.zoo.readers import READERS
 from ccf_plugin.zoo.sources import loadable
 from ccf_plugin.zoo.specs import forms
@@ -24,15 +26,50 @@ def _index_or_key(text: str) -> int | str:
         return text
 
 
+def _as_options(given: list[str] | None) -> dict[str, Any] | None:
+    """Values are read as TOML, else as text."""
+    return dict(_as_option(text) for text in given) if given else None
+
+
+def _as_option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise typer.BadParameter(f"expected KEY=VALUE, found {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return key.strip(), value
+
+
+def _as_numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers such as 0.5,0.5,0.5, found {text!r}") from error
+
+
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     """An option that help shows in a panel."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
 Model = Annotated[str, typer.Argument(help=f"{forms(loadable())}.")]
-Checkpoint = Annotated[Path | None, _option(MODEL, "Weights for a python: model.")]
+Checkpoint = Annotated[
+    Path | None,
+    _option(MODEL, "Weights of your own, for python:, timm: or the package's networks.", metavar="FILE"),
+]
+CheckpointKey = Annotated[str | None, _option(MODEL, "Which of several state dicts in that file.", metavar="KEY")]
+ModelOptions = Annotated[
+    list[str] | None, _option(MODEL, "Of the model's code; repeatable.", "--model-option", metavar="KEY=VALUE")
+]
+NumClasses = Annotated[int | None, _option(MODEL, "Of the model with those weights. Default: the file's.")]
+Mean = Annotated[str | None, _option(MODEL, "It was trained on (images - mean) / std, in [0, 1].", metavar="R,G,B")]
+Std = Annotated[str | None, _option(MODEL, "See --mean.", metavar="R,G,B")]
+Normalize = Annotated[str | None, _option(MODEL, f"The usual mean and std of {', '.join(USUAL)}.", metavar="DATA")]
 Pretrained = Annotated[bool, _option(MODEL, "Published weights, or random ones.")]
-ModelDir = Annotated[Path, _option(MODEL, "Where RobustBench's weights lie.")]
+ModelDir = Annotated[
+    Path | None, _option(MODEL, "Where RobustBench's weights lie. Default: the variable CCF_MODELS, else models.")
+]
 Head = Annotated[str | None, _option(MODEL, "The layer to measure, where it cannot be found; or gradient.")]
 Output = Annotated[
     str | None,
@@ -45,7 +82,11 @@ Output = Annotated[
 ]
 Data = Annotated[str | None, _option(DATA, f"{forms(READERS)}. Default: the model's own.")]
 Limit = Annotated[int | None, _option(DATA, "Only so many test images, evenly over the classes. Default: all.")]
-DataRoot = Annotated[Path, _option(DATA, "Where the data sets lie.")]
+Classes = Annotated[
+    Path | None,
+    _option(DATA, "Class names, one a line, in the order of the labels. Default: the data's.", metavar="FILE"),
+]
+DataRoot = Annotated[Path | None, _option(DATA, "Where the data sets lie. Default: the variable CCF_DATA, else data.")]
 Download = Annotated[bool, _option(DATA, "Fetch the data set where it is missing.", "--download")]
 BatchSize = Annotated[int, _option(DATA, "Images per pass.")]
 Clean = Annotated[bool, _option(ATTACK, "Clean images; no attack.", "--clean")]
@@ -93,11 +134,18 @@ def out_option(text: str) -> Any:
 # In the order in which help lists them within their panels.
 _OF_SETTINGS: dict[str, Any] = {
     "checkpoint": Checkpoint,
+    "checkpoint_key": CheckpointKey,
+    "options": ModelOptions,
+    "num_classes": NumClasses,
+    "mean": Mean,
+    "std": Std,
+    "normalize": Normalize,
     "pretrained": Pretrained,
     "model_dir": ModelDir,
     "head": Head,
     "output": Output,
     "data": Data,
+    "classes": Classes,
     "limit": Limit,
     "data_root": DataRoot,
     "download": Download,
@@ -114,11 +162,15 @@ _OF_SETTINGS: dict[str, Any] = {
 }
 
 
+# What typer cannot make of a text.
+_READ: dict[str, Callable[[Any], Any]] = {"options": _as_options, "mean": _as_numbers, "std": _as_numbers}
+
+
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 19 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 26 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()
@@ -131,7 +183,8 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     def give(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            settings = Settings.of(**{option.name: given.pop(option.name) for option in options})
+            values = {option.name: given.pop(option.name) for option in options}
+            settings = Settings.of(**{name: _READ.get(name, lambda value: value)(values[name]) for name in values})
             command(settings=settings, **given)
 
         parameters = inspect.signature(command, eval_str=True).parameters.values()

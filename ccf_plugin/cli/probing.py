@@ -14,6 +14,7 @@ from ccf_plugin.cli.console import (
     is_first_process,
     leave_job,
     open_console,
+    print_result,
     print_written,
     progress_on,
     quiet_libraries,
@@ -68,7 +69,7 @@ def probe(
             with made_folder(stem.parent):
                 written += [*result.save(stem), result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax)]
         if as_json:
-            print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
+            print_result(json.dumps(result.to_json(), allow_nan=False))
         else:
             _print_result(console, result)
             print_written(console, written)
@@ -98,8 +99,17 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row(f"RA ({threat_label(threat)})", f"{result.robust_accuracy:.1%}")
     present = len(result.matrix) - len(result.missing_classes)
     table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
+    null = result.null
+    table.add_row(
+        "CAS by chance",
+        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}: excess {result.cas_excess:+.2f}, p = {null.cas_p:.2g}",
+    )
+    if result.gauge_note:
+        table.add_row("mean row of W", result.gauge_note)
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
+    if result.average_instance_cas is not None:
+        table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.left_out:
         table.add_row("left out", f"{result.left_out}: NaN in C, not in CAS")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, print_written, progress_on, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_result, print_written, progress_on, quiet_libraries
 from ccf_plugin.cli.places import Place
 from ccf_plugin.errors import CCFError
 
@@ -61,7 +61,7 @@ def theory(
     )
     written = [] if place is None else save_study(study, place.settle(), {"provenance": provenance})
     if as_json:
-        print(json.dumps({**study.to_json(), "provenance": provenance}, allow_nan=False))  # noqa: T201
+        print_result(json.dumps({**study.to_json(), "provenance": provenance}, allow_nan=False))
     else:
         _print_study(console, study)
         print_written(console, written)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import is_out_of_memory
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import UnavailableError, one_line
 
@@ -36,6 +37,8 @@ def build_forward(
     batch_size: int,
     work: float = math.inf,
     is_replayed: bool = False,
+    output: Choice | None = None,
+    classes: int | None = None,
 ) -> Forward:
     """``Forward``, compiled for batches of ``batch_size``. "auto" is: on CUDA, where the run is long enough for it.
 
@@ -45,6 +48,7 @@ def build_forward(
     Args:
         work: operations of the whole run, by which "auto" decides.
         is_replayed: whether the attack's passes are parts of one CUDA graph; else each is made one.
+        output, classes: as ``Forward`` takes them.
     """
     pays = compiling_pays(device, work)
     if compiled == "auto" and device.type == "cuda":
@@ -55,8 +59,11 @@ def build_forward(
         )
     if compiled is True or (compiled == "auto" and pays):
         mode: Mode = "reduce-overhead" if device.type == "cuda" and not is_replayed else "default"
-        return CompiledForward(model, precision=precision, batch_size=batch_size, mode=mode, required=compiled is True)
-    return Forward(model, precision=precision)
+        required = compiled is True
+        return CompiledForward(
+            model, output, classes, precision=precision, batch_size=batch_size, mode=mode, required=required
+        )
+    return Forward(model, precision=precision, output=output, classes=classes)
 
 
 def compiling_pays(device: torch.device, work: float) -> bool:
@@ -73,8 +80,18 @@ class CompiledForward(Forward):
         UnavailableError: from the first pass, where torch.compile does not work and is ``required``.
     """
 
-    def __init__(self, model: nn.Module, *, precision: Precision, batch_size: int, mode: Mode, required: bool) -> None:
-        super().__init__(model, precision=precision)
+    def __init__(
+        self,
+        model: nn.Module,
+        output: Choice | None = None,
+        classes: int | None = None,
+        *,
+        precision: Precision,
+        batch_size: int,
+        mode: Mode,
+        required: bool,
+    ) -> None:
+        super().__init__(model, precision=precision, output=output, classes=classes)
         self._batch_size = batch_size
         self._required = required
         self._has_run = False

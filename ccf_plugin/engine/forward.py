@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.outputs import Choice, logits_of
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
 
@@ -17,17 +18,32 @@ _CAST_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 class Forward(nn.Module):
     """``model`` as every part of the package runs it: channels_last in, float32 logits out.
 
-    forward: images float32 (N, C, H, W) in [0, 1] → logits float32 (N, K). With ``precision="bf16"`` the model runs
-    under bfloat16 autocast; with ``"float32"`` an autocast of the caller is switched off, so that the name holds.
-    Raises InputError for another precision.
+    forward: images float32 (N, C, H, W) in [0, 1] → logits float32 (N, K), out of whatever the model returns
+    (``outputs.logits_of``). With ``precision="bf16"`` the model runs under bfloat16 autocast; with ``"float32"`` an
+    autocast of the caller is switched off, so that the name holds.
+
+    Args:
+        output: the index or key of the logits in the model's output, where several entries of it may be them.
+        classes: K, where it is known; it decides between several entries too.
+
+    Raises:
+        InputError: another precision; from a pass: no entry of the output may be the logits, or several may.
     """
 
-    def __init__(self, model: nn.Module, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: Precision = "float32",
+        output: Choice | None = None,
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
         if precision not in ("float32", "bf16"):
             raise InputError(f"precision: expected 'float32' or 'bf16', found {precision!r}")
         self.model = model
         self.precision = precision
+        self.output, self.classes = output, classes
         # The wrapper reports the mode of what it wraps, so that wrapping an evaluating model changes nothing.
         self.training = model.training
 
@@ -35,8 +51,11 @@ class Forward(nn.Module):
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            logits: Tensor = self.model(images)
-        return logits.float()
+            output = self.model(images)
+        logits = logits_of(output, self.output, classes=self.classes, model=self.model).float()
+        if not torch.compiler.is_compiling() and logits.is_inference() and not torch.is_inference_mode_enabled():
+            return logits.clone()  # of a model with a mode of its own: attacks without gradients change them in place
+        return logits
 
     @contextlib.contextmanager
     def weights_cast_once(self) -> Iterator[None]:
@@ -62,9 +81,10 @@ class Forward(nn.Module):
         cast: dict[int, nn.Parameter] = {}
         others: set[int] = set()
         for module in self.model.modules():
-            owned = [parameter for parameter in module._parameters.values() if parameter is not None]
-            if type(module) in _CAST_LAYERS:  # not a subclass, which may compute its weight first
-                cast |= {id(weight): weight for weight in owned if weight.is_cuda and weight.dtype == torch.float32}
+            owned = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+            # a subclass, or a layer with the parts of a weight (weight_norm), may compute its weight first
+            if type(module) in _CAST_LAYERS and owned.keys() <= {"weight", "bias"}:
+                cast |= {id(p): p for p in owned.values() if p.is_cuda and p.dtype == torch.float32}
             else:
-                others |= {id(parameter) for parameter in owned}
+                others |= {id(parameter) for parameter in owned.values()}
         return [weight for key, weight in cast.items() if key not in others]

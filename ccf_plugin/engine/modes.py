@@ -1,4 +1,4 @@
-"""A model in eval mode, or random numbers from a seed, for a while; and where a model lies."""
+"""A model in eval mode or fit to be copied, or random numbers from a seed, for a while; and where a model lies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -26,6 +26,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def copyable(model: nn.Module) -> Iterator[None]:
+    """Inside, ``copy.deepcopy`` takes the model.
+
+    It refuses tensors with a graph, such as the weight that torch's older ``weight_norm`` and ``spectral_norm`` compute
+    in every pass and leave in the layer's ``__dict__``.
+    """
+    computed = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    try:
+        for module, name, value in computed:
+            vars(module)[name] = value.detach()
+        yield
+    finally:
+        for module, name, value in computed:
+            vars(module)[name] = value
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
 from ccf_plugin.measure.evaluate import versions
 from ccf_plugin.measure.names import is_result
 from ccf_plugin.measure.provenance import fingerprint, with_command
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
@@ -22,6 +22,7 @@ from ccf_plugin.probe.confidence import Interval, difference_of_cas
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
 from ccf_plugin.zoo.checkpoints import read_metadata
+from ccf_plugin.zoo.models import takes_checkpoint
 from ccf_plugin.zoo.python_code import code_in
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Pair = tuple[str, str, float, float]  # two classes, what they share in the firs
 
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
 # Settings that say where things lie and how fast to measure: nothing about what a result holds.
-_NOT_MEASURED = ("checkpoint", "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
+_NOT_MEASURED = (*OWN_WEIGHTS, "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
 _FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_normalised", "instance_cas")
 
 
@@ -170,15 +171,18 @@ def load_sides(
 
     Args:
         settings: of both.
-        checkpoint: the weights of the sides that are ``python:`` models, in their order; or none.
+        checkpoint: the weights of the sides that take the user's own, in their order; or none. timm's models do
+            without where there are fewer.
 
     Raises:
         InputError: as ``load_subject``, ``CrossClassResult.load`` and ``check_alike`` do; settings that nothing needs.
     """
     names = (first, second)
-    of_own_code = [name for name in names if name.startswith("python:")]
-    if checkpoint and len(checkpoint) != len(of_own_code):
-        expected = f"one {{checkpoint}} for each python: model ({len(of_own_code)})"
+    takers = [name for name in names if takes_checkpoint(name)]
+    if len(checkpoint) < len(takers):
+        takers = [name for name in takers if not name.startswith("timm:")]
+    if checkpoint and len(checkpoint) != len(takers):
+        expected = f"one {{checkpoint}} for each model with weights of your own ({len(takers)})"
         raise InputError(Fault("", expected, str(len(checkpoint))))
     results = {name: CrossClassResult.load(name) for name in names if is_result(name)}
     if len(results) == len(set(names)):
@@ -193,8 +197,8 @@ def load_sides(
     files = iter(checkpoint)
     sides: list[Side] = []
     for name in names:
-        weights = next(files, None) if name.startswith("python:") else None
-        sides.append(results.get(name) or load_subject(name, settings.but(checkpoint=weights)))
+        own = {"checkpoint": next(files, None)} if name in takers else dict.fromkeys(OWN_WEIGHTS)
+        sides.append(results.get(name) or load_subject(name, settings.but(**own)))
     check_alike(*sides)
     return sides[0], sides[1]
 

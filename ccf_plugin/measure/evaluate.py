@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import device_of, evaluation_mode
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
 from ccf_plugin.measure.settings import ProbeOptions
@@ -60,13 +61,12 @@ class AttackSettings:
     precision: Precision = "float32"
     seed: int = 0
 
-    def build(self, model: nn.Module, num_classes: int) -> Attack:
-        """The attack against a model that maps [0, 1] images (N, C, H, W) to logits (N, K).
+    def build(self, model: nn.Module, num_classes: int, output: Choice | None = None) -> Attack:
+        """The attack against a model that maps [0, 1] images (N, C, H, W) to logits (N, K), or to what holds them.
 
-        Raises:
-            InputError: as ``build_attack``.
+        ``output`` is as `CrossClassProbe` takes it. Raises InputError as ``build_attack`` does.
         """
-        forward = Forward(model, precision=self.precision)
+        forward = Forward(model, precision=self.precision, output=output, classes=num_classes)
         return build_attack(self.name, forward, self.threat, options=self.options, num_classes=num_classes)
 
 
@@ -86,7 +86,7 @@ def measure(
     Where torch.distributed runs several processes, each measures its part of the split and all return the whole.
 
     Args:
-        model: [0, 1] images (N, C, H, W) → logits (N, K); lies on the device that is used.
+        model: [0, 1] images (N, C, H, W) → logits (N, K), or what holds them; lies on the device that is used.
         data: its head must have as many classes.
         model_name: what the result calls the model.
         progress: wraps the batches (and is told their number) to show progress.
@@ -101,7 +101,7 @@ def measure(
     if attack is None:
         built = None
     elif built is None:
-        built = attack.build(model, len(data.classes))
+        built = attack.build(model, len(data.classes), probe.output)
     with CrossClassProbe(model, **vars(probe)) as crossclass:
         # On a few images, before an attack is run for nothing.
         find_head(crossclass, tuple(data.split.images.shape[1:]), model_name, len(data.classes))
@@ -126,8 +126,7 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         InputError: the model refuses such images, or its head has another number of classes. Where the head cannot be
             found, ``probe`` says so when it is asked for this pass.
     """
-    with torch.enable_grad():  # which head="gradient" needs
-        check_input(probe.model, size, name)
+    check_input(probe.model, size, name, graph=probe.needs_graph)
     if probe.head is not None and probe.head.classes != classes:
         raise InputError(
             f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
@@ -135,15 +134,17 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         )
 
 
-def check_input(model: nn.Module, size: tuple[int, ...], name: str) -> Any:
+def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bool = False) -> Any:
     """The model's output for two images of a size (C, H, W), in eval mode; its modes are as before.
+
+    ``graph``: with the graph of gradients.
 
     Raises:
         InputError: the model refuses such images.
     """
     device = device_of(model)
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), torch.set_grad_enabled(graph):
             return model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(

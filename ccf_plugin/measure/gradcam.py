@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean
-from ccf_plugin.probe.head import find_logits
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens, which stand before the grid's
 
@@ -45,19 +45,16 @@ class Layer:
         return torch.cat([output[:, : self.prefix], grid.flatten(2).transpose(1, 2)], 1)
 
 
-def grad_cam(
-    model: nn.Module, images: Tensor, labels: Tensor, layer: Layer, *, output: int | str | None = None
-) -> Tensor:
+def grad_cam(forward: Forward, images: Tensor, labels: Tensor, layer: Layer) -> Tensor:
     """Where a model looks for the class ``labels``: (N, H, W) in [0, 1], bilinear from the layer's grid.
 
     Each map is divided by its largest value; a map without a positive one is zero.
 
     Args:
-        model: images → logits (N, K); its modes and gradients are as before.
+        forward: the model's pass; its modes and gradients are as before.
         images: (N, C, H, W) float in [0, 1].
         labels: (N,) int64.
         layer: of ``find_layer``.
-        output: as ``find_layer`` takes it.
 
     Raises:
         UnavailableError: captum is not installed.
@@ -68,27 +65,28 @@ def grad_cam(
         raise UnavailableError(
             "saliency needs captum, found that it is not installed; pip install 'ccf_plugin[saliency]'"
         ) from error
-    with evaluation_mode(model), torch.enable_grad(), _grid_of(model, layer) as grid:
-        explained = LayerGradCam(lambda inputs: find_logits(model(inputs), output), grid)
+    with evaluation_mode(forward), torch.enable_grad(), _grid_of(forward.model, layer) as grid:
+        explained = LayerGradCam(forward, grid)
         maps = explained.attribute(images.clone().requires_grad_(), target=labels, relu_attributions=True)
         maps = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear").squeeze(1).clamp(min=0)
     largest = maps.amax((1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0)
 
 
-def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, output: int | str | None = None) -> Layer:
+def find_layer(forward: Forward, images: Tensor, name: str | None = None) -> Layer:
     """The last layer whose output is a grid of positions that the logits depend on; or the one named.
 
     In a convolutional network that is the last map at the last convolution's resolution; in a transformer the last
     tokens of the patches that count, which for a class token is the normalisation before the last attention.
 
     Args:
+        forward: the model's pass.
         images: a few, (N, C, H, W) float in [0, 1].
-        output: the entry of the model's output that holds the logits, where several could.
 
     Raises:
         InputError: there is none (no convolution and no grid of tokens), or the named layer's output is none.
     """
+    model = forward.model
     outputs: list[tuple[str, nn.Module, Tensor]] = []
     handles = []
     count = len(images)
@@ -102,12 +100,10 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None, *, out
         handles.append(module.register_forward_hook(note))
     try:
         with evaluation_mode(model), torch.enable_grad():
-            logits = find_logits(model(images.clone().requires_grad_()), output)
+            logits = forward(images.clone().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()
-    if logits is None:
-        raise InputError("expected a classifier's logits (N, K), found none")
     convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
     convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
     grids = [(layer, out) for place, module, out in outputs if (layer := _as_layer(place, module, out, convolved))]

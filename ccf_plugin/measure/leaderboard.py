@@ -84,7 +84,14 @@ def measure_leaderboard(
         )
     shared = leaderboard_conditions(dataset, threat, settings)
     images = settings.images  # looked at before the first model is fetched
-    load_data(shared["data"], splits=("test",), root=images.data_root, download=images.download, test_limit=1)
+    load_data(
+        shared["data"],
+        splits=("test",),
+        root=images.data_root,
+        download=images.download,
+        classes=images.classes,
+        test_limit=1,
+    )
     rows = {row.model: row for row in read_leaderboard(out)} if out.exists() and not restart else {}
     _check_shared(out, rows.values(), shared)
     published = published_accuracies(dataset, threat)
@@ -182,7 +189,7 @@ def _probe(spec: str, name: str, settings: Settings, known: dict[str, Any], prog
     )
 
 
-def _check_local(dataset: str, threat: str, name: str, model_dir: Path) -> None:
+def _check_local(dataset: str, threat: str, name: str, model_dir: Path | None) -> None:
     """Raise UnavailableError where a model cannot be loaded without a download."""
     files = local_files(dataset, threat, name, model_dir)
     if not files:

@@ -50,7 +50,7 @@ def images_fingerprint(split: Split) -> str:
     """
     if isinstance(split.images, Tensor):
         return fingerprint([split.images, split.labels])
-    names = "\n".join("/".join(file.parts[-2:]) for file in split.images.files)
+    names = "\n".join("/".join(PurePath(str(file)).parts[-2:]) for file in split.images.files)
     rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
     return fingerprint(
         [torch.frombuffer(bytearray(names, "utf-8"), dtype=torch.uint8), split.images[rows], split.labels]

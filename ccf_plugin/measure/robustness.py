@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.files import write_json
 from ccf_plugin.measure.evaluate import AttackSettings, Progress, check_input, versions
 from ccf_plugin.measure.provenance import differences, in_words
 from ccf_plugin.measure.subject import Subject
-from ccf_plugin.probe.head import find_logits
 from ccf_plugin.threat import threat_label
 from ccf_plugin.zoo.auto_attack import build_autoattack
 
@@ -121,26 +119,27 @@ def _attacks(
     subject: Subject, settings: AttackSettings, steps: Sequence[int], autoattack: bool
 ) -> tuple[dict[str, _Craft | None], set[str]]:
     """Every attack by its name, weakest first (None: clean), and where AutoAttack's warnings will be."""
-    model, classes = subject.loaded.model, len(subject.data.classes)
+    model, classes, output = subject.loaded.model, len(subject.data.classes), subject.probe.output
     crafts: dict[str, _Craft | None] = {CLEAN: None}
     for count in sorted(set(steps)):
         check_at_least(1, steps=count)
         pgd = replace(settings, name=None, options={}, threat=replace(settings.threat, steps=count))
-        crafts[threat_label({"attack": "PGD", "steps": count})] = pgd.build(model, classes)
+        crafts[threat_label({"attack": "PGD", "steps": count})] = pgd.build(model, classes, output)
     notes: set[str] = set()
     if autoattack:
-        crafts[AUTOATTACK], notes = build_autoattack(model, settings.threat, num_classes=classes, seed=settings.seed)
+        crafts[AUTOATTACK], notes = build_autoattack(
+            subject.forward(), settings.threat, num_classes=classes, seed=settings.seed
+        )
     return crafts, notes
 
 
 def _correct(subject: Subject, craft: _Craft | None, images: Tensor, labels: Tensor, seed: int) -> int:
     """How many of a batch the model still classifies right."""
-    model = subject.loaded.model
-    with evaluation_mode(model), seeded(seed, subject.device):
+    with evaluation_mode(subject.loaded.model), seeded(seed, subject.device):
         attacked = images if craft is None else craft(images, labels)
         with torch.no_grad():
-            logits = find_logits(Forward(model)(attacked))
-    if logits is None or not bool(logits.isfinite().all()):
+            logits = subject.forward()(attacked)
+    if not bool(logits.isfinite().all()):
         raise InputError(f"expected finite logits of {subject.loaded.spec}, found others; check its weights")
     return int((logits.argmax(1) == labels).sum())
 

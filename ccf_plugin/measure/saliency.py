@@ -18,7 +18,6 @@ from ccf_plugin.measure.gradcam import Layer, find_layer, grad_cam
 from ccf_plugin.measure.subject import Subject
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.classes import class_index
-from ccf_plugin.probe.head import find_logits
 from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.zoo.attacks import Attack
 
@@ -147,7 +146,7 @@ def saliency(
             Fault("indices", f"numbers from 0 to {len(split) - 1} ({len(split)} test images)", str(beyond[0]))
         )
     check_at_least(1, count=count, features=features)
-    layers = [find_layer(side.loaded.model, _images(side, range(2)), layer, output=side.probe.output) for side in sides]
+    layers = [find_layer(side.forward(), _images(side, range(2)), layer) for side in sides]
     rows = list(indices) if indices is not None else _class_by_class(best, label)
     attacked = _attacked(sides, rows, progress("attacking"))
     if indices is None:
@@ -243,14 +242,13 @@ def _crafted(side: Subject, attack: Attack | None, rows: list[int], number: int)
 
 def _views(side: Subject, images: Tensor, labels: Tensor, layer: Layer) -> list[View]:
     predicted = _predict(side, images).tolist()
-    maps = grad_cam(side.loaded.model, images, labels.to(images.device), layer, output=side.probe.output)
+    maps = grad_cam(side.forward(), images, labels.to(images.device), layer)
     return [View(*view) for view in zip(images.cpu(), predicted, maps.cpu(), strict=True)]
 
 
 def _predict(side: Subject, images: Tensor) -> Tensor:
     with evaluation_mode(side.loaded.model), torch.no_grad():
-        logits = find_logits(side.loaded.model(images), side.probe.output)
-    assert logits is not None  # noqa: S101  (the layer was found by them)
+        logits: Tensor = side.forward()(images)
     return logits.argmax(1)
 
 

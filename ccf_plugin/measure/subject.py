@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from ccf_plugin.engine.devices import job_device
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.measure.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
+from ccf_plugin.measure.normalization import note_normalization
 from ccf_plugin.measure.provenance import images_fingerprint, weights_fingerprint, with_command
 from ccf_plugin.measure.settings import ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
@@ -24,6 +26,7 @@ from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.zoo.attacks import Attack, attack_class
 from ccf_plugin.zoo.datasets import check_spec, load_data
 from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.normalizations import usual_normalization
 from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.sources import SOURCES, LoadedModel, are_other_classes
 from ccf_plugin.zoo.specs import find
@@ -118,9 +121,15 @@ class Subject:
         """Of the weights and of the images."""
         return weights_fingerprint(self.loaded.model), images_fingerprint(self.data.split)
 
+    def forward(self) -> Forward:
+        """The model as images → float32 logits."""
+        return Forward(self.loaded.model, output=self.probe.output, classes=len(self.data.classes))
+
     def build_attack(self) -> Attack | None:
         """The attack against the model; None for clean images."""
-        return None if self.attack is None else self.attack.build(self.loaded.model, len(self.data.classes))
+        if self.attack is None:
+            return None
+        return self.attack.build(self.loaded.model, len(self.data.classes), self.probe.output)
 
     def describe_attack(self) -> dict[str, Any] | None:
         """How a result of ``measure`` will describe its attack, but for the seed; None for clean images."""
@@ -143,14 +152,25 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     if chosen.attack is not None:
         attack_class(chosen.attack)
     chosen.threat_model({})  # before anything is downloaded
+    usual = None if weights.normalize is None else usual_normalization(weights.normalize)
     loaded = load_model(
-        model, pretrained=weights.pretrained, checkpoint=weights.checkpoint, model_dir=weights.model_dir
+        model,
+        pretrained=weights.pretrained,
+        checkpoint=weights.checkpoint,
+        checkpoint_key=weights.checkpoint_key,
+        options=weights.options,
+        num_classes=weights.num_classes,
+        mean=usual.mean if usual else weights.mean,
+        std=usual.std if usual else weights.std,
+        model_dir=weights.model_dir,
     )
     threat = chosen.threat_model(loaded.threat)
     data = _load_images(model, loaded, images)
     loaded.model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
+    if not loaded.is_normalized:
+        note_normalization(loaded.model, data, device=device)
     attack = None if threat is None else AttackSettings(threat, chosen.attack, {}, precision, chosen.seed)
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
@@ -188,6 +208,8 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
         splits=("test",),
         root=images.data_root,
         download=images.download,
+        # A model's own data have the labels that it was trained with, however their folders sort.
+        classes=images.classes or (loaded.class_names if spec == loaded.data else None),
         preprocess=loaded.preprocess,
         test_limit=loaded.test_limit if limit is None and images.data is None else limit,
     )

@@ -9,17 +9,22 @@ from ccf_plugin.probe.attribution import (
     gradient_attribution,
     instance_matrix,
 )
-from ccf_plugin.probe.confidence import Confidence
+from ccf_plugin.probe.confidence import Confidence, McNemar, mcnemar, paired_bootstrap, wilson
+from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.head import Head, LinearHead
+from ccf_plugin.probe.null import PermutationNull, permutation_null
 from ccf_plugin.probe.probe import CrossClassProbe
 from ccf_plugin.probe.result import CrossClassResult
 
 __all__ = [
+    "Association",
     "Confidence",
     "CrossClassProbe",
     "CrossClassResult",
     "Head",
     "LinearHead",
+    "McNemar",
+    "PermutationNull",
     "attribution",
     "cas_contributions",
     "class_attribution",
@@ -27,4 +32,10 @@ __all__ = [
     "correlation_matrix",
     "gradient_attribution",
     "instance_matrix",
+    "mantel",
+    "mcnemar",
+    "paired_bootstrap",
+    "permutation_null",
+    "wilson",
+    "within_minus_between",
 ]

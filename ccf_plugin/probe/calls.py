@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.probe.outputs import Entry
+from ccf_plugin.engine.outputs import Entry
 from ccf_plugin.probe.tensors import as_plain
 
 REDUCED_PRECISION = (torch.float16, torch.bfloat16)
@@ -99,6 +99,8 @@ class PassRecord:
         described: the output, in words.
         fault: why the pass cannot be read, as an error says it; "" where it can.
         distances: torch's functions that compare with prototypes, where the pass called such.
+        alike: how many passes in this mode on images without a gradient there were, with this one, since one was taken;
+            0 where the images have one, as inside an attack, and in compiled passes.
     """
 
     calls: list[LayerCall]
@@ -109,6 +111,7 @@ class PassRecord:
     described: str
     fault: str = ""
     distances: tuple[str, ...] = ()
+    alike: int = 0
 
     def runs(self, name: str) -> list[LayerCall]:
         """The layer's runs in order."""

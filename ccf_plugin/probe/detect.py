@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.outputs import Choice, Entry, no_logits, path_name, which_logits
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import EQUATIONS
-from ccf_plugin.probe.outputs import Choice, Entry, path_name
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.search import Search, links_of
 from ccf_plugin.probe.tensors import same_memory
@@ -41,53 +41,37 @@ def detect_in_output(record: PassRecord, chosen: Choice | None = None) -> Plan:
     Raises:
         InputError: no entry is made by one, or several are.
     """
-    if not record.entries and chosen is not None:
-        raise InputError(
-            f"expected logits of shape (N, K) in the model's output at output={chosen!r}, found {record.described}"
-        )
     if not record.entries:
-        raise InputError(
-            f"expected a classifier's logits of shape (N, K), found an output of {record.described}; "
-            "name the classification head by hand with head='its.name'"
-        )
-    found: list[tuple[Entry, Plan]] = []
+        remedy = "name the classification head by hand with head='its.name'"
+        raise InputError(no_logits(record.described, chosen, remedy))
+    heads: list[tuple[Entry, Plan]] = []
     unexplained: list[Entry] = []
     refusal: InputError | None = None
     for entry, origin in zip(record.entries, record.origins, strict=True):
-        if any(same_memory(entry.tensor, other.tensor) for other, _ in found):
+        if any(same_memory(entry.tensor, other.tensor) for other, _ in heads):
             continue
         try:
-            found.append((entry, detect_head(record, entry.logits, entry.path, origin)))
+            heads.append((entry, detect_head(record, entry.logits, entry.path, origin)))
         except InputError as error:
             refusal = refusal or error
             unexplained.append(entry)
-    if found:
+    if heads:
         # what the head reads is no answer of the model's; anything else beside its logits may be
-        others = [entry for entry in unexplained if entry.logits.shape[1] > 1 and not _is_read(entry, found, record)]
-        if len(found) + len(others) > 1:
-            raise InputError(_question([*(entry for entry, _ in found), *others], len(found)))
-        return found[0][1]
+        others = [entry for entry in unexplained if entry.logits.shape[1] > 1 and not _is_read(entry, heads, record)]
+        if len(heads) + len(others) > 1:
+            made = f"{len(heads)} of which linear layers make" if others else "that linear layers make"
+            entries = [*(entry for entry, _ in heads), *others]
+            raise InputError(which_logits(entries, f" ({made})", ", or name their layer with head='its.name'"))
+        return heads[0][1]
     raise refusal or InputError("expected logits, found none")
 
 
-def _is_read(entry: Entry, found: Sequence[tuple[Entry, Plan]], record: PassRecord) -> bool:
+def _is_read(entry: Entry, heads: Sequence[tuple[Entry, Plan]], record: PassRecord) -> bool:
     """Whether an entry of the output is what one of the heads reads: features."""
-    names = {link.name for _, plan in found for term in plan.terms for link in term.links}
+    names = {link.name for _, plan in heads for term in plan.terms for link in term.links}
     read = [call.positions() for call in record.calls if call.name in names and call.inputs is not None]
     shape = (len(entry.logits), 1, entry.logits.shape[1])
     return any(rows.shape == shape and torch.equal(rows[:, 0], entry.logits) for rows in read)
-
-
-def _question(entries: Sequence[Entry], linear: int) -> str:
-    """Which of several entries the logits are, asked of the user."""
-    listed = ", ".join(f"output{entry.name} of shape {tuple(entry.tensor.shape)}" for entry in entries)
-    paths = [entry.path[0] if len(entry.path) == 1 else entry.path for entry in entries]
-    choices = " or ".join(f"output={path!r}" for path in paths)
-    made = "that linear layers make" if linear == len(entries) else f"{linear} of which linear layers make"
-    return (
-        f"expected one entry of the output that may be the logits, found {len(entries)}: {listed} ({made}); choose the "
-        f"logits with {choices}, or name their layer with head='its.name'"
-    )
 
 
 def detect_head(
@@ -106,10 +90,10 @@ def detect_head(
     """
     wanted = _checked(logits)
     search = Search(record, wanted, path, maker)
-    found = search.find()
-    if found is None:
+    plan = search.find()
+    if plan is None:
         raise InputError(_refusal(record, search, wanted))
-    return found
+    return plan
 
 
 def gradient_members(record: PassRecord, logits: Tensor) -> list[LayerCall]:
@@ -139,16 +123,16 @@ def _members_among(calls: Sequence[LayerCall], logits: Tensor) -> list[LayerCall
     candidates = [(call, inputs) for call, inputs in sized if inputs is not None and inputs.requires_grad]
     if not candidates or not logits.requires_grad:
         return []
-    found = []
+    members = []
     try:
         for (call, inputs), reached in zip(candidates, _depends(logits, [i for _, i in candidates]), strict=True):
             later = [other for _, other in candidates if other is not inputs]
-            hidden = isinstance(call.output, Tensor) and any(_depends(one, [call.output])[0] for one in later)
+            hidden = isinstance(call.output, Tensor) and any(_depends(other, [call.output])[0] for other in later)
             if reached and not hidden:
-                found.append(call)
+                members.append(call)
     except RuntimeError as error:
         raise InputError(GRAPH_GONE.format(str(error).splitlines()[0])) from error
-    return found
+    return members
 
 
 def _depends(result: Tensor, sources: list[Tensor]) -> list[bool]:
@@ -189,27 +173,27 @@ def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
         listed = ", ".join(
             f"{_layer(name)} (off by {error:.0e} of the largest logit)" for name, error in search.errors.items()
         )
-        found = f"none among {listed}{_reason(record, search, wanted)}"
+        reason = f"none among {listed}{_reason(record, search, wanted)}"
     elif record.calls:
-        found = (
+        reason = (
             f"none: no layer and no matrix product that ran has a weight for {classes} classes ({_NOT_SEEN})"
             f"{_reason(record, search, wanted)}"
         )
     else:
-        found = f"that no layer with a matrix ran ({_NOT_SEEN})"
+        reason = f"that no layer with a matrix ran ({_NOT_SEEN})"
     rows = {len(c.inputs) for c in record.calls if c.inputs is not None and any(links_of(c, classes, len(c.inputs)))}
     if others := sorted(rows - {len(wanted)}):
-        found += (
+        reason += (
             f"; a layer ran on {others[0]} rows, where the logits have {len(wanted)} (probe the module inside, which "
             "sees them together)"
         )
     if search.dropped:
-        found += (
+        reason += (
             f"; the features of {some_of([_layer(name) for name in search.dropped])} took too much memory to be kept "
             "through the first pass: run another, in which less is kept, then update"
         )
     remedy = _REMEDY if record.calls else "Probe the eager module that it was made from, attached before it is compiled"
-    return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {found}. {remedy}"
+    return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {reason}. {remedy}"
 
 
 def _layer(name: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -14,9 +13,6 @@ from torch import Tensor
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.instances import check_row_memory
 from ccf_plugin.probe.sums import Sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def num_processes() -> int:
@@ -34,24 +30,6 @@ def gather_objects(own: Any) -> list[Any]:
     gathered: list[Any] = [None] * num_processes()
     dist.all_gather_object(gathered, own)
     return gathered
-
-
-def interleaved(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
-    """The images' order, from each process's part in the order of ranks: the first of each, the second of each, …
-
-    So do samplers divide images among processes: each P-th image is one rank's (`torch.utils.data.DistributedSampler`).
-    None where a rank has no part, or where the lengths tell that they were divided otherwise.
-    """
-    known = [part for part in parts if part is not None]
-    number = sum(map(len, known))
-    if [None if part is None else len(part) for part in parts] != [
-        len(range(rank, number, len(parts))) for rank in range(len(parts))
-    ]:
-        return None
-    together = np.empty(number, dtype=np.bool_)
-    for rank, part in enumerate(known):
-        together[rank :: len(parts)] = part
-    return together
 
 
 def sum_over_processes(sums: Sums | None) -> Sums | None:

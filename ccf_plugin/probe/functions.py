@@ -126,7 +126,7 @@ def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> Iterator
 
 
 def _flat(values: tuple[Any, ...]) -> list[Any]:
-    found: list[Any] = []
+    parts: list[Any] = []
     for value in values:
-        found += list(value) if isinstance(value, (tuple, list)) else [value]
-    return found
+        parts += list(value) if isinstance(value, (tuple, list)) else [value]
+    return parts

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ccf_plugin.probe.outputs import find_logits, logit_candidates
-
-__all__ = ["Head", "LinearHead", "find_logits", "logit_candidates"]
-
 
 @dataclass(frozen=True)
 class Head:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ccf_plugin.engine.gradients import GradientWatch
 from ccf_plugin.errors import InputError
 
 
@@ -45,14 +46,17 @@ _IMAGES = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "da
 _LABELS = ("label", "labels", "y", "target", "targets", "fine_label")
 
 
-def attacked(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], Any]) -> Tensor:
-    """The attack's adversarial examples of a batch, detached.
+def attacked(
+    images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], Any], model: nn.Module, *, first: bool
+) -> Tensor:
+    """The attack's adversarial examples of a batch against a model, detached. The first batch may bring a warning.
 
     Raises:
-        InputError: it returned something else than images like those that it got.
+        InputError: it returned something else than images like those that it got; it needs gradients of the images,
+            and the model passes them none.
     """
     with torch.enable_grad():
-        adversarial = attack(images, labels)
+        adversarial = _watched(images, labels, attack, model) if first else attack(images, labels)
     wanted = f"expected the attack to return images, a {images.dtype} tensor of shape {tuple(images.shape)}, found"
     if isinstance(adversarial, (tuple, list)):
         raise InputError(
@@ -75,6 +79,23 @@ def attacked(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], 
     if adversarial.dtype != images.dtype:
         raise InputError(f"{found}; convert it, such as lambda x, y: attack(x, y).to(x.dtype)")
     return adversarial.detach().to(images.device)
+
+
+def _watched(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], Any], model: nn.Module) -> Any:
+    """What the attack returns, with a look at its gradients; not where the attack itself looks (``zoo.attacks``)."""
+    is_compiled = getattr(model, "_compiled_call_impl", None) is not None  # a hook would have it compiled anew
+    if hasattr(attack, "describe") or is_compiled:
+        return attack(images, labels)
+    name = getattr(attack, "__name__", type(attack).__name__)
+    remedy = "leave attack out, or give one that needs none, such as torchattacks.Square"
+    with GradientWatch(model) as gradients:
+        try:
+            adversarial = attack(images, labels)
+        except RuntimeError as error:
+            gradients.check(name, len(images), remedy, error)
+            raise
+    gradients.check(name, len(images), remedy)
+    return adversarial
 
 
 def unnormalised(images: Tensor, attack: object) -> Tensor:

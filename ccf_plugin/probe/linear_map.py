@@ -231,10 +231,10 @@ def _weighted(weights: list[Tensor], factors: Tensor, per_class: bool) -> Tensor
 
 
 def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second: int) -> bool:
-    own, other = values[first], values[second]
+    left, right = values[first], values[second]
     same_place = plan.terms[first].position == plan.terms[second].position
     is_alike = len(plan.alike) > 0 and plan.alike[first] == plan.alike[second]
-    return (own.sources == other.sources or is_alike) and same_place
+    return (left.sources == right.sources or is_alike) and same_place
 
 
 def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:
@@ -255,9 +255,9 @@ def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     matrices = [plan.terms[index].matrices for index in first]
     if sorted(map(str, matrices)) != sorted(str(plan.terms[index].matrices) for index in second):
         return False
-    own, other = _planned(plan, first), _planned(plan, _ordered(plan, second, matrices))
+    left, right = _planned(plan, first), _planned(plan, _ordered(plan, second, matrices))
     return (len(first) == 1 and not plan.per_class) or bool(
-        abs(own @ other) >= (1 - 1e-8) * np.linalg.norm(own) * np.linalg.norm(other)
+        abs(left @ right) >= (1 - 1e-8) * np.linalg.norm(left) * np.linalg.norm(right)
     )
 
 

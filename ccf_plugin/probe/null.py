@@ -73,9 +73,10 @@ class PermutationNull:
 
     def to_json(self, most_listed: int) -> dict[str, Any]:
         """Plain JSON values; the matrices are null where they have more than ``most_listed`` classes."""
+        is_listed = len(self.mean_root) <= most_listed
         return {
             "cas": {"mean": plain(self.cas_mean), "sd": plain(self.cas_sd), "p": plain(self.cas_p)},
-            **{name: plain(getattr(self, name), most_listed) for name in ("mean", "sd", "p")},
+            **{name: plain(getattr(self, name)) if is_listed else None for name in ("mean", "sd", "p")},
             "permutations": self.permutations,
             "seed": self.seed,
         }
@@ -144,16 +145,16 @@ def _cas_by_permutations(
 ) -> tuple[float, float, float]:
     """Mean, standard deviation and p of CAS."""
     classes, features = deviations.shape
-    mean = torch.from_numpy(_square(mean_root, diagonal=0.0))
+    root = torch.from_numpy(mean_root)
     permuted = np.broadcast_to(deviations, (permutations, classes, features))
     rows = torch.from_numpy(np.random.default_rng(seed).permuted(permuted, axis=2))
     cas, added, variance = torch.zeros(permutations, dtype=torch.float64), 0.0, 0.0
-    known = max(float(mean.sum()), 0.0)  # of the expectation
+    known = max(float(root.sum() ** 2 - root.square().sum()), 0.0)  # of the expectation
     at_once = max(1, _AT_ONCE // (permutations * classes))
     for first in range(0, classes, at_once):
         matrices = rows[:, first : first + at_once] @ rows.mT
-        matrices.diagonal(first, 1, 2).zero_()  # CAS has no diagonal
-        matrices += mean[first : first + at_once]
+        matrices += torch.outer(root[first : first + at_once], root)
+        matrices.diagonal(first, 1, 2).zero_()  # CAS has none
         parts = matrices.clamp(min=0)
         cas += parts.sum((1, 2))
         added += float((parts - matrices if known else parts).sum()) / permutations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +17,19 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.decomposition import mean_row_share
-from ccf_plugin.probe.distributed import gather_objects, gather_rows, interleaved, num_processes, sum_over_processes
+from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
 from ccf_plugin.probe.instances import InstanceRows
 from ccf_plugin.probe.layers import is_whole
-from ccf_plugin.probe.outputs import Choice
+from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
 from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer
@@ -124,7 +124,7 @@ class CrossClassProbe:
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._miss_was_told = False
+        self._miss_was_told = self._others_were_told = False
         self._attach_later = False
         self._attach()
         self.reset()
@@ -163,6 +163,11 @@ class CrossClassProbe:
         """The layer that makes the logits, or None before the first forward pass."""
         return self._head if self._tracer is None else self._tracer.head
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the passes that count need their graph, which head="gradient" does."""
+        return self._given_head == GRADIENT
+
     def reset(self) -> None:
         """Forget what was accumulated; the probe stays attached."""
         self._sums: Sums | None = None
@@ -173,7 +178,7 @@ class CrossClassProbe:
         self._captured: PassRecord | None = None
         self._captures = False
         self._weight: Tensor | None = None  # W of the last pass that counted
-        self._correct: list[tuple[Tensor, Tensor | None]] | None = None  # of each batch of a run
+        self._records: ImageRecords | None = None  # of a run
         self._places: list[tuple[int, str]] = []  # from which batch on the head was where
         self._reason = ""  # why a batch's logits were no head's
         if self._miss_was_told and self._tracer is not None:
@@ -219,9 +224,10 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
+            self._tell_of_others(record)
             if self._counted != self._inputs:  # what a run counted is still there
                 self._counted = None
-            self._correct = None
+            self._records = None  # nobody knows these images' order
             self._add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
@@ -269,8 +275,9 @@ class CrossClassProbe:
         together = sync and num_processes() > 1
         own = self._head_with_history() if self._sums is not None else None
         share = None if self._weight is None else float(mean_row_share(self._weight))
-        seen_here = _Process(own, self._seen, share, *self._records())
-        processes = gather_objects(seen_here) if together else [seen_here]
+        known = (None, None) if self._records is None else self._records.before_and_counted(self._counted == "clean")
+        this = _Process(own, self._seen, share, *known)
+        processes = gather_objects(this) if together else [this]
         sums = sum_over_processes(self._sums) if together else self._sums
         if sums is None:
             raise InputError(NOTHING_ADDED)
@@ -280,13 +287,14 @@ class CrossClassProbe:
         accuracy = int(sums.correct) / total
         clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
         samples = self._samples(together) if self._instances else None
-        confusion, confusion_clean = (_square(cells, total) for cells in (sums.confusion, sums.clean_confusion))
+        confusion, confusion_clean = sums.confusions()
         seen = set().union(*(process.passes for process in processes))
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
             class_attribution=vectors.numpy(),
             counts=sums.counts.cpu().numpy().copy(),  # the sums go on
             instance_matrix=None if samples is None else samples.matrix(classes),
+            average_instance_cas=None if samples is None else samples.average_cas(classes),
             clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
             robust_accuracy=accuracy if self._counted == "adversarial" else None,
             accuracy=accuracy if self._counted is None else None,
@@ -337,8 +345,8 @@ class CrossClassProbe:
 
         Raises:
             InputError: as ``update`` and ``compute``; batches of another form; images to attack that are not in
-                [0, 1]; an attack that returns something else than images like those it got; several ``seeds`` of a
-                clean measurement or of an iterator.
+                [0, 1]; an attack that returns something else than images like those it got, or needs gradients of them
+                and gets none; several ``seeds`` of a clean measurement or of an iterator.
         """
         if seeds == 1:
             return self._run_once(loader, attack, seed)
@@ -356,9 +364,8 @@ class CrossClassProbe:
         self._attached()
         self.reset()
         self._counted = "clean" if attack is None else "adversarial"
-        correct: list[tuple[Tensor, Tensor | None]] = []
+        records = ImageRecords()
         device = device_of(self.model)
-        needs_graph = self._given_head == GRADIENT
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):
                 images, labels = images_and_labels(batch, device)
@@ -366,16 +373,16 @@ class CrossClassProbe:
                 if attack is not None:
                     if number == 0:
                         check_images(unnormalised(images, attack), "the loader's first batch")
-                    with torch.set_grad_enabled(needs_graph):
+                    with torch.set_grad_enabled(self.needs_graph):
                         self.model(images)
                     # the clean pass is read before an attack is run for nothing
                     clean = self._read(self._take_record()).logits
-                    images = attacked(images, labels, attack)
+                    images = attacked(images, labels, attack, self.model, first=number == 0)
                     self.model.eval()  # torchattacks turns a model back to train mode
-                with torch.set_grad_enabled(needs_graph):
+                with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
-                correct.append(self._add(self._read(self._take_record()), labels, slice(None), clean))
-        self._correct = correct
+                records.append(*self._add(self._read(self._take_record()), labels, slice(None), clean))
+        self._records = records
         result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
@@ -394,7 +401,20 @@ class CrossClassProbe:
             failure = tracer.watcher.failure()
             where = "inside capture()" if inside else "of the probed model"
             raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
+        if inside:
+            taken.alike = 0  # it was named
         return taken
+
+    def _tell_of_others(self, record: PassRecord) -> None:
+        """Once: that other passes might have been meant, such as TRADES' adversarial one before its clean one."""
+        if record.alike > 1 and not self._others_were_told:
+            self._others_were_told = True
+            mode = "train" if record.training else "eval"
+            warnings.warn(
+                f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
+                "counts. If another is meant, run it inside `with probe.capture():`",
+                stacklevel=3,
+            )
 
     def _read(self, record: PassRecord) -> ForwardPass:
         shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])
@@ -438,16 +458,6 @@ class CrossClassProbe:
                 self._rows.append(values.to(torch.promote_types(latest.dtype, torch.float32)), labels)
         self._seen.add(("train" if latest.training else "eval", str(latest.dtype).removeprefix("torch.")))
         return correct
-
-    def _records(self) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-        """Which images of a run were classified right before the attack and in the passes that counted, (N,) bool."""
-        if self._correct is None:
-            return None, None
-        correct = _joined([batch for batch, _ in self._correct])
-        before = [batch for _, batch in self._correct if batch is not None]
-        if self._counted == "clean":
-            return correct, correct
-        return (_joined(before) if len(before) == len(self._correct) else None), correct
 
     def _head_with_history(self) -> Head | None:
         """The head, and where it was in which batches if that changed."""
@@ -503,18 +513,6 @@ class _Process(NamedTuple):
     mean_row_share: float | None
     correct_clean: NDArray[np.bool_] | None
     correct: NDArray[np.bool_] | None
-
-
-def _joined(batches: list[Tensor]) -> NDArray[np.bool_]:
-    return np.concatenate([np.zeros(0, dtype=np.bool_), *(batch.cpu().numpy() for batch in batches)])
-
-
-def _square(cells: Tensor | None, total: int) -> NDArray[np.int64] | None:
-    """A confusion matrix, (K, K) from its (K K,) cells; None where not every sample is in it."""
-    if cells is None or int(cells.sum()) != total:
-        return None
-    classes = math.isqrt(len(cells))
-    return cells.view(classes, classes).cpu().numpy().copy()  # the sums go on
 
 
 def _only(values: set[str]) -> str | None:

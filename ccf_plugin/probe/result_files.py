@@ -39,6 +39,7 @@ _PLAIN_FIELDS: dict[str, Any] = {
     "clean_accuracy": _NUMBER,
     "robust_accuracy": _NUMBER,
     "accuracy": _NUMBER,
+    "average_instance_cas": _NUMBER,
     "logit_variance": _NUMBER,
     "mean_row_share": _NUMBER,
     "centred": bool,
@@ -55,6 +56,7 @@ _OTHER_FIELDS = {
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
     "repeats": [],
+    "average_instance_cas": None,
     "logit_variance": None,
     "mean_row_share": None,
     "centred": False,
@@ -116,6 +118,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         arrays = _checked_arrays(arrays)
         _check_fields(described, len(arrays["counts"]))
         return {
+            **{name: arrays[name] for name in ("matrix", "class_attribution", "counts")},
             **arrays,
             **{name: described[name] for name in _PLAIN_FIELDS},
             "head": None if described["head"] is None else _head(described["head"]),

@@ -337,11 +337,13 @@ class Search:
         if self._samples - 1 < len(terms) + EQUATIONS:
             return None
         wanted = self._wanted - self._wanted.mean(0)
-        made = [one - one.mean(0) for one in map(self._made, terms)]
-        which = [heights.index(one.shape[1]) for one in made]
-        own = torch.arange(self._classes)
+        made = [outputs - outputs.mean(0) for outputs in map(self._made, terms)]
+        which = [heights.index(outputs.shape[1]) for outputs in made]
+        all_classes = torch.arange(self._classes)
         any_rows = torch.cartesian_prod(*map(torch.arange, heights)).view(-1, len(heights))
-        if set(heights) == {self._classes} and (plan := self._with_rows(terms, [own] * len(terms), made, wanted)):
+        if set(heights) == {self._classes} and (
+            plan := self._with_rows(terms, [all_classes] * len(terms), made, wanted)
+        ):
             return plan
         choices = any_rows[:, which]
         first = wanted.square().sum(0).argmax()  # of one class it is soon known that there are none
@@ -352,12 +354,16 @@ class Search:
 
     def _with_rows(self, terms: list[Term], rows: list[Tensor], made: list[Tensor], wanted: Tensor) -> Plan | None:
         """The terms with these rows, and one factor each, or one for each class."""
-        own = torch.arange(self._classes)
+        all_classes = torch.arange(self._classes)
         chosen = [
-            term if one.shape[1] == len(at) and torch.equal(at, own) else replace(term, rows=tuple(at.tolist()))
-            for term, at, one in zip(terms, rows, made, strict=True)
+            term
+            if outputs.shape[1] == len(at) and torch.equal(at, all_classes)
+            else replace(term, rows=tuple(at.tolist()))
+            for term, at, outputs in zip(terms, rows, made, strict=True)
         ]
-        columns = torch.stack([one[:, at.to(one.device)] for at, one in zip(rows, made, strict=True)], 2)  # (N, K, m)
+        columns = torch.stack(
+            [outputs[:, at.to(outputs.device)] for at, outputs in zip(rows, made, strict=True)], 2
+        )  # (N, K, m)
         return self._fewest(chosen, columns.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1)) or self._fewest(
             chosen, columns.transpose(0, 1), wanted.T
         )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import accumulator_dtype, class_means
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _CONFUSED_CLASSES = 2_000  # with more, the two confusion matrices would take more than 64 MB on the device
 _NO_BATCH = torch.iinfo(torch.int64).max
@@ -108,6 +112,18 @@ class Sums:
     def has_faults(self) -> Tensor:
         """Whether any batch had a label outside 0..K-1, features not finite, logits not the head's: (3,) bool."""
         return self.first_faults != _NO_BATCH
+
+    def confusions(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """The confusion matrices of the passes that counted and of those before the attack, (K, K) each.
+
+        None where there are too many classes, or where not every sample is in one.
+        """
+        return self._square(self.confusion), self._square(self.clean_confusion)
+
+    def _square(self, cells: Tensor | None) -> NDArray[np.int64] | None:
+        if cells is None or int(cells.sum()) != int(self.counts.sum()):
+            return None
+        return cells.view(len(self.counts), -1).cpu().numpy().copy()  # the sums go on
 
     def checked_means(self, head: str = "", reason: str = "") -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.outputs import Choice, describe_output, path_name
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import gradient_attribution
 from ccf_plugin.probe.calls import LayerCall, PassRecord
@@ -17,7 +18,6 @@ from ccf_plugin.probe.detect import GRAPH_GONE, detect_head, detect_in_output, g
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.layers import unwrapped
 from ccf_plugin.probe.linear_map import Reading, read
-from ccf_plugin.probe.outputs import Choice, describe_output, path_name
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
 from ccf_plugin.probe.terms import at_mean
@@ -183,7 +183,7 @@ class HeadTracer:
             built = ", ".join(map(repr, self._watch_all()))
             message += f". The layers {built} were built in this pass or since" if new else ""
             message += ". All layers are watched in the next pass: run another, then update"
-        return InputError(message)
+        return InputError(message) if message != str(error) else InputError(*error.faults)
 
     def _read(self, record: PassRecord, shape: tuple[int, int] | None) -> ForwardPass:
         if record.fault:
@@ -192,7 +192,7 @@ class HeadTracer:
         with torch.set_grad_enabled(self._gradient):
             if self._gradient:
                 return self._read_members(record)
-            plan = self._plan_of(record)
+            plan = self.plan_of(record)
             logits = self._logits(plan, record)
             signature = record.signature()
             reading = read(plan, record, logits, self._offsets.get(signature))
@@ -221,7 +221,7 @@ class HeadTracer:
             reason=reason,
         )
 
-    def _plan_of(self, record: PassRecord) -> Plan:
+    def plan_of(self, record: PassRecord) -> Plan:
         """The plan for passes of this structure; found in this pass where there is none yet."""
         signature = record.signature()
         plan = self._plans.get(signature)
@@ -236,18 +236,18 @@ class HeadTracer:
     ) -> tuple[Plan, Reading, str]:
         """Another plan that this pass shows, if it is of the shape that is counted; and otherwise why there is none."""
         try:
-            found = self._detect(record)
-            reading = read(found, record, self._logits(found, record))
+            new = self._detect(record)
+            reading = read(new, record, self._logits(new, record))
         except InputError as error:
             return plan, missed, str(error)
         now = (reading.weight.shape[0], reading.features.shape[1])
         if shape is not None and now != shape:
-            names, _ = self._named(found, record)
+            names, _ = self._named(new, record)
             return plan, missed, f"they are those of {names!r} now, of shape (K, n) = {now}"
-        names, kinds = self._named(found, record)
+        names, kinds = self._named(new, record)
         self._head = Head(names, kinds, *now)
-        self._plans[record.signature()] = found
-        return found, reading, ""
+        self._plans[record.signature()] = new
+        return new, reading, ""
 
     def _detect(self, record: PassRecord) -> Plan:
         if self._by_hand is None:

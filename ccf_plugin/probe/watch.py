@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ccf_plugin.engine.outputs import Choice, Entry, describe_output, output_entries
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import PassRecord, is_channel_first, is_matrix
 from ccf_plugin.probe.functions import COPY, ProductMode, as_features_and_matrix, unnoted
@@ -32,7 +33,6 @@ from ccf_plugin.probe.layers import (
     tensors_of,
 )
 from ccf_plugin.probe.notes import Notes, copied_calls, relevant
-from ccf_plugin.probe.outputs import Choice, Entry, describe_output, output_entries
 from ccf_plugin.probe.tensors import is_batched, memory, snapshot
 
 
@@ -65,6 +65,7 @@ class PassWatcher:
         self._weight = weight
         self._completed = completed
         self.latest: PassRecord | None = None
+        self._alike = {True: 0, False: 0}  # passes in train and in eval mode; see PassRecord
         self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
         self._narrow = False  # whether the head is known, and what may be it is copied as it runs
         self._wants_products = name is None
@@ -157,6 +158,7 @@ class PassWatcher:
     def drop(self) -> None:
         """Forget the latest pass, and one that was broken off."""
         self.latest = None
+        self._alike = {True: 0, False: 0}
         elsewhere = self._depth and self._thread != threading.get_ident()
         if not elsewhere and not _passes_around(self._model):
             self._forget()
@@ -352,6 +354,7 @@ class PassWatcher:
             described=describe_output(output),
             fault=fault,
             distances=tuple(self._distances),
+            alike=self._count_alike(args),
         )
         self._forget()
         self.latest = record
@@ -362,6 +365,14 @@ class PassWatcher:
                 self._completed(record)
         if not self._keeps_graph:
             record.calls = copied_calls(record.calls)
+
+    def _count_alike(self, args: tuple[Any, ...]) -> int:
+        if torch.compiler.is_compiling() or any(
+            isinstance(argument, Tensor) and argument.requires_grad for argument in args
+        ):
+            return 0
+        self._alike[self._model.training] += 1
+        return self._alike[self._model.training]
 
     def _forget(self) -> None:
         self._drop_notes()

@@ -67,8 +67,8 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
         "differenceScale": DIFFERENCE_SCALE,
         "blues": sequential.Blues,
         "bothSigns": diverging.RdBu[::-1],  # positive is blue here too
-        "metrics": [_metric_data(metric) for metric in _curves()],
-        "tracks": [_track_data(run, track, len(tracks)) for run in runs for track in run.tracks],
+        "metrics": [_metric_data(metric) for metric in _curves(tracks)],
+        "tracks": [_track_data(run, track, tracks) for run in runs for track in run.tracks],
     }
     context: dict[str, Any] = {
         "title": "Cross-class features of " + ", ".join(run.name for run in runs),
@@ -97,9 +97,14 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
     return template.render(context, pictures=pictures, left_out=left_out)
 
 
-def _curves() -> list[Metric]:
-    """What is drawn along the epochs, in the order of the legend."""
-    drawn = [metric for metric in all_metrics() if metric.axis is not None]
+def _curves(tracks: Sequence[Track]) -> list[Metric]:
+    """What was measured of any track and is drawn along the epochs, in the order of the legend."""
+    drawn = [
+        metric
+        for metric in all_metrics()
+        if metric.axis is not None
+        and any(track.figure(row, metric.name) is not None for track in tracks for row in track.rows)
+    ]
     return sorted(drawn, key=lambda metric: len(drawn) if metric.place is None else metric.place)
 
 
@@ -116,14 +121,14 @@ def _metric_data(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _track_data(run: RunFiles, track: Track, tracks: int) -> dict[str, Any]:
-    epochs = embedded_epochs(track, tracks)
+def _track_data(run: RunFiles, track: Track, tracks: Sequence[Track]) -> dict[str, Any]:
+    epochs = embedded_epochs(track, len(tracks))
     by_epoch = {row.epoch: row for row in track.rows}
     published = run.recipe.get("published", {}).get("figures", ())
     return {
         "name": track.name,
         "epoch": [row.epoch for row in track.rows],
-        "curves": {metric.name: [track.figure(row, metric.name) for row in track.rows] for metric in _curves()},
+        "curves": {metric.name: [track.figure(row, metric.name) for row in track.rows] for metric in _curves(tracks)},
         "best": None if track.best is None else track.best.epoch,
         "alarms": [] if track.suffix else _alarm_data(track),
         "published": [entry for entry in published if isinstance(entry["at"], int)],

@@ -11,7 +11,7 @@ from typing import Any
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import csv_bytes, read_csv
 from ccf_plugin.runs.layout import LOG
-from ccf_plugin.runs.metrics import column_names
+from ccf_plugin.runs.metrics import column_names, later_column_names
 
 # What every row has, and its type in a file; a figure is a number or None.
 _TYPES: dict[str, Any] = {
@@ -97,9 +97,15 @@ class EpochRow:
 
 
 def log_bytes(rows: Sequence[EpochRow], *, averaged: bool, validated: bool) -> bytes:
-    """The rows as CSV, the columns of averaged weights and of a validation split only where there are such."""
+    """The rows as CSV, the columns of averaged weights and of a validation split only where there are such.
+
+    What the first logs did not have, which is most of ``METRICS``' later entries, has a column once it was measured.
+    """
     unknown = dict.fromkeys(name for row in rows for name in row.unknown)
-    columns = [*column_names(averaged=averaged, validated=validated), *unknown]
+    names = column_names(averaged=averaged, validated=validated)
+    measured = {name for row in rows for name, value in row.figures.items() if value is not None}
+    later = set(later_column_names()) - measured
+    columns = [*(name for name in names if name not in later), *unknown]
     return csv_bytes(columns, [row.as_dict() for row in rows], digits=6)
 
 

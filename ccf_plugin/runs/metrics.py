@@ -92,7 +92,7 @@ class Metric:
         )
 
 
-_ACCURACY, _CAS = "accuracy", "CAS"  # axes
+_ACCURACY, _CAS, _VARIANCES = "accuracy", "CAS", "in variances of the logits"  # axes
 # In the order of log.csv and of the terminal.
 METRICS: list[Metric] = [
     Metric("lr", "learning rate", ".3g", terminal=()),
@@ -149,8 +149,53 @@ METRICS: list[Metric] = [
     ),
     Metric("seconds", "seconds", ".1f", terminal=("line",)),
     Metric("images_per_second", "images per second", ".0f", terminal=()),
+    Metric(
+        "cas_null",
+        "CAS by chance",
+        ".2f",
+        lambda result: _finite(result.null.cas_mean),
+        terminal=(),
+        axis=_CAS,
+        rounded=".1f",
+        dash="dot",
+    ),
+    Metric(
+        "cas_excess",
+        "CAS beyond chance",
+        ".2f",
+        lambda result: _finite(result.cas_excess),
+        terminal=(),
+        axis=_CAS,
+        rounded=".1f",
+        dash="longdashdot",
+    ),
+    Metric("shared", "shared part", ".3f", lambda result: _in_logit_units(result)[0], terminal=(), axis=_VARIANCES),
+    Metric(
+        "squared_lengths",
+        "squared lengths",
+        ".3f",
+        lambda result: _in_logit_units(result)[1],
+        terminal=(),
+        axis=_VARIANCES,
+        dash="dot",
+    ),
+    Metric("robust_fall_p", "p of RA's fall", ".1e", terminal=()),
 ]
 _IN_FIRST_LOGS = 9  # so many were there when log.csv got its order; the columns of a later one follow all of theirs
+
+
+def _finite(value: float) -> float | None:
+    """A number, or None for NaN."""
+    return None if value != value else value
+
+
+def _in_logit_units(result: CrossClassResult) -> tuple[float | None, float | None]:
+    """The shared part Σ_{i≠j} max(A_i · A_j, 0) and the squared lengths Σ |A_i|², in variances of the logits."""
+    units = result.in_logit_units
+    if units is None:
+        return None, None
+    lengths = [length for length in units["lengths"] if length == length]  # NaN for a class without images
+    return _finite(units["shared_part"]), float(sum(length**2 for length in lengths))
 
 
 def all_metrics() -> list[Metric]:
@@ -171,11 +216,17 @@ def column_names(*, averaged: bool = True, validated: bool = True) -> list[str]:
         averaged: with those of the averaged weights.
         validated: with those of the validation images.
     """
+    first = _columns(METRICS[:_IN_FIRST_LOGS], ("alarm", "selected_by"), averaged=averaged, validated=validated)
+    return ["epoch", *first, *later_column_names(averaged=averaged, validated=validated)]
 
-    def columns(metrics: Sequence[Metric], *texts: str) -> list[str]:
-        validation = [metric.on_validation() for metric in metrics if validated and metric.validation != "none"]
-        averages = [metric.name + AVERAGE for metric in (*metrics, *validation) if averaged and metric.averaged]
-        return [*(metric.name for metric in metrics), *texts, *(metric.name for metric in validation), *averages]
 
-    names = ["epoch", *columns(METRICS[:_IN_FIRST_LOGS], "alarm", "selected_by")]
-    return names + [name for metric in METRICS[_IN_FIRST_LOGS:] for name in columns([metric])]
+def later_column_names(*, averaged: bool = True, validated: bool = True) -> list[str]:
+    """Those of them that the first logs did not have."""
+    later = (_columns([metric], (), averaged=averaged, validated=validated) for metric in METRICS[_IN_FIRST_LOGS:])
+    return [name for names in later for name in names]
+
+
+def _columns(metrics: Sequence[Metric], texts: Sequence[str], *, averaged: bool, validated: bool) -> list[str]:
+    validation = [metric.on_validation() for metric in metrics if validated and metric.validation != "none"]
+    averages = [metric.name + AVERAGE for metric in (*metrics, *validation) if averaged and metric.averaged]
+    return [*(metric.name for metric in metrics), *texts, *(metric.name for metric in validation), *averages]

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from ccf_plugin.engine.modes import copyable
 from ccf_plugin.training.recipe import AverageSection
 
 
@@ -24,7 +25,8 @@ class WeightAverage:
         averaging = None
         if section.kind == "ema":
             averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
-        self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
+        with copyable(model):
+            self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
         self._evaluated: nn.Module | None = None
         norms = (norm for norm in self.averaged.modules() if isinstance(norm, nn.modules.batchnorm._NormBase))
         of_norms = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
@@ -54,7 +56,8 @@ class WeightAverage:
     def for_evaluation(self, clean_batches: Iterable[Tensor]) -> nn.Module:
         """A copy in eval mode, its BatchNorm statistics estimated anew on clean training images; always one."""
         if self._evaluated is None:
-            self._evaluated = copy.deepcopy(self.averaged.module)
+            with copyable(self.averaged.module):
+                self._evaluated = copy.deepcopy(self.averaged.module)
         self._evaluated.load_state_dict(self.averaged.module.state_dict())
         update_bn(clean_batches, self._evaluated)
         return self._evaluated.eval()

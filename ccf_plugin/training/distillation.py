@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.outputs import logits_of
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import given_path
@@ -23,7 +24,8 @@ from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.recipe_files import shipped_recipes
 from ccf_plugin.zoo.models import load_model
-from ccf_plugin.zoo.sources import are_other_classes
+from ccf_plugin.zoo.sources import are_other_classes, loadable
+from ccf_plugin.zoo.specs import find
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,13 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
     """
     faults = []
     for section in sections:
-        path = given_path(section.teacher)
-        if ":" in section.teacher or section.teacher == "average":
+        path = given_path(section.checkpoint or section.teacher)
+        is_run = section.checkpoint is None
+        if is_run and (":" in section.teacher or section.teacher == "average" or find(loadable(), section.teacher)):
             continue
-        if not path.exists():
+        if not path.exists() and not is_run:
+            faults.append(f"expected the teacher's checkpoint at {path}, found none; check the path")
+        elif not path.exists():
             folder = path.parent if path.suffix == ".safetensors" else path
             name = folder.name if folder.name in shipped_recipes() else "RECIPE"
             place = "" if folder == given_path(f"runs/{name}") else f" --out {folder}"
@@ -105,16 +110,23 @@ def load_teacher(
         InputError: no such model, or one for other classes or images.
     """
     spec = section.teacher
-    loaded = load_model(spec)
+    loaded = load_model(
+        spec,
+        checkpoint=None if section.checkpoint is None else given_path(section.checkpoint),
+        checkpoint_key=section.checkpoint_key,
+        options=section.options,
+        mean=section.mean,
+        std=section.std,
+    )
     if loaded.input_size is not None and loaded.input_size != input_size:
         sizes = ["×".join(map(str, size)) for size in (input_size, loaded.input_size)]
         raise InputError(f"expected a teacher for images of {sizes[0]}, found one for {sizes[1]} in {spec}")
     model = loaded.model.to(device).requires_grad_(False)
-    logits = check_input(model, input_size, spec)
+    logits = logits_of(check_input(model, input_size, spec), loaded.output, classes=len(classes), model=model)
     if logits.shape != (2, len(classes)):
         raise InputError(f"expected a teacher of {len(classes)} classes, found {logits.shape[-1]} in {spec}")
     names = loaded.class_names or classes  # either may be nameless
     if are_other_classes(names, classes) and are_other_classes(classes, names):
         expected = f"{some_of(classes)}, found {some_of(names)}"
         raise InputError(f"expected a teacher of the data's classes {expected} in {spec}: their order must be the same")
-    return Teacher(Forward(model, precision=precision), section)
+    return Teacher(Forward(model, precision=precision, output=loaded.output, classes=len(classes)), section)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,10 +19,10 @@ from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import part, part_of_each
 from ccf_plugin.errors import DivergedError
 from ccf_plugin.measure.evaluate import Batches
-from ccf_plugin.runs.alarms import alarms
+from ccf_plugin.runs.alarms import alarms, fall_p
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.folder import lock
-from ccf_plugin.runs.layout import AVERAGE
+from ccf_plugin.runs.layout import AVERAGE, weights_of
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.batches import Batch
 from ccf_plugin.training.distillation import check_teachers, distilled
@@ -36,7 +36,7 @@ from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
 from ccf_plugin.training.saver import Saver
 from ccf_plugin.training.schedule import learning_rate
-from ccf_plugin.training.setup import Parts, prepare
+from ccf_plugin.training.setup import Parts, check_weights, prepare
 from ccf_plugin.training.state import Totals, TrainingState
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 from ccf_plugin.training.weight_perturbation import perturbed_weights
@@ -92,6 +92,7 @@ def train(
     """
     reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
+    check_weights(recipe.model.weights, out)
     processes = Processes(recipe, trackers, out)
     resume = check_place(out, resume=resume, force=force)  # before the data are loaded for nothing
     if processes.device.type == "cpu":
@@ -157,9 +158,11 @@ class Loop:
             train_robust_accuracy=totals.accuracy if recipe.objective.is_adversarial else None,
             seconds=time.perf_counter() - started,
             images_per_second=images / trained if images else 0.0,
+            robust_fall_p=self._fall_p(measured),
             **figures(measured),  # type: ignore[arg-type]  # none of them is text
         )
         row = replace(row, alarm="; ".join(alarms(run.rows, row)))
+        self._remember_most_robust(run, row, measured)
 
         is_kept = _is_due(recipe.probe.every, epoch, recipe)
         snapshots = {
@@ -241,6 +244,18 @@ class Loop:
         averaged = self.state.averaged_model(clean_batches)
         return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
 
+    def _fall_p(self, measured: Mapping[str, Measured]) -> float | None:
+        """p of fewer test images withstanding the attack than at the most robust epoch, where it is known."""
+        if "" not in measured or (withstands := measured[""].withstands) is None or self.state.withstood is None:
+            return None
+        return fall_p(self.state.withstood.numpy(), withstands)
+
+    def _remember_most_robust(self, run: Run, row: EpochRow, measured: Mapping[str, Measured]) -> None:
+        robust = [earlier.test_robust_accuracy or 0.0 for earlier in run.rows]
+        is_most_robust = row.test_robust_accuracy is not None and row.test_robust_accuracy > max(robust, default=-1.0)
+        if is_most_robust and (withstands := measured[""].withstands) is not None:
+            self.state.withstood = torch.from_numpy(withstands)
+
     def _check_is_finite(self, totals: Totals, epoch: int, run: Run) -> None:
         """Raise DivergedError where training went wrong, before anything of the epoch is written."""
         if not totals.failed_at:
@@ -250,7 +265,7 @@ class Loop:
         fault = f"a loss of {totals.loss:g}"
         if math.isfinite(totals.loss):
             fault = "weights that give no finite logits in eval mode"
-        kept = f"epoch {epoch - 1} remains in {run.folder / 'last.safetensors'}" if epoch > 1 else "nothing was kept"
+        kept = f"epoch {epoch - 1} remains in {weights_of(run.folder, 'last')}" if epoch > 1 else "nothing was kept"
         raise DivergedError(
             f"expected a finite loss and finite weights, found {fault} in epoch {epoch}, step {totals.failed_at}, at "
             f"learning rate {rate:g}; {kept}: lower optim.lr or use precision float32"

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from ccf_plugin.engine.compilation import CompiledForward, build_forward
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.distillation import Teacher, load_teacher
 from ccf_plugin.training.objectives import build_objective
@@ -44,9 +43,11 @@ class Method:
             batch_size=end - first,
             work=parts.work(),
             is_replayed=is_adversarial and is_replayed(recipe.attack.name, recipe.training_threat()),
+            output=recipe.probe.output,
+            classes=len(parts.classes),
         )
         is_bare = state.trained is state.model
-        self.trained_forward = self.forward if is_bare else Forward(state.trained, precision=parts.precision)
+        self.trained_forward = self.forward if is_bare else parts.forward(state.trained)
         self.is_compiled = isinstance(self.forward, CompiledForward)
         torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
         self.objective = build_objective(recipe.objective)
@@ -78,7 +79,7 @@ class Method:
 
 def _teacher(section: DistillSection, parts: Parts, state: TrainingState) -> Teacher:
     if section.teacher == "average" and state.average is not None:
-        return Teacher(Forward(state.average.averaged, precision=parts.precision), section, state.average)
+        return Teacher(parts.forward(state.average.averaged), section, state.average)
     return load_teacher(
         section,
         classes=parts.classes,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.gradients import NoGradientError
 from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
 from ccf_plugin.engine.modes import evaluation_mode, seeded
-from ccf_plugin.errors import CCFError, InputError, one_line
+from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
 from ccf_plugin.measure.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
@@ -19,13 +20,21 @@ from ccf_plugin.training.setup import Parts
 from ccf_plugin.zoo.attacks import Attack
 from ccf_plugin.zoo.datasets import Split
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's result on the test split and, where there is one, on the validation split."""
+    """A model's result on the test split and, where there is one, on the validation split.
+
+    ``withstands`` (N,) bool says of each test image whether it is classified right under attack.
+    """
 
     test: CrossClassResult
     validation: CrossClassResult | None
+    withstands: NDArray[np.bool_] | None = None
 
 
 class Monitor:
@@ -40,11 +49,10 @@ class Monitor:
         """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
         recipe, parts = self._parts.recipe, self._parts
         if model not in self._attacks:
-            self._attacks[model] = _attack(parts).build(model, len(parts.classes))
+            self._attacks[model] = _build_attack(parts, model)
         if self._batch_size is None:
-            forward = Forward(model, precision=parts.precision)
             with evaluation_mode(model):
-                self._batch_size = batch_that_fits(forward, parts.input_size, parts.device)
+                self._batch_size = batch_that_fits(parts.forward(model), parts.input_size, parts.device)
         size = self._batch_size
 
         def on(split: Split, name: str, attack: AttackSettings | None) -> CrossClassResult:
@@ -63,9 +71,11 @@ class Monitor:
         attack = _attack(parts)
         with naming_the_batch("evaluate.batch_size", size):
             test = on(parts.test, "test", attack)
+            withstands = test.correct
             if recipe.probe.inputs == "clean":
                 test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
-            return Measured(test, None if parts.validation is None else on(parts.validation, "validation", attack))
+            validation = None if parts.validation is None else on(parts.validation, "validation", attack)
+            return Measured(test, validation, withstands)
 
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
@@ -79,17 +89,21 @@ def _attack(parts: Parts) -> AttackSettings:
     return AttackSettings(threat, evaluate.name, evaluate.options, parts.precision, evaluate.seed)
 
 
+def _build_attack(parts: Parts, model: nn.Module) -> Attack:
+    return _attack(parts).build(model, len(parts.classes), parts.recipe.probe.output)
+
+
 def check_measurable(parts: Parts) -> None:
-    """Find the model's head, and run the evaluation's attack on two test images: what fails, fails before it costs.
+    """Find the model's head, and run both attacks on two test images: what fails, fails before it costs.
 
     The model, its modes and the random state are as before. Each process checks for itself.
 
     Raises:
-        InputError: there is no head, or not of the data's classes; the attack fails on this model.
+        InputError: there is no head, or not of the data's classes; an attack fails on this model.
     """
     with seeded(parts.recipe.evaluate.seed, parts.device):
         _check_head(parts)
-        _check_attack(parts)
+        _check_attacks(parts)
 
 
 def _check_head(parts: Parts) -> None:
@@ -102,20 +116,34 @@ def _check_head(parts: Parts) -> None:
         raise InputError(f"probe: {error}") from error
 
 
-def _check_attack(parts: Parts) -> None:
-    attack = _attack(parts).build(parts.model, len(parts.classes))
+def _check_attacks(parts: Parts) -> None:
+    recipe, model = parts.recipe, parts.model
+    _check_attack(parts, "evaluate", _build_attack(parts, model))
+    if recipe.objective.is_adversarial:
+        # In eval mode, which moves nothing; what it finds is the same in both.
+        training = AttackSettings(recipe.training_threat(), recipe.attack.name, recipe.attack.options, parts.precision)
+        _check_attack(parts, "attack", training.build(model, len(parts.classes), recipe.probe.output))
+
+
+def _check_attack(parts: Parts, section: str, attack: Attack) -> None:
     images, labels = next(iter(parts.test.batches(2, parts.device)))
     try:
         with evaluation_mode(parts.model):
             attack(images, labels)
+    except NoGradientError as error:
+        (fault,) = error.faults
+        assert isinstance(fault, Fault)  # noqa: S101
+        remedy = f"choose {section}.name = 'Square', which needs none"
+        clean = ", or objective.loss = 'standard'" if section == "attack" else ""
+        raise InputError(replace(fault, key=section, remedy=remedy + clean)) from error
     except InputError as error:
-        raise InputError(f"evaluate: {error}") from error
+        raise InputError(f"{section}: {error}") from error
     except CCFError:
         raise
     except Exception as error:  # whatever a stranger's model and an attack can provoke in each other
         raise InputError(
-            f"evaluate: expected a model that attack {attack.name} can attack, found that it fails on two images "
-            f"({one_line(error, 200)}); let the model return its logits alone, or choose another evaluate.name"
+            f"{section}: expected a model that attack {attack.name} can attack, found that it fails on two images "
+            f"({one_line(error, 200)}); choose another {section}.name"
         ) from error
 
 

@@ -71,8 +71,7 @@ def open_run(
     if run is None:
         run = Run.read(out, recipe) if resume else Run(out, recipe)
     if resume:
-        step = run.step
-        run.restore(lambda tensors: state.restore(tensors, step))
+        run.restore(state.restore)
         if processes.is_main:
             run.write_again(environment)
     return run

@@ -29,9 +29,15 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """[model]: a name that zoo.models.build_model knows; mean and std become a normalisation layer of the model."""
+    """[model]: a name that zoo.models.build_model knows; mean and std become a normalisation layer of the model.
+
+    weights is where training starts: a run (its best checkpoint) or a file of any code's; checkpoint_key chooses among
+    several state dicts in it.
+    """
 
     name: str
+    weights: str | None = None
+    checkpoint_key: str | None = None
     options: dict[str, Any] = {}
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -40,12 +46,15 @@ class ModelSection(_Section):
 class DataSection(_Section):
     """[data]: images, augmentation, limits. Image k of class c is the k-th in the data's own order.
 
+    root is where named data sets lie (None: CCF_DATA, else data); classes is a file of class names, one a line.
+
     cutout is the side in pixels of a square that is blackened at a random place of each training image; validation is
     how many training images are held out, evenly over the classes and the last of each.
     """
 
     name: str
-    root: str = "data"
+    root: str | None = None
+    classes: str | None = None
     augmentation: Literal["none", "crop-flip", "crop"] = "none"
     crop_padding: Annotated[int, Field(ge=1)] = 4
     cutout: Annotated[int, Field(ge=0)] = 0
@@ -90,11 +99,17 @@ class ObjectiveSection(_Section):
 class DistillSection(_Section):
     """[[distill]]: a teacher's share λ = weight of the loss at a temperature T; teacher "average" is [average]'s.
 
+    A teacher with weights of one's own has checkpoint and the keys behind it, as zoo.models.load_model takes them.
     With ramp = [start, end], λ is 0 up to epoch start and rises linearly until end; from there it is weight_after,
     or weight where that is silent.
     """
 
     teacher: str
+    checkpoint: str | None = None
+    checkpoint_key: str | None = None
+    options: dict[str, Any] = {}
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
     weight: Annotated[float, Field(ge=0, le=1)]
     temperature: Annotated[float, Field(gt=0)] = 1.0
     ramp: Ramp | None = None

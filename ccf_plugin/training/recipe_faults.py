@@ -58,6 +58,8 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
         yield from known.faults(objective)
         if content.get("stop") is not None and known.attack is None:
             yield Fault("stop", f"no [stop] with loss {loss!r}, whose training raises no alarm", "one", "remove it")
+    if _table(content, "model").get("checkpoint_key") is not None and "weights" not in _table(content, "model"):
+        yield Fault("model.checkpoint_key", "model.weights that it is a key of", "none")
     if evaluate.get("select") == "validation" and data.get("validation") is None:
         yield Fault("evaluate.select", "data.validation images to select by", "none")
     start, stop = average.get("start_epoch", 0), average.get("stop_epoch")

@@ -10,19 +10,26 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import check_input
 from ccf_plugin.measure.provenance import images_fingerprint
+from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data
 from ccf_plugin.zoo.models import build_model
+from ccf_plugin.zoo.weights import load_weights
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The data, the untrained model on its device, and the precision. ``validation`` is None where none is held out."""
+    """The data, the model as training starts from it, on its device, and the precision.
+
+    ``validation`` is None where none is held out.
+    """
 
     recipe: Recipe
     data_name: str
@@ -39,6 +46,10 @@ class Parts:
         """(C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def forward(self, model: nn.Module) -> Forward:
+        """The pass of the run's model, or of a wrapped or averaged one: images → float32 logits."""
+        return Forward(model, precision=self.precision, output=self.recipe.probe.output, classes=len(self.classes))
 
     def fingerprints(self) -> dict[str, str]:
         """A hash of each split's images and labels, by its name."""
@@ -82,8 +93,9 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         torch.set_num_threads(recipe.threads)
     data = load_data(
         recipe.data.name,
-        root=Path(recipe.data.root),
+        root=recipe.data.root,
         download=download,
+        classes=recipe.data.classes,
         train_per_class=recipe.data.train_per_class,
         test_limit=recipe.data.test_limit,
     )
@@ -109,6 +121,8 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         mean=recipe.model.mean,
         std=recipe.model.std,
     )
+    if recipe.model.weights is not None:
+        start_from(model, _file_of(recipe.model.weights), key=recipe.model.checkpoint_key)
     check_input(model, (channels, height, width), recipe.model.name)
     batch_size = recipe.optim.batch_size
     smallest = min(size for size in (batch_size, len(train) % batch_size) if size) // processes
@@ -121,6 +135,37 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
     return Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
+
+
+def check_weights(weights: str | None, out: Path) -> None:
+    """Look for the weights that training starts from, before anything is loaded or replaced.
+
+    Raises InputError for ``weights`` that are not there, or lie in ``out``, the folder of the run that starts.
+    """
+    if weights is None:
+        return
+    path = _file_of(weights)
+    if not path.is_file():
+        raise InputError(Fault("model.weights", "a checkpoint or a run", f"none at {path}", "check the path"))
+    if path.resolve().is_relative_to(out.resolve()):
+        expected = f"weights outside the run's own folder {out}"
+        raise InputError(Fault("model.weights", expected, weights, "choose another {out}"))
+
+
+def start_from(model: nn.Module, path: Path, *, key: str | None = None) -> None:
+    """Load the weights that training starts from (``zoo.weights.load_weights``).
+
+    Raises InputError as that does, and where the file's network normalises its images and ``model`` does not.
+    """
+    normalization = load_weights(model, path, key=key)
+    if normalization is not None:
+        expected = f"that of {path}, mean = {normalization.mean} and std = {normalization.std}"
+        raise InputError(Fault("model.mean", expected, "none", "state both in [model]"))
+
+
+def _file_of(weights: str) -> Path:
+    path = given_path(weights)
+    return checkpoint_of(path, "best") if path.is_dir() else path
 
 
 def hold_out(train: Split, count: int) -> tuple[Split, Split]:

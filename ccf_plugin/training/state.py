@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.processes import Processes
@@ -63,6 +62,7 @@ class TrainingState:
         if recipe.ensembling is not None:
             size = len(parts.train), len(parts.classes)
             self.ensemble = TemporalEnsemble(recipe.ensembling, *size, parts.device)
+        self.withstood: Tensor | None = None  # (N,) bool: the test images that did at the most robust epoch
         self.step = 0
         self._sums = _Sums.zeros(parts.device)
 
@@ -106,6 +106,8 @@ class TrainingState:
         }
         if self.average is not None:
             tensors["average"] = self.average.averaged.state_dict()
+        if self.withstood is not None:
+            tensors["most_robust"] = {"withstood": self.withstood}
         if self.ensemble is not None:
             tensors["ensemble"] = {"predictions": self.ensemble.predictions}
         return tensors
@@ -118,6 +120,7 @@ class TrainingState:
             self.average.averaged.load_state_dict(tensors["average"])
         if self.ensemble is not None:
             self.ensemble.predictions.copy_(tensors["ensemble"]["predictions"])
+        self.withstood = tensors.get("most_robust", {}).get("withstood")  # none in states of earlier versions
         self.step = step
         if self._processes.is_main:
             self._sums.loss, self._sums.correct = tensors["sums"]["all"].to(self._parts.device)
@@ -129,7 +132,7 @@ class TrainingState:
         """Whether weights and logits are; these in eval mode, where BatchNorm's statistics may be what fails."""
         images, _ = next(iter(self._parts.test.batches(_CHECKED, self._parts.device)))
         with torch.no_grad(), evaluation_mode(self.model):
-            logits = Forward(self.model, precision=self._parts.precision)(images)
+            logits = self._parts.forward(self.model)(images)
         # One answer from the device, not one for each parameter.
         return bool(torch.stack([torch.isfinite(values).all() for values in (*self.model.parameters(), logits)]).all())
 

@@ -9,15 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.zoo.image_files import ImageFile
 from ccf_plugin.zoo.readers import Arrays
 
 _MOST_CLASSES = 1_000_000  # where only the labels say how many there are; beyond, they are no labels
 
+# Images uint8 (N, H, W, C), or N to decode as they are needed; and labels int64 (N,).
+LabelledImages = tuple[NDArray[np.uint8] | Sequence[ImageFile], NDArray[np.int64]]
+
 
 def checked_arrays(
-    spec: str, arrays: Arrays, splits: Sequence[str]
-) -> tuple[tuple[str, ...], dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]]:
-    """The class names, and of those of ``splits`` that there are the images uint8 (N, H, W, C) and labels int64 (N,).
+    spec: str, arrays: Arrays, splits: Sequence[str], notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, LabelledImages]]:
+    """The class names, and of those of ``splits`` that there are the images and labels.
+
+    Labels in a column (N, 1) are flattened; of one-hot rows (N, K) the column of the one is taken, which a note says.
 
     Raises InputError for what is not as ``Arrays`` describes it.
     """
@@ -25,17 +31,28 @@ def checked_arrays(
     images = {
         split: _images(spec, names[split][0], array) for split, (array, _) in arrays.splits.items() if split in splits
     }
-    labels = {split: _labels(spec, *names[split], *pair) for split, pair in arrays.splits.items()}
+    labels, count = {}, 1
+    for split, pair in arrays.splits.items():
+        column = _one_column(pair[1])
+        if column is not pair[1] and pair[1].shape[1] > 1:
+            notes.append(f"{names[split][1]} of one-hot rows {pair[1].shape} taken as class numbers")
+            count = max(count, pair[1].shape[1])
+        labels[split] = _labels(spec, *names[split], pair[0], column)
     highest = max(int(of_split.max()) for of_split in labels.values())
     if arrays.classes is None and highest >= _MOST_CLASSES:
         raise InputError(f"{spec}: expected labels under {_MOST_CLASSES:,}, found {highest}; number the classes from 0")
-    classes = tuple(map(str, range(highest + 1) if arrays.classes is None else arrays.classes))
-    if highest >= len(classes):
-        raise InputError(f"{spec}: expected labels 0 to {len(classes) - 1} (see classes), found {highest}")
+    count = max(count, highest + 1)
+    classes = tuple(map(str, range(count) if arrays.classes is None else arrays.classes))
+    if count > len(classes):
+        raise InputError(f"{spec}: expected labels 0 to {len(classes) - 1} (see classes), found {count - 1}")
     return classes, {split: (of_split, labels[split]) for split, of_split in images.items()}
 
 
-def _images(spec: str, name: str, images: NDArray[Any]) -> NDArray[np.uint8]:
+def _images(
+    spec: str, name: str, images: NDArray[Any] | Sequence[ImageFile]
+) -> NDArray[np.uint8] | Sequence[ImageFile]:
+    if not isinstance(images, np.ndarray):
+        return images
     if images.dtype != np.uint8:
         raise InputError(f"{spec}: expected {name} of uint8 in 0..255, found {images.dtype}; scale and convert it")
     with_channels = images[..., None] if images.ndim == 3 else images
@@ -44,8 +61,20 @@ def _images(spec: str, name: str, images: NDArray[Any]) -> NDArray[np.uint8]:
     return with_channels
 
 
-def _labels(spec: str, image_name: str, name: str, images: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
-    count = len(images) if images.ndim else 0
+def _one_column(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels (N,) of a column (N, 1) and of one-hot rows (N, K); others as they are."""
+    if labels.ndim != 2 or labels.dtype.kind not in "iufb" or 0 in labels.shape:
+        return labels
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    is_one_hot = ((labels == 0) | (labels == 1)).all() and ((labels == 1).sum(1) == 1).all()
+    return labels.argmax(1) if is_one_hot else labels
+
+
+def _labels(
+    spec: str, image_name: str, name: str, images: NDArray[Any] | Sequence[ImageFile], labels: NDArray[Any]
+) -> NDArray[np.int64]:
+    count = len(images) if not isinstance(images, np.ndarray) or images.ndim else 0
     if labels.shape != (count,) or count == 0 or labels.dtype.kind not in "iu":
         raise InputError(
             f"{spec}: expected {name} of {count} integers, one per image of {image_name}, "

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.gradients import GradientWatch
 from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.containment import quiet
-from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
+from ccf_plugin.zoo.python_code import failed, is_python, load_object, running_user_code
 
 Mode = Literal["eval", "train"]
 
@@ -72,6 +73,7 @@ _REPLAYABLE = {
     *("FGSM", "BIM", "RFGSM", "FFGSM", "MIFGSM", "NIFGSM", "PGD", "EOTPGD", "TPGD"),
     *("PGDL2", "TPGDL2"),
 }
+_WITHOUT_GRADIENTS = "probe it with {clean} or {attack} Square, which need none"
 # torchattacks 3.5.1 convolves with kernels written for three channels.
 _THREE_CHANNELS = {"TIFGSM", "PIFGSM", "PIFGSMPP"}
 
@@ -81,7 +83,8 @@ class Attack:
 
     The result has the shape, dtype and device of ``images``. Whatever happens inside, afterwards every module of the
     model is in the mode it was in, every parameter requires gradients as it did, and no ``.grad`` has changed. It may
-    be called under ``torch.no_grad`` and ``torch.inference_mode``. The first call checks that its images are in [0, 1].
+    be called under ``torch.no_grad`` and ``torch.inference_mode``. The first call checks that its images are in [0, 1];
+    the first that asks for gradients raises NoGradientError where none reaches them, and warns where all are zero.
 
     On CUDA those attacks that only compute there can be replayed as one graph each (``engine.graphs``).
     """
@@ -107,6 +110,7 @@ class Attack:
         self._seeds = "seed" in parameters
         self._draws_seed = self._seeds and fresh_noise
         self._checked = False
+        self._gradients: GradientWatch | None = GradientWatch(model)  # until the first batch that asks for some
         self._craft: Callable[[Tensor, Tensor], Tensor] = self._craft_as_it_is
         if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
             self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs or CUDA_GRAPHS)
@@ -125,7 +129,12 @@ class Attack:
             if getattr(self._attack, "device", images.device) != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
-            adversarial = self._craft(images.contiguous(), labels)
+            with self._gradients or contextlib.nullcontext():
+                adversarial = self._craft(images.contiguous(), labels)
+        if self._gradients is not None:
+            self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS)
+            if self._gradients.asked:
+                self._gradients = None
         if first and is_python(self.name):
             if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
                 shape, found = tuple(images.shape), getattr(adversarial, "shape", None)
@@ -141,6 +150,8 @@ class Attack:
                 adversarial: Tensor = self._attack(images, labels)
             except Exception as error:
                 what = f"attack {self.name}"
+                if self._gradients is not None:
+                    self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS, error)
                 if is_python(self.name) and not isinstance(error, InputError | torch.OutOfMemoryError):
                     raise failed(what, error) from error
                 if isinstance(error, IndexError):  # the DLR loss of APGD and AutoAttack sorts four logits
@@ -253,8 +264,10 @@ def build_attack(
         values["seed"] = 0  # AutoAttack would otherwise seed by the clock
     try:
         # A model without parameters makes the library print that it found no device.
-        with quiet(), working_directory_importable():
+        with running_user_code(f"attack {name}"), quiet():
             attack = chosen(_Facade(model), **values)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     if not callable(attack):

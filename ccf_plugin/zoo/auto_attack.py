@@ -22,8 +22,7 @@ _TARGETS = 9  # AutoAttack's standard; fewer where there are fewer other classes
 class AutoAttack:
     """images (N, C, H, W) in [0, 1], labels (N,) → adversarial images: APGD-CE, targeted APGD-DLR and FAB, Square.
 
-    RobustBench 1.1.1's ``benchmark`` runs this attack, but calls it with arguments that the release of it which it
-    requires (pyautoattack 0.2) no longer has, and on its own data sets alone; so the attack itself is called here.
+    RobustBench's ``benchmark`` runs this attack on its own data sets alone; so the attack itself is called here.
 
     Args:
         model: images → logits.
@@ -72,7 +71,7 @@ def build_autoattack(model: nn.Module, threat: ThreatModel, *, num_classes: int,
     """
     if num_classes < _FEWEST_CLASSES:
         raise InputError(f"AutoAttack: expected {_FEWEST_CLASSES} classes or more, found {num_classes}; use PGD alone")
-    forward = Forward(model)
+    forward = model if isinstance(model, Forward) else Forward(model, classes=num_classes)
     attack = AutoAttack(forward, norm=threat.norm, eps=threat.eps, n_classes=num_classes, seed=seed)
     parameters = inspect.signature(AutoAttack).parameters
     return Attack("AutoAttack", forward, threat, attack, parameters=parameters, mode="eval"), attack.notes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from ccf_plugin.errors import InputError, check_at_least, did_you_mean, some_of
 from ccf_plugin.files import given_path
-from ccf_plugin.zoo.arrays import checked_arrays
-from ccf_plugin.zoo.image_files import Preprocess, prepare, stack
-from ccf_plugin.zoo.readers import READERS, ImageFiles, Reader
+from ccf_plugin.zoo.arrays import LabelledImages, checked_arrays
+from ccf_plugin.zoo.classes import listed, matched, order_of_known_list, printable, read_class_names
+from ccf_plugin.zoo.folders import DATA_FOLDER, folder_from
+from ccf_plugin.zoo.image_files import ImageFile, Preprocess, is_image, prepare, stack
+from ccf_plugin.zoo.readers import READERS, Arrays, ImageFiles, Reader
 from ccf_plugin.zoo.specs import find, forms, nearest
 from ccf_plugin.zoo.streaming import Images, open_images, read_ahead
 
@@ -94,8 +97,9 @@ def load_data(
     spec: str,
     *,
     splits: Sequence[str] = _SPLITS,
-    root: Path = Path("data"),
+    root: str | Path | None = None,
     download: bool = False,
+    classes: str | Path | Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
     train_per_class: int | None = None,
     test_limit: int | None = None,
@@ -106,38 +110,53 @@ def load_data(
     for training. ``cifar10``, ``cifar100``: torchvision's, under ``root``; ``download`` fetches them. ``tinyimagenet``,
     ``imagenet``: the folders root/tiny-imagenet-200 and root/imagenet (see ``zoo.readers.imagenet``), RGB, the
     validation set as the test split, classes in the order of their WordNet ids. ``folder:PATH``: PATH/train/<class>/…
-    and PATH/test/<class>/…, classes and images in sorted order, 1 channel where every image that is read is grey, else
-    RGB. ``npz:PATH``: arrays x uint8 (N, H, W, C) or (N, H, W) and y (test split), or x_train, y_train, x_test, y_test,
-    and optionally classes. ``python:package.module:function``: what the user's own function returns for a split (see
-    ``zoo.readers.python``). Or of another reader that is registered.
+    and PATH/test/<class>/… (see ``zoo.readers.folder``), classes that are whole numbers in their order and others as
+    text, images in sorted order, 1 channel where every image that is read is grey, else RGB. ``npz:PATH``: arrays x
+    uint8 (N, H, W, C) or (N, H, W) and y (test split), or x_train, y_train, x_test, y_test, and optionally classes; or
+    other usual names (see ``zoo.readers.npz``). ``hf:NAME``: a data set of Hugging Face's datasets, or a folder that
+    its ``save_to_disk`` wrote (see ``zoo.readers.hf``). ``python:package.module:function``: what the user's own
+    function returns for a split (see ``zoo.readers.python``). Or of another reader that is registered.
 
-    ``preprocess`` resizes and crops each image (PIL to PIL). ``train_per_class`` keeps the first so many training
-    images of each class; ``test_limit`` keeps so many test images, evenly over the classes and the first of each, the
-    remainder going to the first classes. The order of the data stays.
+    ``root`` is CCF_DATA or else "data" where it is None. ``classes`` is a file of class names, one a line, or the names
+    themselves: those of the data in another order, or names for classes that are numbers. ``preprocess`` resizes and
+    crops each image (PIL to PIL). ``train_per_class`` keeps the first so many training images of each class;
+    ``test_limit`` keeps so many test images, evenly over the classes and the first of each, the remainder going to the
+    first classes. The order of the data stays.
 
-    A split that the data does not have is None; where it has none of ``splits``: InputError. InputError also for an
-    unknown spec and data that are not as described; UnavailableError for CIFAR or ImageNet that is not there.
+    What was taken in a way that the user may not have meant is said by a warning, in a line each. A split that the data
+    does not have is None; where it has none of ``splits``: InputError. InputError also for an unknown spec and data
+    that are not as described; UnavailableError for CIFAR or ImageNet that is not there.
     """
     for split in splits:
         if split not in _SPLITS:
             raise InputError(f"splits: expected train or test, found {split!r}{did_you_mean(split, _SPLITS)}")
     check_at_least(1, train_per_class=train_per_class, test_limit=test_limit)
     check_spec(spec)
+    order = None if classes is None else _Order.of(classes)
     spec = resolved(spec)
     reader, name = _find_reader(spec)
-    data = reader.read(name, splits=splits, root=given_path(root), download=download)
+    folder = folder_from(root, DATA_FOLDER)
+    data = reader.read(name, splits=splits, root=folder, download=download)
     wanted = [split for split in _SPLITS if split in splits and split in data.splits]
     if not wanted:
         raise InputError(
             f"{spec}: expected a split {' or '.join(splits)}, found {some_of(list(data.splits)) or 'none'}"
         )
-    limits = _Limits(train_per_class, test_limit)
+    limits, notes = _Limits(train_per_class, test_limit), [*data.notes]
     if isinstance(data, ImageFiles):
-        classes, parts = _from_files(spec, data, wanted, limits, preprocess)
+        names, files = _listed(spec, data, wanted, order, notes)
+        parts = _decoded(files, limits, preprocess, colour=data.colour)
+        doubt = data.order_in_doubt
     else:
-        classes, arrays = checked_arrays(spec, data, wanted)
-        parts = {split: _from_arrays(*arrays[split], split, limits, preprocess) for split in wanted}
-    return ImageData(spec, classes, parts.get("train"), parts.get("test"))
+        names, arrays = _in_memory(spec, data, wanted, order, notes)
+        parts = _from_arrays(arrays, limits, preprocess)
+        doubt = None
+    known = order_of_known_list(names)
+    if order is None and (doubt := doubt or (known and f"they are {known}'s in another order than its own")):
+        notes.append(f"classes in doubtful order ({doubt}); taken: {listed(names)}; a file of names gives another")
+    for note in notes:
+        warnings.warn(f"{spec}: {note}", stacklevel=2)
+    return ImageData(spec, names, parts.get("train"), parts.get("test"))
 
 
 def resolved(spec: str) -> str:
@@ -148,6 +167,10 @@ def resolved(spec: str) -> str:
 
 def check_spec(spec: str) -> None:
     """Raise InputError unless ``spec`` has a form that ``load_data`` knows; whether the data exist is not looked at."""
+    if printable(spec) != spec:  # a run could not write it down
+        raise InputError(
+            f"data {printable(spec)}: expected a name in UTF-8, found other bytes; rename the folder or file"
+        )
     reader, name = _find_reader(spec)
     reader.check(name)
 
@@ -159,7 +182,95 @@ def _find_reader(spec: str) -> tuple[Reader, str]:
     return entry
 
 
+@dataclass(frozen=True)
+class _Order:
+    """The class names that the user or a model gives, and what messages call them."""
+
+    names: Sequence[str]
+    source: str
+
+    @classmethod
+    def of(cls, classes: str | Path | Sequence[str]) -> _Order:
+        if not isinstance(classes, str | Path):
+            return cls(classes, "the classes given")
+        path = given_path(classes)
+        return cls(read_class_names(path), str(path))
+
+
+_Listed = dict[str, tuple[Sequence[ImageFile], NDArray[np.int64]]]
+
+
+def _listed(
+    spec: str, data: ImageFiles, wanted: Sequence[str], order: _Order | None, notes: list[str]
+) -> tuple[tuple[str, ...], _Listed]:
+    """The class names, and the files and labels of the splits ``wanted``."""
+    folders = tuple(data.splits[wanted[0]])
+    for split, files_of in data.splits.items():
+        if tuple(files_of) != folders:
+            differing = some_of(sorted(set(files_of) ^ set(folders)), 6) or "their order"
+            raise InputError(f"{spec}: expected the same classes in {wanted[0]} and {split}, differ: {differing}")
+    names = tuple(map(printable, folders))
+    if changed := [name for name, folder in zip(names, folders, strict=True) if name != folder]:
+        notes.append(f"names of class folders that are not UTF-8 are written as {listed(changed)}")
+    classes = tuple(map(printable, data.readable(folders)))
+    if order is not None:
+        classes, places = matched(spec, names, order.names, order.source, classes)
+        folders = tuple(folders[place] for place in places)
+    splits: _Listed = {}
+    skipped: list[Path] = []
+    for split in wanted:
+        by_class = [_images_of(data.splits[split][folder](), skipped) for folder in folders]
+        labels = np.repeat(np.arange(len(by_class)), [len(images) for images in by_class]).astype(np.int64)
+        splits[split] = [image for images in by_class for image in images], labels
+    if skipped:
+        count = f"{len(skipped)} files that are" if len(skipped) > 1 else "a file that is"
+        notes.append(f"{count} no image left out: {listed([path.name for path in skipped])}")
+    return classes, splits
+
+
+def _images_of(files: Sequence[Path], skipped: list[Path]) -> list[Path]:
+    """Those of a class that are images; the others are added to ``skipped``."""
+    images = [file for file in files if is_image(file)]
+    if not images:
+        raise InputError(
+            f"{files[0].parent}: expected images of this class, found {some_of([file.name for file in files])}; add "
+            "some or remove the folder"
+        )
+    if len(images) < len(files):
+        kept = set(images)
+        skipped += [file for file in files if file not in kept]
+    return images
+
+
+def _in_memory(
+    spec: str, data: Arrays, wanted: Sequence[str], order: _Order | None, notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, LabelledImages]]:
+    """The class names, and the images and labels of the splits ``wanted``."""
+    if order is not None and data.classes is None:
+        data = replace(data, classes=order.names)
+    names, arrays = checked_arrays(spec, data, wanted, notes)
+    names = tuple(map(printable, names))
+    if order is None:
+        return names, arrays
+    names, places = matched(spec, names, order.names, order.source)
+    label_of = np.argsort(places)
+    return names, {split: (images, label_of[labels]) for split, (images, labels) in arrays.items()}
+
+
 def _from_arrays(
+    arrays: Mapping[str, LabelledImages], limits: _Limits, preprocess: Preprocess | None
+) -> dict[str, Split]:
+    files: _Listed = {}
+    parts: dict[str, Split] = {}
+    for split, (images, labels) in arrays.items():
+        if isinstance(images, np.ndarray):
+            parts[split] = _from_pixels(images, labels, split, limits, preprocess)
+        else:
+            files[split] = images, labels
+    return {**parts, **(_decoded(files, limits, preprocess, colour=False) if files else {})}
+
+
+def _from_pixels(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     split: str,
@@ -177,27 +288,16 @@ def _from_arrays(
     return Split(torch.from_numpy(channels_first), torch.from_numpy(labels))
 
 
-def _from_files(
-    spec: str, data: ImageFiles, wanted: Sequence[str], limits: _Limits, preprocess: Preprocess | None
-) -> tuple[tuple[str, ...], dict[str, Split]]:
-    """The class names and the splits ``wanted``."""
-    classes = tuple(data.splits[wanted[0]])
-    for split, files_of in data.splits.items():
-        if tuple(files_of) != classes:
-            differing = some_of(sorted(set(files_of) ^ set(classes)), 6) or "their order"
-            raise InputError(f"{spec}: expected the same classes in {wanted[0]} and {split}, differ: {differing}")
-    files: list[Path] = []
-    labels: dict[str, NDArray[np.int64]] = {}
-    for split in wanted:
-        by_class = [list_files() for list_files in data.splits[split].values()]
-        files_of_split = [file for files_of_class in by_class for file in files_of_class]
-        all_labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in by_class]).astype(np.int64)
+def _decoded(splits: _Listed, limits: _Limits, preprocess: Preprocess | None, *, colour: bool) -> dict[str, Split]:
+    files: list[ImageFile] = []
+    labels: list[NDArray[np.int64]] = []
+    for split, (all_files, all_labels) in splits.items():
         rows = limits.rows(all_labels, split)
-        files += [files_of_split[row] for row in rows]
-        labels[split] = all_labels[rows]
+        files += [all_files[row] for row in rows]
+        labels.append(all_labels[rows])
     # Together, so that both splits agree on the channels.
-    images = open_images(files, preprocess, colour=data.colour)
-    both = Split(images, torch.from_numpy(np.concatenate([labels[split] for split in wanted])))
-    ends = np.cumsum([len(labels[split]) for split in wanted]).tolist()
+    images = open_images(files, preprocess, colour=colour)
+    both = Split(images, torch.from_numpy(np.concatenate(labels)))
+    ends = np.cumsum([len(of_split) for of_split in labels]).tolist()
     spans = map(slice, [0, *ends], ends)
-    return data.readable(classes), {split: both.subset(part) for split, part in zip(wanted, spans, strict=True)}
+    return {split: both.subset(part) for split, part in zip(splits, spans, strict=True)}

@@ -8,12 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.zoo.classes import in_order
+
+
+class ImageFile(Protocol):
+    """An encoded image: a path, or bytes that some data set holds. ``str`` of it is how messages call it."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO:
+        """Its bytes, from their beginning."""
+
 
 Preprocess = Callable[[Image.Image], Image.Image]  # resizes and crops
 Images = NDArray[np.uint8]
@@ -22,19 +32,44 @@ ClassFiles = Mapping[str, Callable[[], list[Path]]]
 
 _GREY_MODES = {"1", "L", "LA", "La"}
 _WIDE_MODES = ("I", "F")  # also I;16, …
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 _PER_TASK = 64  # small images: handing them over one by one would cost more than decoding them
 
 
 def class_folders(folder: Path) -> ClassFiles:
-    """The class folders in ``folder``, sorted; hidden ones are left out. InputError where none is."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The class folders in ``folder``, in order (``zoo.classes.in_order``). InputError where none is."""
+    names = in_order([entry.name for entry in folder.iterdir() if entry.is_dir() and not is_litter(entry.name)])
     if not names:
         raise InputError(f"{folder}: expected one folder per class, found none; sort the images into such folders")
     return {name: partial(image_files, folder / name) for name in names}
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or what an operating system or an archiver has left."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Whether its name ends as an image's does."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def is_image(path: Path) -> bool:
+    """By its name where that ends as an image's does, else by how the file begins."""
+    if has_image_suffix(path):
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with Image.open(path):
+            return True
+    except Exception:  # of PIL's decoders, in many ways
+        return False
+
+
 def image_files(folder: Path) -> list[Path]:
-    """The files below one class folder, sorted; hidden ones are left out.
+    """The files below one class folder, sorted, whether they are images or not; ``is_litter`` is left out.
 
     Raises InputError where none is, and where links lead back to a folder that was there already.
     """
@@ -51,10 +86,9 @@ def image_files(folder: Path) -> list[Path]:
         seen.add((state.st_dev, state.st_ino))
         with os.scandir(inside) as entries:
             for entry in entries:
-                if _is_folder(entry):
-                    folders.append(Path(entry.path))
-                elif not entry.name.startswith("."):
-                    files.append(Path(entry.path))
+                if is_litter(entry.name):
+                    continue
+                (folders if _is_folder(entry) else files).append(Path(entry.path))
     if not files:
         raise InputError(f"{folder}: expected images of this class, found none; add some or remove the folder")
     return sorted(files)
@@ -67,17 +101,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def read_images(paths: Sequence[Path], preprocess: Preprocess | None) -> Images:
+def read_images(files: Sequence[ImageFile], preprocess: Preprocess | None) -> Images:
     """The images as uint8 (N, C, H, W): C is 1 where all of them are grey, else 3.
 
     Raises InputError naming the file for one that is not an 8-bit image, and naming two for sizes that differ.
     """
     workers = min(8, os.cpu_count() or 1)
-    size = min(_PER_TASK, -(-len(paths) // workers))
+    size = min(_PER_TASK, -(-len(files) // workers))
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        tasks = pool.map(lambda part: [_decode(path, preprocess) for path in part], _parts(paths, size))
+        tasks = pool.map(lambda part: [_decode(file, preprocess) for file in part], _parts(files, size))
         decoded = (image for part in tasks for image in part)
-        return stack(decoded, [str(path) for path in paths])
+        return stack(decoded, [str(file) for file in files])
 
 
 def stack(decoded: Iterable[Images], names: Sequence[str]) -> Images:
@@ -107,22 +141,22 @@ def prepare(image: Image.Image, preprocess: Preprocess | None) -> Images:
     return np.asarray(converted if preprocess is None else preprocess(converted), dtype=np.uint8)
 
 
-def _decode(path: Path, preprocess: Preprocess | None) -> Images:
+def _decode(file: ImageFile, preprocess: Preprocess | None) -> Images:
     try:
-        if not path.is_file():  # opening a named pipe would wait for ever
+        if isinstance(file, Path) and not file.is_file():  # opening a named pipe would wait for ever
             raise OSError("no file")
-        with Image.open(path) as image:
+        with file.open("rb") as opened, Image.open(opened) as image:
             image.load()
     except Exception as error:  # PIL's decoders fail in many ways on damaged files
         raise InputError(
-            f"{path}: expected an image, found something that cannot be decoded as one; replace or remove it"
+            f"{file}: expected an image, found something that cannot be decoded as one; replace or remove it"
         ) from error
     if image.mode.startswith(_WIDE_MODES):
-        raise InputError(f"{path}: expected an image of 8 bits a channel, found mode {image.mode}; convert it")
+        raise InputError(f"{file}: expected an image of 8 bits a channel, found mode {image.mode}; convert it")
     return prepare(image, preprocess)
 
 
-def _parts(paths: Sequence[Path], size: int) -> Iterator[list[Path]]:
-    rest = iter(paths)
+def _parts(files: Sequence[ImageFile], size: int) -> Iterator[list[ImageFile]]:
+    rest = iter(files)
     while part := list(islice(rest, size)):
         yield part

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import CCFError, InputError, one_line
+from ccf_plugin.errors import CCFError, Fault, InputError, one_line
+from ccf_plugin.files import given_path
+from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.sources import LoadedModel, Source, buildable, loadable
 from ccf_plugin.zoo.specs import find, forms, nearest
 
@@ -19,25 +21,59 @@ def load_model(
     *,
     pretrained: bool = True,
     checkpoint: Path | None = None,
-    model_dir: Path = Path("models"),
+    checkpoint_key: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    model_dir: Path | None = None,
 ) -> LoadedModel:
     """The classifier that ``spec`` names, in float32 and eval mode, taking [0, 1] images.
 
     ``spec`` is ``robustbench:[dataset/threat/]Name`` (weights in ``model_dir``), ``timm:name``, a run folder (its best
-    weights, the averaged ones where it averages), a .safetensors checkpoint of a run,
-    ``python:package.module:factory``, whose weights come from ``checkpoint``, or of another source that is registered.
-    ``pretrained=False`` leaves RobustBench's and timm's models untrained. Raises InputError for a spec or file that is
-    not right and UnavailableError for weights that cannot be downloaded.
+    weights, the averaged ones where it averages), a .safetensors checkpoint of a run, or of another source that is
+    registered; or, with weights of one's own, ``python:package.module:factory``, ``timm:name``, ``preact_resnet18`` or
+    ``narrow_preact_resnet18``.
+
+    Args:
+        pretrained: False leaves RobustBench's and timm's models, and the package's own networks, untrained.
+        checkpoint: weights of one's own, found in the file by structure (``zoo.weights``). What of it was taken is said
+            in a warning.
+        checkpoint_key: which of several state dicts in it, such as "swa_state_dict".
+        options: of the code that makes the network.
+        num_classes: of the network; None: as many as the checkpoint's.
+        mean, std: for a network that was trained on (images − mean) / std, per channel, of images in [0, 1]. None: the
+            checkpoint's own normalisation, timm's own of a timm model, or none.
+        model_dir: where RobustBench's weights lie; None: CCF_MODELS, else "models".
+
+    Raises:
+        InputError: a spec or file that is not right, or arguments that its model does not take.
+        UnavailableError: weights that cannot be downloaded.
     """
     sources = loadable()
     source, name = find(sources, spec) or (sources[""], spec)
-    if checkpoint is not None and not source.takes_checkpoint:
+    given = {"checkpoint": checkpoint, "options": options or None, "num_classes": num_classes, "mean": mean, "std": std}
+    surplus = [argument for argument, value in given.items() if value is not None]
+    if surplus and not source.takes_checkpoint:
         takers = forms({prefix: other for prefix, other in sources.items() if other.takes_checkpoint})
-        raise InputError(f"--checkpoint goes with {takers}, found {spec!r}")
+        raise InputError(Fault(surplus[0], f"none, or a model with weights of your own ({takers})", repr(spec)))
+    if checkpoint_key is not None and checkpoint is None:
+        raise InputError(Fault("checkpoint_key", "a checkpoint that it is a key of", "none", "name it in {checkpoint}"))
     source.check(name)
     assert source.load is not None  # noqa: S101  (for mypy: it is loadable)
-    file = None if checkpoint is None else Path(checkpoint)
-    return source.load(name, pretrained=pretrained, checkpoint=file, model_dir=Path(model_dir))
+    own = None
+    if surplus:
+        from ccf_plugin.zoo.weights import OwnWeights
+
+        path = None if checkpoint is None else given_path(checkpoint)
+        own = OwnWeights(path, checkpoint_key, options or {}, num_classes, mean, std)
+    return source.load(name, pretrained=pretrained, checkpoint=own, model_dir=folder_from(model_dir, MODEL_FOLDER))
+
+
+def takes_checkpoint(spec: str) -> bool:
+    """Whether ``spec`` names a model that takes weights of the user's own."""
+    entry = find(loadable(), spec)
+    return entry is not None and entry[0].takes_checkpoint
 
 
 def build_model(

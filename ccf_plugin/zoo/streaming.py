@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ccf_plugin.engine.memory import host_bytes
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.image_files import Preprocess, read_images
+from ccf_plugin.zoo.image_files import ImageFile, Preprocess, read_images
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,12 +28,12 @@ class StreamedImages:
         InputError: from any access, naming what cannot be decoded or is not of the first image's size.
     """
 
-    files: Sequence[Path]
+    files: Sequence[ImageFile]
     preprocess: Preprocess | None
     image_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, files: Sequence[Path], preprocess: Preprocess | None, *, colour: bool = False) -> StreamedImages:
+    def of(cls, files: Sequence[ImageFile], preprocess: Preprocess | None, *, colour: bool = False) -> StreamedImages:
         """The first tells size and channels; grey images become RGB behind a coloured first one, or for ``colour``."""
         channels, *size = read_images(files[:1], preprocess).shape[1:]
         return cls(files, preprocess, (3 if colour else channels, *size))
@@ -67,7 +66,7 @@ class StreamedImages:
 Images = Tensor | StreamedImages
 
 
-def open_images(files: Sequence[Path], preprocess: Preprocess | None, *, colour: bool = False) -> Images:
+def open_images(files: Sequence[ImageFile], preprocess: Preprocess | None, *, colour: bool = False) -> Images:
     """Images in memory; where they would take more than half of the machine's, ``StreamedImages``.
 
     In memory all are grey where every one is, else RGB; with ``colour`` always RGB.

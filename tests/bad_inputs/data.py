@@ -46,7 +46,14 @@ ARRAYS = {
     ),
     "a zip bomb's header": Case(probe(NPZ), "npz:data.npz", zip_bomb("data.npz", "x.npy", b"\0" * 999, 1 << 31)),
     "members that are no arrays": Case(probe(NPZ), "damaged", npz_of({"x": b"hello", "y": b"hello"})),
-    "other names": Case(probe(NPZ), "found images, labels", npz(images=X, labels=Y)),
+    "other names": Case(probe(NPZ), "found kinds, pixels", npz(pixels=X, kinds=Y)),
+    "two arrays of images": Case(
+        probe(NPZ), "expected one array of images, found images, img", npz(images=X, img=X, labels=Y)
+    ),
+    "images without their labels": Case(
+        probe(NPZ), "expected test_labels, an integer per image of test_images", npz(test_images=X)
+    ),
+    "several labels an image": Case(probe(NPZ), "of shape (10, 3)", npz(x=X, y=np.ones((10, 3), int))),
     "floats": Case(probe(NPZ), "expected x of uint8", npz(x=X / 255, y=Y)),
     "channels first": Case(probe(NPZ), "(N, H, W, 1 or 3)", npz(x=np.zeros((10, 3, 8, 8), np.uint8), y=Y)),
     "a number": Case(probe(NPZ), "expected x of shape", npz(x=np.uint8(3), y=Y)),
@@ -87,9 +94,12 @@ IMAGES = {
     "a class without images": Case(
         probe(FOLDER), "expected images of this class", images(lambda f: (f / "data/test/empty").mkdir())
     ),
-    "a text file among them": Case(
-        probe(FOLDER), "notes.txt: expected an image", images(file("data/test/0/notes.txt", b"hi"))
+    "a class of text files": Case(
+        probe(FOLDER),
+        "data/test/more: expected images of this class, found notes.txt",
+        images(file("data/test/more/notes.txt", b"hi")),
     ),
+    "images without a class": Case(probe(FOLDER), "found a.png", file("data/a.png", PNG)),
     "an empty image": Case(probe(FOLDER), "a.png: expected an image", images(file("data/test/0/a.png", b""))),
     "a web page": Case(probe(FOLDER), "a.jpg: expected an image", images(file("data/test/0/a.jpg", HTML))),
     "a truncated image": Case(probe(FOLDER), "a.png: expected an image", images(file("data/test/0/a.png", PNG[:45]))),

@@ -13,7 +13,7 @@ import pytest
 from support.commands import run
 
 from bad_inputs.cases import FOLDER, ends_in_one_line, images, listing, probe
-from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS
+from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS, OF_ANY_CODE
 from bad_inputs.commands import BENCH, BENCHES, OPTIONS, RECIPE_LISTS, SWEEPS, THEORIES, TINY_IMAGENETS, option
 from bad_inputs.data import ARRAYS, IMAGES
 from bad_inputs.own_data import OWN_DATA
@@ -27,6 +27,7 @@ TABLE = {
     f"{name}: {what}": case
     for name, table in {
         "checkpoint": CHECKPOINTS,
+        "of any code": OF_ANY_CODE,
         "description": DESCRIPTIONS,
         "arrays": ARRAYS,
         "images": IMAGES,
@@ -132,7 +133,10 @@ def test_a_folder_that_cannot_be_read_is_named(
 def test_names_that_look_like_markup_are_names(ccf: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     images()(tmp_path)
     (tmp_path / "data/test/9").rename(tmp_path / "data/test/[bold]:bomb:[")
-    assert ccf(*probe(FOLDER), "--out", "a[/b]/[red]c") == (0, "")
+    code, err = ccf(*probe(FOLDER), "--out", "a[/b]/[red]c")
+    assert code == 0
+    assert err.startswith("ccf: note: folder:data: classes in doubtful order")
+    assert err.count("\n") == 1
     assert (tmp_path / "a[/b]/[red]c.json").is_file()
     assert ccf(*NEW, "runs/[/x]") == (0, "")
 

@@ -29,9 +29,13 @@ ZOO = {
     "a web page": Case(PROBE_ROBUST, "web page", file(PLACE, HTML)),
     "an empty file": Case(PROBE_ROBUST, PLACE, file(PLACE, b"")),
     "random bytes": Case(PROBE_ROBUST, "damaged", file(PLACE, bytes(range(256)))),
-    "a whole pickled model": Case(PROBE_ROBUST, "torch.save(c['state_dict'], FILE)", _in_place(network())),
+    "a whole pickled model": Case(
+        PROBE_ROBUST, f"'{PLACE}.weights.pt'); then put it in its place", _in_place(network())
+    ),
     "NumPy's numbers": Case(
-        PROBE_ROBUST, "torch.save(c['state_dict'], FILE)", _in_place({"state_dict": {}, "best": np.float64(1)})
+        PROBE_ROBUST,
+        f"'{PLACE}.weights.pt'); then put it in its place",
+        _in_place({"state_dict": {}, "best": np.float64(1)}),
     ),
     "another architecture": Case(PROBE_ROBUST, "another architecture", _in_place({"weight": torch.zeros(3)})),
     "a list": Case(PROBE_ROBUST, PLACE, _in_place([1, 2])),

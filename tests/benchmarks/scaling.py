@@ -44,9 +44,10 @@ def measure(classes: int, features: int) -> str:
         written = result.save(Path(folder) / "result")
         saved = time.perf_counter() - started
         sizes = " + ".join(f"{path.stat().st_size / 1e6:.1f}" for path in written)
+    sent = 8 * classes * (features + (2 * classes if result.confusion is not None else 0))
     update = 1e3 * sorted(times)[len(times) // 2]
     return (
-        f"| {classes:,} × {features:,} | {8 * classes * features / 1e6:.2f} | {update:.1f} "
+        f"| {classes:,} × {features:,} | {sent / 1e6:.2f} | {update:.1f} "
         f"| {computed:.2f} | {(peak - before) / 1024:.0f} | {sizes} | {saved:.1f} |"
     )
 

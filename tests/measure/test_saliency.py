@@ -13,6 +13,7 @@ from support.tolerances import rounding, terms_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.measure.compare import name_sides
 from ccf_plugin.measure.evaluate import MeasuredSplit
@@ -47,11 +48,11 @@ def test_the_map_of_a_convolution_is_the_formula() -> None:
     """After average pooling, ∂logit_y/∂A_c is W[y, c] / (H W) everywhere: the map is relu(Σ_c W[y, c] A_c)."""
     torch.manual_seed(0)
     model, images, labels = SmallCNN(), torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 3])
-    layer = find_layer(model, images)
+    layer = find_layer(Forward(model), images)
     assert (layer.name, layer.form, layer.height, layer.width) == ("relu", "channels first", 6, 6)
     maps = F.relu(model.conv(images)).detach()
     expected = torch.einsum("nchw,nc->nhw", maps, model.head.weight[labels].detach())
-    torch.testing.assert_close(grad_cam(model, images, labels, layer), _scaled(expected, 6))
+    torch.testing.assert_close(grad_cam(Forward(model), images, labels, layer), _scaled(expected, 6))
 
 
 def _vit(**options: Any) -> nn.Module:
@@ -75,7 +76,7 @@ def test_the_map_of_a_transformer_is_the_formula_on_its_grid(
     options: dict[str, Any], layer_name: str, prefix: int
 ) -> None:
     model, images, labels = _vit(**options), torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 4])
-    layer = find_layer(model, images)
+    layer = find_layer(Forward(model), images)
     assert (layer.name, layer.prefix, layer.height, layer.width) == (layer_name, prefix, 4, 4)
     kept: list[Tensor] = []
     handle = model.get_submodule(layer_name).register_forward_hook(lambda _, __, output: kept.append(output))
@@ -85,7 +86,7 @@ def test_the_map_of_a_transformer_is_the_formula_on_its_grid(
     expected = torch.stack(
         [sum(slopes[n, :, c].mean() * kept[0][n, prefix:, c] for c in range(24)).reshape(4, 4) for n in range(3)]  # type: ignore
     )
-    torch.testing.assert_close(grad_cam(model, images, labels, layer), _scaled(expected.detach(), 16))
+    torch.testing.assert_close(grad_cam(Forward(model), images, labels, layer), _scaled(expected.detach(), 16))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +98,9 @@ def test_families_of_models_have_a_layer(name: str) -> None:
     size = 224 if name.startswith("xcit") else 160
     images = torch.rand(1, 3, size, size)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    layer = find_layer(model, images)
+    layer = find_layer(Forward(model), images)
     assert layer.height * layer.width >= 25
-    assert grad_cam(model.train(), images, torch.tensor([1]), layer).shape == (1, size, size)
+    assert grad_cam(Forward(model.train()), images, torch.tensor([1]), layer).shape == (1, size, size)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -117,18 +118,18 @@ def test_a_swin_s_channels_stand_last() -> None:
         "num_heads": (2, 2),
     }
     model = timm.models.SwinTransformer(**options, num_classes=4).eval()
-    layer = find_layer(model, torch.rand(2, 3, 32, 32))
+    layer = find_layer(Forward(model), torch.rand(2, 3, 32, 32))
     assert (layer.name, layer.form, layer.height, layer.width) == ("norm", "channels last", 8, 8)
-    assert grad_cam(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), layer).amax() <= 1
+    assert grad_cam(Forward(model), torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), layer).amax() <= 1
 
 
 def test_a_layer_can_be_named() -> None:
     model = build_model("narrow_preact_resnet18", num_classes=3, input_size=(3, 32, 32), options={"width": 4}).eval()
     images = torch.rand(2, 3, 32, 32)
-    assert find_layer(model, images).height == 4
-    assert find_layer(model, images, "layer4").name == "layer4"
+    assert find_layer(Forward(model), images).height == 4
+    assert find_layer(Forward(model), images, "layer4").name == "layer4"
     with pytest.raises(InputError, match=r"layer: expected a layer .* did you mean 'layer4'"):
-        find_layer(model, images, "layer44")
+        find_layer(Forward(model), images, "layer44")
 
 
 def test_models_without_convolution_or_tokens_are_refused() -> None:
@@ -136,7 +137,7 @@ def test_models_without_convolution_or_tokens_are_refused() -> None:
     late = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))  # an output of four dimensions that is no map
     for model in (flat, late):
         with pytest.raises(InputError, match="expected a model with a convolution or a grid of tokens") as caught:
-            find_layer(model, torch.rand(2, 1, 8, 8))
+            find_layer(Forward(model), torch.rand(2, 1, 8, 8))
         assert "\n" not in str(caught.value)
 
 
@@ -144,7 +145,7 @@ def test_captum_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     model, images = SmallCNN(), torch.rand(1, 1, 6, 6)
     with pytest.raises(UnavailableError, match=r"pip install 'ccf_plugin\[saliency\]'"):
-        grad_cam(model, images, torch.tensor([0]), find_layer(model, images))
+        grad_cam(Forward(model), images, torch.tensor([0]), find_layer(Forward(model), images))
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
 from ccf_plugin.probe.attribution import (
+    attribution,
     class_attribution,
     class_attribution_similarity,
     correlation_matrix,
     instance_matrix,
 )
-from ccf_plugin.probe.confidence import Samples, mcnemar, paired_bootstrap, wilson
+from ccf_plugin.probe.confidence import Samples, difference_of_cas, mcnemar, paired_bootstrap, wilson
 
 from .conftest import small_batch
 
@@ -65,6 +66,35 @@ def test_intervals_are_as_wide_as_new_images_move_the_figures() -> None:
             low, high = getattr(sampled(50, seed).confidence(bootstrap=100, level=0.68), name)
             widths.append((high - low) / 2)
         assert 0.6 < np.mean(widths) / figures[:, index].std() < 1.7, name
+
+
+def two_models(seed: int) -> tuple[Samples, Samples]:
+    """Two heads on the same 400 images of four classes: positive features, as after a ReLU."""
+    labels = torch.arange(4).repeat_interleave(100)
+    own = nn.functional.one_hot(labels, 4).float()
+    generator = torch.Generator().manual_seed(seed)
+    features = (torch.cat([own, own.roll(1, 1)], 1) + torch.randn(400, 8, generator=generator)).relu()
+    fixed = torch.Generator().manual_seed(0)
+    weight = 1 + torch.randn(4, 8, generator=fixed)
+    other = weight + 0.5 * torch.randn(4, 8, generator=fixed)
+    return Samples(attribution(features, weight, labels), labels), Samples(attribution(features, other, labels), labels)
+
+
+def cas_of(samples: Samples) -> float:
+    sums = torch.zeros(4, 8, dtype=torch.float64).index_add(0, samples.labels, samples.rows.double())
+    return float(class_attribution_similarity(correlation_matrix(sums)))
+
+
+@pytest.mark.slow
+def test_intervals_of_cas_hold_its_expectation_in_93_of_100_draws() -> None:
+    drawn = np.array([[cas_of(first), cas_of(second)] for first, second in map(two_models, range(1_000, 4_000))])
+    inside = []
+    for seed in range(600):
+        first, second = two_models(seed)
+        low, high = first.confidence(4, bootstrap=400, level=0.95, seed=seed, instances=False).cas
+        under, above = difference_of_cas(first, second, 4, bootstrap=400, seed=seed)
+        inside.append([low <= drawn[:, 0].mean() <= high, under <= (drawn[:, 0] - drawn[:, 1]).mean() <= above])
+    assert (np.mean(inside, 0) >= 0.93).all(), np.mean(inside, 0)
 
 
 @pytest.mark.parametrize("at_once", [2**22, 1])

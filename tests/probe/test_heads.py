@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from ccf_plugin import CrossClassProbe, InputError
-from ccf_plugin.probe.head import logit_candidates
+from ccf_plugin.engine.outputs import logit_candidates
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 

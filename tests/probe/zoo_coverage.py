@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from ccf_plugin import CrossClassProbe, InputError
-from ccf_plugin.probe.head import logit_candidates
+from ccf_plugin.engine.outputs import logit_candidates
 
 TABLES = Path(__file__).parent / "coverage_tables"
 SECONDS = 600

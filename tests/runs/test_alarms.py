@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ccf_plugin.runs.alarms import alarms, should_stop
+from ccf_plugin.runs.alarms import LEVEL, alarms, fall_p, should_stop
 from ccf_plugin.runs.log import EpochRow
 
 ROW = EpochRow(
@@ -16,40 +17,65 @@ ROW = EpochRow(
     train_robust_accuracy=0.4,
     test_clean_accuracy=0.8,
     test_robust_accuracy=0.5,
-    cas=10.0,
+    cas=15.0,
+    cas_excess=10.0,
     seconds=1.0,
     images_per_second=1.0,
 )
+SURE, DOUBTFUL = LEVEL / 100, 0.4
+
+
+def _row(epoch: int, train: float, test: float | None, p: float | None, excess: float | None = 10.0) -> EpochRow:
+    return replace(
+        ROW, epoch=epoch, train_robust_accuracy=train, test_robust_accuracy=test, robust_fall_p=p, cas_excess=excess
+    )
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "cas", "expected"),
+    ("rows", "expected"),
     [
-        (0.5, 0.50, 10.0, []),
-        (0.5, 0.49, 8.1, []),  # within the margins
-        (0.5, 0.47, 10.0, ["robust overfitting"]),
-        (0.5, 0.50, 7.9, ["CAS falling"]),
-        (0.5, 0.47, 7.9, ["robust overfitting", "CAS falling"]),
-        (0.3, 0.47, 7.9, []),  # training got worse too: that is not overfitting
-        (0.9, 0.10, 2.0, ["catastrophic overfitting", "CAS falling"]),
-        (0.9, 0.51, 2.0, []),  # the most robust so far
-        (0.9, None, None, []),
+        ([_row(2, 0.5, 0.45, SURE), _row(3, 0.6, 0.44, SURE)], ["robust overfitting"]),
+        ([_row(2, 0.5, 0.45, DOUBTFUL), _row(3, 0.6, 0.44, SURE)], []),  # one evaluation alone
+        ([_row(2, 0.5, 0.45, SURE), _row(3, 0.6, 0.44, DOUBTFUL)], []),
+        ([_row(2, 0.5, 0.45, LEVEL), _row(3, 0.6, 0.44, LEVEL)], []),  # looked at twice, so half the level counts
+        ([_row(2, 0.3, 0.45, SURE), _row(3, 0.3, 0.44, SURE)], []),  # training got worse too
+        ([_row(2, 0.5, 0.45, SURE), _row(3, 0.6, None, None)], []),
+        ([_row(2, 0.5, 0.45, None), _row(3, 0.6, 0.44, None)], []),  # nothing is known of single images
+        ([_row(2, 0.5, 0.45, SURE), _row(3, 0.6, 0.44, SURE, 7.9)], ["robust overfitting", "CAS falling"]),
+        ([_row(2, 0.5, 0.45, SURE), _row(3, 0.6, 0.44, SURE, 8.1)], ["robust overfitting"]),
+        ([_row(2, 0.5, 0.50, 1.0), _row(3, 0.6, 0.50, 1.0, 2.0)], []),  # CAS falls, RA does not
+        ([_row(2, 0.9, 0.10, SURE)], ["catastrophic overfitting"]),
+        ([_row(2, 0.3, 0.10, SURE)], []),
+        ([_row(2, 0.9, 0.10, SURE), _row(3, 0.9, 0.12, SURE)], ["catastrophic overfitting"]),  # it stays named
+        ([_row(2, 0.9, 0.10, SURE), _row(3, 0.9, 0.30, SURE)], ["robust overfitting"]),  # RA came back half-way
     ],
 )
-def test_an_alarm_names_what_fell_from_its_peak(
-    train: float, test: float | None, cas: float | None, expected: list[str]
-) -> None:
-    earlier = [ROW, replace(ROW, epoch=2, test_robust_accuracy=None, cas=None)]
-    row = replace(ROW, epoch=3, train_robust_accuracy=train, test_robust_accuracy=test, cas=cas)
-    assert alarms(earlier, row) == expected
-    assert alarms([], row) == []
+def test_an_alarm_names_what_has_happened(rows: list[EpochRow], expected: list[str]) -> None:
+    earlier = [ROW, replace(ROW, test_robust_accuracy=None, cas=None), *rows[:-1]]
+    assert alarms(earlier, rows[-1]) == expected
+    assert alarms([], rows[-1]) == []
 
 
-def test_ra_and_cas_are_each_compared_with_their_own_peak() -> None:
-    early = replace(ROW, train_robust_accuracy=0.2, test_robust_accuracy=0.3, cas=20.0)
-    best = replace(ROW, epoch=2)
-    row = replace(ROW, epoch=3, train_robust_accuracy=0.3, test_robust_accuracy=0.4)  # trains worse than the best did
-    assert alarms([early, best], row) == ["CAS falling"]
+def test_a_slow_fall_below_half_is_no_catastrophe() -> None:
+    rows = [ROW]
+    for place in range(1, 20):
+        robust = 0.5 - 0.02 * place
+        row = _row(place + 1, 0.4 + 0.02 * place, robust, SURE)
+        assert "catastrophic overfitting" not in alarms(rows, row)
+        rows.append(row)
+    assert rows[-1].test_robust_accuracy < 0.25
+
+
+def test_the_alarm_of_old_logs_without_excess_takes_cas() -> None:
+    old = [replace(row, cas_excess=None) for row in (ROW, _row(2, 0.5, 0.45, SURE))]
+    assert alarms(old, replace(_row(3, 0.6, 0.44, SURE, None), cas=11.0)) == ["robust overfitting", "CAS falling"]
+
+
+def test_p_of_a_fall_is_the_sign_tests() -> None:
+    best, present = np.array([True] * 6 + [False] * 4), np.array([True] + [False] * 9)
+    assert fall_p(best, present) == pytest.approx(1 / 2**5, rel=1e-12)  # five lost, none won
+    assert fall_p(present, best) == 1.0
+    assert fall_p(best, best) == 1.0
 
 
 def test_stopping_needs_the_alarm_at_so_many_evaluated_epochs_in_a_row() -> None:

@@ -56,3 +56,18 @@ class Named(Pair):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return dict(zip(("one", "two"), super().forward(images), strict=True))
+
+
+class WeightNormed(Small):
+    """By torch's older normalisation, which computes the weight in a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.weight_norm(self.body[0])
+        nn.utils.weight_norm(self.head)
+
+
+class SpectralNormed(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.spectral_norm(self.body[0])

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import Quiet, assert_same_run, tiny
-from torch import nn
+from support.runs import SHORT, Quiet, assert_same_run, tiny
+from torch import Tensor, nn
 
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import AverageSection
+from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.zoo.models import load_model
 
 
@@ -75,6 +76,83 @@ def test_other_buffers_are_the_models_own(kind: Any) -> None:
     averaged: Any = average.averaged.module
     assert torch.equal(averaged.index, model.index)
     assert torch.equal(averaged.mask, model.mask)
+
+
+def _weight_norm(parts: dict[str, Tensor]) -> Tensor:
+    v, g = parts["v"], parts["g"]
+    return v * (g / v.norm(dim=1, keepdim=True))
+
+
+def _spectral_norm(parts: dict[str, Tensor]) -> Tensor:
+    weight, u, v = parts["original"], parts["u"], parts["v"]
+    return weight / (u @ weight @ v)
+
+
+# What makes a layer's weight in every pass: the function, its tensors by their names in the state dict, the formula.
+REPARAMETRIZED: dict[str, tuple[Any, dict[str, str], Any]] = {
+    "weight_norm": (nn.utils.weight_norm, {"g": "weight_g", "v": "weight_v"}, _weight_norm),
+    "spectral_norm": (
+        nn.utils.spectral_norm,
+        {"original": "weight_orig", "u": "weight_u", "v": "weight_v"},
+        _spectral_norm,
+    ),
+    "weight_norm, a parametrization": (
+        nn.utils.parametrizations.weight_norm,
+        {"g": "parametrizations.weight.original0", "v": "parametrizations.weight.original1"},
+        _weight_norm,
+    ),
+    "spectral_norm, a parametrization": (
+        nn.utils.parametrizations.spectral_norm,
+        {
+            "original": "parametrizations.weight.original",
+            "u": "parametrizations.weight.0._u",
+            "v": "parametrizations.weight.0._v",
+        },
+        _spectral_norm,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+@pytest.mark.parametrize(("normalise", "names", "formula"), REPARAMETRIZED.values(), ids=REPARAMETRIZED)
+def test_what_a_weight_is_computed_from_is_averaged(
+    kind: Any, normalise: Any, names: dict[str, str], formula: Any
+) -> None:
+    torch.manual_seed(0)
+    model, images = normalise(nn.Linear(4, 3, bias=False)).double(), torch.rand(5, 4, dtype=torch.float64)
+    before = model(images).sum()  # leaves a weight with a graph behind
+    average = WeightAverage(model, AverageSection(kind=kind, decay=0.75))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    before.backward()
+    seen: list[dict[str, Tensor]] = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+        state = model.state_dict()
+        seen.append({part: state[name].clone() for part, name in names.items()})
+        average.after_step(model, 1, is_last=False)
+    trained = {name for name, _ in model.named_parameters()}
+    parts = {}
+    for part, name in names.items():
+        first, second, third = (state[part] for state in seen)
+        mean = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third if kind == "ema" else (first + second + third) / 3
+        parts[part] = mean if name in trained else third  # of a buffer the last
+    expected = images @ formula(parts).T
+    torch.testing.assert_close(average.averaged(images), expected)
+    torch.testing.assert_close(average.for_evaluation([])(images), expected)
+    assert not torch.allclose(model.eval()(images), expected)
+
+
+@pytest.mark.parametrize("name", ["WeightNormed", "SpectralNormed"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_run_averages_torchs_older_normalisations_and_resumes(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe("digits", [f"model={{name='python:training.own_models:{name}'}}", *SHORT, *WAKE])
+    whole = train(recipe, tmp_path / "whole", Quiet())
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "stopped", Quiet(stop_after=2))
+    assert_same_run(train(recipe, tmp_path / "stopped", Quiet(), resume=True), whole)
 
 
 def test_swa_is_the_mean_of_the_epochs_ends_between_start_and_stop() -> None:

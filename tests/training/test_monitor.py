@@ -30,8 +30,15 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
     "no head": (("Headless",), r"^probe: .*probabilities, not logits"),
     "a head that is no layer": (("Small", "probe.head=hed"), r"^probe: .*did you mean 'head'"),
     "an entry that is not there": (("Named", "probe.output=three"), r"output='three', found type dict of 'one': shape"),
-    "no gradient": (("Constant",), r"^evaluate: expected a model that attack PGD can attack.*RuntimeError"),
-    "an attack that meets a tuple": (("Pair", "probe.output=1"), r"attack PGD can attack.*tuple.* its logits alone"),
+    "no gradient": (
+        ("Constant",),
+        r"^evaluate: expected a model that passes a gradient.*none.*evaluate.name = 'Square'",
+    ),
+    "no gradient for training": (
+        ("Constant", "evaluate.name=Square", "evaluate.options={n_queries=5}"),
+        r"^attack: .*none reaches them.*attack.name = 'Square', which needs none, or objective.loss = 'standard'$",
+    ),
+    "two entries": (("Pair",), r"^probe: expected one entry of the output.*, found 2: .*output=0 or output=1"),
     "an attack on three channels": (("Small", "evaluate.name=TIFGSM"), r"^evaluate: .*images of 3 channels"),
 }
 

@@ -64,7 +64,7 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     header, *lines = (finished.folder / "log.csv").read_text().splitlines()
     assert header == (
         "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
-        "seconds,images_per_second,alarm,selected_by"
+        "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p"
     )
     assert len(lines) == 3
     rows = read_log(finished.folder)
@@ -73,6 +73,9 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     for row in rows:
         result = CrossClassResult.load(finished.folder / "probe" / f"{row.epoch:03}")
         assert row.cas == pytest.approx(result.cas, rel=1e-5)
+        assert row.cas_null == pytest.approx(result.null.cas_mean, rel=1e-5)
+        assert row.cas_excess == pytest.approx(result.cas - result.null.cas_mean, abs=1e-4)
+        assert row.squared_lengths == pytest.approx((result.lengths**2).sum() / result.logit_variance, rel=1e-5)
         assert row.test_robust_accuracy == pytest.approx(result.robust_accuracy)
         assert result.counts.tolist() == [2] * 10
         assert result.model_mode == "eval"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -56,6 +57,22 @@ def test_weights_are_plain_tensors(tmp_path: Path) -> None:
     state = load_state(tmp_path / "a.safetensors")
     assert state.keys() == tied.state_dict().keys()
     assert all(torch.equal(state[key], value) for key, value in tied.state_dict().items())
+
+
+def test_accelerate_and_transformers_read_them(model: nn.Module, tmp_path: Path) -> None:
+    from accelerate import load_checkpoint_in_model
+    from transformers.modeling_utils import load_state_dict
+
+    save_checkpoint(path := tmp_path / "model.safetensors", model, METADATA)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+    other = build_model(
+        "narrow_preact_resnet18", num_classes=3, input_size=(1, 8, 8), options={"width": 2}, mean=[0.0], std=[1.0]
+    )
+    load_checkpoint_in_model(other, str(path))
+    for state in (other.state_dict(), load_state_dict(str(path), map_location="cpu")):
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
 
 
 def test_a_failed_save_keeps_the_old_file(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_split_that_is_absent_is_none(tmp_path: Path) -> None:
     ("splits", "message"),
     [
         ({}, "expected .*train/<class> or .*test/<class>, found nothing"),
-        ({"val": {"a": 1}}, "found val"),
+        ({"holdout": {"a": 1}}, "found holdout"),
         ({"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1}}, "the same classes in train and test, differ: b, c"),
         ({"test": {"a": 1, "b": 0}}, "test/b: expected images of this class, found none"),
         ({"test": {}}, "one folder per class, found none"),
@@ -187,7 +187,7 @@ Y = np.array([0, 1, 2])
         ({"x": X}, "found x"),
         ({"x": X, "y": Y - 1}, "labels of 0 and above in y, found -1"),
         ({"x": X, "y": Y, "classes": ["a", "b"]}, r"labels 0 to 1 \(see classes\), found 2"),
-        ({"images": X, "labels": Y}, "x_train/y_train or x/y, found images, labels"),
+        ({"pixels": X, "kinds": Y}, "x_train/y_train or x/y, found kinds, pixels"),
         ({"x": X, "y": np.array([0, "a", None], dtype=object)}, "damaged or pickled"),
     ],
 )

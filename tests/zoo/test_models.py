@@ -91,7 +91,7 @@ def test_timm_s_weights_come_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("timm:resne18", "did you mean 'resnet18'"),
         ("timm:botnet50ts_256", "timm has no weights for 'botnet50ts_256'"),
         ("timn:resnet18", "no kind 'timn'.*did you mean 'timm'"),
-        ("runs/nothing", "no such file or folder; expected robustbench"),
+        ("runs/nothing", "no such file or folder; expected preact_resnet18, narrow_preact_resnet18, robustbench"),
         ("python:nothing.here:net", "importing nothing.here failed"),
         ("python:torch.nn:Linaer", "did you mean 'Linear'"),
         ("python:torch.nn:", "expected python:package.module:name"),
@@ -149,8 +149,8 @@ def test_a_checkpoint_of_another_architecture(own_code: str, tmp_path: Path) -> 
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"a\.pt: .* a checkpoint of another architecture: 4 missing \(1\.weight"):
         load_model(f"python:{own_code}:net", checkpoint=tmp_path / "a.pt")
-    with pytest.raises(InputError, match="--checkpoint goes with python:"):
-        load_model("timm:resnet18", checkpoint=tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"checkpoint: expected none, or a model with weights of your own .*python:"):
+        load_model("robustbench:Wong2020Fast", checkpoint=tmp_path / "a.pt")
     with pytest.raises(InputError, match="for another file use python:"):
         load_model(str(tmp_path / "a.pt"))
 

@@ -10,4 +10,4 @@ from ccf_plugin.zoo.specs import import_entries
 __all__ = ["READERS", "Arrays", "ImageFiles", "Reader", "register_reader"]
 
 # The order in which help and messages list them.
-import_entries(__name__, __path__, first=("digits", "cifar", "imagenet", "folder", "npz", "python"))
+import_entries(__name__, __path__, first=("digits", "cifar", "imagenet", "folder", "npz", "hf", "python"))

@@ -12,24 +12,27 @@ from ccf_plugin.zoo.specs import register
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ccf_plugin.zoo.image_files import ClassFiles
+    from ccf_plugin.zoo.image_files import ClassFiles, ImageFile
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images in memory; ``zoo.arrays`` checks all of it.
+    """Images in memory, each with its label; ``zoo.arrays`` checks all of it.
 
     Attributes:
-        splits: by "train" and "test", as far as there are such: images uint8 (N, H, W, 1 or 3) or (N, H, W), and their
-            labels, integers (N,). May hold splits that were not asked for: labels without ``classes`` are counted over
-            all of them.
+        splits: by "train" and "test", as far as there are such: images uint8 (N, H, W, 1 or 3) or (N, H, W), or encoded
+            ones in a sequence, which are decoded as they are needed; and their labels, integers (N,) or (N, 1), or one
+            row of zeros and a one for each (one-hot). May hold splits that were not asked for: labels without
+            ``classes`` are counted over all of them.
         classes: one name per class; None: "0", "1", … up to the highest label.
         names: what messages call the images and the labels of a split, where not "train images" and "train labels".
+        notes: what the user is to know of how the data were taken, a line each.
     """
 
-    splits: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+    splits: Mapping[str, tuple[NDArray[Any] | Sequence[ImageFile], NDArray[Any]]]
     classes: Sequence[str] | None = None
     names: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,18 @@ class ImageFiles:
 
     Attributes:
         splits: by "train" and "test", as far as there are such: the classes in their order, and the files of each. May
-            hold splits that were not asked for.
+            hold splits that were not asked for. Files that are no images are left out, which a note says.
         colour: RGB even where every image is grey.
         readable: gives the classes' names for those of ``splits``.
+        order_in_doubt: why the classes' order may not be the one that was meant; None where it is plain.
+        notes: what the user is to know of how the data were taken, a line each.
     """
 
     splits: Mapping[str, ClassFiles]
     colour: bool = False
     readable: Callable[[Sequence[str]], tuple[str, ...]] = tuple
+    order_in_doubt: str | None = None
+    notes: Sequence[str] = ()
 
 
 class Read(Protocol):

@@ -1,15 +1,23 @@
-"""The package's own networks, which recipes train: each a source of one model."""
+"""The package's own networks: each a source of one model, trained by recipes or loaded from a checkpoint.
+
+The keys of ``preact_resnet18`` are those of the paper's code and of what it follows (Rice et al. 2020).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.sources.source import Source, check_options, register_source
+from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.zoo.sources.source import Build, Load, LoadedModel, Source, check_options, register_source
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ccf_plugin.zoo.weights import OwnWeights
+
+_CIFAR = (3, 32, 32)
 
 
 def _preact_resnet18(
@@ -19,7 +27,7 @@ def _preact_resnet18(
     from ccf_plugin.zoo.robustbench_models import robustbench_resnets
 
     check_options(name, options, ())
-    if tuple(input_size) != (3, 32, 32):
+    if tuple(input_size) != _CIFAR:
         size = "×".join(map(str, input_size))
         raise InputError(f"{name} takes 3×32×32 images, found {size}; use narrow_preact_resnet18")
     resnets = robustbench_resnets()
@@ -48,5 +56,23 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _loading(build: Build) -> Load:
+    def load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+        """For images of three channels and, unless the user or the file says otherwise, ten classes."""
+        from ccf_plugin.zoo.weights import OwnWeights, restored
+
+        own = checkpoint or OwnWeights()
+        if own.path is None and pretrained:
+            raise InputError(Fault("checkpoint", f"the weights of {name}", "none", "name their file in {checkpoint}"))
+
+        def built(num_classes: int | None) -> nn.Module:
+            return build(name, num_classes=num_classes or 10, input_size=_CIFAR, options=own.options)
+
+        model, is_normalized = restored(built, own)
+        return LoadedModel(model, name, name, is_normalized=is_normalized)
+
+    return load
+
+
 for _name, _build in (("preact_resnet18", _preact_resnet18), ("narrow_preact_resnet18", _narrow_preact_resnet18)):
-    register_source(Source(_name, _name, build=_build))
+    register_source(Source(_name, _name, load=_loading(_build), build=_build, takes_checkpoint=True))

@@ -1,7 +1,8 @@
 """The user's own code: ``python:package.module:factory``.
 
-The factory may be a function, an nn.Module class or a ready nn.Module; in a recipe it is called with ``model.options``
-and, where it has a parameter of that name, ``num_classes``. Modules in the working directory are found.
+The factory may be a function, an nn.Module class or a ready nn.Module; it is called with the options and, where it has
+a parameter of that name and the number is known (in a recipe, or from a checkpoint), ``num_classes``. Modules in the
+working directory are found, and those of RobustBench, whose architectures are the field's.
 """
 
 from __future__ import annotations
@@ -10,30 +11,32 @@ import contextlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ccf_plugin.errors import CCFError, InputError, one_line
-from ccf_plugin.zoo.python_code import check_target, load_object, working_directory_importable
+from ccf_plugin.zoo.python_code import check_target, load_object, running_user_code
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ccf_plugin.zoo.weights import OwnWeights
 
-def _load(target: str, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
+
+def _load(target: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
     """As the checkpoint describes it where it is a run's and of this code, else as the factory makes it."""
-    from ccf_plugin.zoo.checkpoints import apply_state, load_state, read_metadata
+    from ccf_plugin.zoo.checkpoints import read_metadata
     from ccf_plugin.zoo.sources.runs import from_metadata, model_in
+    from ccf_plugin.zoo.weights import OwnWeights, restored
 
     spec, name = f"python:{target}", target.rpartition(":")[2]
-    if checkpoint is not None and checkpoint.suffix == ".safetensors":
-        metadata = read_metadata(checkpoint)
+    own = checkpoint or OwnWeights()
+    if own.path is not None and own.path.suffix == ".safetensors" and own == OwnWeights(own.path):
+        metadata = read_metadata(own.path)
         if metadata is not None and model_in(metadata) == spec:
-            return from_metadata(metadata, checkpoint, spec=spec, name=name)
-    model = _make(target, {})
-    if checkpoint is not None:
-        apply_state(model, load_state(checkpoint), source=str(checkpoint))
-    return LoadedModel(model=model.float().eval(), spec=spec, name=name, num_classes=_num_classes(model))
+            return from_metadata(metadata, own.path, spec=spec, name=name)
+    model, is_normalized = restored(lambda classes: _make(target, own.options, num_classes=classes), own)
+    return LoadedModel(model, spec, name, num_classes=_num_classes(model), is_normalized=is_normalized)
 
 
 def _build(target: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
@@ -44,11 +47,17 @@ def _make(target: str, options: Mapping[str, Any], *, num_classes: int | None = 
     """Raises InputError where the import or the call fails, or the result is not an nn.Module."""
     from torch import nn
 
+    if target.startswith("robustbench."):
+        from ccf_plugin.zoo.robustbench_models import import_robustbench
+
+        import_robustbench()  # with what it needs to be imported at all
     factory = load_object(f"python:{target}")
-    with working_directory_importable():
+    with running_user_code(f"python:{target}"):
         model = factory if isinstance(factory, nn.Module) else _call(target, factory, options, num_classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"python:{target}: expected an nn.Module from it, found {type(model).__name__}")
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) <= 1:
+        return cast("nn.Module", model.module)  # the same function; on several devices it is one that hooks cannot see
     return model
 
 
@@ -68,8 +77,8 @@ def _call(target: str, factory: Any, options: Mapping[str, Any], num_classes: in
 
 
 def _num_classes(model: nn.Module) -> int | None:
-    """What the model itself says; a guess from its last layer could be wrong, the first pass is not."""
-    said = getattr(model, "num_classes", None)
+    """What the model itself says, behind its normalisation or not; a guess from its last layer could be wrong."""
+    said = getattr(model, "num_classes", getattr(getattr(model, "model", None), "num_classes", None))
     return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
 
 

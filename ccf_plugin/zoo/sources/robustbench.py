@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, check_options, register_source
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ccf_plugin.zoo.weights import OwnWeights
 
-def _load(name: str, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
+
+def _load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
     from ccf_plugin.zoo.robustbench_models import load_robustbench
 
     return load_robustbench(name, pretrained=pretrained, model_dir=model_dir)
@@ -28,7 +30,7 @@ def _build(name: str, *, num_classes: int, input_size: tuple[int, int, int], opt
     loaded = load_robustbench(
         name,
         pretrained=bool(options.get("pretrained", False)),
-        model_dir=given_path(options.get("model_dir", "models")),
+        model_dir=folder_from(options.get("model_dir"), MODEL_FOLDER),
     )
     if loaded.num_classes != num_classes:
         raise InputError(f"{loaded.spec} has {loaded.num_classes} classes, the data has {num_classes}")

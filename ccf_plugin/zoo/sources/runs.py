@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.files import given_path
@@ -13,8 +13,11 @@ from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
 
+if TYPE_CHECKING:
+    from ccf_plugin.zoo.weights import OwnWeights
 
-def _load(spec: str, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
+
+def _load(spec: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
     """Of a folder the best weights, the averaged ones where the run averages."""
     from ccf_plugin.zoo.checkpoints import read_metadata
 

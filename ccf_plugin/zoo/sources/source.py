@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ccf_plugin.zoo.image_files import Preprocess
+    from ccf_plugin.zoo.weights import OwnWeights
 
 
 def default_threat() -> dict[str, Any]:
@@ -28,7 +29,8 @@ class LoadedModel:
     ``model`` maps float32 images (N, C, H, W) in [0, 1] to logits (N, K), and is in eval mode. ``data`` is the data
     spec to probe it on by default, and ``test_limit`` how many of its test images; ``threat`` holds the default norm
     and eps, and of a run also step_size and steps; ``preprocess`` is the resizing and cropping of its own data
-    configuration, ``input_size`` (C, H, W). ``head`` and ``output`` are what a run's recipe has in [probe]. None means
+    configuration, ``input_size`` (C, H, W). ``head`` and ``output`` are what a run's recipe has in [probe].
+    ``is_normalized`` False: its weights are the user's, and nothing says how their images were normalised. None means
     unknown (``preprocess``: images go in as they are).
     """
 
@@ -44,6 +46,7 @@ class LoadedModel:
     test_limit: int | None = None
     head: str | None = None
     output: int | str | None = None
+    is_normalized: bool = True
 
 
 def are_other_classes(expected: Sequence[str], found: Sequence[str]) -> bool:
@@ -57,8 +60,13 @@ def are_other_classes(expected: Sequence[str], found: Sequence[str]) -> bool:
 class Load(Protocol):
     """A trained classifier by the name behind the prefix."""
 
-    def __call__(self, name: str, /, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
-        """``pretrained`` False: the architecture alone. Raises InputError and UnavailableError."""
+    def __call__(
+        self, name: str, /, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path
+    ) -> LoadedModel:
+        """``pretrained`` False: the architecture alone. ``checkpoint``: of sources that ``takes_checkpoint`` alone.
+
+        Raises InputError and UnavailableError.
+        """
 
 
 class Build(Protocol):
@@ -83,7 +91,8 @@ class Source:
         check: raises InputError for a name that cannot be right; imports nothing heavy.
         load: for ``load_model``, or None where there are no weights to load.
         build: for ``build_model`` and recipes, or None where nothing can be built anew.
-        takes_checkpoint: whether ``load`` takes the weights from a file that the user names.
+        takes_checkpoint: whether ``load`` takes weights from a file that the user names, and options, classes and a
+            normalisation of the network that they belong to.
         untrained: options with which ``build`` gives random weights, for a checkpoint's to follow.
     """
 

@@ -1,48 +1,92 @@
-"""timm's models: ``timm:name``, with timm's own normalisation as a layer and its own resizing and cropping."""
+"""timm's models: ``timm:name``, with timm's own normalisation as a layer and its own resizing and cropping.
+
+With a checkpoint of one's own too, but that the option ``img_size`` says which size its images had, and ``mean`` and
+``std`` how they were normalised.
+"""
 
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, one_line
+from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ccf_plugin.zoo.image_files import Preprocess
+    from ccf_plugin.zoo.weights import OwnWeights
 
-def _load(name: str, *, pretrained: bool, checkpoint: Path | None, model_dir: Path) -> LoadedModel:
-    """The model ``name``, with or without a weight tag.
+
+def _load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+    """The model ``name``, with or without a weight tag, its weights timm's or the user's.
 
     Raises InputError for a name, tag or weights that timm does not have, UnavailableError for a failed download.
     """
+    if checkpoint is not None:
+        return _load_own(name, checkpoint, pretrained=pretrained)
     import timm
-    from timm.data import create_transform, resolve_data_config
-    from torchvision import transforms
 
     from ccf_plugin.zoo.normalize import with_normalization
 
     _check_name(name, pretrained=pretrained)
     network = _create(name, pretrained=pretrained)
-    config = resolve_data_config({}, model=network)
-    pipeline = create_transform(**config, is_training=False).transforms
-    to_tensor = next(i for i, step in enumerate(pipeline) if "ToTensor" in type(step).__name__)
-    channels, height, width = config["input_size"]
+    config, preprocess = _data_config(network)
     num_classes = getattr(network, "num_classes", 0) or None
     weights = timm.get_pretrained_cfg(name) if pretrained else None
     return LoadedModel(
-        model=with_normalization(network, config["mean"], config["std"], channels=channels).float().eval(),
+        model=with_normalization(network, config["mean"], config["std"], channels=len(config["mean"])).float().eval(),
         spec=f"timm:{name}",
         name=name,
         num_classes=num_classes,
         data="imagenet" if weights is not None and num_classes == 1000 else None,
-        preprocess=transforms.Compose(pipeline[:to_tensor]),
-        input_size=(channels, height, width),
+        preprocess=preprocess,
+        input_size=config["input_size"],
     )
+
+
+def _load_own(name: str, own: OwnWeights, *, pretrained: bool) -> LoadedModel:
+    """The model ``name`` with the user's weights, options and classes, on images of the size that ``img_size`` says."""
+    from ccf_plugin.zoo.normalizations import Normalization
+    from ccf_plugin.zoo.weights import restored
+
+    if own.path is None and pretrained:
+        raise InputError(Fault("checkpoint", f"weights for timm:{name} with options of your own", "none"))
+    _check_name(name, pretrained=False)
+    options: dict[str, Any] = {"pretrained": False, **own.options}
+    size = options.pop("img_size", None)
+
+    def build(num_classes: int | None) -> nn.Module:
+        return _create_sized(name, size, **options, **({} if num_classes is None else {"num_classes": num_classes}))
+
+    config, preprocess = _data_config(build(own.num_classes), size)
+    usual = Normalization(config["mean"], config["std"])
+    model, is_normalized = restored(build, own, usual=usual)
+    if not is_normalized:
+        mean, std = (", ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
+        pixels = "×".join(map(str, config["input_size"][1:]))
+        warnings.warn(
+            f"timm:{name} with weights of your own: images resized to {pixels} and normalised by mean {mean} and std "
+            f"{std}, as timm does; img_size among its options, and mean and std, say otherwise",
+            stacklevel=2,
+        )
+    return LoadedModel(model, f"timm:{name}", name, preprocess=preprocess, input_size=config["input_size"])
+
+
+def _data_config(network: nn.Module, size: int | None = None) -> tuple[dict[str, Any], Preprocess]:
+    """timm's data configuration of a network, for images of a ``size`` of one's own where given, and its resizing."""
+    from timm.data import create_transform, resolve_data_config
+    from torchvision import transforms
+
+    config: dict[str, Any] = resolve_data_config({"img_size": size, "crop_pct": size and 1.0}, model=network)
+    pipeline = create_transform(**config, is_training=False).transforms
+    to_tensor = next(i for i, step in enumerate(pipeline) if "ToTensor" in type(step).__name__)
+    return config, transforms.Compose(pipeline[:to_tensor])
 
 
 def _build(name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
@@ -56,7 +100,12 @@ def _build(name: str, *, num_classes: int, input_size: tuple[int, int, int], opt
     arguments = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": input_size[0], **rest}
     if "img_size" in rest:
         return _create(name, **arguments)
-    size = input_size[1] if input_size[1] == input_size[2] else input_size[1:]
+    return _create_sized(name, input_size[1] if input_size[1] == input_size[2] else input_size[1:], **arguments)
+
+
+def _create_sized(name: str, size: int | tuple[int, ...] | None, **arguments: Any) -> nn.Module:
+    if size is None:
+        return _create(name, **arguments)
     try:
         return _create(name, **arguments, img_size=size)
     except InputError as error:
@@ -84,7 +133,7 @@ def _check_name(name: str, *, pretrained: bool) -> None:
 def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     import timm
 
-    from ccf_plugin.zoo.checkpoints import refusal
+    from ccf_plugin.zoo.weight_files import refusal
 
     _repair_hub()
     try:
@@ -130,4 +179,6 @@ def _repair_hub() -> None:
     _hub._has_hf_hub = True
 
 
-register_source(Source("timm", "timm:name", load=_load, build=_build, untrained={"pretrained": False}))
+register_source(
+    Source("timm", "timm:name", load=_load, build=_build, takes_checkpoint=True, untrained={"pretrained": False})
+)

@@ -1,14 +1,14 @@
-"""Which entries of a model's output may be its logits."""
+"""Which entries of a model's output may be its logits, and which one they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from ccf_plugin.errors import some_of
+from ccf_plugin.errors import Fault, InputError, some_of
 
 Choice = int | str | tuple[int | str, ...]  # an index or a key of an output, or several, one inside the other
 
@@ -42,7 +42,7 @@ def output_entries(output: Any, chosen: Choice | None = None, model: nn.Module |
     """All that may be logits in a model's output, in order.
 
     ``.logits``, and the key "logits" of a mapping, stand alone, as do the logits of torchvision's and timm's own
-    output types; otherwise every (N, K) float tensor is listed, also those of containers inside.
+    output types; otherwise every (N, K) float tensor is listed, also those of containers and dataclasses inside.
 
     Args:
         output: what the model returned.
@@ -51,6 +51,7 @@ def output_entries(output: Any, chosen: Choice | None = None, model: nn.Module |
     """
     if chosen is not None:
         return _entries(output_part(output, chosen), chosen if isinstance(chosen, tuple) else (chosen,))
+    model = getattr(model, "module", model)  # of DistributedDataParallel, of an average
     distilled = model is not None and model.training and getattr(model, "distilled_training", False)
     if distilled and isinstance(output, tuple):
         # timm's distilled models in train mode: (logits, the distillation token's), as its DistillationLoss reads them
@@ -70,14 +71,56 @@ def output_part(output: Any, chosen: Choice) -> Any:
         output = list(output.values())  # an index counts the entries in order
     if isinstance(chosen, str):
         return getattr(output, chosen, None)
+    if is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
     if isinstance(output, (tuple, list)) and -len(output) <= chosen < len(output):
         return output[chosen]
     return None
 
 
-def find_logits(output: Any, chosen: Choice | None = None) -> Tensor | None:
-    """The first (N, K) logits in a model's output, or in the part of it that was chosen, or None."""
-    return next((entry.logits for entry in output_entries(output, chosen)), None)
+def logits_of(
+    output: Any, chosen: Choice | None = None, *, classes: int | None = None, model: nn.Module | None = None
+) -> Tensor:
+    """The logits (N, K) in a model's output, of its dtype and with its graph.
+
+    Args:
+        output, chosen, model: as `output_entries` takes them.
+        classes: K, where it is known; it decides between several entries.
+
+    Raises:
+        InputError: nothing may be the logits, or several entries may.
+    """
+    if isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point():
+        return output
+    entries = output_entries(output, chosen, model)
+    entries = [e for place, e in enumerate(entries) if all(e.tensor is not other.tensor for other in entries[:place])]
+    if len(entries) > 1:
+        entries = [entry for entry in entries if entry.logits.shape[1] == classes] or entries
+    if not entries:
+        raise InputError(no_logits(describe_output(output), chosen))
+    if len(entries) > 1:
+        raise InputError(which_logits(entries))
+    return entries[0].logits
+
+
+def no_logits(described: str, chosen: Choice | None, remedy: str = "let the model return them") -> Fault:
+    """That an output, as `describe_output` described it, holds no logits."""
+    if chosen is not None:
+        return Fault("", f"logits of shape (N, K) in the model's output at output={chosen!r}", described)
+    return Fault("", "a classifier's logits of shape (N, K)", f"an output of {described}", remedy)
+
+
+def which_logits(entries: Sequence[Entry], note: str = "", remedy: str = "") -> Fault:
+    """Which of several entries the logits are, asked of the user; ``note`` and ``remedy`` follow what is said here."""
+    listed = ", ".join(f"output{entry.name} of shape {tuple(entry.tensor.shape)}" for entry in entries)
+    paths = [entry.path[0] if len(entry.path) == 1 else entry.path for entry in entries]
+    choices = " or ".join(f"{{output}}={path!r}" for path in paths)
+    return Fault(
+        "",
+        "one entry of the output that may be the logits",
+        f"{len(entries)}: {listed}{note}",
+        f"choose the logits with {choices}{remedy}",
+    )
 
 
 def logit_candidates(output: Any) -> list[Tensor]:
@@ -109,6 +152,8 @@ def _entries(output: Any, path: tuple[int | str, ...]) -> list[Entry]:
         parts = [("logits", output.logits)]
     elif isinstance(output, (tuple, list)):
         parts = list(enumerate(output))
+    elif is_dataclass(output):
+        parts = [(field.name, getattr(output, field.name)) for field in fields(output)]
     else:
         parts = []
     return [entry for step, part in parts for entry in _entries(part, (*path, step))]

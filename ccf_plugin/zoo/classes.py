@@ -1,0 +1,160 @@
+"""Class names: their order where folders give it, a file or a model that gives another, and names that can be shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
+
+_LARGEST_FILE = 10_000_000
+_NUMBER = re.compile(r"[0-9]+")
+_IMAGENET_CLASSES = 1000
+_SHOWN = 6
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Whole numbers by their value ("2" before "10"), then the other names as text."""
+    return sorted(names, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
+
+
+def order_in_doubt(ordered: Sequence[str]) -> str | None:
+    """Why the order that ``in_order`` gave to folders may not be the one that was meant; None where it is plain."""
+    numbers = [name for name in ordered if _is_number(name)]
+    words = [name for name in ordered if not _is_number(name)]
+    doubts = []
+    if numbers and words:
+        doubts.append("whole numbers, which come first, stand beside other names")
+    elif numbers and [int(name) for name in numbers] != list(range(len(numbers))):
+        doubts.append("the numbers are not 0, 1, 2, … without a gap")
+    if any(name != str(int(name)).zfill(min(map(len, numbers))) for name in numbers):
+        doubts.append("some numbers are padded with zeros and some are not")
+    alike = [group for group in _grouped(ordered) if len(group) > 1]
+    if alike:
+        doubts.append(f"names differ by case alone ({some_of(alike[0])})")
+    if words != sorted(words, key=_by_numbers_inside):
+        doubts.append("numbers inside names count as text")
+    return "; ".join(doubts) or None
+
+
+def order_of_known_list(classes: Sequence[str]) -> str | None:
+    """The data set whose class names these are, in another order than its own; else None."""
+    if sorted(classes) == sorted(CIFAR10_CLASSES):
+        return None if tuple(classes) == CIFAR10_CLASSES else "CIFAR-10"
+    if len(classes) != _IMAGENET_CLASSES:
+        return None
+    from timm.data import ImageNetInfo
+
+    table = ImageNetInfo()
+    wnids = table.label_names()
+    words = [_first_word(table.label_name_to_description(wnid)) for wnid in wnids]
+    count = Counter(words)  # "crane" is two classes
+    position = {name: index for names in (words, wnids) for index, name in enumerate(names) if count[name] < 2}
+    known = [place for name in classes if (place := position.get(_first_word(name))) is not None]
+    # Nine in ten: each list spells some of the words in its own way.
+    return "ImageNet" if len(known) >= 0.9 * _IMAGENET_CLASSES and known != sorted(known) else None
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The names in a file, one a line, in their order; empty lines at its end do not count.
+
+    Raises:
+        InputError: no such file, not UTF-8, an empty line among the names, or nothing in it.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: expected class names, one a line, found {found}; check the path")
+    if (size := path.stat().st_size) > _LARGEST_FILE:
+        raise InputError(f"{path}: expected class names, one a line, found {size:,} bytes; is it another file?")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in UTF-8, found other bytes; convert the file") from error
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if "\0" in text or names == [""]:
+        found = "nothing" if names == [""] else "bytes that are no text"
+        raise InputError(f"{path}: expected class names, one a line, found {found}; is it another file?")
+    if "" in names:
+        line = names.index("") + 1
+        raise InputError(f"{path}: expected a class name in each line, found none in line {line}; remove the line")
+    return names
+
+
+def matched(
+    spec: str, own: Sequence[str], given: Sequence[str], source: str, readable: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[int]]:
+    """The names that are ``given``, and for each of them the index of its class in ``own``.
+
+    They are the data's own names (or the ``readable`` forms of those) in any order; or, where the data's own are whole
+    numbers, as many other names, in the order of the numbers.
+
+    Raises:
+        InputError: other names, or another number of them.
+    """
+    for known in (own, readable):
+        if len(set(given)) == len(given) and sorted(given) == sorted(known):
+            index = {name: place for place, name in enumerate(known)}
+            return tuple(given), [index[name] for name in given]
+    if len(given) == len(own) and all(map(_is_number, own)) and not set(given) & set(own):
+        return _told_apart(given), list(range(len(own)))
+    raise InputError(
+        f"{source}: expected the names of the {len(own)} classes of {spec} in their order ({some_of(own)}), "
+        f"found {_difference(own, given)}; correct the names, or choose other data"
+    )
+
+
+def printable(name: str) -> str:
+    """A name that every file and picture can hold: bytes of a folder's name that are not UTF-8 become ``\\xe9``."""
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character that is not out of a file system
+        raw = name.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of many names, for a note."""
+    return some_of(names, _SHOWN)
+
+
+def _is_number(name: str) -> bool:
+    return _NUMBER.fullmatch(name) is not None
+
+
+def _grouped(names: Sequence[str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    return list(groups.values())
+
+
+def _by_numbers_inside(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"([0-9]+)", name)
+    return [(1, int(part), "") if number % 2 else (0, 0, part) for number, part in enumerate(parts)]
+
+
+def _first_word(name: str) -> str:
+    return name.split(",")[0].strip().lower().replace("_", " ")
+
+
+def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Two classes of one name, as ImageNet's "crane", get their numbers."""
+    count = Counter(names)
+    return tuple(name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
+
+
+def _difference(own: Sequence[str], given: Sequence[str]) -> str:
+    twice = [name for name, count in Counter(given).items() if count > 1]
+    other = [name for name in given if name not in set(own)]
+    missing = [name for name in own if name not in set(given)]
+    parts = [f"{len(given)} names"]
+    parts += [
+        f"{what}: {some_of(names)}"
+        for what, names in (("twice", twice), ("not theirs", other), ("missing", missing))
+        if names
+    ]
+    return "; ".join(parts) if len(parts) == 1 else f"{parts[0]} ({'; '.join(parts[1:])})"
