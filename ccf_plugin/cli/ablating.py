@@ -10,7 +10,16 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.comparing import pair_of
-from ccf_plugin.cli.console import open_console, progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import (
+    check_names,
+    open_console,
+    print_result,
+    print_written,
+    progress_on,
+    quiet_libraries,
+    refuse_several_processes,
+)
+from ccf_plugin.cli.places import Place
 from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,13 +53,15 @@ def ablate(
         int, typer.Option(min=0, help="Without --pair: how many of the strongest pairs to measure under attack too.")
     ] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write <out>.json and .png. Default: results/<model>-ablation.")
+        Path | None, options.out_option("Where to write <out>.json and .png. Default: results/<model>-ablation")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ablation's JSON and nothing else.")] = False,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json_option("Print the ablation's JSON and nothing else.")] = False,
 ) -> None:
     """Remove the features that classes of MODEL share: does it use them? Clean for all pairs, attacked for a few."""
     quiet_libraries()
     refuse_several_processes("ablate", "start it with python or ccf alone")
+    check_names(model, checkpoint=settings.weights.checkpoint)
 
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.errors import Fault, InputError
@@ -63,6 +74,12 @@ def ablate(
     if named and settings.attack.clean:
         raise InputError(Fault("", "{clean} or {pairs}", "both", "all pairs are measured on clean images anyway"))
     subject = load_subject(model, settings)
+    chosen = {"features": count, "pairs": [list(pair) for pair in named], "strongest": strongest}
+    conditions = {**subject.provenance(), **chosen}
+    place = None
+    if out is not None or not as_json:
+        name = f"{subject.loaded.name}-ablation"
+        place = Place(out, name, conditions, (".json", ".png"), force=force)
     console = open_console(stderr=as_json)
     ablation = run_ablation(
         subject,
@@ -72,17 +89,18 @@ def ablate(
         seed=settings.attack.seed,
         progress=lambda doing: progress_on(console, doing),
     )
-    stem = options.stem(out, f"{subject.loaded.name}-ablation")
-    description = stem.with_name(f"{stem.name}.json")
+    described = {**ablation.to_json(), "provenance": conditions}
     title = f"{subject.loaded.name}: margins of pairs of classes without some features"
-    with made_folder(stem.parent):
-        write_json(description, ablation.to_json())
-        picture = save_figure(draw_ablation(ablation, title), stem.with_name(f"{stem.name}.png"))
+    written: list[Path] = []
+    if place is not None:
+        with made_folder(place.settle().parent):
+            write_json(place.file(".json"), described)
+            written += [place.file(".json"), save_figure(draw_ablation(ablation, title), place.file(".png"))]
     if as_json:
-        print(json.dumps(ablation.to_json(), allow_nan=False))  # noqa: T201
+        print_result(json.dumps(described, allow_nan=False))
         return
     _print(console, ablation)
-    console.print(f"Wrote {description}, {picture}", highlight=False, soft_wrap=True)
+    print_written(console, written)
 
 
 def _print(console: Console, ablation: Ablation) -> None:

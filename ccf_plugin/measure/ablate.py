@@ -36,7 +36,6 @@ from ccf_plugin.measure.subject import Subject
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.ablation import AblationLayer, ablated_logits
 from ccf_plugin.probe.classes import class_index, top_pairs
-from ccf_plugin.probe.head import find_logits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -314,8 +313,7 @@ def _spread(total: int, most: int) -> list[int]:
 
 
 def _logits(subject: Subject, images: Tensor) -> Tensor:
-    logits = find_logits(subject.loaded.model(images), subject.probe.output)
-    assert logits is not None  # noqa: S101  (the head was found by them)
+    logits: Tensor = subject.forward()(images)
     return logits.double().cpu()
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.modes import evaluation_mode
+from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.probe.calls import is_channel_first
 from ccf_plugin.probe.head import LinearHead
 from ccf_plugin.probe.layers import unwrapped
-from ccf_plugin.probe.outputs import Choice
 from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
 
 _ROUNDING = 16  # times what the head's own check allows: two passes, and features that are larger than any image's

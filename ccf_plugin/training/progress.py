@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 from torch import Tensor
 
 from ccf_plugin.engine.heartbeat import Heartbeat, in_words
@@ -17,6 +18,7 @@ from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import Where, all_metrics, metric_of
+from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
@@ -126,14 +128,16 @@ class ProgressReporter(Reporter):
 
 
 def closing_table(run: Run) -> Table:
-    """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
+    """First, best and last epoch side by side, averaged weights' too.
+
+    Beneath: every alarm and when it was raised, and the best epoch's RA on images that did not choose it.
+    """
     duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = Table(
         title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
-        caption="\n".join(alarms_in_words(run.rows)) or None,
+        caption=_caption(run),
         caption_justify="left",
-        caption_style="yellow",
     )
     last = run.rows[-1]
     shown = {"first": (run.rows[0], ""), "best": (run.best or last, ""), "last": (last, "")}
@@ -147,6 +151,15 @@ def closing_table(run: Run) -> Table:
     for (name, (row, _)), of_row in zip(shown.items(), figures, strict=True):
         table.add_row(name, str(row.epoch), *(of_row[column] for column in columns))
     return table
+
+
+def _caption(run: Run) -> Text | None:
+    lines = [Text(sentence, style="yellow") for sentence in alarms_in_words(run.rows)]
+    for suffix, weights in {"": "", AVERAGE: "averaged weights: "}.items():
+        accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, suffix)
+        if accuracy is not None and (best := run.best_of(suffix)) is not None:
+            lines.append(Text(weights + selection_free_in_words(accuracy, best, suffix)))
+    return Text("\n").join(lines) if lines else None
 
 
 def sweep_table(runs: Mapping[str, Run | None]) -> Table:
