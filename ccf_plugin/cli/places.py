@@ -72,10 +72,13 @@ class Place:
         return self.stem
 
     def _check(self, stem: Path) -> None:
+        there = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())
+        if not there.is_dir():
+            raise InputError(Fault("", f"a folder at {there}", "a file", "choose another {out}"))
         for file in self._files(stem):
             if file.is_dir():
                 raise InputError(Fault("", "a file to write", f"the folder {file}", "choose another {out}"))
-        if not self._may_write(stem):
+        if not self._may_write(stem):  # before anything is measured
             from ccf_plugin.measure.provenance import in_words
 
             there = self._there(stem)
