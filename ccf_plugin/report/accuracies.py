@@ -25,7 +25,8 @@ def confusions(tracks: Sequence[Track]) -> list[dict[str, Any]]:
     ``counts`` has the place i K + j of each entry that is not 0, and the entry: of a thousand classes most are 0.
     Without those that make the page too large, which are the last.
     """
-    shown, room = [], _CHARACTERS
+    shown: list[dict[str, Any]] = []
+    room = _CHARACTERS
     for track in tracks:
         prefix = f"{track.name}, " if len(tracks) > 1 else ""
         for epoch, result in track.ends.items():

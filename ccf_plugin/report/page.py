@@ -174,10 +174,10 @@ def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[s
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")
     for run in runs:
-        for track in run.tracks:
-            accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, track.suffix)
-            if accuracy is not None and track.best is not None:
-                notes.append(f"{track.name}: {selection_free_in_words(accuracy, track.best, track.suffix)}.")
+        for one in run.tracks:
+            accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, one.suffix)
+            if accuracy is not None and one.best is not None:
+                notes.append(f"{one.name}: {selection_free_in_words(accuracy, one.best, one.suffix)}.")
     for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:
