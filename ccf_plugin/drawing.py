@@ -104,7 +104,8 @@ def draw_heatmap(
     )
     extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
     figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
-    ax.set_title(_drawable(title), **_text_properties(title))
+    heading, font = drawable(title)
+    ax.set_title(heading, **font)
     return ax
 
 
@@ -155,10 +156,11 @@ def _text_properties(text: str) -> dict[str, Any]:
     return {"parse_math": False} | ({"fontfamily": [*_usual_fonts(), *fonts]} if fonts else {})
 
 
-def _drawable(text: str) -> str:
-    """The text with a box for each character that no font here has."""
+def drawable(text: str) -> tuple[str, dict[str, Any]]:
+    """The text with a box for each character that no font here has, and the properties that matplotlib needs for it."""
     missing = _missing(text, _further_fonts(text))
-    return "".join("\N{WHITE SQUARE}" if letter in missing else letter for letter in text)
+    shown = "".join("\N{WHITE SQUARE}" if letter in missing else letter for letter in text)
+    return shown, _text_properties(shown)
 
 
 def _usual_fonts() -> list[str]:

@@ -43,6 +43,10 @@ class Samples:
         """The instance matrix, (K, K)."""
         return instance_matrix(self.rows, self.labels, classes).double().cpu().numpy()
 
+    def average_cas(self, classes: int) -> float:
+        """Σ_{i≠j} max(mean cosine of all pairs of samples of classes i and j, 0)."""
+        return float(class_attribution_similarity(instance_matrix(self.rows, self.labels, classes, reduction="mean")))
+
     def on_host(self) -> Samples:
         """The same outside the GPU's memory, where a result that somebody keeps may lie for long."""
         return Samples(self.rows.cpu(), self.labels.cpu())

@@ -40,7 +40,6 @@ class Run:
         self.folder = folder
         self.recipe = recipe
         self.rows: list[EpochRow] = []
-        self.step = 0  # steps done of the epoch after those
         self._writer: Writer | None = None
 
     @classmethod
@@ -55,8 +54,8 @@ class Run:
     @classmethod
     def read(cls, folder: Path, recipe: Recipe) -> Run:
         """The run of a recipe as its state has it; nothing is written. InputError where that is damaged."""
-        run, state = cls(folder, recipe), read_state(folder)
-        run.rows, run.step = state.rows, state.step
+        run = cls(folder, recipe)
+        run.rows = read_state(folder).rows
         return run
 
     @classmethod
@@ -81,7 +80,7 @@ class Run:
 
     def write_again(self, environment: dict[str, Any]) -> None:
         """Bring a reopened run's files to its state, and remove those half-written; the environment joins the first."""
-        add_resumption(self.folder, environment, epoch=self.epoch, step=self.step)
+        add_resumption(self.folder, environment, epoch=self.epoch, step=read_state(self.folder).step)
         with contextlib.suppress(InputError):  # a log that was damaged or removed is written anew
             self.rows = with_unknown_columns(self.rows, read_log(self.folder))
         self._write_log()
@@ -187,7 +186,6 @@ class Run:
         """Write what ``restore`` gives back: after the finished epochs, or ``step`` steps into the next."""
         from safetensors.torch import save
 
-        self.step = step
         rows, tensors = list(self.rows), {name: on_host(state) for name, state in states.items()}
 
         def write() -> None:
@@ -198,19 +196,20 @@ class Run:
 
         self._write(write)
 
-    def restore(self, take: Callable[[dict[str, dict[str, Any]]], None]) -> None:
-        """Hand over the states as ``save_state`` was given them last.
+    def restore(self, take: Callable[[dict[str, dict[str, Any]], int], None]) -> None:
+        """Hand over the states and the step as ``save_state`` was given them last.
 
         Raises:
             InputError: the file is damaged, or ``take`` refuses what it holds.
         """
-        path = read_state(self.folder).tensors
+        saved = read_state(self.folder)
+        path = saved.tensors
         states: dict[str, dict[str, Any]] = {}
         for key, tensor in load_state(path).items():
             name, _, rest = key.partition(".")
             states.setdefault(name, {})[rest] = tensor
         try:
-            take(states)
+            take(states, saved.step)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: expected the state of this run, found another or a damaged one ({one_line(error, 200)}); "
@@ -241,7 +240,8 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
     keys = sorted(flat_before.keys() | flat_now.keys())
-    changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]
+    moved = {"data.root"}  # where data lie is no part of what the run is
+    changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]
     forbidden = [key for key in changed if key not in allow_change]
     if forbidden:
         differences = ", ".join(f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed)

@@ -44,7 +44,7 @@ class Saver:
             self.save()
         if request > _DUE:
             self._run.wait()
-            where = f"{signal.Signals(request).name} in epoch {epoch}, saved after step {self._run.step}"
+            where = f"{signal.Signals(request).name} in epoch {epoch}, saved after step {self._state.step}"
             raise Interrupted(where, request, f"continue with --resume (--out {self._run.folder})")
 
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,7 +27,7 @@ from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.containment import quiet
-from ccf_plugin.zoo.python_code import failed, is_python, load_object, working_directory_importable
+from ccf_plugin.zoo.python_code import failed, is_python, load_object, running_user_code
 
 Mode = Literal["eval", "train"]
 
@@ -264,8 +264,10 @@ def build_attack(
         values["seed"] = 0  # AutoAttack would otherwise seed by the clock
     try:
         # A model without parameters makes the library print that it found no device.
-        with quiet(), working_directory_importable():
+        with running_user_code(f"attack {name}"), quiet():
             attack = chosen(_Facade(model), **values)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     if not callable(attack):

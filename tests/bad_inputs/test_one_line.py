@@ -13,7 +13,7 @@ import pytest
 from support.commands import run
 
 from bad_inputs.cases import FOLDER, ends_in_one_line, images, listing, probe
-from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS
+from bad_inputs.checkpoints import CHECKPOINTS, DESCRIPTIONS, OF_ANY_CODE
 from bad_inputs.commands import BENCH, BENCHES, OPTIONS, RECIPE_LISTS, SWEEPS, THEORIES, TINY_IMAGENETS, option
 from bad_inputs.data import ARRAYS, IMAGES
 from bad_inputs.own_data import OWN_DATA
@@ -27,6 +27,7 @@ TABLE = {
     f"{name}: {what}": case
     for name, table in {
         "checkpoint": CHECKPOINTS,
+        "of any code": OF_ANY_CODE,
         "description": DESCRIPTIONS,
         "arrays": ARRAYS,
         "images": IMAGES,

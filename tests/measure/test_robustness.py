@@ -122,14 +122,14 @@ def test_what_is_not_the_same_evaluation_is_not_continued(tmp_path: Path) -> Non
     evaluate(subject, file, steps=(1,))
     before = file.read_bytes()
     others = {
-        "threat": replace(subject, attack=AttackSettings(threat_model(eps=0.2))),
-        "seed": subject_of(Prototypes, eps=0.1, seed=1),
-        "batch_size": replace(subject, batch_size=5),
-        "test_images": subject_of(Prototypes, eps=0.1, count=19),
-        "weights": subject_of(lambda means: Prototypes(means + 0.01), eps=0.1),
+        "eps 25.5/255 there, 51/255 now": replace(subject, attack=AttackSettings(threat_model(eps=0.2))),
+        "seed 0 there, 1 now": subject_of(Prototypes, eps=0.1, seed=1),
+        "batch size 8 there, 5 now": replace(subject, batch_size=5),
+        "other images": subject_of(Prototypes, eps=0.1, count=19),
+        "other weights": subject_of(lambda means: Prototypes(means + 0.01), eps=0.1),
     }
     for name, other in others.items():
-        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name} .*restart"):
+        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name}.*restart"):
             evaluate(other, file, steps=(1,))
     for content in (b"", b"{}", b"[1]", b'{"progress": {"clean": 3}}', b"\xff\x00"):
         (tmp_path / "other.json").write_bytes(content)

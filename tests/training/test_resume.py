@@ -88,7 +88,7 @@ def test_a_fused_optimizer_goes_on_with_its_parameters_strides(tmp_path: Path, m
     after_two = weights(first)
     next(steps)
     second = new_loop()
-    Run.read(run.folder, tiny()).restore(lambda states: second.state.restore(states, 2))
+    Run.read(run.folder, tiny()).restore(second.state.restore)
     of_parameters, of_momentum = strides_and_kinds()
     assert of_momentum == of_parameters
     kernels = [parameter for parameter in second.state.model.parameters() if parameter.ndim == 4]
