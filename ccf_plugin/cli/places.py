@@ -72,9 +72,9 @@ class Place:
         return self.stem
 
     def _check(self, stem: Path) -> None:
-        there = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())
-        if not there.is_dir():
-            raise InputError(Fault("", f"a folder at {there}", "a file", "choose another {out}"))
+        parent = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())
+        if not parent.is_dir():
+            raise InputError(Fault("", f"a folder at {parent}", "a file", "choose another {out}"))
         for file in self._files(stem):
             if file.is_dir():
                 raise InputError(Fault("", "a file to write", f"the folder {file}", "choose another {out}"))
@@ -86,7 +86,7 @@ class Place:
                 "another file" if there is None else f"one of other conditions ({in_words(there, self._provenance)})"
             )
             taken = next(file for file in self._files(stem) if file.exists())
-            remedy = "choose another {out}, or replace it by --force"
+            remedy = "choose another {out}, or replace it by {force}"
             raise InputError(Fault(str(taken), "no file yet, or a result of the same conditions", found, remedy))
 
     def _free(self, stem: Path) -> Path:
