@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ccf_plugin.training.recipe import Recipe
     from ccf_plugin.training.recipe_files import load_recipe
     from ccf_plugin.training.run import Run
+    from ccf_plugin.zoo.models import load_model
     from ccf_plugin.zoo.robustbench_models import import_robustbench
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "gradient_attribution",
     "import_robustbench",
     "instance_matrix",
+    "load_model",
     "load_recipe",
     "train",
 ]
@@ -106,6 +108,7 @@ _NAMES_OF_MODULES = {
     "training.recipe": ("Recipe",),
     "training.recipe_files": ("load_recipe",),
     "training.run": ("Run",),
+    "zoo.models": ("load_model",),
     "zoo.robustbench_models": ("import_robustbench",),
 }
 _MODULES = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}

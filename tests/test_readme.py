@@ -16,11 +16,15 @@ import torch
 from support.commands import run, sets
 
 from ccf_plugin.training.recipe_files import load_recipe
+from ccf_plugin.zoo.checkpoints import save_checkpoint
+from ccf_plugin.zoo.models import build_model
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 SECTION = re.search(r"^## Drop it into your loop$(.*?)(?=^## |\Z)", README, re.M | re.S)
 SNIPPETS = re.findall(r"^\*\*(.+?)\*\*.*?```python\n(.*?)```", SECTION[1] if SECTION else "", re.M | re.S)
-OWN_CODE = re.findall(r"```python\n(.*?)```", README[SECTION.end() :] if SECTION else "", re.S)
+BELOW = re.findall(r"```python\n(.*?)```", README[SECTION.end() :] if SECTION else "", re.S)
+OF_A_RUN = [code for code in BELOW if 'load_model("runs/' in code]
+OWN_CODE = [code for code in BELOW if code not in OF_A_RUN]
 
 # RobustBench's snippet downloads weights and images: random ones stand in, behind the same two functions.
 OFFLINE = """
@@ -39,7 +43,7 @@ robustbench.data.load_cifar10 = lambda n_examples: (torch.rand(n_examples, 3, 32
 
 
 def test_the_five_kinds_of_loop_are_there_and_no_other_snippet() -> None:
-    assert len(SNIPPETS) + len(OWN_CODE) == README.count("```python")
+    assert len(SNIPPETS) + len(BELOW) == README.count("```python")
     names = " ".join(name for name, _ in SNIPPETS)
     for kind in ("Plain PyTorch", "accelerate", "Lightning", "timm", "RobustBench"):
         assert kind in names
@@ -101,3 +105,49 @@ def test_the_loss_in_the_readme_trains(tmp_path: Path) -> None:
     settings += ["data.train_per_class=5", "data.test_limit=20", "evaluate.steps=1"]
     code, _, err = run("train", "digits", "--out", "run", *sets(settings), cwd=tmp_path)
     assert code == 0, err
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A network as a run of preact_linf saves it, and what RobustBench's ``load_model`` makes of the README's entry."""
+    (code,) = OF_A_RUN
+    recipe = load_recipe("preact_linf").model
+    torch.manual_seed(0)
+    model = build_model(recipe.name, num_classes=10, input_size=(3, 32, 32), mean=recipe.mean, std=recipe.std)
+    model(torch.rand(8, 3, 32, 32))  # moves BatchNorm's statistics
+    description = {"model": recipe.model_dump(), "classes": list("0123456789"), "input_size": [3, 32, 32]}
+    save_checkpoint(tmp_path / "runs/preact_linf/best.safetensors", model.eval(), description)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+
+    import robustbench
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    entries = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf]
+    monkeypatch.setitem(entries, "Mine", {"model": names["Mine"], "gdrive_id": "none"})
+    return model, robustbench.load_model("Mine", dataset="cifar10", threat_model="Linf")
+
+
+def test_a_run_becomes_an_entry_of_robustbench(entry: tuple[torch.nn.Module, torch.nn.Module]) -> None:
+    model, loaded = entry
+    images = torch.rand(4, 3, 32, 32)
+    assert not loaded.training
+    torch.testing.assert_close(loaded(images), model(images))
+
+
+@pytest.mark.slow
+def test_robustbench_s_benchmark_takes_it(
+    entry: tuple[torch.nn.Module, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import robustbench
+
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        labels = entry[0](images).argmax(dim=1)
+    labels[:2] = (labels[:2] + 1) % 10
+    monkeypatch.setattr("robustbench.eval.load_clean_dataset", lambda *_: (images, labels))
+    for network in entry:
+        figures = robustbench.benchmark(network, n_examples=4, dataset="cifar10", threat_model="Linf", eps=0.1)
+        assert figures == (0.5, 0.0)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import is_first_process, leave_job, open_console, progress_on, quiet_libraries
+from ccf_plugin.cli.console import (
+    check_names,
+    is_first_process,
+    leave_job,
+    open_console,
+    print_result,
+    print_written,
+    progress_on,
+    quiet_libraries,
+)
+from ccf_plugin.cli.help import PROBE
+from ccf_plugin.cli.places import Place
 from ccf_plugin.files import made_folder
 from ccf_plugin.measure.settings import Settings
 
@@ -24,17 +35,19 @@ def probe(
     model: options.Model,
     *,
     settings: Settings,
-    instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
+    instances: Annotated[bool, typer.Option("--instances", rich_help_panel=PROBE, help="Measure I-CAS too.")] = False,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>."),
+        options.out_option("Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result's JSON and nothing else.")] = False,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json_option("Print the result's JSON and nothing else.")] = False,
 ) -> None:
     """Measure the cross-class features of MODEL on adversarial examples of the data's test split."""
     quiet_libraries()
+    check_names(model, checkpoint=settings.weights.checkpoint)
 
     from ccf_plugin.drawing import colour_scale
     from ccf_plugin.measure.subject import load_subject
@@ -42,18 +55,24 @@ def probe(
 
     subject = load_subject(model, settings)
     colour_scale(len(subject.data.classes), vmin, vmax)  # says what is wrong with it before anything is measured
-    stem = options.stem(out, f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}")
+    place = None
+    if out is not None or not as_json:
+        name = f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}"
+        conditions = subject.provenance(instances=instances)
+        place = Place(out, name, conditions, (".json", ".npz", ".png"), force=force)
     console = open_console(stderr=as_json)
     result = subject.measure(instances=instances, progress=progress_on(console, "measuring"))
     if is_first_process():
-        with made_folder(stem.parent):
-            picture = stem.with_name(f"{stem.name}.png")
-            written = [*result.save(stem), result.save_picture(picture, vmin=vmin, vmax=vmax)]
+        written: list[Path] = []
+        if place is not None:
+            stem = place.settle()
+            with made_folder(stem.parent):
+                written += [*result.save(stem), result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax)]
         if as_json:
-            print(json.dumps(result.to_json(), allow_nan=False))  # noqa: T201
+            print_result(json.dumps(result.to_json(), allow_nan=False))
         else:
             _print_result(console, result)
-            console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+            print_written(console, written)
     leave_job()
 
 
@@ -89,6 +108,8 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("mean row of W", result.gauge_note)
     if result.instance_cas is not None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
+    if result.average_instance_cas is not None:
+        table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.left_out:
         table.add_row("left out", f"{result.left_out}: NaN in C, not in CAS")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
+from ccf_plugin.cli.console import leave_job, open_console, print_result, quiet_libraries
 from ccf_plugin.errors import CCFError, DivergedError, InputError
 from ccf_plugin.files import given_path
 
@@ -92,7 +92,7 @@ def sweep(
     if print_only:
         flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
         for point in points:
-            print(command_of(point, recipe, common, flags))  # noqa: T201
+            print_result(command_of(point, recipe, common, flags))
         return
     from ccf_plugin.training.interruption import Interrupted
     from ccf_plugin.training.loop import train as run_training

@@ -106,8 +106,7 @@ def logits_of(
 def no_logits(described: str, chosen: Choice | None, remedy: str = "let the model return them") -> Fault:
     """That an output, as `describe_output` described it, holds no logits."""
     if chosen is not None:
-        wanted = f"logits of shape (N, K) in the model's output at {{output}}={chosen!r}"
-        return Fault("", wanted, described)
+        return Fault("", f"logits of shape (N, K) in the model's output at output={chosen!r}", described)
     return Fault("", "a classifier's logits of shape (N, K)", f"an output of {described}", remedy)
 
 

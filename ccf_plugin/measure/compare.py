@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measure.evaluate import versions
+from ccf_plugin.measure.names import is_result
+from ccf_plugin.measure.provenance import fingerprint, with_command
+from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
@@ -18,6 +22,7 @@ from ccf_plugin.probe.confidence import Interval, difference_of_cas
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
 from ccf_plugin.zoo.checkpoints import read_metadata
+from ccf_plugin.zoo.models import takes_checkpoint
 from ccf_plugin.zoo.python_code import code_in
 
 if TYPE_CHECKING:
@@ -28,7 +33,7 @@ Pair = tuple[str, str, float, float]  # two classes, what they share in the firs
 
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
 # Settings that say where things lie and how fast to measure: nothing about what a result holds.
-_NOT_MEASURED = ("checkpoint", "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
+_NOT_MEASURED = (*OWN_WEIGHTS, "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
 _FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_normalised", "instance_cas")
 
 
@@ -93,6 +98,10 @@ class Comparison:
             "bootstrap": None if self.bootstrap is None else vars(self.bootstrap),
             "data": None if self.first.data is None else dict(self.first.data),
             "threat": None if self.first.threat is None else dict(self.first.threat),
+            "provenance": comparison_provenance(
+                self.first, self.second, None if self.bootstrap is None else self.bootstrap.resamples
+            ),
+            "versions": versions(),
         }
 
 
@@ -114,6 +123,20 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
     difference = difference_of_cas(first.samples, second.samples, len(first.matrix), bootstrap=bootstrap)
     both = Bootstrap(intervals[0].cas, intervals[1].cas, difference, intervals[0].level, bootstrap)
     return Comparison(first, second, both)
+
+
+def comparison_provenance(first: Side, second: Side, bootstrap: int | None = None) -> dict[str, Any]:
+    """What a comparison's figures depend on, see ``measure.provenance``: the two sides', and the resamples."""
+    return with_command({"first": _provenance(first), "second": _provenance(second), "bootstrap": bootstrap})
+
+
+def _provenance(side: Side) -> dict[str, Any]:
+    if isinstance(side, Subject):
+        known = side.provenance(instances=True)
+    else:  # that of an older version, or of somebody's own loop, says nothing
+        figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
+        known = dict(side.provenance) or {"figures": figures}
+    return {name: value for name, value in known.items() if name != "command"}
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
@@ -148,15 +171,18 @@ def load_sides(
 
     Args:
         settings: of both.
-        checkpoint: the weights of the sides that are ``python:`` models, in their order; or none.
+        checkpoint: the weights of the sides that take the user's own, in their order; or none. timm's models do
+            without where there are fewer.
 
     Raises:
         InputError: as ``load_subject``, ``CrossClassResult.load`` and ``check_alike`` do; settings that nothing needs.
     """
     names = (first, second)
-    of_own_code = [name for name in names if name.startswith("python:")]
-    if checkpoint and len(checkpoint) != len(of_own_code):
-        expected = f"one {{checkpoint}} for each python: model ({len(of_own_code)})"
+    takers = [name for name in names if takes_checkpoint(name)]
+    if len(checkpoint) < len(takers):
+        takers = [name for name in takers if not name.startswith("timm:")]
+    if checkpoint and len(checkpoint) != len(takers):
+        expected = f"one {{checkpoint}} for each model with weights of your own ({len(takers)})"
         raise InputError(Fault("", expected, str(len(checkpoint))))
     results = {name: CrossClassResult.load(name) for name in names if is_result(name)}
     if len(results) == len(set(names)):
@@ -171,8 +197,8 @@ def load_sides(
     files = iter(checkpoint)
     sides: list[Side] = []
     for name in names:
-        weights = next(files, None) if name.startswith("python:") else None
-        sides.append(results.get(name) or load_subject(name, settings.but(checkpoint=weights)))
+        own = {"checkpoint": next(files, None)} if name in takers else dict.fromkeys(OWN_WEIGHTS)
+        sides.append(results.get(name) or load_subject(name, settings.but(**own)))
     check_alike(*sides)
     return sides[0], sides[1]
 
@@ -190,14 +216,6 @@ def check_alike(first: Side, second: Side) -> None:
     if differing:
         remedy = "state them for both ({data}, {limit}, {eps}, {precision}, …), or measure both anew"
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
-
-
-def is_result(name: str) -> bool:
-    """Whether a side names a saved result: its .npz or .json, or what both begin with."""
-    path = Path(name)
-    stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
-    files = [stem.parent / f"{stem.name}{suffix}" for suffix in (".npz", ".json")]
-    return path.suffix in (".npz", ".json") or all(file.is_file() for file in files)
 
 
 def _like(result: CrossClassResult, settings: Settings) -> Settings:

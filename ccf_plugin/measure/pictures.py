@@ -1,4 +1,4 @@
-"""Pictures of several models: three matrices side by side (Figure 4), saliency maps (Figure 3c), a scatter."""
+"""Pictures of finished models: three matrices side by side (Figure 4), saliency maps (Figure 3c), scatters, curves."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ccf_plugin.measure.ablation_result import Ablation
     from ccf_plugin.measure.compare import Comparison
     from ccf_plugin.measure.evaluate import MeasuredSplit
     from ccf_plugin.measure.leaderboard import Row
     from ccf_plugin.measure.saliency import Saliency, SharedFeatures
 
 _MOST_NAMES = 15
+_COLOURS = {"shared": "tab:blue", "specific": "tab:orange", "matched": "tab:green", "random": "0.5"}  # of what goes
 
 
 def draw_comparison(
@@ -133,6 +135,38 @@ def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
     ax.legend(loc="best", fontsize=8)
     ax.grid(alpha=0.25)
     _name_points(ax, [row.model for row in rows], cas, robust)
+    return figure
+
+
+def draw_ablation(ablation: Ablation, title: str) -> Figure:
+    """Both margins against the number of removed features, by kind, and against C with the shared ones removed."""
+    figure = new_figure(15.0, 4.6)
+    axes = figure.subplots(1, 3)
+    headings = {"rest": "the pair against the rest", "between": "one of the pair against the other"}
+    doses = [dose.count for dose in ablation.doses]
+    low = min(min(getattr(dose, name).values()) for dose in ablation.doses for name in headings)
+    for ax, (name, heading) in zip(axes, headings.items(), strict=False):
+        for kind, colour in _COLOURS.items():
+            means = [getattr(dose, name)[kind] for dose in ablation.doses]
+            ax.plot(doses, means, "o-", ms=4, color=colour, label=kind)
+        ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.axvline(ablation.count, color="0.6", linewidth=0.8, linestyle=":")
+        ax.set(xlabel=f"removed features, of {ablation.features}", title=heading)
+        ax.set_xscale("log")
+        ax.set_xticks(doses, [str(dose) for dose in doses])
+        ax.minorticks_off()
+        ax.set_ylim(min(low * 1.05, -1e-3), max(-low * 0.05, 1e-3))
+    axes[0].set_ylabel("change of the margin (logits)")
+    axes[0].legend(fontsize=9)
+    for name, marker in (("rest", "o"), ("between", "x")):
+        points = [(pair.correlation, getattr(pair.removals["shared"].change, name)) for pair in ablation.pairs]
+        rank = ablation.spearman[name]
+        label = headings[name] + ("" if rank != rank else f", ρ = {rank:.2f}".replace("-", "−"))  # NaN: none
+        axes[2].scatter(*np.transpose(points), marker=marker, s=22, label=label, alpha=0.8)
+    axes[2].axhline(0, color="0.6", linewidth=0.8)
+    axes[2].set(xlabel="C of the pair", title=f"without {ablation.count} shared features, a point for each pair")
+    axes[2].legend(fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

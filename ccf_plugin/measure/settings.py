@@ -3,7 +3,7 @@ its options of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,14 +11,31 @@ from typing import Any, Self
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.threat import ThreatModel, threat_model
 
+# What is said of a model with weights of the user's own.
+OWN_WEIGHTS = ("checkpoint", "checkpoint_key", "options", "num_classes", "mean", "std", "normalize")
+
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """Where a model's weights come from; what these are is said by ``zoo.models.load_model``."""
+    """Where a model's weights come from; what these are is said by ``zoo.models.load_model``.
+
+    ``normalize`` is a data set whose usual mean and std the model was trained with, in place of both. Raises InputError
+    for that beside them.
+    """
 
     checkpoint: Path | None = None
+    checkpoint_key: str | None = None
+    options: Mapping[str, Any] | None = None
+    num_classes: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    normalize: str | None = None
     pretrained: bool = True
     model_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalize is not None and (self.mean is not None or self.std is not None):
+            raise InputError(Fault("", "{normalize}, or {mean} and {std}", "both", "leave {normalize} out"))
 
 
 @dataclass(frozen=True)

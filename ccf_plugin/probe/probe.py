@@ -294,6 +294,7 @@ class CrossClassProbe:
             class_attribution=vectors.numpy(),
             counts=sums.counts.cpu().numpy().copy(),  # the sums go on
             instance_matrix=None if samples is None else samples.matrix(classes),
+            average_instance_cas=None if samples is None else samples.average_cas(classes),
             clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
             robust_accuracy=accuracy if self._counted == "adversarial" else None,
             accuracy=accuracy if self._counted is None else None,

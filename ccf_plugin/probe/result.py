@@ -57,10 +57,14 @@ class CrossClassResult:
         data: name, split and count of the images, or None where the probe was fed by somebody else's loop.
         threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, seed, precision; None when clean. What
             the attack does not take is None.
+        average_instance_cas: I-CAS with the mean over all pairs of samples in place of the largest cosine, which
+            Section 5.3 dismisses; or None.
         model_mode: "eval" or "train" (or "mixed"): CAS in train mode is not the paper's CAS.
         precision: dtype of the measured features.
         versions: of the libraries that took part.
         repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
+        provenance: all that the figures depend on, as ``measure.provenance`` describes it; {} where nobody said.
+        unknown: what the file of a newer version said beside all this, by name; saved again as it was.
         samples: single samples' attributions where instances were measured; kept in memory, never saved.
     """
 
@@ -76,6 +80,7 @@ class CrossClassResult:
     confusion_unnamed: NDArray[np.int64] | None = None
     correct_clean: NDArray[np.bool_] | None = None
     correct: NDArray[np.bool_] | None = None
+    average_instance_cas: float | None = None
     logit_variance: float | None = None
     mean_row_share: float | None = None
     centred: bool = False
@@ -88,6 +93,8 @@ class CrossClassResult:
     precision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: tuple[Mapping[str, Any], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     samples: Samples | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -252,6 +259,7 @@ class CrossClassResult:
             "accuracy": self.accuracy,
             "cas": self.cas,
             "instance_cas": self.instance_cas,
+            "average_instance_cas": self.average_instance_cas,
         }
 
     @property
@@ -294,6 +302,7 @@ class CrossClassResult:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
         units = self.in_logit_units
         return {
+            **self.unknown,
             "model": self.model,
             "head": None if self.head is None else {**asdict(self.head), "history": list(self.head.history)},
             "data": None if self.data is None else dict(self.data),
@@ -327,6 +336,7 @@ class CrossClassResult:
             "confusion_unnamed": plain(self.confusion_unnamed, _LISTED_CLASSES),
             "versions": dict(self.versions),
             "repeats": [dict(repeat) for repeat in self.repeats],
+            "provenance": dict(self.provenance),
             "format": FORMAT,
         }
 

@@ -22,8 +22,7 @@ _TARGETS = 9  # AutoAttack's standard; fewer where there are fewer other classes
 class AutoAttack:
     """images (N, C, H, W) in [0, 1], labels (N,) → adversarial images: APGD-CE, targeted APGD-DLR and FAB, Square.
 
-    RobustBench 1.1.1's ``benchmark`` runs this attack, but calls it with arguments that the release of it which it
-    requires (pyautoattack 0.2) no longer has, and on its own data sets alone; so the attack itself is called here.
+    RobustBench's ``benchmark`` runs this attack on its own data sets alone; so the attack itself is called here.
 
     Args:
         model: images → logits.

@@ -70,6 +70,12 @@ def load_model(
     return source.load(name, pretrained=pretrained, checkpoint=own, model_dir=folder_from(model_dir, MODEL_FOLDER))
 
 
+def takes_checkpoint(spec: str) -> bool:
+    """Whether ``spec`` names a model that takes weights of the user's own."""
+    entry = find(loadable(), spec)
+    return entry is not None and entry[0].takes_checkpoint
+
+
 def build_model(
     name: str,
     *,

@@ -10,11 +10,12 @@ import contextlib
 import importlib
 import sys
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import InputError, did_you_mean, one_line
+from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 
 _PREFIX = "python:"
 
@@ -34,7 +35,7 @@ def load_object(spec: str) -> Any:
     target = spec.removeprefix(_PREFIX)
     check_target(target)
     module_name, _, name = target.partition(":")
-    with working_directory_importable():
+    with running_user_code(spec):
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
@@ -60,8 +61,41 @@ def failed(what: str, error: Exception) -> InputError:
 
 
 @contextlib.contextmanager
+def running_user_code(spec: str) -> Iterator[None]:
+    """While such code is imported or called: it finds its modules, and may not end the program.
+
+    Raises InputError where it would: by ``sys.exit``, or because argparse does not know ``ccf``'s own arguments.
+    """
+    usage, leave = ArgumentParser.print_usage, ArgumentParser.exit
+    ArgumentParser.print_usage = lambda *_: None  # type: ignore[method-assign]
+    ArgumentParser.exit = lambda _, status=0, message=None: sys.exit(status)  # type: ignore[assignment, method-assign]
+    try:
+        with working_directory_importable():
+            yield
+    except SystemExit as error:
+        raise ends_program(spec, error) from error
+    finally:
+        ArgumentParser.print_usage, ArgumentParser.exit = usage, leave  # type: ignore[method-assign]
+
+
+def ends_program(spec: str, error: SystemExit) -> InputError:
+    """One line on code that would end the program, with the place where it does; ``spec`` names it, if known."""
+    frames = [(frame.f_globals.get("__name__"), frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    parses = any(module == "argparse" for module, *_ in frames)
+    users = [(frame, line) for module, frame, line in frames if module not in ("argparse", __name__)]
+    place = f"{Path(users[-1][0].f_code.co_filename).name}, line {users[-1][1]}" if users else "it"
+    if parses:
+        remedy = "move that under `if __name__ == '__main__':`"
+        expected, found = "code that leaves the command line to ccf", f"that it parses the command line ({place})"
+    else:
+        remedy = "raise an exception instead"
+        expected, found = "code that returns", f"that it ends the program by sys.exit({error.code!r}) ({place})"
+    return InputError(Fault(spec, expected, found, remedy))
+
+
+@contextlib.contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """While such code is imported or called, which may import more."""
+    """While code is imported or called that may import more."""
     # The ``ccf`` script, unlike ``python -m``, starts without it. Last, so that it shadows nothing installed.
     directory = str(Path.cwd())
     added = directory not in sys.path and "" not in sys.path

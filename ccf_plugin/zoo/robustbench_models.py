@@ -1,10 +1,11 @@
-"""RobustBench's model zoo by name: ``robustbench:[dataset/threat/]Name``, and the three repairs it needs."""
+"""RobustBench's model zoo by name: ``robustbench:[dataset/threat/]Name``, and the repairs it needs."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import pickle
 import sys
 import warnings
@@ -12,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.checkpoints import check_finite
@@ -65,8 +66,9 @@ def import_robustbench() -> ModuleType:
     """``robustbench``, imported with the repairs that version 1.1.1 needs. Raises UnavailableError where it cannot be.
 
     It does ``from autoattack import AutoAttack``, but its dependency pyautoattack installs the module ``pyautoattack``:
-    the name is aliased, with the submodule that robustbench uses, where no ``autoattack`` is installed. It imports
-    pkg_resources, which warns that it will go.
+    the name is aliased, with the submodule that robustbench uses, where no ``autoattack`` is installed. Its
+    ``benchmark`` calls it with arguments that pyautoattack 0.2 lacks. It imports pkg_resources, which warns of its own
+    removal.
     """
     try:
         if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
@@ -75,9 +77,28 @@ def import_robustbench() -> ModuleType:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"pkg_resources is deprecated", category=UserWarning)
             importlib.import_module("robustbench.data")
+            evaluation: Any = importlib.import_module("robustbench.eval")
+            if "log_path" not in inspect.signature(evaluation.AutoAttack).parameters:
+                evaluation.AutoAttack = _as_benchmark_calls(evaluation.AutoAttack)
             return importlib.import_module("robustbench")
     except Exception as error:
         raise UnavailableError(f"robustbench cannot be imported ({one_line(error)}); reinstall it") from error
+
+
+def _as_benchmark_calls(attack: Any) -> Any:
+    """pyautoattack's AutoAttack with the arguments and the result that robustbench's ``benchmark`` expects."""
+
+    class AutoAttack(attack):  # type: ignore[misc]
+        def __init__(self, model: nn.Module, *, log_path: object = None, **options: Any) -> None:
+            super().__init__(model, **options)
+
+        def run_standard_evaluation(
+            self, images: Tensor, labels: Tensor, *, bs: int, state_path: Path | None
+        ) -> Tensor:
+            adversarial, _ = super().run_standard_evaluation(images, labels, batch_size=bs, state_path=state_path)
+            return cast(Tensor, adversarial)
+
+    return AutoAttack
 
 
 def robustbench_resnets() -> ModuleType:

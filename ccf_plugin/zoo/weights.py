@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean, some_of
 from ccf_plugin.zoo.checkpoints import apply_state, no_state_dict, of_another_architecture
+from ccf_plugin.zoo.normalizations import Normalization
 from ccf_plugin.zoo.normalize import with_normalization
 from ccf_plugin.zoo.weight_files import StateDicts, read_content, state_dicts
 
@@ -49,15 +50,11 @@ class OwnWeights:
     std: Sequence[float] | None = None
 
 
-class Normalization(NamedTuple):
-    """Per-channel constants of (images − mean) / std, for images in [0, 1]."""
-
-    mean: list[float]
-    std: list[float]
-
-
 class Restored(NamedTuple):
-    """A network with its weights, in float32 and eval mode, and whether it is known how its images are normalised."""
+    """A network with its weights, in float32 and eval mode.
+
+    ``is_normalized`` False: the weights are the user's, and nothing says how their images were normalised.
+    """
 
     model: nn.Module
     is_normalized: bool
@@ -79,6 +76,7 @@ def restored(
         normalization = _load(model, tensors, own)
     mean, std = (own.mean, own.std) if normalization is None else normalization
     is_normalized = mean is not None or std is not None or any(_is_constant(key) for key in model.state_dict())
+    is_normalized = is_normalized or own.path is None
     if not is_normalized and usual is not None:
         mean, std = usual
     channels = len(mean or std or ())

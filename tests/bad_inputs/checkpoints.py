@@ -166,3 +166,73 @@ DESCRIPTIONS = {
         ["probe", "run"], "expected a run folder with best.safetensors", file("run/last.pt", b"x")
     ),
 }
+
+
+def _saved(content: Callable[[dict[str, Any]], object]) -> Make:
+    return _torch(content, "w.pth")
+
+
+OF_ANY_CODE = {
+    "two state dicts": Case(
+        own("w.pth"),
+        "--checkpoint-key: expected one of the state dicts that fit in w.pth, state_dict or swa_state_dict, found none",
+        _saved(lambda s: {"state_dict": s, "swa_state_dict": {key: value + 1 for key, value in s.items()}}),
+    ),
+    "a key that is not there": Case(
+        [*own("w.pth"), "--checkpoint-key", "ema"],
+        "--checkpoint-key: expected one that fits (net), found 'ema'",
+        _saved(lambda state: {"net": state}),
+    ),
+    "a key without a file": Case(
+        ["probe", OWN, "--data", "digits", "--checkpoint-key", "net"], "--checkpoint-key: expected a checkpoint"
+    ),
+    "a part of a network": Case(
+        own("w.pth"),
+        "1 unexpected (head.weight)",
+        _saved(lambda s: {f"net.{key}": value for key, value in s.items()} | {"head.weight": torch.zeros(2, 2)}),
+    ),
+    "a dictionary in itself": Case(own("w.pth"), "expected a state dict", _saved(lambda _: _in_itself())),
+    "weights without data in two places": Case(
+        own("w.pth"),
+        "w.pth",
+        _saved(lambda s: {name: {key: value.to("meta") for key, value in s.items()} for name in ("a", "b")}),
+    ),
+    "a normalisation by zero": Case(
+        own("w.pth"),
+        "2 unexpected",
+        _saved(lambda s: {**s, "normalize.mean": torch.zeros(1), "normalize.std": torch.zeros(1)}),
+    ),
+    "a mean of text": Case([*own(), "--mean", "a,b", "--std", "1,1"], "expected numbers such as 0.5,0.5,0.5"),
+    "a mean alone": Case([*own(), "--mean", "0.5"], "std: expected 1 values", _torch(lambda state: state)),
+    "a deviation of zero": Case(
+        [*own(), "--mean", "0.5", "--std", "0"], "std: expected positive numbers", _torch(lambda state: state)
+    ),
+    "two normalisations": Case(
+        [*own(), "--mean", "0.5", "--std", "1", "--normalize", "cifar10"], "expected --normalize, or --mean and --std"
+    ),
+    "an unknown normalisation": Case(
+        [*own(), "--normalize", "cifar"], "--normalize: expected one of cifar10, cifar100", _torch(lambda state: state)
+    ),
+    "an option without a value": Case([*own(), "--model-option", "width"], "expected KEY=VALUE, found 'width'"),
+    "an option that the code lacks": Case(
+        [*own(), "--model-option", "width=[1"], "calling it with {'width': '[1'} failed", _torch(lambda state: state)
+    ),
+    "no weights for the paper's network": Case(
+        ["probe", "preact_resnet18", "--data", "digits"], "--checkpoint: expected the weights of preact_resnet18"
+    ),
+    "classes that the file has not": Case(
+        ["probe", "timm:resnet18", "--checkpoint", "w.pth", "--num-classes", "7", "--data", "digits"],
+        "another architecture",
+        _saved(lambda state: state),
+    ),
+    "weights of one's own for a run": Case(
+        ["train", "digits", "--set", "model.weights=gone.pth"],
+        "model.weights: expected a checkpoint or a run, found",
+    ),
+}
+
+
+def _in_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {"epoch": 3}
+    content["again"] = content
+    return content

@@ -203,6 +203,10 @@ def test_golden_figures(golden: dict[str, np.ndarray], way: str, monkeypatch: py
     instances = instance_matrix(attribution(g, weight, labels), labels, 10)
     np.testing.assert_allclose(instances, golden["instance_matrix"], atol=1e-5)
     assert float(class_attribution_similarity(instances)) == pytest.approx(18.810, abs=1e-3)
+    averaged = instance_matrix(attribution(g, weight, labels), labels, 10, reduction="mean")
+    off_diagonal = averaged[~torch.eye(10, dtype=torch.bool)]
+    assert float(class_attribution_similarity(averaged)) == pytest.approx(11.2, abs=0.05)
+    assert float(off_diagonal.max()) == pytest.approx(0.46, abs=0.005)
 
 
 def test_gradients_of_cas() -> None:

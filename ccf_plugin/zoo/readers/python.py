@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import CCFError, InputError, one_line
-from ccf_plugin.zoo.python_code import check_target, failed, load_object, working_directory_importable
+from ccf_plugin.zoo.python_code import check_target, failed, load_object, running_user_code
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _read(target: str, *, splits: Sequence[str], root: Path, download: bool) -> 
 def _call(spec: str, function: Any, split: str) -> tuple[Any, ...] | None:
     call = f"{spec}({split!r})"
     try:
-        with working_directory_importable():
+        with running_user_code(call):
             value = function(split)
     except (CCFError, MemoryError):
         raise

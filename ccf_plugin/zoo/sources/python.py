@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ccf_plugin.errors import CCFError, InputError, one_line
-from ccf_plugin.zoo.python_code import check_target, load_object, working_directory_importable
+from ccf_plugin.zoo.python_code import check_target, load_object, running_user_code
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _make(target: str, options: Mapping[str, Any], *, num_classes: int | None = 
 
         import_robustbench()  # with what it needs to be imported at all
     factory = load_object(f"python:{target}")
-    with working_directory_importable():
+    with running_user_code(f"python:{target}"):
         model = factory if isinstance(factory, nn.Module) else _call(target, factory, options, num_classes)
     if not isinstance(model, nn.Module):
         raise InputError(f"python:{target}: expected an nn.Module from it, found {type(model).__name__}")

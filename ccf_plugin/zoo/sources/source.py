@@ -30,8 +30,8 @@ class LoadedModel:
     spec to probe it on by default, and ``test_limit`` how many of its test images; ``threat`` holds the default norm
     and eps, and of a run also step_size and steps; ``preprocess`` is the resizing and cropping of its own data
     configuration, ``input_size`` (C, H, W). ``head`` and ``output`` are what a run's recipe has in [probe].
-    ``is_normalized``: whether it is known how the network's images are normalised. None means unknown (``preprocess``:
-    images go in as they are).
+    ``is_normalized`` False: its weights are the user's, and nothing says how their images were normalised. None means
+    unknown (``preprocess``: images go in as they are).
     """
 
     model: nn.Module

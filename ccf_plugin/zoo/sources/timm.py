@@ -52,7 +52,8 @@ def _load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_d
 
 def _load_own(name: str, own: OwnWeights, *, pretrained: bool) -> LoadedModel:
     """The model ``name`` with the user's weights, options and classes, on images of the size that ``img_size`` says."""
-    from ccf_plugin.zoo.weights import Normalization, restored
+    from ccf_plugin.zoo.normalizations import Normalization
+    from ccf_plugin.zoo.weights import restored
 
     if own.path is None and pretrained:
         raise InputError(Fault("checkpoint", f"weights for timm:{name} with options of your own", "none"))
@@ -64,7 +65,7 @@ def _load_own(name: str, own: OwnWeights, *, pretrained: bool) -> LoadedModel:
         return _create_sized(name, size, **options, **({} if num_classes is None else {"num_classes": num_classes}))
 
     config, preprocess = _data_config(build(own.num_classes), size)
-    usual = Normalization(list(config["mean"]), list(config["std"]))
+    usual = Normalization(config["mean"], config["std"])
     model, is_normalized = restored(build, own, usual=usual)
     if not is_normalized:
         mean, std = (", ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
