@@ -122,11 +122,10 @@ def compare(
         figure = draw_comparison(
             comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=(difference_vmin, difference_vmax)
         )
-        stem = place.settle()
-        with made_folder(stem.parent):
+        with made_folder(place.settle().parent):
             for side, result, letter in zip(sides, results, "ab", strict=True):
                 if isinstance(side, Subject):
-                    written += result.save(stem.with_name(f"{stem.name}-{letter}"))
+                    written += result.save(place.file(f"-{letter}.json"))
             write_json(place.file(".json"), comparison.to_json())
             written += [place.file(".json"), save_figure(figure, place.file(".png"))]
     if as_json:

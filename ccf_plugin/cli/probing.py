@@ -65,9 +65,8 @@ def probe(
     if is_first_process():
         written: list[Path] = []
         if place is not None:
-            stem = place.settle()
-            with made_folder(stem.parent):
-                written += [*result.save(stem), result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax)]
+            with made_folder(place.settle().parent):
+                written += [*result.save(place.file(".json")), result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax)]
         if as_json:
             print_result(json.dumps(result.to_json(), allow_nan=False))
         else:

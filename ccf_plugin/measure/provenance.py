@@ -158,4 +158,6 @@ def _part(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _slug(text: str) -> str:
+    """Text as a part of a file's name, without what would pass for the name's own ending."""
+    text = re.sub(r"\.(npz|json|png|csv|html)$", "", text)
     return re.sub(r"[^\w.+=-]+", "_", text).strip("_.")[:_LONGEST_PART] or "other"
