@@ -70,7 +70,7 @@ def ablate(
     from ccf_plugin.measure.pictures import draw_ablation
     from ccf_plugin.measure.subject import load_subject
 
-    named = [pair_of(pair) for pair in pairs or ()]
+    named = [pair_of(pair, key="pairs") for pair in pairs or ()]
     if named and settings.attack.clean:
         raise InputError(Fault("", "{clean} or {pairs}", "both", "all pairs are measured on clean images anyway"))
     subject = load_subject(model, settings)

@@ -327,10 +327,11 @@ def _numbers(text: str) -> list[int]:
         raise InputError(Fault("indices", "numbers such as 3,17,20", repr(text))) from None
 
 
-def pair_of(text: str) -> tuple[str, str]:
+def pair_of(text: str, *, key: str = "pair") -> tuple[str, str]:
+    """The two classes that an option names; its parameter is ``key``."""
     from ccf_plugin.errors import Fault, InputError
 
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2:
-        raise InputError(Fault("pair", "two classes such as cat,dog (or their numbers)", repr(text)))
+        raise InputError(Fault(key, "two classes such as cat,dog (or their numbers)", repr(text)))
     return parts[0], parts[1]

@@ -90,22 +90,17 @@ def ablate(
     if not count <= size // 2:
         raise InputError(Fault("count", f"at most half of the head's {size} features", str(count)))
     ranked = top_pairs(clean.result.matrix, len(classes) ** 2, above=-np.inf)
-    for pair in chosen:
-        if pair not in ranked:
-            named = " and ".join(classes[index] for index in pair)
-            raise InputError(Fault("pair", "classes with an attribution", f"that {named} are not both", "take others"))
-    measured = [ranked[place] for place in _spread(len(ranked), _MOST_PAIRS)]
-    if not measured:
+    if not ranked:
         raise InputError(Fault("", "two classes with images or more", "fewer", "raise {limit}"))
+    for pair in set(chosen) - set(ranked):
+        named = " or ".join(classes[index] for index in pair)
+        raise InputError(Fault("pairs", "classes with an attribution", f"that {named} has none", "take others"))
+    measured = [ranked[place] for place in _spread(len(ranked), _MOST_PAIRS)]
     outcomes = [clean.remove(pair, count, seed) for pair in _shown(measured, progress("removing features"))]
     doses = _doses(clean, [measured[place] for place in _spread(len(measured), _MOST_PAIRS_OF_DOSES)], count, seed)
-    attacked: list[PairAblation] = []
-    if subject.attack is not None:
-        outcomes_under_attack = [
-            _remove_under_attack(subject, clean, pair, count, seed, progress) for pair in chosen or ranked[:strongest]
-        ]
-        attacked = _tested(outcomes_under_attack, clean.result)
-    threat = None if subject.attack is None or not attacked else subject.describe_attack()
+    to_attack = [] if subject.attack is None else chosen or ranked[:strongest]
+    attacked = [_remove_under_attack(subject, clean, pair, count, seed, progress) for pair in to_attack]
+    threat = subject.describe_attack() if attacked else None
     return Ablation(
         model=subject.loaded.spec,
         data={"name": subject.data.name, "split": subject.data.split_name, "count": len(subject.data.split)},
@@ -116,8 +111,9 @@ def ablate(
         pairs=tuple(_tested(outcomes, clean.result)),
         doses=doses,
         left_out=len(ranked) - len(measured),
-        attacked=tuple(attacked),
-        threat=threat if threat is None or subject.attack is None else {**threat, "seed": subject.attack.seed},
+        attacked=tuple(_tested(attacked, clean.result)),
+        threat=None if threat is None or subject.attack is None else {**threat, "seed": subject.attack.seed},
+        versions=dict(clean.result.versions),
     )
 
 
@@ -232,7 +228,7 @@ def _remove_under_attack(
 
     def without(columns: list[int], what: str) -> Margins:
         with clean.layer.replacing(columns, clean.means):
-            attack, found = subject.build_attack(), []
+            attack, logits = subject.build_attack(), []
             assert attack is not None and subject.attack is not None  # noqa: PT018, S101  (asked for by ``ablate``)
             batches = part.batches(subject.batch_size, subject.device)
             shown = progress(f"attacking {names}, {what}")(batches, part.count_batches(subject.batch_size))
@@ -240,8 +236,8 @@ def _remove_under_attack(
                 for images, labels in shown:
                     adversarial = attack(images, labels)
                     with torch.no_grad():
-                        found.append(_logits(subject, adversarial))
-        return margins(torch.cat(found), part.labels, pair)
+                        logits.append(_logits(subject, adversarial))
+        return margins(torch.cat(logits), part.labels, pair)
 
     intact = without([], "intact")
     chosen = {kind: draws[:1] for kind, draws in choose(clean.result, pair, count, seed).items()}
@@ -301,9 +297,9 @@ def _mass(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _pair(classes: Sequence[str], names: tuple[str | int, str | int]) -> Pair:
-    first, second = sorted(class_index(classes, name, key="pair") for name in names)
+    first, second = sorted(class_index(classes, name, key="pairs") for name in names)
     if first == second:
-        raise InputError(Fault("pair", "two classes", f"{classes[first]} twice"))
+        raise InputError(Fault("pairs", "two classes", f"{classes[first]} twice"))
     return first, second
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FORMAT = 1
 SHARED, SPECIFIC, MATCHED, RANDOM = "shared", "specific", "matched", "random"
 KINDS = (SHARED, SPECIFIC, MATCHED, RANDOM)
 MARGINS = ("rest", "between")
@@ -90,6 +91,7 @@ class Ablation:
         attacked: pairs under the attack on the model without these features; changes are against the intact model under
             the attack on it.
         threat: the attack, or None.
+        versions: of the libraries that took part.
     """
 
     model: str
@@ -103,6 +105,7 @@ class Ablation:
     left_out: int = 0
     attacked: tuple[PairAblation, ...] = ()
     threat: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     def mean_change(self, kind: str) -> Figures:
         """The mean of the changes over the pairs, clean."""
@@ -159,10 +162,20 @@ class Ablation:
             "left_out": self.left_out,
             "threat": self.threat,
             "attacked": [self._described(pair) for pair in self.attacked],
+            "versions": self.versions,
+            "format": FORMAT,
         }
 
     def _described(self, pair: PairAblation) -> dict[str, Any]:
-        return {**asdict(pair), "pair": [self.classes[index] for index in pair.pair]}
+        return {
+            "pair": [self.classes[index] for index in pair.pair],
+            "correlation": pair.correlation,
+            "images": pair.images,
+            "intact": asdict(pair.intact),
+            "removals": {
+                kind: {**asdict(removal), "features": list(removal.features)} for kind, removal in pair.removals.items()
+            },
+        }
 
 
 def wilcoxon(differences: Sequence[float] | NDArray[np.float64]) -> float:

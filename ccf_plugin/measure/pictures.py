@@ -162,7 +162,7 @@ def draw_ablation(ablation: Ablation, title: str) -> Figure:
         points = [(pair.correlation, getattr(pair.removals["shared"].change, name)) for pair in ablation.pairs]
         rank = ablation.spearman[name]
         label = headings[name] + ("" if rank != rank else f", ρ = {rank:.2f}".replace("-", "−"))  # NaN: none
-        axes[2].scatter(*np.transpose(points), marker=marker, s=22, label=label, alpha=0.8)
+        axes[2].scatter(*np.transpose(points), marker=marker, s=22, label=label, color=_COLOURS["shared"])
     axes[2].axhline(0, color="0.6", linewidth=0.8)
     axes[2].set(xlabel="C of the pair", title=f"without {ablation.count} shared features, a point for each pair")
     axes[2].legend(fontsize=9)

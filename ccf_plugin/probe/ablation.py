@@ -6,7 +6,7 @@ Replacing a feature by its mean (mean ablation) takes what tells the samples apa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import is_channel_first
 from ccf_plugin.probe.head import LinearHead
 from ccf_plugin.probe.layers import unwrapped
@@ -73,40 +74,37 @@ class AblationLayer:
         try:
             with evaluation_mode(model), torch.no_grad():
                 intact = _passed(tracer, model, images)
-                names = self._places(tracer)
-                assert intact.weight is not None  # noqa: S101  (only head="gradient" has none)
-                self.name = tracer.head.name if tracer.head is not None else " + ".join(names)
+                record = tracer.take()
+                assert record is not None and intact.weight is not None  # noqa: PT018, S101  (it was read)
+                plan = tracer.plan_of(record)
+                self.name = " + ".join(term.links[0].name for term in plan.used)
                 self.weight = intact.weight
-                self._modules = [self._model.get_submodule(name) for name in names]
-                self._verify(tracer, model, images, intact)
+                self._modules = self._readers([term.links[-1].name for term in plan.used])
+                self._verify(intact, lambda: _logits_at(tracer, model, images, plan.path))
         finally:
             tracer.detach()
 
-    def _places(self, tracer: HeadTracer) -> list[str]:
-        """The layers that read the features, by name."""
-        record = tracer.watcher.latest
-        assert record is not None  # noqa: S101  (a pass has just run)
-        places = list(dict.fromkeys(term.links[-1].name for term in tracer.plan_of(record).used))
+    def _readers(self, names: list[str]) -> list[nn.Module]:
+        """The layers of these names, which read the features (or with a `LinearHead` give them)."""
         known = dict(self._model.named_modules())
-        if missing := [name for name in places if name not in known]:
+        if missing := [name for name in names if name not in known]:
             raise _refusal(f"the function {missing[0]}, in front of which no layer can stand")
-        return places
+        return [known[name] for name in dict.fromkeys(names)]
 
-    def _verify(self, tracer: HeadTracer, model: nn.Module, images: Tensor, intact: ForwardPass) -> None:
-        dtype = torch.float64 if intact.features.device.type != "mps" else torch.float32
+    def _verify(self, intact: ForwardPass, run: Callable[[], Tensor | None]) -> None:
+        dtype = accumulator_dtype(intact.features.device)
         features, logits, weight = (part.to(dtype) for part in (intact.features, intact.logits, self.weight))
         columns = range(0, features.shape[1], 2)
         values = features.mean(0) + features.std()
         assert intact.reading is not None  # noqa: S101  (only head="gradient" has none)
         allowed = intact.reading.allowed.amax() * _ROUNDING
-        try:
-            with self.replacing(columns, values):
-                replaced = _passed(tracer, model, images).logits.to(dtype)
-        except (InputError, RuntimeError, IndexError) as error:
-            raise _refusal(f"{self.name!r}, whose features cannot be replaced") from error
+        with self.replacing(columns, values):
+            replaced = run()
         expected = ablated_logits(logits, features, weight, columns, values)
-        if replaced.shape != expected.shape or bool(((replaced - expected).abs() > allowed).any()):
-            raise _refusal(f"{self.name!r}, whose layers read several")
+        if replaced is None or replaced.shape != expected.shape:
+            raise _refusal(f"{self.name!r}, which does not make the model's own logits")
+        if not bool(((replaced.to(dtype) - expected).abs() <= allowed).all()):
+            raise _refusal(f"{self.name!r}, which reads several")
 
     @contextlib.contextmanager
     def replacing(self, columns: Sequence[int], values: Tensor) -> Iterator[None]:
@@ -156,7 +154,9 @@ def _replacing_output(index: Tensor, values: Tensor) -> Any:
 
 def _replaced(features: Tensor, index: Tensor, values: Tensor, dimension: int) -> Tensor:
     """Features (N, n), (N, …, n) or (N, n, …) with constants at some of the n."""
-    where = torch.zeros(features.shape[dimension], dtype=torch.bool).index_fill(0, index, True).to(features.device)
+    if features.shape[dimension] != len(values):
+        raise _refusal(f"layers that read {features.shape[dimension]} of {len(values)} features")
+    where = torch.zeros(len(values), dtype=torch.bool).index_fill(0, index, True).to(features.device)
     shape = [1] * features.ndim
     shape[dimension] = -1
     return torch.where(where.view(shape), values.to(features).view(shape), features)
@@ -170,6 +170,16 @@ def _passed(tracer: HeadTracer, model: nn.Module, images: Tensor) -> ForwardPass
     if shown.reading is not None and bool(shown.reading.missed):
         raise _refusal(f"logits that are no head's ({shown.reason or 'they are not g Wᵀ and one constant row'})")
     return shown
+
+
+def _logits_at(
+    tracer: HeadTracer, model: nn.Module, images: Tensor, path: tuple[int | str, ...] | None
+) -> Tensor | None:
+    """The entry of the model's output there, (N, K), whatever made it; None where a head has an output of its own."""
+    model(images)
+    record = tracer.take()
+    entries = [] if record is None else record.entries
+    return next((entry.logits for entry in entries if entry.path == path), None)
 
 
 def _refusal(found: str) -> InputError:
