@@ -164,7 +164,8 @@ def expected_cas(vectors: Tensor) -> Tensor:
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
     expected = mean * torch.special.ndtr(z) + sd * density
     off_diagonal = expected - torch.diag_embed(expected.diagonal(dim1=-2, dim2=-1))
-    return off_diagonal.sum((-2, -1))
+    total: Tensor = off_diagonal.sum((-2, -1))
+    return total
 
 
 def _cas_by_permutations(
