@@ -89,8 +89,6 @@ def compare(
     refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
     if b is not None:
         check_names(a, b)
-    for file in checkpoint or ():
-        check_names(checkpoint=file)
 
     from ccf_plugin.drawing import colour_scale, save_figure
     from ccf_plugin.errors import Fault, InputError
@@ -289,8 +287,6 @@ def saliency(
     refuse_several_processes("saliency", "start it with python or ccf alone")
     if last is not None:
         check_names(best, last)
-    for file in checkpoint or ():
-        check_names(checkpoint=file)
 
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.errors import Fault, InputError

@@ -72,10 +72,13 @@ class Place:
         return self.stem
 
     def _check(self, stem: Path) -> None:
+        parent = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())
+        if not parent.is_dir():
+            raise InputError(Fault("", f"a folder at {parent}", "a file", "choose another {out}"))
         for file in self._files(stem):
             if file.is_dir():
                 raise InputError(Fault("", "a file to write", f"the folder {file}", "choose another {out}"))
-        if not self._may_write(stem):
+        if not self._may_write(stem):  # before anything is measured
             from ccf_plugin.measure.provenance import in_words
 
             there = self._there(stem)
@@ -83,7 +86,7 @@ class Place:
                 "another file" if there is None else f"one of other conditions ({in_words(there, self._provenance)})"
             )
             taken = next(file for file in self._files(stem) if file.exists())
-            remedy = "choose another {out}, or replace it by --force"
+            remedy = "choose another {out}, or replace it by {force}"
             raise InputError(Fault(str(taken), "no file yet, or a result of the same conditions", found, remedy))
 
     def _free(self, stem: Path) -> Path:

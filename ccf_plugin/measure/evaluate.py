@@ -67,7 +67,9 @@ class AttackSettings:
         ``output`` is as `CrossClassProbe` takes it. Raises InputError as ``build_attack`` does.
         """
         forward = Forward(model, precision=self.precision, output=output, classes=num_classes)
-        return build_attack(self.name, forward, self.threat, options=self.options, num_classes=num_classes)
+        return build_attack(
+            self.name, forward, self.threat, options=self.options, num_classes=num_classes, seed=self.seed
+        )
 
 
 def measure(

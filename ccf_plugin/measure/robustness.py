@@ -89,7 +89,8 @@ def evaluate(
     """Measure clean accuracy, accuracy under PGD of each number of steps, and under AutoAttack.
 
     After every batch the file ``out`` is whole and holds the figures so far: a call that finds it there goes on from
-    it, with the figures that an uninterrupted call would give (every batch has its own seed).
+    it, with the figures that an uninterrupted call would give. PGD's start is each image's own, whatever the batches;
+    AutoAttack's is not.
 
     Args:
         out: the JSON to write and to continue; its folder exists. None: nothing is written.
@@ -183,7 +184,7 @@ def describe_evaluation(subject: Subject, attack: AttackSettings) -> dict[str, A
     measured = subject.provenance()
     # The attacks' names and steps are those of the figures; every batch has a seed of its own.
     told = {name: measured[name] for name in measured if name not in ("attack", "instances", "head")}
-    settled = {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size}
+    settled = {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size, "per_image_noise": True}
     return {
         "model": subject.loaded.spec,
         "data": {"name": split.name, "split": split.split_name, "count": len(split.split)},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from support.noise import start_at_own_noise
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
@@ -55,14 +56,14 @@ def subject_of(
     )
 
 
-def test_the_figures_are_those_of_plain_passes(tmp_path: Path) -> None:
+def test_the_figures_are_those_of_plain_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(Prototypes, eps=0.1, count=30, seed=3)
     found = evaluate(subject, tmp_path / "e.json", steps=(4, 2))
     model, correct = subject.loaded.model, {CLEAN: 0, "PGD-2": 0, "PGD-4": 0}
-    for number, (images, labels) in enumerate(subject.data.split.batches(8, subject.device)):
+    start_at_own_noise(monkeypatch, 3)
+    for images, labels in subject.data.split.batches(8, subject.device):
         correct[CLEAN] += int((model(images).argmax(1) == labels).sum())
         for steps in (2, 4):
-            torch.manual_seed(3 + number)
             attacked = torchattacks.PGD(model, eps=0.1, alpha=0.025, steps=steps)(images, labels)
             correct[f"PGD-{steps}"] += int((model(attacked).argmax(1) == labels).sum())
     assert found.accuracies == {name: count / 30 for name, count in correct.items()}
