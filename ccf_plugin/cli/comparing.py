@@ -58,14 +58,20 @@ def compare(
         typer.Option(
             metavar="N",
             rich_help_panel=PROBE,
-            help="95 % intervals of CAS and ΔCAS from N resamples of the images. Default: none.",
+            help="95 % intervals of CAS, of CAS beyond chance, of their differences, and of all pairs at once, "
+            "from N resamples of the images; 400 are enough. Default: none.",
         ),
     ] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
     difference_vmin: Annotated[
-        float, typer.Option(rich_help_panel=OUTPUT, help="The value of the difference's lightest colour.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="The value at the lower end of the difference's colours, which go from red to blue where it is below "
+            "0, and are the paper's at 0. Default: minus --difference-vmax.",
+        ),
+    ] = None,
     difference_vmax: Annotated[
         float, typer.Option(rich_help_panel=OUTPUT, help="The value of the difference's darkest colour.")
     ] = 0.5,
@@ -99,7 +105,8 @@ def compare(
     if bootstrap is not None and not all(isinstance(side, Subject) for side in sides):
         expected = "models to measure with {bootstrap}"
         raise InputError(Fault("", expected, "a saved result", "files hold no samples"))
-    for scale in ((vmin, vmax), (difference_vmin, difference_vmax)):
+    difference_scale = (-difference_vmax if difference_vmin is None else difference_vmin, difference_vmax)
+    for scale in ((vmin, vmax), difference_scale):
         colour_scale(_number_of_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
     titles = _titles(sides, names)
     place = None
@@ -119,9 +126,7 @@ def compare(
     comparison = compare_results(results[0], results[1], bootstrap=bootstrap)
     written: list[Path] = []
     if place is not None:
-        figure = draw_comparison(
-            comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=(difference_vmin, difference_vmax)
-        )
+        figure = draw_comparison(comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale)
         with made_folder(place.settle().parent):
             for side, result, letter in zip(sides, results, "ab", strict=True):
                 if isinstance(side, Subject):
@@ -133,7 +138,13 @@ def compare(
         return
     console.print(_table(comparison, titles))
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
-        console.print(_pairs_table(heading, moved, titles))
+        console.print(_pairs_table(heading, moved, titles, comparison.bands(moved)))
+    if comparison.paired is not None:
+        bands = comparison.paired.bands
+        number = f"{bands.surviving_pairs} of {bands.pairs} pairs of classes"
+        console.print(
+            f"{number} differ: their bands, which hold together at {bands.level:.0%}, leave out 0.", highlight=False
+        )
     print_written(console, written)
 
 
@@ -179,24 +190,52 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
         a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
         if difference is not None:
             table.add_row(label, f"{a:.1%}", f"{b:.1%}", f"{difference * 100:+.1f} points")
+            _add_accuracy_intervals(table, comparison, name)
     table.add_row("CAS", f"{first.cas:.2f}", f"{second.cas:.2f}", f"{comparison.differences['cas']:+.2f}")
     if bootstrap is not None:
-        intervals = (bootstrap.first, bootstrap.second, bootstrap.difference)
-        table.add_row(f"  {bootstrap.level:.0%} interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals))
+        table.add_row("  95% interval", *_spans(bootstrap.first, bootstrap.second, bootstrap.difference))
+    if (excess := comparison.differences["cas_excess"]) is not None:
+        table.add_row("CAS beyond chance", f"{first.cas_excess:.2f}", f"{second.cas_excess:.2f}", f"{excess:+.2f}")
+        if comparison.paired is not None:
+            table.add_row("  95% interval", *_spans(*comparison.paired.excess))
     if comparison.differences["instance_cas"] is not None:
         figures = (first.instance_cas, second.instance_cas)
         table.add_row("I-CAS", *(f"{value:.2f}" for value in figures), f"{comparison.differences['instance_cas']:+.2f}")
     return table
 
 
-def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Table:
+def _add_accuracy_intervals(table: Table, comparison: Comparison, name: str) -> None:
+    """Each model's interval of an accuracy, and that of the difference where both have records of the images."""
+    sides = (comparison.first.interval(name), comparison.second.interval(name))
+    test = comparison.accuracy_tests.get(name)
+    paired = ""
+    if test is not None:
+        low, high = (100 * bound for bound in test.interval)
+        paired = f"{low:+.1f} to {high:+.1f}, p = {test.p:.2g} (McNemar)"
+    shown = ("" if side is None else f"{side[0]:.1%} to {side[1]:.1%}" for side in sides)
+    table.add_row("  95% interval", *shown, paired)
+
+
+def _spans(*intervals: tuple[float, float]) -> list[str]:
+    return [f"{low:.2f} to {high:.2f}" for low, high in intervals]
+
+
+def _pairs_table(
+    heading: str, pairs: list[Pair], titles: tuple[str, str], bands: list[tuple[float, float]] | None
+) -> Table:
+    """By what CAS loses or gains, which is the difference of positive parts; a band is of C itself."""
     from rich.table import Table
 
-    table = Table(f"pairs that {heading}", *titles, "first − second", box=None)
-    for name, other_name, first, second in pairs:
-        table.add_row(f"{name} – {other_name}", f"{first:.2f}", f"{second:.2f}", f"{first - second:+.2f}")
+    columns = [f"pairs that {heading}", *titles, "of CAS, first − second"]
+    table = Table(*columns, *([] if bands is None else ["95% band of C, first − second", "differs"]), box=None)
+    for place, (name, other_name, first, second) in enumerate(pairs):
+        cells = [f"{name} – {other_name}", f"{first:.2f}", f"{second:.2f}", f"{max(first, 0) - max(second, 0):+.2f}"]
+        if bands is not None:
+            low, high = bands[place]
+            cells += [f"{low:+.2f} to {high:+.2f}", "no" if low <= 0 <= high else "yes"]
+        table.add_row(*cells)
     if not pairs:
-        table.add_row("none", "", "", "")
+        table.add_row("none", *[""] * (len(table.columns) - 1))
     return table
 
 

@@ -138,6 +138,11 @@ def check_names(*models: str, checkpoint: Path | None = None) -> None:
         check_file(checkpoint)
 
 
+def with_interval(share: float, interval: tuple[float, float] | None) -> str:
+    """An accuracy and its 95 % interval: "40.5% (37.5% to 43.6%)"."""
+    return f"{share:.1%}" if interval is None else f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
 def print_written(console: Console, files: Sequence[Path]) -> None:
     """Which files a command has written."""
     console.print("Wrote " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from ccf_plugin.cli.console import (
     progress_on,
     quiet_libraries,
     refuse_several_processes,
+    with_interval,
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.cli.places import Place, named_file
@@ -102,7 +103,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     table.add_row("data", f"{evaluation.images} test images of {data['name']}")
     table.add_row("threat", threat_sentence(threat))
     for name, accuracy in evaluation.accuracies.items():
-        table.add_row(f"{name} accuracy", f"{accuracy:.1%}")
+        table.add_row(f"{name} accuracy", with_interval(accuracy, evaluation.intervals[name]))
     console.print(table)
     margin = f"{MASKING_MARGIN * 100:.0f} points"
     if evaluation.masking_gap is not None:

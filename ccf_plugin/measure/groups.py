@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,12 +142,8 @@ def group_evidence(result: CrossClassResult, groups: str, *, seed: int = 0) -> G
     """
     grouping = read_groups(groups, result.names, result.matrix)
     permutations = min(max(_ENTRIES // len(result.matrix) ** 2, _FEWEST), _MOST)
-    try:
-        difference = within_minus_between(result.matrix, grouping.of_class, permutations=permutations, seed=seed)
-    except InputError as error:
-        raise InputError(
-            Fault(_KEY, "groups of which some have two classes, and two groups or more", str(groups))
-        ) from error
+    _check_kinds_of_pairs(grouping)
+    difference = within_minus_between(result.matrix, grouping.of_class, permutations=permutations, seed=seed)
     confusion, why_not = None, "the result has no confusion matrix"
     if result.confusion is not None:
         try:
@@ -154,6 +151,25 @@ def group_evidence(result: CrossClassResult, groups: str, *, seed: int = 0) -> G
         except InputError as error:
             why_not = str(error)
     return GroupEvidence(grouping, result.names, difference, confusion, why_not)
+
+
+def check_groups(text: str, names: Sequence[str]) -> None:
+    """Raise InputError, as ``group_evidence`` will, before C is measured."""
+    if _is_cluster(text):
+        _number_of_clusters(text, len(names))
+    else:
+        _check_kinds_of_pairs(read_groups(text, names))
+
+
+def _check_kinds_of_pairs(grouping: Grouping) -> None:
+    sizes = Counter(grouping.of_class).values()
+    if max(sizes) < 2 or len(sizes) < 2:
+        found = f"groups of {', '.join(map(str, sizes))}"
+        raise InputError(Fault(_KEY, "groups of which some have two classes, and two groups or more", found))
+
+
+def _is_cluster(text: str) -> bool:
+    return text == CLUSTER or text.startswith(f"{CLUSTER}:")
 
 
 def read_groups(text: str, names: Sequence[str], matrix: NDArray[np.float64] | None = None) -> Grouping:
@@ -169,10 +185,10 @@ def read_groups(text: str, names: Sequence[str], matrix: NDArray[np.float64] | N
     Raises:
         InputError: a file that cannot be read; an unknown class, one in two groups or in none; no such clusters.
     """
-    if text == CLUSTER or text.startswith(f"{CLUSTER}:"):
+    if _is_cluster(text):
         if matrix is None:
             raise InputError(Fault(_KEY, "groups that are known before C is measured", repr(text)))
-        return Grouping(text, _clusters(matrix, text.partition(":")[2]), is_from_matrix=True)
+        return Grouping(text, _clusters(matrix, text), is_from_matrix=True)
     if text in NAMED:
         lines, name = [f"{group}: {members}" for group, members in NAMED[text].items()], text
     else:
@@ -204,7 +220,17 @@ def _lines(text: str) -> tuple[list[str], str]:
     return [line for part in text.splitlines() for line in part.split(";") if line.strip()], name
 
 
-def _clusters(matrix: NDArray[np.float64], number: str) -> tuple[str, ...]:
+def _number_of_clusters(text: str, classes: int) -> int | None:
+    """That of "cluster:4"; None for "cluster"."""
+    if classes < 3:
+        raise InputError(Fault(_KEY, "three classes or more with a row in C, for clusters", str(classes)))
+    number = text.partition(":")[2]
+    if text != CLUSTER and not (number.isdecimal() and 2 <= int(number) < classes):
+        raise InputError(Fault(_KEY, f"a number of clusters from 2 to {classes - 1}", repr(text)))
+    return int(number) if number else None
+
+
+def _clusters(matrix: NDArray[np.float64], text: str) -> tuple[str, ...]:
     """Groups by average linkage of the distances 1 - C, cut where the next merge is the largest step (or into N).
 
     A class without a row is in a group of its own.
@@ -213,16 +239,12 @@ def _clusters(matrix: NDArray[np.float64], number: str) -> tuple[str, ...]:
     from scipy.spatial.distance import squareform
 
     kept = np.flatnonzero(~np.isnan(np.diagonal(matrix)))
-    if number and not (number.isdecimal() and 2 <= int(number) < len(kept)):
-        raise InputError(Fault(_KEY, f"a number of clusters from 2 to {len(kept) - 1}", repr(number)))
-    if len(kept) < 3:
-        raise InputError(Fault(_KEY, "three classes or more with a row in C, for clusters", str(len(kept))))
+    number = _number_of_clusters(text, len(kept))
     distances = 1 - (matrix[np.ix_(kept, kept)] + matrix[np.ix_(kept, kept)].T) / 2
     np.fill_diagonal(distances, 0.0)
     merges = linkage(squareform(distances, checks=False), "average")
     steps = np.diff(merges[:, 2])  # before the last merge there are two groups, before the one before three, …
-    wanted = int(number) if number else len(kept) - 1 - int(steps.argmax())
-    found = fcluster(merges, wanted, "maxclust")
+    found = fcluster(merges, number or len(kept) - 1 - int(steps.argmax()), "maxclust")
     labels = [f"without a row {index}" for index in range(len(matrix))]
     for index, label in zip(kept, found, strict=True):
         labels[index] = str(label)

@@ -85,6 +85,11 @@ class PairBands:
         return middle - half, middle + half
 
     @property
+    def pairs(self) -> int:
+        """How many pairs have a band."""
+        return int(np.triu(np.isfinite(self.half_width), 1).sum())
+
+    @property
     def surviving_pairs(self) -> int:
         """How many pairs differ."""
         return int(np.triu(self.survives, 1).sum())

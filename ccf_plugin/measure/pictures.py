@@ -49,7 +49,8 @@ def draw_comparison(
     Args:
         titles: what the two are called.
         vmin, vmax: of the two matrices' colours; None is the paper's for so many classes.
-        difference_scale: the same of the difference; the paper's by default.
+        difference_scale: the same of the difference; the paper's by default. Where it goes below 0, colours go from
+            red over white to blue.
 
     Raises:
         InputError: colours that do not ascend.
@@ -61,8 +62,9 @@ def draw_comparison(
         result.plot(ax, vmin=vmin, vmax=vmax, title=f"{title}\n{result.title()}")
     delta = comparison.differences["cas"]
     low, high = colour_scale(len(first.matrix), *difference_scale)
+    cmap = "RdBu" if low < 0 else "Blues"
     heading = f"first − second\nΔCAS = {delta:.1f}".replace("-", "−")
-    draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap="Blues", title=heading)
+    draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap=cmap, title=heading)
     return figure
 
 

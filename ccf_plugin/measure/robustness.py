@@ -18,6 +18,7 @@ from ccf_plugin.files import write_json
 from ccf_plugin.measure.evaluate import AttackSettings, Progress, check_input, versions
 from ccf_plugin.measure.provenance import differences, in_words
 from ccf_plugin.measure.subject import Subject
+from ccf_plugin.probe.confidence import Interval, wilson
 from ccf_plugin.threat import threat_label
 from ccf_plugin.zoo.auto_attack import build_autoattack
 
@@ -44,6 +45,11 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     @property
+    def intervals(self) -> dict[str, Interval]:
+        """Wilson's 95 % interval of each accuracy, over other images of the same kind."""
+        return {name: wilson(round(share * self.images), self.images) for name, share in self.accuracies.items()}
+
+    @property
     def masking_gap(self) -> float | None:
         """The strongest PGD's accuracy minus AutoAttack's, a fraction; None without either."""
         pgd = [accuracy for name, accuracy in self.accuracies.items() if name not in (CLEAN, AUTOATTACK)]
@@ -62,6 +68,7 @@ class Evaluation:
             **self.described,
             "images": self.images,
             "accuracies": self.accuracies,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "masking_gap": self.masking_gap,
             "masking_margin": MASKING_MARGIN,
             "may_mask_gradients": self.may_mask_gradients,

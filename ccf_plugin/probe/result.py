@@ -196,6 +196,11 @@ class CrossClassResult:
         share, total = getattr(self, name), int(self.counts.sum())
         return None if share is None or not total else wilson(round(share * total), total, level)
 
+    def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
+        """``interval`` of each accuracy, as plain values."""
+        known = {name: self.interval(name, level) for name in _ACCURACIES}
+        return {name: None if interval is None else list(interval) for name, interval in known.items()}
+
     @property
     def names(self) -> tuple[str, ...]:
         """The class names, or their indices as text."""
@@ -312,6 +317,7 @@ class CrossClassResult:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "accuracy": self.accuracy,
+            "intervals": self.intervals(),
             "cas": self.cas,
             "cas_normalised": self.cas_normalised,
             "cas_excess": plain(self.cas_excess),
