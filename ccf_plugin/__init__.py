@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ccf_plugin.errors import CCFError, DivergedError, Fault, InputError, UnavailableError
+    from ccf_plugin.measuring.compare import Comparison, compare
+    from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, measure
+    from ccf_plugin.measuring.settings import ProbeOptions
     from ccf_plugin.probe import (
         Confidence,
         CrossClassProbe,
@@ -27,20 +30,30 @@ if TYPE_CHECKING:
         instance_matrix,
     )
     from ccf_plugin.probe.metric import ClassAttributionSimilarity
+    from ccf_plugin.probe.null import PermutationNull
     from ccf_plugin.runs.log import EpochRow
+    from ccf_plugin.runs.metrics import METRICS, Metric
+    from ccf_plugin.threat import ThreatModel, threat_model
     from ccf_plugin.training.interruption import Interrupted
     from ccf_plugin.training.loop import Reporter, train
     from ccf_plugin.training.objectives import OBJECTIVES, Objective, StepOutput
     from ccf_plugin.training.recipe import Recipe
     from ccf_plugin.training.recipe_files import load_recipe
     from ccf_plugin.training.run import Run
+    from ccf_plugin.zoo.attacks import Attack, build_attack
+    from ccf_plugin.zoo.datasets import ImageData, Split, load_data
     from ccf_plugin.zoo.models import load_model
     from ccf_plugin.zoo.robustbench_models import import_robustbench
+    from ccf_plugin.zoo.sources import LoadedModel
 
 __all__ = [
+    "METRICS",
     "OBJECTIVES",
+    "Attack",
+    "AttackSettings",
     "CCFError",
     "ClassAttributionSimilarity",
+    "Comparison",
     "Confidence",
     "CrossClassProbe",
     "CrossClassResult",
@@ -48,26 +61,39 @@ __all__ = [
     "EpochRow",
     "Fault",
     "Head",
+    "ImageData",
     "InputError",
     "Interrupted",
     "LinearHead",
+    "LoadedModel",
+    "MeasuredSplit",
+    "Metric",
     "Objective",
+    "PermutationNull",
+    "ProbeOptions",
     "Recipe",
     "Reporter",
     "Run",
+    "Split",
     "StepOutput",
+    "ThreatModel",
     "UnavailableError",
     "__version__",
     "attribution",
+    "build_attack",
     "cas_contributions",
     "class_attribution",
     "class_attribution_similarity",
+    "compare",
     "correlation_matrix",
     "gradient_attribution",
     "import_robustbench",
     "instance_matrix",
+    "load_data",
     "load_model",
     "load_recipe",
+    "measure",
+    "threat_model",
     "train",
 ]
 
@@ -79,6 +105,16 @@ _NAMES_OF_MODULES = {
         "InputError",
         "UnavailableError",
     ),
+    "measuring.compare": (
+        "Comparison",
+        "compare",
+    ),
+    "measuring.evaluate": (
+        "AttackSettings",
+        "MeasuredSplit",
+        "measure",
+    ),
+    "measuring.settings": ("ProbeOptions",),
     "probe": (
         "Confidence",
         "CrossClassProbe",
@@ -94,7 +130,16 @@ _NAMES_OF_MODULES = {
         "instance_matrix",
     ),
     "probe.metric": ("ClassAttributionSimilarity",),
+    "probe.null": ("PermutationNull",),
     "runs.log": ("EpochRow",),
+    "runs.metrics": (
+        "METRICS",
+        "Metric",
+    ),
+    "threat": (
+        "ThreatModel",
+        "threat_model",
+    ),
     "training.interruption": ("Interrupted",),
     "training.loop": (
         "Reporter",
@@ -108,8 +153,18 @@ _NAMES_OF_MODULES = {
     "training.recipe": ("Recipe",),
     "training.recipe_files": ("load_recipe",),
     "training.run": ("Run",),
+    "zoo.attacks": (
+        "Attack",
+        "build_attack",
+    ),
+    "zoo.datasets": (
+        "ImageData",
+        "Split",
+        "load_data",
+    ),
     "zoo.models": ("load_model",),
     "zoo.robustbench_models": ("import_robustbench",),
+    "zoo.sources": ("LoadedModel",),
 }
 _MODULES = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
 

@@ -218,7 +218,7 @@ def test_what_is_no_result_is_not_overwritten(ccf: Ccf, model: Path, tmp_path: P
 def test_a_result_that_came_while_this_one_was_measured_is_kept(
     ccf: Ccf, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.measuring.subject import Subject
 
     measure = Subject.measure
 
@@ -264,7 +264,7 @@ def test_evaluations_of_other_conditions_are_both_kept(ccf: Ccf, model: Path, tm
 def test_a_leaderboard_of_other_conditions_is_another(ccf: Ccf, tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", x=np.zeros((10, 32, 32, 3), np.uint8), y=np.arange(10))
     from ccf_plugin.files import csv_bytes
-    from ccf_plugin.measure.leaderboard import _COLUMNS
+    from ccf_plugin.measuring.leaderboard import _COLUMNS
 
     row = {"model": "Wong2020Fast", "cas": 1.0, "robust_accuracy": 0.5, "clean_accuracy": 0.6, "instance_cas": 2.0}
     row |= {"data": "npz:images.npz", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "seed": 0}

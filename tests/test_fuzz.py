@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from support.commands import run_here
 
 from ccf_plugin.errors import CCFError
-from ccf_plugin.measure.compare import compare
+from ccf_plugin.measuring.compare import compare
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.threat import threat_model
 from ccf_plugin.training.recipe import Recipe

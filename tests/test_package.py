@@ -39,10 +39,23 @@ def test_public_names_are_those_of_the_modules_and_come_when_asked_for() -> None
     assert ccf_plugin.__version__ == metadata.version("ccf_plugin")
 
 
+def test_no_public_name_is_a_rooms_too() -> None:
+    """Importing a module sets its name in the package, in place of a function that is called the same."""
+    rooms = {path.stem for path in Path(ccf_plugin.__file__).parent.iterdir()}
+    assert not rooms & set(ccf_plugin.__all__)
+
+
 def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert metadata.version("ccf_plugin") == project["version"]
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_files_that_the_guide_names_exist() -> None:
+    package = ROOT / "ccf_plugin"
+    for name in re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|toml))?|\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()):
+        places = (ROOT / name, package / name, package / "training" / name)
+        assert any(place.exists() for place in places), name
 
 
 def test_types_are_shipped() -> None:

@@ -23,7 +23,7 @@ from ccf_plugin.engine.modes import copyable
 from ccf_plugin.engine.precision import matrix_rate
 from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import Stopwatch, now
-from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.runs.environment import describe_environment

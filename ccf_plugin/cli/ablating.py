@@ -20,13 +20,13 @@ from ccf_plugin.cli.console import (
     refuse_several_processes,
 )
 from ccf_plugin.cli.places import Place
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ccf_plugin.measure.ablation_result import Ablation, Figures, PairAblation
+    from ccf_plugin.measuring.ablation_result import Ablation, Figures, PairAblation
 
 _REMOVED = {
     "shared": "shared by the pair",
@@ -66,9 +66,9 @@ def ablate(
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
-    from ccf_plugin.measure.ablate import ablate as run_ablation
-    from ccf_plugin.measure.pictures import draw_ablation
-    from ccf_plugin.measure.subject import load_subject
+    from ccf_plugin.measuring.ablate import ablate as run_ablation
+    from ccf_plugin.measuring.pictures import draw_ablation
+    from ccf_plugin.measuring.subject import load_subject
 
     named = [pair_of(pair, key="pairs") for pair in pairs or ()]
     if named and settings.attack.clean:

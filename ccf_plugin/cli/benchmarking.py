@@ -40,7 +40,7 @@ def bench(
     from ccf_plugin.bench.speed import bench as run_bench
     from ccf_plugin.engine.devices import resolve_device
     from ccf_plugin.files import made_folder, write_json
-    from ccf_plugin.measure.provenance import with_command
+    from ccf_plugin.measuring.provenance import with_command
     from ccf_plugin.runs.environment import describe_environment
     from ccf_plugin.training.progress import ProgressReporter
     from ccf_plugin.training.recipe_files import load_recipe

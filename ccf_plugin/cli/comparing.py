@@ -20,14 +20,14 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import DATA, MODEL, OUTPUT, PROBE
 from ccf_plugin.cli.places import Place
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ccf_plugin.measure.compare import Comparison, Pair, Side
-    from ccf_plugin.measure.evaluate import MeasuredSplit
-    from ccf_plugin.measure.saliency import Saliency
+    from ccf_plugin.measuring.compare import Comparison, Pair, Side
+    from ccf_plugin.measuring.evaluate import MeasuredSplit
+    from ccf_plugin.measuring.saliency import Saliency
 
 First = Annotated[
     str, typer.Argument(metavar="A", help="A model (as for `ccf probe`), a checkpoint, a run, or a saved result.")
@@ -93,10 +93,10 @@ def compare(
     from ccf_plugin.drawing import colour_scale, save_figure
     from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
-    from ccf_plugin.measure.compare import compare as compare_results
-    from ccf_plugin.measure.compare import comparison_provenance, load_sides, name_sides
-    from ccf_plugin.measure.pictures import draw_comparison
-    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.measuring.compare import compare as compare_results
+    from ccf_plugin.measuring.compare import comparison_provenance, load_sides, name_sides
+    from ccf_plugin.measuring.pictures import draw_comparison
+    from ccf_plugin.measuring.subject import Subject
 
     if bootstrap is not None and bootstrap < 2:
         raise InputError(Fault("bootstrap", "2 or more", str(bootstrap)))
@@ -150,7 +150,7 @@ def compare(
 
 def _attack_part(side: Side) -> str:
     """The attack in a file's name."""
-    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.measuring.subject import Subject
     from ccf_plugin.threat import threat_file_part
 
     return threat_file_part(side.describe_attack() if isinstance(side, Subject) else side.threat)
@@ -163,7 +163,7 @@ def _titles(sides: tuple[Side, Side], names: tuple[str, str]) -> tuple[str, str]
 
 
 def _title(side: Side, name: str) -> str:
-    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.measuring.subject import Subject
 
     if isinstance(side, Subject):
         title = side.loaded.name  # a run's best weights have its name alone
@@ -172,7 +172,7 @@ def _title(side: Side, name: str) -> str:
 
 
 def _number_of_classes(side: Side) -> int:
-    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.measuring.subject import Subject
 
     return len(side.data.classes) if isinstance(side, Subject) else len(side.matrix)
 
@@ -290,13 +290,13 @@ def saliency(
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
-    from ccf_plugin.measure.compare import load_sides, name_sides
-    from ccf_plugin.measure.evaluate import versions
-    from ccf_plugin.measure.names import is_result
-    from ccf_plugin.measure.pictures import draw_saliency, draw_shared_features
-    from ccf_plugin.measure.provenance import with_command
-    from ccf_plugin.measure.saliency import saliency as find_saliency
-    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.measuring.compare import load_sides, name_sides
+    from ccf_plugin.measuring.evaluate import versions
+    from ccf_plugin.measuring.names import is_result
+    from ccf_plugin.measuring.pictures import draw_saliency, draw_shared_features
+    from ccf_plugin.measuring.provenance import with_command
+    from ccf_plugin.measuring.saliency import saliency as find_saliency
+    from ccf_plugin.measuring.subject import Subject
 
     if settings.probe.head is not None and pair is None:
         expected = "{head} beside {pair}, whose features are its"

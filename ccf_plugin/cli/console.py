@@ -17,7 +17,7 @@ from ccf_plugin.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ccf_plugin.measure.evaluate import Batches, Progress
+    from ccf_plugin.measuring.evaluate import Batches, Progress
 
 
 @dataclass
@@ -42,7 +42,7 @@ def set_volume(*, quiet: bool, verbose: bool) -> None:
 
 
 class _LogHandler(logging.Handler):
-    """Lines of the log as those of errors and notes are: "ccf: measure.subject: …"."""
+    """Lines of the log as those of errors and notes are: "ccf: measuring.subject: …"."""
 
     def emit(self, record: logging.LogRecord) -> None:
         name = record.name.removeprefix("ccf_plugin.")
@@ -129,7 +129,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 def check_names(*models: str, checkpoint: Path | None = None) -> None:
     """Raise InputError for models and weights that are not there, before torch is imported."""
-    from ccf_plugin.measure.names import check_file, check_model, is_result
+    from ccf_plugin.measuring.names import check_file, check_model, is_result
 
     for model in models:
         if not is_result(model):

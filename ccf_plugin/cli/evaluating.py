@@ -22,14 +22,14 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.cli.places import Place, named_file
-from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
+from ccf_plugin.measuring.settings import OWN_WEIGHTS, Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ccf_plugin.measure.leaderboard import Row
-    from ccf_plugin.measure.robustness import Evaluation
+    from ccf_plugin.measuring.leaderboard import Row
+    from ccf_plugin.measuring.robustness import Evaluation
 
 
 @options.with_settings("clean", "attack", "steps", "head")
@@ -61,9 +61,9 @@ def evaluate(
     check_names(model, checkpoint=settings.weights.checkpoint)
 
     from ccf_plugin.files import made_folder
-    from ccf_plugin.measure.robustness import describe_evaluation
-    from ccf_plugin.measure.robustness import evaluate as run_evaluation
-    from ccf_plugin.measure.subject import load_subject
+    from ccf_plugin.measuring.robustness import describe_evaluation
+    from ccf_plugin.measuring.robustness import evaluate as run_evaluation
+    from ccf_plugin.measuring.subject import load_subject
     from ccf_plugin.threat import threat_file_part
 
     subject = load_subject(model, settings)
@@ -94,7 +94,7 @@ def evaluate(
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
-    from ccf_plugin.measure.robustness import MASKING_MARGIN
+    from ccf_plugin.measuring.robustness import MASKING_MARGIN
     from ccf_plugin.threat import threat_sentence
 
     threat, data = evaluation.described["threat"], evaluation.described["data"]
@@ -146,14 +146,14 @@ def leaderboard(
 
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.files import made_folder
-    from ccf_plugin.measure.leaderboard import (
+    from ccf_plugin.measuring.leaderboard import (
         conditions_of,
         leaderboard_conditions,
         measure_leaderboard,
         rank_correlation,
         read_leaderboard,
     )
-    from ccf_plugin.measure.pictures import draw_leaderboard
+    from ccf_plugin.measuring.pictures import draw_leaderboard
 
     file = None if out is None else named_file(out, ".csv")
     if file is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.zoo.normalizations import USUAL
 from ccf_plugin.zoo.readers import READERS
 from ccf_plugin.zoo.sources import loadable
@@ -167,7 +167,7 @@ _READ: dict[str, Callable[[Any], Any]] = {"options": _as_options, "mean": _as_nu
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
+    """Give a command, in place of its parameter ``settings``, an option for each of ``measuring.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
     command's options of its signature alone, so that this is written here; the other ways repeat the 26 parameters in

@@ -27,7 +27,7 @@ class Place:
     """The files of one result, ``stem`` and a suffix each; the first suffix is that of the one with the provenance.
 
     ``stem`` is what the user named, else a name in ``results``. Where that is taken by a result of other conditions
-    (``measure.provenance``), the name goes on with what differs: "digits-PGD20-Linf-8of255-limit3".
+    (``measuring.provenance``), the name goes on with what differs: "digits-PGD20-Linf-8of255-limit3".
 
     Args:
         out: what the user named, or None.
@@ -79,7 +79,7 @@ class Place:
             if file.is_dir():
                 raise InputError(Fault("", "a file to write", f"the folder {file}", "choose another {out}"))
         if not self._may_write(stem):  # before anything is measured
-            from ccf_plugin.measure.provenance import in_words
+            from ccf_plugin.measuring.provenance import in_words
 
             there = self._there(stem)
             found = (
@@ -93,7 +93,7 @@ class Place:
         return next(candidate for candidate in self._candidates(stem) if self._may_write(candidate))
 
     def _candidates(self, stem: Path) -> Iterator[Path]:
-        from ccf_plugin.measure.provenance import conditions_hash, name_parts
+        from ccf_plugin.measuring.provenance import conditions_hash, name_parts
 
         yield stem
         there = self._there(stem)
@@ -109,7 +109,7 @@ class Place:
 
     def _may_write(self, stem: Path) -> bool:
         """Whether nothing lies there, or a result of the same conditions."""
-        from ccf_plugin.measure.provenance import differences
+        from ccf_plugin.measuring.provenance import differences
 
         if self._force or not any(file.exists() or file.is_symlink() for file in self._files(stem)):
             return True

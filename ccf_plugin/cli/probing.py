@@ -24,12 +24,12 @@ from ccf_plugin.cli.console import (
 from ccf_plugin.cli.help import PROBE
 from ccf_plugin.cli.places import Place
 from ccf_plugin.files import made_folder
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ccf_plugin.measure.groups import GroupEvidence
+    from ccf_plugin.measuring.groups import GroupEvidence
     from ccf_plugin.probe.result import CrossClassResult
 
 
@@ -72,9 +72,9 @@ def probe(
 
     from ccf_plugin.drawing import colour_scale
     from ccf_plugin.files import write_json
-    from ccf_plugin.measure.groups import check_groups, group_evidence
-    from ccf_plugin.measure.repeats import measure_with_seeds
-    from ccf_plugin.measure.subject import load_subject
+    from ccf_plugin.measuring.groups import check_groups, group_evidence
+    from ccf_plugin.measuring.repeats import measure_with_seeds
+    from ccf_plugin.measuring.subject import load_subject
     from ccf_plugin.threat import threat_file_part
 
     subject = load_subject(model, settings)

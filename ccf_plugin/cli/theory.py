@@ -40,7 +40,7 @@ def theory(
     """
     quiet_libraries()
 
-    from ccf_plugin.measure.provenance import with_command
+    from ccf_plugin.measuring.provenance import with_command
     from ccf_plugin.theory import SyntheticModel, run_study
     from ccf_plugin.theory.study import parameters_of
     from ccf_plugin.theory.study_files import save_study

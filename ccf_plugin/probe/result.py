@@ -63,7 +63,7 @@ class CrossClassResult:
         precision: dtype of the measured features.
         versions: of the libraries that took part.
         repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
-        provenance: all that the figures depend on, as ``measure.provenance`` describes it; {} where nobody said.
+        provenance: all that the figures depend on, as ``measuring.provenance`` describes it; {} where nobody said.
         unknown: what the file of a newer version said beside all this, by name; saved again as it was.
         samples: single samples' attributions where instances were measured; kept in memory, never saved.
     """

@@ -18,7 +18,7 @@ from ccf_plugin.engine.outputs import logits_of
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.files import given_path
-from ccf_plugin.measure.evaluate import check_input
+from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.objectives import StepOutput, divergence
 from ccf_plugin.training.recipe import DistillSection

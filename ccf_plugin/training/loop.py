@@ -18,7 +18,7 @@ from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import part, part_of_each
 from ccf_plugin.errors import DivergedError
-from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms, fall_p
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.folder import lock

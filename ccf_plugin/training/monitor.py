@@ -12,8 +12,8 @@ from ccf_plugin.engine.gradients import NoGradientError
 from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
-from ccf_plugin.measure.settings import ProbeOptions
+from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
+from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.runs.metrics import all_metrics
 from ccf_plugin.training.setup import Parts

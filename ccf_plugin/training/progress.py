@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ccf_plugin.engine.heartbeat import Heartbeat, in_words
-from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.training.interruption import Interrupted, Interruption
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.run import Run

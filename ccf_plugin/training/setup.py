@@ -15,8 +15,8 @@ from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import given_path
-from ccf_plugin.measure.evaluate import check_input
-from ccf_plugin.measure.provenance import images_fingerprint
+from ccf_plugin.measuring.evaluate import check_input
+from ccf_plugin.measuring.provenance import images_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data

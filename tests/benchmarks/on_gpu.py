@@ -167,7 +167,7 @@ def evaluation(setting: Setting) -> Iterator[Figures]:
 
     from ccf_plugin.engine.forward import Forward
     from ccf_plugin.engine.timing import now
-    from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, measure
+    from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, measure
     from ccf_plugin.training.setup import prepare
     from ccf_plugin.zoo.attacks import build_attack
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from ccf_plugin.measure.evaluate import Batches
+from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.runs.metrics import column_names
 from ccf_plugin.training.recipe import Recipe

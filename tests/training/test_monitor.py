@@ -9,8 +9,8 @@ import torch
 from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.settings import Settings
-from ccf_plugin.measure.subject import load_subject
+from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train

@@ -13,10 +13,10 @@ from support.hosts import OUTPUTS, TAKEN, both
 from torch import nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, measure
-from ccf_plugin.measure.robustness import AUTOATTACK, evaluate
-from ccf_plugin.measure.settings import ProbeOptions
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, measure
+from ccf_plugin.measuring.robustness import AUTOATTACK, evaluate
+from ccf_plugin.measuring.settings import ProbeOptions
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.sources import LoadedModel

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.measure.compare import name_sides
-from ccf_plugin.measure.evaluate import MeasuredSplit
-from ccf_plugin.measure.gradcam import find_layer, grad_cam
-from ccf_plugin.measure.saliency import saliency, shared_features
-from ccf_plugin.measure.settings import Settings
-from ccf_plugin.measure.subject import Subject, load_subject
+from ccf_plugin.measuring.compare import name_sides
+from ccf_plugin.measuring.evaluate import MeasuredSplit
+from ccf_plugin.measuring.gradcam import find_layer, grad_cam
+from ccf_plugin.measuring.saliency import saliency, shared_features
+from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.models import build_model
 from ccf_plugin.zoo.sources import LoadedModel

@@ -14,11 +14,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.ablate import Margins, ablate, choose, margins
-from ccf_plugin.measure.ablation_result import Ablation, holm, wilcoxon
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit
-from ccf_plugin.measure.pictures import draw_ablation
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.ablate import Margins, ablate, choose, margins
+from ccf_plugin.measuring.ablation_result import Ablation, holm, wilcoxon
+from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit
+from ccf_plugin.measuring.pictures import draw_ablation
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.ablation import ablated_logits
 from ccf_plugin.threat import ThreatModel

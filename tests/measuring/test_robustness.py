@@ -15,9 +15,9 @@ from support.noise import start_at_own_noise
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit
-from ccf_plugin.measure.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit
+from ccf_plugin.measuring.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.auto_attack import build_autoattack
 from ccf_plugin.zoo.datasets import load_data

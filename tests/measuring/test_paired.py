@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.paired import accuracy_tests, describe_tests, paired_intervals
+from ccf_plugin.measuring.paired import accuracy_tests, describe_tests, paired_intervals
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.attribution import correlation_matrix
 from ccf_plugin.probe.confidence import Samples, mcnemar, paired_bootstrap

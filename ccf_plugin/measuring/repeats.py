@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.measure.evaluate import Progress
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.evaluate import Progress
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassResult
 
 

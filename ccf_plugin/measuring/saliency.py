@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, UnavailableError, check_at_least
-from ccf_plugin.measure.compare import check_alike
-from ccf_plugin.measure.evaluate import Progress
-from ccf_plugin.measure.gradcam import Layer, find_layer, grad_cam
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.compare import check_alike
+from ccf_plugin.measuring.evaluate import Progress
+from ccf_plugin.measuring.gradcam import Layer, find_layer, grad_cam
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.trace import GRADIENT

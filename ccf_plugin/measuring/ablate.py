@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, check_at_least
-from ccf_plugin.measure.ablation_result import (
+from ccf_plugin.measuring.ablation_result import (
     KINDS,
     MARGINS,
     MATCHED,
@@ -31,8 +31,8 @@ from ccf_plugin.measure.ablation_result import (
     holm,
     wilcoxon,
 )
-from ccf_plugin.measure.evaluate import Progress, find_head
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.evaluate import Progress, find_head
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.ablation import AblationLayer, ablated_logits
 from ccf_plugin.probe.classes import class_index, top_pairs

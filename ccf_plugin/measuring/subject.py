@@ -17,10 +17,10 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
-from ccf_plugin.measure.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
-from ccf_plugin.measure.normalization import note_normalization
-from ccf_plugin.measure.provenance import images_fingerprint, weights_fingerprint, with_command
-from ccf_plugin.measure.settings import ImageChoice, ProbeOptions, Settings
+from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
+from ccf_plugin.measuring.normalization import note_normalization
+from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerprint, with_command
+from ccf_plugin.measuring.settings import ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.zoo.attacks import Attack, attack_class
@@ -58,7 +58,7 @@ class Subject:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
-        """One pass over the test images (``measure.evaluate.measure``)."""
+        """One pass over the test images (``measuring.evaluate.measure``)."""
         with naming_the_batch("batch_size", self.batch_size):
             result = measure(
                 self.loaded.model,
@@ -72,7 +72,7 @@ class Subject:
         return replace(result, provenance=self.provenance(instances=instances))
 
     def provenance(self, *, instances: bool = False) -> dict[str, Any]:
-        """What the figures of ``measure`` depend on, see ``measure.provenance``.
+        """What the figures of ``measure`` depend on, see ``measuring.provenance``.
 
         ``batch_size`` is None where no figure depends on it.
         """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.settings import AttackChoice, ImageChoice, Settings
+from ccf_plugin.measuring.settings import AttackChoice, ImageChoice, Settings
 from ccf_plugin.threat import threat_model
 
 
@@ -58,6 +58,6 @@ def test_what_is_open_is_the_models_own(chosen: dict[str, Any], own: dict[str, A
 
 
 def test_settings_need_nothing_heavy() -> None:
-    code = "import sys, ccf_plugin.measure.settings; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, ccf_plugin.measuring.settings; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

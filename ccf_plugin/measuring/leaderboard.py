@@ -11,9 +11,9 @@ from ccf_plugin.engine.devices import resolve_device
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import CCFError, Fault, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.files import csv_bytes, read_csv, write_atomically
-from ccf_plugin.measure.evaluate import Progress
-from ccf_plugin.measure.settings import Settings
-from ccf_plugin.measure.subject import load_subject
+from ccf_plugin.measuring.evaluate import Progress
+from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.robustbench_models import benchmark_threat
 from ccf_plugin.zoo.robustbench_table import Published, entries, local_files, published_accuracies

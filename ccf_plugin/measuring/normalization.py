@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.modes import evaluation_mode
-from ccf_plugin.measure.evaluate import MeasuredSplit
+from ccf_plugin.measuring.evaluate import MeasuredSplit
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.normalizations import USUAL
 from ccf_plugin.zoo.normalize import with_normalization

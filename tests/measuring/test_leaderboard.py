@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.measure import leaderboard
-from ccf_plugin.measure.leaderboard import Row, measure_leaderboard, rank_correlation, read_leaderboard
-from ccf_plugin.measure.pictures import draw_leaderboard
-from ccf_plugin.measure.settings import Settings
-from ccf_plugin.measure.subject import load_subject
+from ccf_plugin.measuring import leaderboard
+from ccf_plugin.measuring.leaderboard import Row, measure_leaderboard, rank_correlation, read_leaderboard
+from ccf_plugin.measuring.pictures import draw_leaderboard
+from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.robustbench_table import entries, published_accuracies
 

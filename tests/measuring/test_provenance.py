@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ccf_plugin.measure.provenance import (
+from ccf_plugin.measuring.provenance import (
     conditions_hash,
     differences,
     fingerprint,

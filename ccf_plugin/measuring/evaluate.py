@@ -18,7 +18,7 @@ from ccf_plugin.engine.modes import device_of, evaluation_mode
 from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.settings import ProbeOptions
+from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.distributed import num_processes, rank
 from ccf_plugin.threat import ThreatModel

@@ -15,9 +15,9 @@ from torch import Tensor
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.files import write_json
-from ccf_plugin.measure.evaluate import AttackSettings, Progress, check_input, versions
-from ccf_plugin.measure.provenance import differences, in_words
-from ccf_plugin.measure.subject import Subject
+from ccf_plugin.measuring.evaluate import AttackSettings, Progress, check_input, versions
+from ccf_plugin.measuring.provenance import differences, in_words
+from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe.confidence import Interval, wilson
 from ccf_plugin.threat import threat_label
 from ccf_plugin.zoo.auto_attack import build_autoattack
@@ -36,7 +36,7 @@ _Craft = Callable[[Tensor, Tensor], Tensor]
 class Evaluation:
     """An evaluation's figures: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring.
 
-    ``described`` is what was evaluated: model, data, threat, provenance (``measure.provenance``) and versions.
+    ``described`` is what was evaluated: model, data, threat, provenance (``measuring.provenance``) and versions.
     """
 
     described: dict[str, Any]

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.measure.compare import compare, load_sides, name_sides
-from ccf_plugin.measure.pictures import draw_comparison
-from ccf_plugin.measure.settings import Settings
+from ccf_plugin.measuring.compare import compare, load_sides, name_sides
+from ccf_plugin.measuring.pictures import draw_comparison
+from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import Samples, difference_of_cas
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.groups import NAMED, group_evidence, read_groups
+from ccf_plugin.measuring.groups import NAMED, group_evidence, read_groups
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.groups import mantel, within_minus_between
 

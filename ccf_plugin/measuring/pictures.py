@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ccf_plugin.measure.ablation_result import Ablation
-    from ccf_plugin.measure.compare import Comparison
-    from ccf_plugin.measure.evaluate import MeasuredSplit
-    from ccf_plugin.measure.leaderboard import Row
-    from ccf_plugin.measure.saliency import Saliency, SharedFeatures
+    from ccf_plugin.measuring.ablation_result import Ablation
+    from ccf_plugin.measuring.compare import Comparison
+    from ccf_plugin.measuring.evaluate import MeasuredSplit
+    from ccf_plugin.measuring.leaderboard import Row
+    from ccf_plugin.measuring.saliency import Saliency, SharedFeatures
 
 _MOST_NAMES = 15
 _COLOURS = {"shared": "tab:blue", "specific": "tab:orange", "matched": "tab:green", "random": "0.5"}  # of what goes

@@ -12,8 +12,8 @@ import torch
 from support.commands import run_here
 from torch import nn
 
-from ccf_plugin.measure.settings import Settings
-from ccf_plugin.measure.subject import load_subject
+from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.zoo.normalizations import USUAL
 
 CODE = """

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
-from ccf_plugin.measure.evaluate import versions
-from ccf_plugin.measure.names import is_result
-from ccf_plugin.measure.paired import (
+from ccf_plugin.measuring.evaluate import versions
+from ccf_plugin.measuring.names import is_result
+from ccf_plugin.measuring.paired import (
     AccuracyTest,
     PairedIntervals,
     accuracy_tests,
     describe_tests,
     paired_intervals,
 )
-from ccf_plugin.measure.provenance import fingerprint, with_command
-from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
-from ccf_plugin.measure.subject import Subject, load_subject
+from ccf_plugin.measuring.provenance import fingerprint, with_command
+from ccf_plugin.measuring.settings import OWN_WEIGHTS, Settings
+from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import Interval, difference_of_cas
@@ -157,7 +157,7 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
 
 
 def comparison_provenance(first: Side, second: Side, bootstrap: int | None = None) -> dict[str, Any]:
-    """What a comparison's figures depend on, see ``measure.provenance``: the two sides', and the resamples."""
+    """What a comparison's figures depend on, see ``measuring.provenance``: the two sides', and the resamples."""
     return with_command({"first": _provenance(first), "second": _provenance(second), "bootstrap": bootstrap})
 
 

@@ -14,8 +14,8 @@ from support.precise import InFloat64
 from support.tolerances import rounding, terms_of, undecided
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, measure
-from ccf_plugin.measure.settings import ProbeOptions
+from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, measure
+from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import Attack
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
