@@ -200,7 +200,7 @@ def test_a_model_beside_a_result_is_measured_as_the_result_was(digits_run: Path,
         load_sides(str(tmp_path / "saved.npz"), last, Settings.of(eps="2/255"))
     with pytest.raises(InputError, match="a model to measure with eps, steps, found two results"):
         load_sides(str(tmp_path / "saved"), str(tmp_path / "saved.json"), Settings.of(eps="2/255", steps=3))
-    with pytest.raises(InputError, match="one checkpoint for each python: model"):
+    with pytest.raises(InputError, match="one checkpoint for each model with weights of your own"):
         load_sides(best, last, checkpoint=[Path("x.pt")])
 
 
