@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MOST_LABELS = 25
 _MOST_NUMBERS = 12
 _MANY_CLASSES = 100
+_LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
+_DARK = 0.6  # a colour on which text is white
 DIFFERENCE_SCALE = (0.0, 0.5)  # of the paper's Figure 4
 
 
@@ -87,7 +89,7 @@ def draw_heatmap(
     if classes > _MOST_NUMBERS:
         ax.tick_params(labelsize=7)
     if classes <= _MOST_NUMBERS:
-        middle = (vmin + vmax) / 2
+        shades = image.to_rgba(np.ma.masked_invalid(matrix))[..., :3] @ _LUMINANCE
         for (i, j), value in np.ndenumerate(matrix):
             if np.isfinite(value):
                 ax.text(
@@ -97,14 +99,15 @@ def draw_heatmap(
                     ha="center",
                     va="center",
                     fontsize=7.5,
-                    color="white" if value > middle else "black",
+                    color="white" if shades[i, j] < _DARK else "black",
                 )
     outside = ("min" if np.nanmin(matrix, initial=vmin) < vmin else "") + (
         "max" if np.nanmax(matrix, initial=vmax) > vmax + 1e-9 else ""
     )
     extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
     figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
-    ax.set_title(_drawable(title), **_text_properties(title))
+    heading, font = drawable(title)
+    ax.set_title(heading, **font)
     return ax
 
 
@@ -155,10 +158,11 @@ def _text_properties(text: str) -> dict[str, Any]:
     return {"parse_math": False} | ({"fontfamily": [*_usual_fonts(), *fonts]} if fonts else {})
 
 
-def _drawable(text: str) -> str:
-    """The text with a box for each character that no font here has."""
+def drawable(text: str) -> tuple[str, dict[str, Any]]:
+    """The text with a box for each character that no font here has, and the properties that matplotlib needs for it."""
     missing = _missing(text, _further_fonts(text))
-    return "".join("\N{WHITE SQUARE}" if letter in missing else letter for letter in text)
+    shown = "".join("\N{WHITE SQUARE}" if letter in missing else letter for letter in text)
+    return shown, _text_properties(shown)
 
 
 def _usual_fonts() -> list[str]:

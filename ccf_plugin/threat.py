@@ -116,7 +116,7 @@ def threat_file_part(threat: Description | None) -> str:
         return "clean"
     name, norm, eps, steps = (_short_name(threat), *map(threat.get, ("norm", "eps", "steps")))
     parts = [name if steps is None or not name else f"{name}{'-' if name[-1].isdigit() else ''}{steps}"]
-    parts += ["" if norm in (None, "none") else str(norm), "" if eps is None else _in_255ths(eps)]
+    parts += ["" if norm in (None, "none") else str(norm), "" if eps is None else file_pixels(eps)]
     return "-".join(part for part in parts if part) or "attack"
 
 
@@ -124,7 +124,8 @@ def _short_name(threat: Description) -> str:
     return str(threat.get("attack") or "").rpartition(":")[2]
 
 
-def _in_255ths(eps: float) -> str:
+def file_pixels(eps: float) -> str:
+    """A value in [0, 1] pixel units in a file's name: ``"8of255"``, ``"0.3"``."""
     levels = round(eps * 255)
     return f"{levels}of255" if math.isclose(eps * 255, levels, rel_tol=1e-9, abs_tol=1e-9) else f"{eps:.4g}"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs.cases import ends_in_one_line
-from support.commands import Ccf
+from support.commands import RANDOM_WEIGHTS, Ccf
 from training.own_models import Named
 
 from ccf_plugin.probe import CrossClassResult
@@ -63,13 +63,15 @@ def test_an_entry_of_the_output_is_chosen_for_both(ccf: Ccf, tmp_path: Path) -> 
     spec = "python:training.own_models:Named"
     chosen = ("--data", "digits", "--clean", "--limit", 20, "--output", "two")
     code, _, err = ccf("compare", spec, spec, *chosen, "--out", "both")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert set(err.splitlines()) == {f"ccf: note: {spec} {RANDOM_WEIGHTS}"}
     heads = [CrossClassResult.load(tmp_path / f"both-{letter}").head for letter in "ab"]
     assert [head.name for head in heads if head is not None] == ["second", "second"]
 
     arguments = ("--indices", "3,5", "--pair", "3,8", "--out", "seen", "--head", "second")
     code, _, err = ccf("saliency", spec, spec, *chosen, *arguments)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert set(err.splitlines()) == {f"ccf: note: {spec} {RANDOM_WEIGHTS}"}
     described = json.loads((tmp_path / "seen.json").read_text())
     # the two commands read the images in other batches, whose float32 features other kernels may round otherwise
     expected = CrossClassResult.load(tmp_path / "both-a").matrix[3, 8]

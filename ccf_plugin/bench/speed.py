@@ -23,7 +23,6 @@ from ccf_plugin.engine.modes import copyable
 from ccf_plugin.engine.precision import matrix_rate
 from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import Stopwatch, now
-from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.trace import GRADIENT
@@ -167,8 +166,15 @@ def _every_epoch(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def _shortened(recipe: Recipe, download: bool) -> Recipe:
-    root = given_path(recipe.data.root)
-    classes = len(load_data(recipe.data.name, splits=("test",), root=root, download=download, test_limit=1).classes)
+    data = load_data(
+        recipe.data.name,
+        splits=("test",),
+        root=recipe.data.root,
+        download=download,
+        classes=recipe.data.classes,
+        test_limit=1,
+    )
+    classes = len(data.classes)
     per_class = max(2, _QUICK_STEPS * recipe.optim.batch_size // classes)
     given, batch = recipe.data.train_per_class, recipe.optim.batch_size
     per_class = per_class if given is None else min(per_class, given)

@@ -6,27 +6,64 @@ import errno
 import os
 import sys
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from ccf_plugin.cli import benchmarking, comparing, data, evaluating, probing, reporting, theory, training
-from ccf_plugin.cli.console import output_put_back
+from ccf_plugin.cli import (
+    ablating,
+    benchmarking,
+    comparing,
+    data,
+    environment,
+    evaluating,
+    probing,
+    reporting,
+    theory,
+    training,
+)
+from ccf_plugin.cli.console import output_put_back, set_volume
+from ccf_plugin.cli.help import Command, Group
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.zoo.python_code import ends_program
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Cross-class features of classifiers: train adversarially, probe any model.",
-)
+app = typer.Typer(cls=Group, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from ccf_plugin import __version__
+
+        typer.echo(f"ccf_plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _before_each(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No tables, no progress: files, --json, notes and errors alone.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the package's log, on standard error.")
+    ] = False,
+) -> None:
+    """Cross-class features of classifiers: train adversarially, probe any model."""
+    set_volume(quiet=quiet, verbose=verbose)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 for command in (
     training.train,
     probing.probe,
     comparing.compare,
     comparing.saliency,
+    ablating.ablate,
     evaluating.evaluate,
     evaluating.leaderboard,
     reporting.report,
@@ -35,8 +72,9 @@ for command in (
     theory.theory,
     benchmarking.bench,
     data.fix_tinyimagenet,
+    environment.env,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 _INTERRUPTED = 130
@@ -54,7 +92,7 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         with output_put_back():
-            code = app(standalone_mode=False)
+            code = app(standalone_mode=False, prog_name="ccf")
         if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
             raise KeyboardInterrupt
     except SystemExit as error:  # no command raises one: a user's model, loss or attack does
@@ -62,7 +100,7 @@ def main() -> NoReturn:
     except CCFError as error:
         _fail("\n".join(error.lines(_spell)), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail(f"interrupted{_RESUMABLE.get(''.join(sys.argv[1:2]), '')}", _INTERRUPTED)
+        _fail(f"interrupted{_RESUMABLE.get(_command_name(), '')}", _INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -84,12 +122,16 @@ def _spell(name: str) -> str:
 
     The library's errors name its own parameters; the option of a command that gives one has the same name in Python.
     """
-    commands = getattr(typer.main.get_command(app), "commands", {})
-    command = commands.get("".join(sys.argv[1:2]))
+    command = getattr(typer.main.get_command(app), "commands", {}).get(_command_name())
     for parameter in command.params if command is not None else ():
         if parameter.name == name:
-            return next((option for option in parameter.opts if option.startswith("--")), name)
+            return " or ".join(option for option in parameter.opts if option.startswith("--")) or name
     return name
+
+
+def _command_name() -> str:
+    """The first word that is no option: those before the command take no value."""
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
 
 
 def _explain(error: OSError) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_written, quiet_libraries
+from ccf_plugin.cli.places import Place
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,15 +31,17 @@ def bench(
     download: options.Download = False,
     allow_code: options.AllowCode = False,
     out: Annotated[
-        Path | None, typer.Option(help="The JSON file. Default: results/bench-<recipe>-<device>.json.")
+        Path | None, options.out_option("The JSON file. Default: results/bench-<recipe>-<device>.json")
     ] = None,
+    force: options.Force = False,
 ) -> None:
     """Measure how fast a recipe trains here, beside a plain loop. A whole epoch of preact_linf takes hours on a CPU."""
     quiet_libraries()
     from ccf_plugin.bench.speed import bench as run_bench
     from ccf_plugin.engine.devices import resolve_device
-    from ccf_plugin.errors import InputError
-    from ccf_plugin.files import given_path, made_folder, write_json
+    from ccf_plugin.files import made_folder, write_json
+    from ccf_plugin.measure.provenance import with_command
+    from ccf_plugin.runs.environment import describe_environment
     from ccf_plugin.training.progress import ProgressReporter
     from ccf_plugin.training.recipe_files import load_recipe
 
@@ -46,22 +49,33 @@ def bench(
     chosen = resolve_device(device)
     settings = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     loaded = load_recipe(recipe, settings, allow_code=allow_code)
-    path = given_path(out) if out else Path("results") / f"bench-{Path(recipe).stem}-{chosen.type}.json"
-    if path.is_dir():
-        raise InputError(f"expected a file for the figures, found the folder {path}; choose another --out")
+    epochs = epochs or (2 if quick else 10)
+    provenance = with_command(
+        {
+            "recipe": loaded.model_dump(mode="json", exclude_none=True),
+            "processor": describe_environment(chosen, "")["device"],
+            "epochs": epochs,
+            "reference_steps": reference_steps,
+            "quick": quick,
+        }
+    )
+    name, suffix = f"bench-{Path(recipe).stem}-{chosen.type}", ".json" if out is None else ""
+    place = Place(out, name, provenance, (suffix,), force=force)
+    path = place.file()
     with made_folder(path.parent):
         with ProgressReporter(console) as reporter:
             figures = run_bench(
                 loaded,
                 reporter,
-                epochs=epochs or (2 if quick else 10),
+                epochs=epochs,
                 reference_steps=reference_steps,
                 quick=quick,
                 download=download,
             )
-        write_json(path, figures)
+        place.settle()
+        write_json(place.file(), {**figures, "provenance": provenance})
     console.print(_table(figures))
-    console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+    print_written(console, [place.file()])
 
 
 def _table(figures: dict[str, Any]) -> Table:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, print_result, progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import (
+    check_names,
+    open_console,
+    print_result,
+    print_written,
+    progress_on,
+    quiet_libraries,
+    refuse_several_processes,
+)
+from ccf_plugin.cli.help import DATA, MODEL, OUTPUT, PROBE
+from ccf_plugin.cli.places import Place
 from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +38,12 @@ Second = Annotated[
 ]
 Checkpoints = Annotated[
     list[Path] | None,
-    typer.Option("--checkpoint", metavar="FILE", help="Weights of a python: model; once for each, in their order."),
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        rich_help_panel=MODEL,
+        help="Weights of a python: model; once for each, in their order.",
+    ),
 ]
 
 
@@ -39,29 +54,47 @@ def compare(
     *,
     settings: Settings,
     bootstrap: Annotated[
-        int | None, typer.Option(metavar="N", help="95 % intervals of CAS and ΔCAS from N resamples of the images.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=PROBE,
+            help="95 % intervals of CAS, of CAS beyond chance, of their differences, and of all pairs at once, "
+            "from N resamples of the images; 400 are enough. Default: none.",
+        ),
     ] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
-    difference_vmin: Annotated[float, typer.Option(help="The value of the difference's lightest colour.")] = 0.0,
-    difference_vmax: Annotated[float, typer.Option(help="The value of the difference's darkest colour.")] = 0.5,
-    pairs: Annotated[int, typer.Option(min=1, help="How many pairs of classes to name.")] = 5,
+    difference_vmin: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="The value at the lower end of the difference's colours, which go from red to blue where it is below "
+            "0, and are the paper's at 0. Default: minus --difference-vmax.",
+        ),
+    ] = None,
+    difference_vmax: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="The value of the difference's darkest colour.")
+    ] = 0.5,
+    pairs: Annotated[int, typer.Option(min=1, rich_help_panel=OUTPUT, help="How many pairs of classes to name.")] = 5,
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write <out>.json and .png. Default: results/<A>-against-<B>."),
+        options.out_option("Where to write <out>.json and .png. Default: results/<A>-against-<B>-<attack or clean>"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison's JSON and nothing else.")] = False,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json_option("Print the comparison's JSON and nothing else.")] = False,
 ) -> None:
     """Compare the cross-class features of A and B under one attack on the same images: what B has lost."""
     quiet_libraries()
     refuse_several_processes("compare", "measure each model with ccf probe, and compare the results")
+    if b is not None:
+        check_names(a, b)
 
     from ccf_plugin.drawing import colour_scale, save_figure
     from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
     from ccf_plugin.measure.compare import compare as compare_results
-    from ccf_plugin.measure.compare import load_sides, name_sides
+    from ccf_plugin.measure.compare import comparison_provenance, load_sides, name_sides
     from ccf_plugin.measure.pictures import draw_comparison
     from ccf_plugin.measure.subject import Subject
 
@@ -72,9 +105,17 @@ def compare(
     if bootstrap is not None and not all(isinstance(side, Subject) for side in sides):
         expected = "models to measure with {bootstrap}"
         raise InputError(Fault("", expected, "a saved result", "files hold no samples"))
-    for scale in ((vmin, vmax), (difference_vmin, difference_vmax)):
+    difference_scale = (-difference_vmax if difference_vmin is None else difference_vmin, difference_vmax)
+    for scale in ((vmin, vmax), difference_scale):
         colour_scale(_number_of_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
     titles = _titles(sides, names)
+    place = None
+    if out is not None or not as_json:
+        suffixes = [".json", ".png"]
+        for side, letter in zip(sides, "ab", strict=True):
+            suffixes += [f"-{letter}.json", f"-{letter}.npz"] if isinstance(side, Subject) else []
+        name = f"{titles[0]}-against-{titles[1]}-{_attack_part(sides[0])}"
+        place = Place(out, name, comparison_provenance(*sides, bootstrap), suffixes, force=force)
     console = open_console(stderr=as_json)
     results = [
         side.measure(instances=True, progress=progress_on(console, f"measuring {title}"))
@@ -83,25 +124,36 @@ def compare(
         for side, title in zip(sides, titles, strict=True)
     ]
     comparison = compare_results(results[0], results[1], bootstrap=bootstrap)
-    figure = draw_comparison(
-        comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=(difference_vmin, difference_vmax)
-    )
-    stem = options.stem(out, f"{titles[0]}-against-{titles[1]}")
-    description = stem.with_name(f"{stem.name}.json")
     written: list[Path] = []
-    with made_folder(stem.parent):
-        for side, result, letter in zip(sides, results, "ab", strict=True):
-            if isinstance(side, Subject):
-                written += result.save(stem.with_name(f"{stem.name}-{letter}"))
-        write_json(description, comparison.to_json())
-        written += [description, save_figure(figure, stem.with_name(f"{stem.name}.png"))]
+    if place is not None:
+        figure = draw_comparison(comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale)
+        with made_folder(place.settle().parent):
+            for side, result, letter in zip(sides, results, "ab", strict=True):
+                if isinstance(side, Subject):
+                    written += result.save(place.file(f"-{letter}.json"))
+            write_json(place.file(".json"), comparison.to_json())
+            written += [place.file(".json"), save_figure(figure, place.file(".png"))]
     if as_json:
         print_result(json.dumps(comparison.to_json(), allow_nan=False))
         return
     console.print(_table(comparison, titles))
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
-        console.print(_pairs_table(heading, moved, titles))
-    console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+        console.print(_pairs_table(heading, moved, titles, comparison.bands(moved)))
+    if comparison.paired is not None:
+        bands = comparison.paired.bands
+        number = f"{bands.surviving_pairs} of {bands.pairs} pairs of classes"
+        console.print(
+            f"{number} differ: their bands, which hold together at {bands.level:.0%}, leave out 0.", highlight=False
+        )
+    print_written(console, written)
+
+
+def _attack_part(side: Side) -> str:
+    """The attack in a file's name."""
+    from ccf_plugin.measure.subject import Subject
+    from ccf_plugin.threat import threat_file_part
+
+    return threat_file_part(side.describe_attack() if isinstance(side, Subject) else side.threat)
 
 
 def _titles(sides: tuple[Side, Side], names: tuple[str, str]) -> tuple[str, str]:
@@ -138,24 +190,52 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
         a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
         if difference is not None:
             table.add_row(label, f"{a:.1%}", f"{b:.1%}", f"{difference * 100:+.1f} points")
+            _add_accuracy_intervals(table, comparison, name)
     table.add_row("CAS", f"{first.cas:.2f}", f"{second.cas:.2f}", f"{comparison.differences['cas']:+.2f}")
     if bootstrap is not None:
-        intervals = (bootstrap.first, bootstrap.second, bootstrap.difference)
-        table.add_row(f"  {bootstrap.level:.0%} interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals))
+        table.add_row("  95% interval", *_spans(bootstrap.first, bootstrap.second, bootstrap.difference))
+    if (excess := comparison.differences["cas_excess"]) is not None:
+        table.add_row("CAS beyond chance", f"{first.cas_excess:.2f}", f"{second.cas_excess:.2f}", f"{excess:+.2f}")
+        if comparison.paired is not None:
+            table.add_row("  95% interval", *_spans(*comparison.paired.excess))
     if comparison.differences["instance_cas"] is not None:
         figures = (first.instance_cas, second.instance_cas)
         table.add_row("I-CAS", *(f"{value:.2f}" for value in figures), f"{comparison.differences['instance_cas']:+.2f}")
     return table
 
 
-def _pairs_table(heading: str, pairs: list[Pair], titles: tuple[str, str]) -> Table:
+def _add_accuracy_intervals(table: Table, comparison: Comparison, name: str) -> None:
+    """Each model's interval of an accuracy, and that of the difference where both have records of the images."""
+    sides = (comparison.first.interval(name), comparison.second.interval(name))
+    test = comparison.accuracy_tests.get(name)
+    paired = ""
+    if test is not None:
+        low, high = (100 * bound for bound in test.interval)
+        paired = f"{low:+.1f} to {high:+.1f}, p = {test.p:.2g} (McNemar)"
+    shown = ("" if side is None else f"{side[0]:.1%} to {side[1]:.1%}" for side in sides)
+    table.add_row("  95% interval", *shown, paired)
+
+
+def _spans(*intervals: tuple[float, float]) -> list[str]:
+    return [f"{low:.2f} to {high:.2f}" for low, high in intervals]
+
+
+def _pairs_table(
+    heading: str, pairs: list[Pair], titles: tuple[str, str], bands: list[tuple[float, float]] | None
+) -> Table:
+    """By what CAS loses or gains, which is the difference of positive parts; a band is of C itself."""
     from rich.table import Table
 
-    table = Table(f"pairs that {heading}", *titles, "first − second", box=None)
-    for name, other_name, first, second in pairs:
-        table.add_row(f"{name} – {other_name}", f"{first:.2f}", f"{second:.2f}", f"{first - second:+.2f}")
+    columns = [f"pairs that {heading}", *titles, "of CAS, first − second"]
+    table = Table(*columns, *([] if bands is None else ["95% band of C, first − second", "differs"]), box=None)
+    for place, (name, other_name, first, second) in enumerate(pairs):
+        cells = [f"{name} – {other_name}", f"{first:.2f}", f"{second:.2f}", f"{max(first, 0) - max(second, 0):+.2f}"]
+        if bands is not None:
+            low, high = bands[place]
+            cells += [f"{low:+.2f} to {high:+.2f}", "no" if low <= 0 <= high else "yes"]
+        table.add_row(*cells)
     if not pairs:
-        table.add_row("none", "", "", "")
+        table.add_row("none", *[""] * (len(table.columns) - 1))
     return table
 
 
@@ -167,45 +247,61 @@ def saliency(
         typer.Argument(metavar="[LAST]", help="The same. Left out: BEST is a run, and LAST its last checkpoint."),
     ] = None,
     class_name: Annotated[
-        str | None, typer.Option("--class", metavar="CLASS", help="Only images of this class, by name or number.")
+        str | None,
+        typer.Option(
+            "--class", metavar="CLASS", rich_help_panel=DATA, help="Only images of this class, by name or number."
+        ),
     ] = None,
     indices: Annotated[
-        str | None, typer.Option(metavar="I,J,…", help="These test images, whatever the models make of them.")
+        str | None,
+        typer.Option(
+            metavar="I,J,…", rich_help_panel=DATA, help="These test images, whatever the models make of them."
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(help="How many images.")] = 6,
+    count: Annotated[int, typer.Option(rich_help_panel=DATA, help="How many images.")] = 6,
     pair: Annotated[
         str | None,
         typer.Option(
-            metavar="CLASS,CLASS", help="Also the features of BEST that carry most of these classes' C[i, j]."
+            metavar="CLASS,CLASS",
+            rich_help_panel=PROBE,
+            help="Also the features of BEST that carry most of these classes' C[i, j].",
         ),
     ] = None,
-    features: Annotated[int, typer.Option(min=1, help="With --pair: how many features.")] = 5,
+    features: Annotated[int, typer.Option(min=1, rich_help_panel=PROBE, help="With --pair: how many features.")] = 5,
     layer: Annotated[
-        str | None, typer.Option(help="The layer to explain. Default: the last map or grid of tokens.")
+        str | None,
+        typer.Option(rich_help_panel=MODEL, help="The layer to explain. Default: the last map or grid of tokens."),
     ] = None,
     *,
     settings: Settings,
     checkpoint: Checkpoints = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write <out>.png and .json. Default: results/<BEST>-<LAST>-saliency.")
+        Path | None,
+        options.out_option("Where to write <out>.json and .png. Default: results/<BEST>-<LAST>-saliency-<attack>"),
     ] = None,
+    force: options.Force = False,
 ) -> None:
     """Show where BEST and LAST look (Grad-CAM) on adversarial examples that BEST classifies right and LAST wrong."""
     quiet_libraries()
     refuse_several_processes("saliency", "start it with python or ccf alone")
+    if last is not None:
+        check_names(best, last)
 
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import made_folder, write_json
-    from ccf_plugin.measure.compare import is_result, load_sides, name_sides
+    from ccf_plugin.measure.compare import load_sides, name_sides
+    from ccf_plugin.measure.evaluate import versions
+    from ccf_plugin.measure.names import is_result
     from ccf_plugin.measure.pictures import draw_saliency, draw_shared_features
+    from ccf_plugin.measure.provenance import with_command
     from ccf_plugin.measure.saliency import saliency as find_saliency
     from ccf_plugin.measure.subject import Subject
 
     if settings.probe.head is not None and pair is None:
         expected = "{head} beside {pair}, whose features are its"
         raise InputError(Fault("", expected, "it alone", "name a {pair}"))
-    chosen, two = None if indices is None else _numbers(indices), None if pair is None else _pair_of(pair)
+    chosen, two = None if indices is None else _numbers(indices), None if pair is None else pair_of(pair)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:
@@ -213,6 +309,12 @@ def saliency(
     first, second = load_sides(*names, settings, checkpoint or [])
     assert isinstance(first, Subject) and isinstance(second, Subject)  # noqa: PT018, S101  (neither is a result)
     titles = _titles((first, second), names)
+    asked = {"count": count, "class": class_name, "indices": chosen, "pair": two, "features": features, "layer": layer}
+    sides = {"first": first.provenance(), "second": second.provenance()}
+    provenance = with_command({**sides, **asked, "features": None if pair is None else features})
+    suffixes = [".json", ".png", *(["-features.png"] if pair is not None else [])]
+    name = f"{titles[0]}-{titles[1]}-saliency-{_attack_part(first)}"
+    place = Place(out, name, provenance, suffixes, force=force)
     console = open_console()
     seen = find_saliency(
         first,
@@ -225,17 +327,17 @@ def saliency(
         layer=layer,
         progress=lambda doing: progress_on(console, doing),
     )
-    stem = options.stem(out, f"{titles[0]}-{titles[1]}-saliency")
-    description = stem.with_name(f"{stem.name}.json")
-    figures = {"": draw_saliency(seen, titles)}
+    figures = {".png": draw_saliency(seen, titles)}
     if seen.shared is not None:
-        figures["-features"] = draw_shared_features(seen.shared, first.data, titles[0])
-    with made_folder(stem.parent):
-        written = [save_figure(figure, stem.with_name(f"{stem.name}{name}.png")) for name, figure in figures.items()]
-        write_json(description, seen.to_json())
+        figures["-features.png"] = draw_shared_features(seen.shared, first.data, titles[0])
+    for side in {side.loaded.spec: side for side in (first, second)}.values():
+        side.warn()
+    with made_folder(place.settle().parent):
+        written = [save_figure(figure, place.file(suffix)) for suffix, figure in figures.items()]
+        write_json(place.file(), {**seen.to_json(), "provenance": provenance, "versions": versions()})
     for table in _saliency_tables(seen, first.data, titles):
         console.print(table)
-    console.print("Wrote " + ", ".join(map(str, [*written, description])), highlight=False, soft_wrap=True)
+    print_written(console, [*written, place.file()])
 
 
 def _saliency_tables(seen: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[Table]:
@@ -264,10 +366,11 @@ def _numbers(text: str) -> list[int]:
         raise InputError(Fault("indices", "numbers such as 3,17,20", repr(text))) from None
 
 
-def _pair_of(text: str) -> tuple[str, str]:
+def pair_of(text: str, *, key: str = "pair") -> tuple[str, str]:
+    """The two classes that an option names; its parameter is ``key``."""
     from ccf_plugin.errors import Fault, InputError
 
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2:
-        raise InputError(Fault("pair", "two classes such as cat,dog (or their numbers)", repr(text)))
+        raise InputError(Fault(key, "two classes such as cat,dog (or their numbers)", repr(text)))
     return parts[0], parts[1]

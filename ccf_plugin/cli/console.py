@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ccf_plugin.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ccf_plugin.measure.evaluate import Progress
+    from ccf_plugin.measure.evaluate import Batches, Progress
+
+
+@dataclass
+class _Volume:
+    """How much is printed, as the options before the command say."""
+
+    is_quiet: bool = False
+
+
+_VOLUME = _Volume()
+
+
+def set_volume(*, quiet: bool, verbose: bool) -> None:
+    """Print no tables and no progress (``quiet``); show the package's log on standard error (``verbose``)."""
+    _VOLUME.is_quiet = quiet
+    log = logging.getLogger("ccf_plugin")
+    for handler in [handler for handler in log.handlers if isinstance(handler, _LogHandler)]:
+        log.removeHandler(handler)
+    log.setLevel(logging.INFO if verbose else logging.NOTSET)
+    if verbose:
+        log.addHandler(_LogHandler())
+
+
+class _LogHandler(logging.Handler):
+    """Lines of the log as those of errors and notes are: "ccf: measure.subject: …"."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name = record.name.removeprefix("ccf_plugin.")
+        print(f"ccf: {name}: {record.getMessage()}", file=sys.stderr)  # noqa: T201
 
 
 def is_first_process() -> bool:
@@ -56,8 +88,11 @@ def quiet_libraries() -> None:
         _kept.append(sys.stdout)
         sys.stdout = sys.stderr
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", module=r"ccf_plugin\..*")
-    warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    warnings.filterwarnings("default", module=r"ccf_plugin\..*")  # the same one once
+    if is_first_process():
+        warnings.showwarning = lambda message, *_, **__: print(f"ccf: note: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        warnings.showwarning = lambda *_, **__: None
 
 
 @contextlib.contextmanager
@@ -81,21 +116,53 @@ def _result_stream() -> TextIO:
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """The terminal; silent in all processes of a job but the first.
+    """The terminal; silent under --quiet, and in all processes of a job but the first.
 
     File and class names may hold what rich takes for markup or emoji; nothing of it is meant.
     """
     from rich.console import Console
 
     file = sys.stderr if stderr else _result_stream()
-    return Console(file=file, quiet=not is_first_process(), markup=False, emoji=False)
+    is_silent = _VOLUME.is_quiet or not is_first_process()
+    return Console(file=file, quiet=is_silent, markup=False, emoji=False)
 
 
-def progress_on(console: Console, task: str) -> Progress:
-    """A progress bar, headed by the task, for a pass over batches; nothing where the console is no terminal."""
+def check_names(*models: str, checkpoint: Path | None = None) -> None:
+    """Raise InputError for models and weights that are not there, before torch is imported."""
+    from ccf_plugin.measure.names import check_file, check_model, is_result
+
+    for model in models:
+        if not is_result(model):
+            check_model(model)
+    if checkpoint is not None:
+        check_file(checkpoint)
+
+
+def with_interval(share: float, interval: tuple[float, float] | None) -> str:
+    """An accuracy and its 95 % interval: "40.5% (37.5% to 43.6%)"."""
+    return f"{share:.1%}" if interval is None else f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def print_written(console: Console, files: Sequence[Path]) -> None:
+    """Which files a command has written."""
+    console.print("Wrote " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+
+
+def progress_on(console: Console, task: str, *, unit: str = "batch") -> Progress:
+    """How far a pass over batches is, headed by the task: a bar, or where nobody watches a line every half minute."""
+    if not console.is_terminal:
+        return lambda batches, total: _with_lines(console, task, batches, total, unit)
     from rich.markup import escape
     from rich.progress import track
 
-    return lambda batches, total: track(
-        batches, escape(task), total=total, console=console, transient=True, disable=not console.is_terminal
-    )
+    return lambda batches, total: track(batches, escape(task), total=total, console=console, transient=True)
+
+
+def _with_lines(console: Console, task: str, batches: Batches, total: int, unit: str) -> Iterator[Any]:
+    from ccf_plugin.engine.heartbeat import Heartbeat
+
+    with Heartbeat(lambda line: console.print(line, highlight=False, soft_wrap=True)) as heartbeat:
+        heartbeat.begin(task, total, unit=unit)
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            heartbeat.step(done)

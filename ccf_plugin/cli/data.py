@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ccf_plugin.cli import options
 
 
-def fix_tinyimagenet(data_root: options.DataRoot = Path("data")) -> None:
+def fix_tinyimagenet(data_root: options.DataRoot = None) -> None:
     """Sort Tiny-ImageNet's validation images into one folder per class, for programs that need it (ccf does not)."""
+    from ccf_plugin.zoo.folders import DATA_FOLDER, folder_from
     from ccf_plugin.zoo.readers.imagenet import rearrange_validation
 
-    print(f"{rearrange_validation(data_root)} images moved")  # noqa: T201
+    print(f"{rearrange_validation(folder_from(data_root, DATA_FOLDER))} images moved")  # noqa: T201

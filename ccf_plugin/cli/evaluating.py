@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, print_result, progress_on, quiet_libraries, refuse_several_processes
+from ccf_plugin.cli.console import (
+    check_names,
+    open_console,
+    print_result,
+    print_written,
+    progress_on,
+    quiet_libraries,
+    refuse_several_processes,
+    with_interval,
+)
+from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
+from ccf_plugin.cli.places import Place, named_file
 from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 
 if TYPE_CHECKING:
@@ -25,20 +37,31 @@ def evaluate(
     model: options.Model,
     *,
     settings: Settings,
-    steps: Annotated[list[int] | None, typer.Option(help="Of PGD; may be repeated. Default: 20 and 100.")] = None,
-    autoattack: Annotated[bool, typer.Option("--autoattack", help="AutoAttack too: slow, and what to quote.")] = False,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(rich_help_panel=ATTACK, help="Of PGD; may be repeated. Default: 20 and 100."),
+    ] = None,
+    autoattack: Annotated[
+        bool,
+        typer.Option("--autoattack", rich_help_panel=ATTACK, help="AutoAttack too: slow, and what to quote."),
+    ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="The JSON to write, and to continue. Default: results/<model>-evaluation-<norm>-<eps>."),
+        options.out_option("The JSON to write, and to continue. Default: results/<model>-evaluation-<norm>-<eps>"),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew what the JSON holds.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation's JSON and nothing else.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", "--force", rich_help_panel=OUTPUT, help="Begin anew, whatever the JSON holds."),
+    ] = False,
+    as_json: Annotated[bool, options.json_option("Print the evaluation's JSON and nothing else.")] = False,
 ) -> None:
     """Measure how robust MODEL is: clean accuracy, PGD, AutoAttack. Run again, it continues where it was stopped."""
     quiet_libraries()
     refuse_several_processes("evaluate", "start it with python or ccf alone")
+    check_names(model, checkpoint=settings.weights.checkpoint)
 
     from ccf_plugin.files import made_folder
+    from ccf_plugin.measure.robustness import describe_evaluation
     from ccf_plugin.measure.robustness import evaluate as run_evaluation
     from ccf_plugin.measure.subject import load_subject
     from ccf_plugin.threat import threat_file_part
@@ -46,10 +69,13 @@ def evaluate(
     subject = load_subject(model, settings)
     assert subject.attack is not None  # noqa: S101  (only the setting ``clean`` leaves it out)
     threat, images = subject.attack.threat, len(subject.data.split)
-    stem = options.stem(out, f"{subject.loaded.name}-evaluation-{threat_file_part(threat.as_dict())}")
-    file = stem.with_name(f"{stem.name}.json")
+    file = None if out is None else named_file(out, ".json")
+    if file is None and not as_json:
+        name = f"{subject.loaded.name}-evaluation-{threat_file_part(threat.as_dict())}"
+        provenance = describe_evaluation(subject, subject.attack)["provenance"]
+        file = Place(None, name, provenance, force=restart).file()
     console = open_console(stderr=as_json)
-    with made_folder(file.parent):
+    with contextlib.nullcontext() if file is None else made_folder(file.parent):
         evaluation = run_evaluation(
             subject,
             file,
@@ -62,7 +88,7 @@ def evaluate(
         print_result(json.dumps(evaluation.to_json(), allow_nan=False))
         return
     _print_evaluation(console, evaluation)
-    console.print(f"Wrote {file}", highlight=False, soft_wrap=True)
+    print_written(console, [file] if file is not None else [])
 
 
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
@@ -71,13 +97,13 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from ccf_plugin.measure.robustness import MASKING_MARGIN
     from ccf_plugin.threat import threat_sentence
 
-    threat, data = evaluation.conditions["threat"], evaluation.conditions["data"]
+    threat, data = evaluation.described["threat"], evaluation.described["data"]
     table = Table(show_header=False)
-    table.add_row("model", evaluation.conditions["model"])
+    table.add_row("model", evaluation.described["model"])
     table.add_row("data", f"{evaluation.images} test images of {data['name']}")
     table.add_row("threat", threat_sentence(threat))
     for name, accuracy in evaluation.accuracies.items():
-        table.add_row(f"{name} accuracy", f"{accuracy:.1%}")
+        table.add_row(f"{name} accuracy", with_interval(accuracy, evaluation.intervals[name]))
     console.print(table)
     margin = f"{MASKING_MARGIN * 100:.0f} points"
     if evaluation.masking_gap is not None:
@@ -94,16 +120,25 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 @options.with_settings("clean", "attack", "norm", *OWN_WEIGHTS, "pretrained")
 def leaderboard(
-    dataset: Annotated[str, typer.Option(help="RobustBench's: cifar10, cifar100 or imagenet.")] = "cifar10",
-    threat: Annotated[str, typer.Option(help="RobustBench's: Linf or L2.")] = "Linf",
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This model; may be repeated.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="Only models whose files lie in --model-dir.")] = False,
+    dataset: Annotated[
+        str, typer.Option(rich_help_panel=DATA, help="RobustBench's: cifar10, cifar100 or imagenet.")
+    ] = "cifar10",
+    threat: Annotated[str, typer.Option(rich_help_panel=ATTACK, help="RobustBench's: Linf or L2.")] = "Linf",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", rich_help_panel=MODEL, help="This model; may be repeated.")
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", rich_help_panel=MODEL, help="Only models whose files lie in --model-dir.")
+    ] = False,
     *,
     settings: Settings,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write <out>.csv and .png. Default: results/leaderboard-<dataset>-<threat>."),
+        options.out_option("Where to write <out>.csv and .png. Default: results/leaderboard-<dataset>-<threat>"),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Begin anew, whatever lies there.")
+    ] = False,
 ) -> None:
     """Probe RobustBench's models: CAS and I-CAS beside robust accuracy. Run again, it goes on with those missing."""
     quiet_libraries()
@@ -111,11 +146,27 @@ def leaderboard(
 
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.files import made_folder
-    from ccf_plugin.measure.leaderboard import measure_leaderboard, rank_correlation, read_leaderboard
+    from ccf_plugin.measure.leaderboard import (
+        conditions_of,
+        leaderboard_conditions,
+        measure_leaderboard,
+        rank_correlation,
+        read_leaderboard,
+    )
     from ccf_plugin.measure.pictures import draw_leaderboard
 
-    stem = options.stem(out, f"leaderboard-{dataset}-{threat}")
-    file = stem.with_name(f"{stem.name}.csv")
+    file = None if out is None else named_file(out, ".csv")
+    if file is None:
+        conditions = leaderboard_conditions(dataset, threat, settings)
+        name = f"leaderboard-{dataset}-{threat}"
+        file = Place(
+            None,
+            name,
+            conditions,
+            (".csv",),
+            force=force,
+            read=lambda there: conditions_of(there, conditions),
+        ).file()
     console = open_console()
     measured = measure_leaderboard(
         dataset,
@@ -124,6 +175,7 @@ def leaderboard(
         file,
         only=only or [],
         local=local,
+        restart=force,
         progress=lambda name: progress_on(console, name),
     )
     with made_folder(file.parent):
@@ -138,12 +190,12 @@ def leaderboard(
             correlation = rank_correlation(probed)
             if correlation == correlation:  # not NaN
                 title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
-            picture = save_figure(draw_leaderboard(probed, title), stem.with_name(f"{stem.name}.png"))
+            picture = save_figure(draw_leaderboard(probed, title), file.with_suffix(".png"))
             console.print(title, highlight=False, soft_wrap=True)
     absent = len(rows) - len(probed)
     if absent:
         console.print(f"{absent} could not be measured; {file} says why, and a second call tries again")
-    console.print(f"Wrote {file}{f', {picture}' if probed else ''}", highlight=False, soft_wrap=True)
+    print_written(console, [file, *([picture] if probed else [])])
 
 
 def _leaderboard_table(rows: list[Row]) -> Table:

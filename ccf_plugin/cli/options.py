@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccf_plugin.files import given_path
+from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.measure.settings import Settings
 from ccf_plugin.zoo.normalizations import USUAL
 from ccf_plugin.zoo.readers import READERS
@@ -48,74 +48,91 @@ def _as_numbers(text: str | None) -> tuple[float, ...] | None:
         raise typer.BadParameter(f"expected numbers such as 0.5,0.5,0.5, found {text!r}") from error
 
 
-Model = Annotated[
-    str,
-    typer.Argument(help=f"{forms(loadable())}."),
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    """An option that help shows in a panel."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+Model = Annotated[str, typer.Argument(help=f"{forms(loadable())}.")]
+Checkpoint = Annotated[
+    Path | None,
+    _option(MODEL, "Weights of your own, for python:, timm: or the package's networks.", metavar="FILE"),
 ]
-Data = Annotated[
-    str | None,
-    typer.Option(help=f"{forms(READERS)}. Default: the model's own."),
+CheckpointKey = Annotated[str | None, _option(MODEL, "Which of several state dicts in that file.", metavar="KEY")]
+ModelOptions = Annotated[
+    list[str] | None, _option(MODEL, "Of the model's code; repeatable.", "--model-option", metavar="KEY=VALUE")
 ]
-Clean = Annotated[bool, typer.Option("--clean", help="Clean images; no attack.")]
-Attack = Annotated[
-    str | None, typer.Option(help="A torchattacks class, or python:package.module:Class. Default: PGD or PGDL2.")
+NumClasses = Annotated[int | None, _option(MODEL, "Of the model with those weights. Default: the file's.")]
+Mean = Annotated[str | None, _option(MODEL, "It was trained on (images - mean) / std, in [0, 1].", metavar="R,G,B")]
+Std = Annotated[str | None, _option(MODEL, "See --mean.", metavar="R,G,B")]
+Normalize = Annotated[str | None, _option(MODEL, f"The usual mean and std of {', '.join(USUAL)}.", metavar="DATA")]
+Pretrained = Annotated[bool, _option(MODEL, "Published weights, or random ones.")]
+ModelDir = Annotated[
+    Path | None, _option(MODEL, "Where RobustBench's weights lie. Default: the variable CCF_MODELS, else models.")
 ]
-Norm = Annotated[str | None, typer.Option(help="Linf or L2. Default: the benchmark's or run's, else Linf.")]
-Eps = Annotated[str | None, typer.Option(help="Radius in [0, 1] pixel units, as in 8/255. Default: as for the norm.")]
-StepSize = Annotated[str | None, typer.Option(help="Default: eps/4 (Linf), eps/8 (L2).")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the attack. Default: 20, or the run's own.")]
-Limit = Annotated[int | None, typer.Option(help="Only so many test images, evenly over the classes.")]
-Head = Annotated[str | None, typer.Option(help="The layer to measure, where it cannot be found; or gradient.")]
+Head = Annotated[str | None, _option(MODEL, "The layer to measure, where it cannot be found; or gradient.")]
 Output = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        MODEL,
+        "Which entry of the model's output the logits are: an index or a key.",
         parser=_index_or_key,
         metavar="ENTRY",
-        help="Which entry of the model's output the logits are: an index or a key.",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(help="Images per pass.")]
-Checkpoint = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Weights of your own, for python:, timm: or the package's networks.")
+Data = Annotated[str | None, _option(DATA, f"{forms(READERS)}. Default: the model's own.")]
+Limit = Annotated[int | None, _option(DATA, "Only so many test images, evenly over the classes. Default: all.")]
+Classes = Annotated[
+    Path | None,
+    _option(DATA, "Class names, one a line, in the order of the labels. Default: the data's.", metavar="FILE"),
 ]
-CheckpointKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which of several state dicts in that file.")]
-ModelOptions = Annotated[
-    list[str] | None,
-    typer.Option("--model-option", metavar="KEY=VALUE", help="Of the model's code; repeatable."),
-]
-NumClasses = Annotated[int | None, typer.Option(help="Of the model with those weights. Default: the file's.")]
-Mean = Annotated[
+DataRoot = Annotated[Path | None, _option(DATA, "Where the data sets lie. Default: the variable CCF_DATA, else data.")]
+Download = Annotated[bool, _option(DATA, "Fetch the data set where it is missing.", "--download")]
+BatchSize = Annotated[int, _option(DATA, "Images per pass.")]
+Clean = Annotated[bool, _option(ATTACK, "Clean images; no attack.", "--clean")]
+Attack = Annotated[
     str | None,
-    typer.Option(metavar="R,G,B", help="It was trained on (images - mean) / std, in [0, 1]."),
+    _option(ATTACK, "A torchattacks class, or python:package.module:Class. Default: PGD in Linf, PGDL2 in L2."),
 ]
-Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")]
-Normalize = Annotated[str | None, typer.Option(metavar="DATA", help=f"The usual mean and std of {', '.join(USUAL)}.")]
-Pretrained = Annotated[bool, typer.Option(help="Published weights, or random ones.")]
-Precision = Annotated[str, typer.Option(help="Of the attack's passes: float32, bf16 or auto.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(help="Of the attack's random start.")]
-ModelDir = Annotated[Path, typer.Option(help="Where RobustBench's weights lie.")]
-DataRoot = Annotated[Path, typer.Option(help="Where the data sets lie.")]
-Download = Annotated[bool, typer.Option("--download", help="Fetch the data set where it is missing.")]
+Norm = Annotated[str | None, _option(ATTACK, "Linf or L2. Default: the benchmark's or run's own, else Linf.")]
+Eps = Annotated[
+    str | None,
+    _option(
+        ATTACK,
+        "Radius in [0, 1] pixel units, as in 8/255. Default: the benchmark's or run's own, else 8/255 in Linf, 128/255 "
+        "in L2.",
+    ),
+]
+StepSize = Annotated[
+    str | None,
+    _option(ATTACK, "In the same units, or as in eps/4. Default: the run's own, else eps/4 in Linf, eps/8 in L2."),
+]
+Steps = Annotated[int | None, _option(ATTACK, "Steps of the attack. Default: the run's own, else 20.")]
+Seed = Annotated[int, _option(ATTACK, "Of the attack's random start.")]
+Precision = Annotated[str, _option(ATTACK, "Of the attack's passes: float32, bf16 or auto.")]
+Device = Annotated[str, _option(OUTPUT, "auto, cpu, cuda or cuda:N.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that the recipe file names (python:…).")]
-VMin = Annotated[float | None, typer.Option(help="The value of C's lightest colour. Default: 0 (100 classes: -0.75).")]
-VMax = Annotated[float | None, typer.Option(help="The value of C's darkest colour. Default: 1 (100 classes: 0.75).")]
+VMin = Annotated[
+    float | None, _option(OUTPUT, "The value of C's lightest colour. Default: 0; -0.75 from 100 classes on.")
+]
+VMax = Annotated[
+    float | None, _option(OUTPUT, "The value of C's darkest colour. Default: 1; 0.75 from 100 classes on.")
+]
+Force = Annotated[bool, _option(OUTPUT, "Replace what lies there, whatever its conditions.", "--force")]
 
+
+def json_option(text: str) -> Any:
+    """``--json`` of a command that writes files beside."""
+    return _option(OUTPUT, f"{text} Files are written with --out alone.", "--json")
+
+
+def out_option(text: str) -> Any:
+    """``--out`` of a command whose files ``places.Place`` keeps apart."""
+    return _option(OUTPUT, f"{text}, and what differs where that name is a result of other conditions.")
+
+
+# In the order in which help lists them within their panels.
 _OF_SETTINGS: dict[str, Any] = {
-    "data": Data,
-    "clean": Clean,
-    "attack": Attack,
-    "norm": Norm,
-    "eps": Eps,
-    "step_size": StepSize,
-    "steps": Steps,
-    "limit": Limit,
-    "head": Head,
-    "output": Output,
-    "batch_size": BatchSize,
-    "seed": Seed,
-    "precision": Precision,
-    "device": Device,
     "checkpoint": Checkpoint,
     "checkpoint_key": CheckpointKey,
     "options": ModelOptions,
@@ -125,8 +142,23 @@ _OF_SETTINGS: dict[str, Any] = {
     "normalize": Normalize,
     "pretrained": Pretrained,
     "model_dir": ModelDir,
+    "head": Head,
+    "output": Output,
+    "data": Data,
+    "classes": Classes,
+    "limit": Limit,
     "data_root": DataRoot,
     "download": Download,
+    "batch_size": BatchSize,
+    "clean": Clean,
+    "attack": Attack,
+    "norm": Norm,
+    "eps": Eps,
+    "step_size": StepSize,
+    "steps": Steps,
+    "seed": Seed,
+    "precision": Precision,
+    "device": Device,
 }
 
 
@@ -138,7 +170,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     """Give a command, in place of its parameter ``settings``, an option for each of ``measure.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 25 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 26 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()
@@ -161,9 +193,3 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
         return run
 
     return give
-
-
-def stem(out: Path | None, name: str) -> Path:
-    """The path that a command's files begin with: ``out`` without its suffix, or a name in ``results``."""
-    stem = given_path(out) if out else Path("results") / name
-    return stem.with_suffix("") if stem.suffix in (".npz", ".json", ".png", ".csv") else stem

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import is_first_process, leave_job, open_console, print_result, progress_on, quiet_libraries
+from ccf_plugin.cli.console import (
+    check_names,
+    is_first_process,
+    leave_job,
+    open_console,
+    print_result,
+    print_written,
+    progress_on,
+    quiet_libraries,
+    with_interval,
+)
+from ccf_plugin.cli.help import PROBE
+from ccf_plugin.cli.places import Place
 from ccf_plugin.files import made_folder
 from ccf_plugin.measure.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ccf_plugin.measure.groups import GroupEvidence
     from ccf_plugin.probe.result import CrossClassResult
 
 
@@ -24,40 +38,88 @@ def probe(
     model: options.Model,
     *,
     settings: Settings,
-    instances: Annotated[bool, typer.Option("--instances", help="Measure I-CAS too.")] = False,
+    instances: Annotated[bool, typer.Option("--instances", rich_help_panel=PROBE, help="Measure I-CAS too.")] = False,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=PROBE,
+            help="Attack with N seeds, from --seed on, and print mean and standard deviation; all else is the first's.",
+        ),
+    ] = 1,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUPS",
+            rich_help_panel=PROBE,
+            help="Whether C is larger within groups of classes than between: 'cat,dog;ship,truck' (all classes), a "
+            "file, cifar10, cifar100, or cluster (found from C). Also whether C goes with confusions.",
+        ),
+    ] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>."),
+        options.out_option("Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result's JSON and nothing else.")] = False,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json_option("Print the result's JSON and nothing else.")] = False,
 ) -> None:
     """Measure the cross-class features of MODEL on adversarial examples of the data's test split."""
     quiet_libraries()
+    check_names(model, checkpoint=settings.weights.checkpoint)
 
     from ccf_plugin.drawing import colour_scale
+    from ccf_plugin.files import write_json
+    from ccf_plugin.measure.groups import check_groups, group_evidence
+    from ccf_plugin.measure.repeats import measure_with_seeds
     from ccf_plugin.measure.subject import load_subject
     from ccf_plugin.threat import threat_file_part
 
     subject = load_subject(model, settings)
     colour_scale(len(subject.data.classes), vmin, vmax)  # says what is wrong with it before anything is measured
-    stem = options.stem(out, f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}")
+    if groups is not None:
+        check_groups(groups, subject.data.classes)  # likewise
+    conditions = subject.provenance(instances=instances)
+    conditions |= {name: value for name, value in {"seeds": seeds, "groups": groups}.items() if value not in (1, None)}
+    place = None
+    if out is not None or not as_json:
+        name = f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}"
+        place = Place(out, name, conditions, (".json", ".npz", ".png"), force=force)
     console = open_console(stderr=as_json)
-    result = subject.measure(instances=instances, progress=progress_on(console, "measuring"))
+    result = measure_with_seeds(
+        subject,
+        seeds,
+        instances=instances,
+        progress=lambda seed: progress_on(console, "measuring" if seeds == 1 else f"measuring, seed {seed}"),
+    )
+    result = replace(result, provenance=conditions)
     if is_first_process():
-        with made_folder(stem.parent):
-            picture = stem.with_name(f"{stem.name}.png")
-            written = [*result.save(stem), result.save_picture(picture, vmin=vmin, vmax=vmax)]
+        written: list[Path] = []
+        if place is not None:
+            with made_folder(place.settle().parent):
+                written += [
+                    *result.save(place.file(".json")),
+                    result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax),
+                ]
+        evidence = None if groups is None else group_evidence(result, groups)
+        described = result.to_json() | ({} if evidence is None else {"groups": evidence.to_json()})
+        if place is not None and evidence is not None:
+            write_json(place.file(".json"), described)
         if as_json:
-            print_result(json.dumps(result.to_json(), allow_nan=False))
+            print_result(json.dumps(described, allow_nan=False))
         else:
-            _print_result(console, result)
-            console.print("Wrote " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+            _print_result(console, result, evidence)
+            print_written(console, written)
     leave_job()
 
 
-def _print_result(console: Console, result: CrossClassResult) -> None:
+# Mean and standard deviation over seeds, by figure.
+_OF_SEEDS = {"robust_accuracy": ("RA", ".1%"), "cas": ("CAS", ".2f"), "instance_cas": ("I-CAS", ".2f")}
+
+
+def _print_result(console: Console, result: CrossClassResult, groups: GroupEvidence | None) -> None:
     from rich.table import Table
 
     from ccf_plugin.threat import threat_label, threat_sentence
@@ -75,9 +137,9 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
     passes = "" if threat is None else f", seed {threat['seed']}, {threat['precision']}"
     table.add_row("attack", f"{threat_sentence(threat)}{passes}")
     if result.clean_accuracy is not None:
-        table.add_row("clean accuracy", f"{result.clean_accuracy:.1%}")
+        table.add_row("clean accuracy", with_interval(result.clean_accuracy, result.interval("clean_accuracy")))
     if result.robust_accuracy is not None:
-        table.add_row(f"RA ({threat_label(threat)})", f"{result.robust_accuracy:.1%}")
+        table.add_row(f"RA ({threat_label(threat)})", with_interval(result.robust_accuracy, result.interval()))
     present = len(result.matrix) - len(result.missing_classes)
     table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
     null = result.null
@@ -91,7 +153,12 @@ def _print_result(console: Console, result: CrossClassResult) -> None:
         table.add_row("I-CAS", f"{result.instance_cas:.2f}")
     if result.average_instance_cas is not None:
         table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
+    for name, (mean, deviation) in result.spread.items():
+        label, form = _OF_SEEDS[name]
+        table.add_row(f"{label}, {len(result.repeats)} seeds", f"{mean:{form}} ± {deviation:{form}}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.left_out:
         table.add_row("left out", f"{result.left_out}: NaN in C, not in CAS")
+    for row in () if groups is None else groups.rows():
+        table.add_row(*row)
     console.print(table)

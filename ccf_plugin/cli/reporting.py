@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import open_console, quiet_libraries
-from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.cli.places import Place
+from ccf_plugin.errors import UnavailableError
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders; several are shown side by side.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file. Default: results/report-<runs>.html.")] = None,
+    out: Annotated[Path | None, options.out_option("The HTML file. Default: results/report-<runs>.html")] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
+    force: options.Force = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write one HTML page of RUN, or of several: curves, matrices along the epochs, recipe. It needs no network."""
     quiet_libraries()
 
-    from ccf_plugin.files import given_path, made_folder, write_atomically
+    from ccf_plugin.files import made_folder, write_atomically
     from ccf_plugin.report.page import build_report
 
-    named = "-".join(Path(os.path.realpath(run)).name for run in runs[:3])
-    path = given_path(out) if out else Path("results") / f"report-{named}.html"
-    if path.is_dir():
-        raise InputError(f"expected a file for the page, found the folder {path}; choose another --out")
-    page = build_report(runs, vmin=vmin, vmax=vmax).encode()
+    folders = [os.path.realpath(run) for run in runs]
+    named = "-".join(Path(folder).name for folder in folders[:3])
+    # A page is passed on: of the folders, which are private, it holds a hash.
+    shown = {"runs": hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16], "vmin": vmin, "vmax": vmax}
+    suffix = ".html" if out is None else ""
+    place = Place(out, f"report-{named}", shown, (suffix,), force=force, read=_read_mark)
+    page = build_report(runs, vmin=vmin, vmax=vmax).replace("<head>", f"<head>{_mark(shown)}", 1).encode()
+    place.settle()
+    path = place.file()
     with made_folder(path.parent):
         write_atomically(path, page)
     open_console().print(f"Wrote {path} ({len(page) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     if open_it:
         _open(path)
+
+
+def _mark(shown: Mapping[str, Any]) -> str:
+    """What a page says of itself, so that it is replaced by one of the same runs alone."""
+    return f"<meta name=\"ccf-shown\" content='{json.dumps(shown)}'>"
+
+
+def _read_mark(file: Path) -> Mapping[str, Any] | None:
+    try:
+        with file.open(encoding="utf-8") as page:
+            match = re.search("<meta name=\"ccf-shown\" content='(.*?)'>", page.read(10_000))
+        shown = json.loads(match[1]) if match else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return shown if isinstance(shown, dict) else None
 
 
 def _open(path: Path) -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccf_plugin.cli.console import open_console, print_result
+from ccf_plugin.cli import options
+from ccf_plugin.cli.console import open_console, print_result, print_written, progress_on, quiet_libraries
+from ccf_plugin.cli.places import Place
+from ccf_plugin.errors import CCFError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,32 +28,57 @@ def theory(
     points: Annotated[int, typer.Option(help="Values of ε, evenly within (0, μ/2).")] = 12,
     samples: Annotated[int, typer.Option(help="Of the data, for each estimate and each training.")] = 60_000,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to write <out>.csv, .json and .png.")] = Path("results/theory"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON and nothing else.")] = False,
+    out: Annotated[
+        Path | None, options.out_option("Where to write <out>.csv, .json and .png. Default: results/theory")
+    ] = None,
+    force: options.Force = False,
+    as_json: Annotated[bool, options.json_option("Print the JSON and nothing else.")] = False,
 ) -> None:
-    """Run the paper's synthetic data model (Section 4): closed forms, Monte Carlo, adversarial training, the probe."""
-    from rich.progress import track
+    """Run the paper's synthetic data model (Section 4): closed forms, Monte Carlo, adversarial training, the probe.
 
+    Exit code 1 where they do not agree.
+    """
+    quiet_libraries()
+
+    from ccf_plugin.measure.provenance import with_command
     from ccf_plugin.theory import SyntheticModel, run_study
+    from ccf_plugin.theory.study import parameters_of
     from ccf_plugin.theory.study_files import save_study
 
     console = open_console(stderr=as_json)
     model = SyntheticModel(mu=mu, sigma=sigma, lam=lam, beta=beta, features=features)
+    provenance = with_command(parameters_of(model, points=points, samples=samples, seed=seed))
+    place = None
+    if out is not None or not as_json:
+        place = Place(out, "theory", provenance, (".json", ".csv", ".png"), force=force)
+    training = progress_on(console, "training", unit="setting")
     study = run_study(
         model,
         points=points,
         samples=samples,
         seed=seed,
-        progress=lambda settings: track(
-            settings, "training", console=console, transient=True, disable=not console.is_terminal
-        ),
+        progress=lambda settings: training(settings, len(settings)),  # type: ignore[arg-type]
     )
-    written = save_study(study, out.with_suffix("") if out.suffix in (".csv", ".json", ".png") else out)
+    written = [] if place is None else save_study(study, place.settle(), {"provenance": provenance})
     if as_json:
-        print_result(json.dumps(study.to_json(), allow_nan=False))
-        return
-    _print_study(console, study)
-    console.print("Wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+        print_result(json.dumps({**study.to_json(), "provenance": provenance}, allow_nan=False))
+    else:
+        _print_study(console, study)
+        print_written(console, written)
+    if not study.agreement["agrees"]:
+        raise CCFError(
+            f"expected closed forms, sampling and training to agree, found that they do not: {_worst(study)}"
+        )
+
+
+def _worst(study: Study) -> str:
+    """How far they are apart, in words."""
+    agreement = study.agreement
+    return (
+        f"losses and robust probabilities within {agreement['standard_errors']:.1f} standard errors (at most 5 by "
+        f"chance), trained weights within {agreement['weight_error']:.2g} (tolerance "
+        f"{agreement['weight_tolerance']:.2g})"
+    )
 
 
 def _print_study(console: Console, study: Study) -> None:
@@ -73,7 +101,7 @@ def _print_study(console: Console, study: Study) -> None:
     console.print(
         f"ε₀ = {study.plain.threshold:.4f}, ε₁ = {model.threshold:.4f} (β = {model.beta:g}){beyond}", highlight=False
     )
-    verdict = "agree" if agreement["agrees"] else "DO NOT AGREE (more --samples?)"
+    verdict = "agree" if agreement["agrees"] else "DO NOT AGREE"
     console.print(
         f"Closed forms, sampling and training {verdict}: losses and robust probabilities within "
         f"{agreement['standard_errors']:.1f} standard errors (each at most {agreement['largest_standard_error']:.1g}; "

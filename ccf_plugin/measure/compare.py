@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
+from ccf_plugin.measure.evaluate import versions
+from ccf_plugin.measure.names import is_result
+from ccf_plugin.measure.paired import (
+    AccuracyTest,
+    PairedIntervals,
+    accuracy_tests,
+    describe_tests,
+    paired_intervals,
+)
+from ccf_plugin.measure.provenance import fingerprint, with_command
 from ccf_plugin.measure.settings import OWN_WEIGHTS, Settings
 from ccf_plugin.measure.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import Interval, difference_of_cas
+from ccf_plugin.probe.result_files import plain
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
 from ccf_plugin.zoo.checkpoints import read_metadata
@@ -30,7 +43,7 @@ Pair = tuple[str, str, float, float]  # two classes, what they share in the firs
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
 # Settings that say where things lie and how fast to measure: nothing about what a result holds.
 _NOT_MEASURED = (*OWN_WEIGHTS, "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
-_FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_normalised", "instance_cas")
+_FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_excess", "cas_normalised", "instance_cas")
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,12 @@ class Comparison:
     first: CrossClassResult
     second: CrossClassResult
     bootstrap: Bootstrap | None = None
+    paired: PairedIntervals | None = None  # from the same resamples
+
+    @cached_property
+    def accuracy_tests(self) -> dict[str, AccuracyTest]:
+        """Of the accuracies, paired by images, where both results have records of these."""
+        return accuracy_tests(self.first, self.second)
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -62,7 +81,7 @@ class Comparison:
         """ΔCAS, ΔI-CAS and the differences of accuracies (fractions); None where a side has no such figure."""
         differences: dict[str, float | None] = {}
         for name in _FIGURES:
-            first, second = getattr(self.first, name), getattr(self.second, name)
+            first, second = _figure(self.first, name), _figure(self.second, name)
             differences[name] = None if first is None or second is None else first - second
         return differences
 
@@ -81,27 +100,47 @@ class Comparison:
         pairs = top_pairs(moved, count, above=0.0)
         return [(names[i], names[j], float(first[i, j]), float(second[i, j])) for i, j in pairs]
 
+    def bands(self, pairs: Sequence[Pair]) -> list[Interval] | None:
+        """The simultaneous band of C_first − C_second of each of these pairs; None without a bootstrap."""
+        if self.paired is None:
+            return None
+        names = self.first.names
+        return [self.paired.bands.of_pair(names.index(name), names.index(other)) for name, other, _, _ in pairs]
+
     def to_json(self, pairs: int = 10) -> dict[str, Any]:
         """The comparison as plain JSON values; NaN becomes null."""
         return {
             "first": _figures(self.first),
             "second": _figures(self.second),
             "difference": self.differences,
+            "accuracy_tests": describe_tests(self.accuracy_tests),
             "matrix_difference": [[None if np.isnan(v) else float(v) for v in row] for row in self.matrix],
             "class_names": list(self.first.names),
-            "lost": [_pair(pair) for pair in self.lost(pairs)],
-            "gained": [_pair(pair) for pair in self.gained(pairs)],
+            "lost": self._described(self.lost(pairs)),
+            "gained": self._described(self.gained(pairs)),
             "bootstrap": None if self.bootstrap is None else vars(self.bootstrap),
+            "paired": None if self.paired is None else self.paired.to_json(),
             "data": None if self.first.data is None else dict(self.first.data),
             "threat": None if self.first.threat is None else dict(self.first.threat),
+            "provenance": comparison_provenance(
+                self.first, self.second, None if self.bootstrap is None else self.bootstrap.resamples
+            ),
+            "versions": versions(),
         }
+
+    def _described(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        described = [_pair(pair) for pair in pairs]
+        for pair, (low, high) in zip(described, self.bands(pairs) or (), strict=False):
+            pair |= {"band": [low, high], "survives": not low <= 0 <= high}
+        return described
 
 
 def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int | None = None) -> Comparison:
     """Put two results side by side.
 
     Args:
-        bootstrap: resample the test images so many times for 95 % intervals of CAS and ΔCAS; no attack is run again.
+        bootstrap: resample the test images so many times for 95 % intervals of CAS, its excess and
+            their differences, and for bands of all pairs at once (``measure.paired``); no attack is run again.
 
     Raises:
         InputError: other classes, data, count or attack (what differs is named); ``bootstrap`` of results from files,
@@ -114,7 +153,21 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
     assert first.samples is not None and second.samples is not None  # noqa: PT018, S101  (confidence asked for them)
     difference = difference_of_cas(first.samples, second.samples, len(first.matrix), bootstrap=bootstrap)
     both = Bootstrap(intervals[0].cas, intervals[1].cas, difference, intervals[0].level, bootstrap)
-    return Comparison(first, second, both)
+    return Comparison(first, second, both, paired_intervals(first, second, bootstrap=bootstrap))
+
+
+def comparison_provenance(first: Side, second: Side, bootstrap: int | None = None) -> dict[str, Any]:
+    """What a comparison's figures depend on, see ``measure.provenance``: the two sides', and the resamples."""
+    return with_command({"first": _provenance(first), "second": _provenance(second), "bootstrap": bootstrap})
+
+
+def _provenance(side: Side) -> dict[str, Any]:
+    if isinstance(side, Subject):
+        known = side.provenance(instances=True)
+    else:  # that of an older version, or of somebody's own loop, says nothing
+        figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
+        known = dict(side.provenance) or {"figures": figures}
+    return {name: value for name, value in known.items() if name != "command"}
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
@@ -196,14 +249,6 @@ def check_alike(first: Side, second: Side) -> None:
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
 
 
-def is_result(name: str) -> bool:
-    """Whether a side names a saved result: its .npz or .json, or what both begin with."""
-    path = Path(name)
-    stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
-    files = [stem.parent / f"{stem.name}{suffix}" for suffix in (".npz", ".json")]
-    return path.suffix in (".npz", ".json") or all(file.is_file() for file in files)
-
-
 def _like(result: CrossClassResult, settings: Settings) -> Settings:
     """The settings, with the result's data and attack where they are open."""
     known: dict[str, Any] = {}
@@ -263,7 +308,16 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _figures(result: CrossClassResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("model", *_FIGURES)}
+    return {
+        "model": result.model,
+        **{name: _figure(result, name) for name in _FIGURES},
+        "intervals": result.intervals(),
+    }
+
+
+def _figure(result: CrossClassResult, name: str) -> float | None:
+    value: float | None = plain(getattr(result, name))
+    return value
 
 
 def _pair(pair: Pair) -> dict[str, Any]:

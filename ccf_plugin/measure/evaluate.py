@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,9 @@ from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
 
+_ALWAYS = ("ccf_plugin", "torch", "numpy")
 _LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
+_log = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[Batches, int], Batches]  # wraps batches, told their number, to show progress
@@ -63,7 +67,9 @@ class AttackSettings:
         ``output`` is as `CrossClassProbe` takes it. Raises InputError as ``build_attack`` does.
         """
         forward = Forward(model, precision=self.precision, output=output, classes=num_classes)
-        return build_attack(self.name, forward, self.threat, options=self.options, num_classes=num_classes)
+        return build_attack(
+            self.name, forward, self.threat, options=self.options, num_classes=num_classes, seed=self.seed
+        )
 
 
 def measure(
@@ -101,6 +107,7 @@ def measure(
     with CrossClassProbe(model, **vars(probe)) as crossclass:
         # On a few images, before an attack is run for nothing.
         find_head(crossclass, tuple(data.split.images.shape[1:]), model_name, len(data.classes))
+        _log.info("%s: head %s", model_name, crossclass.head)
         batches = progress(part.batches(batch_size, device), part.count_batches(batch_size))
         result = crossclass.run(batches, built, seed=0 if attack is None else attack.seed)
     threat = None if attack is None else {**(result.threat or {}), "precision": attack.precision}
@@ -110,7 +117,7 @@ def measure(
         model=model_name,
         data={"name": data.name, "split": data.split_name, "count": len(data.split)},
         threat=threat,
-        versions={**result.versions, **_versions()},
+        versions={**result.versions, **versions()},
     )
 
 
@@ -148,6 +155,11 @@ def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bo
         ) from error
 
 
-def _versions() -> dict[str, str]:
-    """Of the ecosystem's libraries that took part."""
-    return {name: metadata.version(name) for name in _LIBRARIES if name in sys.modules}
+def versions() -> dict[str, str]:
+    """Of this package, torch, numpy, and those of the ecosystem's libraries that took part."""
+    names = [*_ALWAYS, *(name for name in _LIBRARIES if name in sys.modules)]
+    known: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # used from a source folder
+            known[name] = metadata.version(name)
+    return known

@@ -54,6 +54,7 @@ def measure_leaderboard(
     *,
     only: Sequence[str] = (),
     local: bool = False,
+    restart: bool = False,
     progress: Callable[[str], Progress] = lambda _: lambda batches, _: batches,
 ) -> Iterator[tuple[Row, int]]:
     """Probe RobustBench's models for a data set and threat model; give each one's row and how many are still to come.
@@ -66,6 +67,7 @@ def measure_leaderboard(
         out: the CSV; its folder exists.
         only: these models.
         local: take files that lie in ``model_dir`` and download nothing.
+        restart: begin anew, whatever ``out`` holds.
         progress: told what is being measured, gives what wraps its batches.
 
     Raises:
@@ -80,8 +82,17 @@ def measure_leaderboard(
         raise InputError(
             f"RobustBench has no model {unknown[0]!r} for {dataset}/{threat}{did_you_mean(unknown[0], names)}"
         )
-    shared = _settle(dataset, threat, settings)
-    rows = {row.model: row for row in read_leaderboard(out)} if out.exists() else {}
+    shared = leaderboard_conditions(dataset, threat, settings)
+    images = settings.images  # looked at before the first model is fetched
+    load_data(
+        shared["data"],
+        splits=("test",),
+        root=images.data_root,
+        download=images.download,
+        classes=images.classes,
+        test_limit=1,
+    )
+    rows = {row.model: row for row in read_leaderboard(out)} if out.exists() and not restart else {}
     _check_shared(out, rows.values(), shared)
     published = published_accuracies(dataset, threat)
     left = [name for name in names if (not only or name in only) and (name not in rows or rows[name].unavailable)]
@@ -125,15 +136,23 @@ def rank_correlation(rows: Sequence[Row]) -> float:
     return float(spearmanr([row.cas for row in rows], [row.robust_accuracy for row in rows]).statistic)
 
 
-def _settle(dataset: str, threat: str, settings: Settings) -> dict[str, Any]:
-    """What all rows share; what is wrong with it is said before the first model is fetched."""
+def leaderboard_conditions(dataset: str, threat: str, settings: Settings) -> dict[str, Any]:
+    """What all rows share. Raises as ``measure_leaderboard`` does, but for images that are not there."""
+    dataset, threat, _ = entries(dataset, threat)
     images, attack = settings.images, settings.attack
-    data = images.data or dataset
     settled = attack.threat_model(benchmark_threat(dataset, threat))
     precision = resolve_precision(attack.precision, resolve_device(settings.device))  # type: ignore[arg-type]
-    load_data(data, splits=("test",), root=images.data_root, download=images.download, test_limit=1)
-    values = {"data": data, "limit": images.limit, "seed": attack.seed, "precision": precision}
+    values = {"data": images.data or dataset, "limit": images.limit, "seed": attack.seed, "precision": precision}
     return {**({} if settled is None else settled.as_dict()), **values}
+
+
+def conditions_of(file: Path, now: dict[str, Any]) -> dict[str, Any] | None:
+    """What the measured rows of a CSV share, ``now`` where it has none yet; None for a file of something else."""
+    try:
+        rows = [row for row in read_leaderboard(file) if not row.unavailable]
+    except (InputError, OSError):
+        return None
+    return {name: getattr(rows[0], name) for name in now} if rows else now
 
 
 def _check_shared(file: Path, rows: Iterable[Row], shared: dict[str, Any]) -> None:
@@ -170,7 +189,7 @@ def _probe(spec: str, name: str, settings: Settings, known: dict[str, Any], prog
     )
 
 
-def _check_local(dataset: str, threat: str, name: str, model_dir: Path) -> None:
+def _check_local(dataset: str, threat: str, name: str, model_dir: Path | None) -> None:
     """Raise UnavailableError where a model cannot be loaded without a download."""
     files = local_files(dataset, threat, name, model_dir)
     if not files:

@@ -1,4 +1,4 @@
-"""Pictures of several models: three matrices side by side (Figure 4), saliency maps (Figure 3c), a scatter."""
+"""Pictures of finished models: three matrices side by side (Figure 4), saliency maps (Figure 3c), scatters, curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale, draw_heatmap, figure_of, new_figure, shorten
+from ccf_plugin.drawing import (
+    DIFFERENCE_SCALE,
+    class_labels,
+    colour_scale,
+    draw_heatmap,
+    drawable,
+    figure_of,
+    new_figure,
+)
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -18,12 +26,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ccf_plugin.measure.ablation_result import Ablation
     from ccf_plugin.measure.compare import Comparison
     from ccf_plugin.measure.evaluate import MeasuredSplit
     from ccf_plugin.measure.leaderboard import Row
     from ccf_plugin.measure.saliency import Saliency, SharedFeatures
 
 _MOST_NAMES = 15
+_COLOURS = {"shared": "tab:blue", "specific": "tab:orange", "matched": "tab:green", "random": "0.5"}  # of what goes
 
 
 def draw_comparison(
@@ -39,7 +49,8 @@ def draw_comparison(
     Args:
         titles: what the two are called.
         vmin, vmax: of the two matrices' colours; None is the paper's for so many classes.
-        difference_scale: the same of the difference; the paper's by default.
+        difference_scale: the same of the difference; the paper's by default. Where it goes below 0, colours go from
+            red over white to blue.
 
     Raises:
         InputError: colours that do not ascend.
@@ -51,8 +62,9 @@ def draw_comparison(
         result.plot(ax, vmin=vmin, vmax=vmax, title=f"{title}\n{result.title()}")
     delta = comparison.differences["cas"]
     low, high = colour_scale(len(first.matrix), *difference_scale)
+    cmap = "RdBu" if low < 0 else "Blues"
     heading = f"first − second\nΔCAS = {delta:.1f}".replace("-", "−")
-    draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap="Blues", title=heading)
+    draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap=cmap, title=heading)
     return figure
 
 
@@ -65,15 +77,16 @@ def draw_saliency(seen: Saliency, titles: tuple[str, str]) -> Figure:
     examples, classes = seen.examples, seen.classes
     figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
     axes = figure.subplots(3, len(examples), squeeze=False)
+    labels, font = class_labels(tuple(classes))
     for column, example in enumerate(examples):
         _show(axes[0, column], example.image)
-        axes[0, column].set_title(f"{shorten(classes[example.label])}\n(image {example.index})", fontsize=9)
+        axes[0, column].set_title(f"{labels[example.label]}\n(image {example.index})", fontsize=9, **font)
         for row, view in ((1, example.best), (2, example.last)):
             _show(axes[row, column], view.image)
             axes[row, column].imshow(view.saliency.numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.45)
             right = view.predicted == example.label
             axes[row, column].set_xlabel(
-                shorten(classes[view.predicted]), fontsize=9, color="black" if right else "firebrick"
+                labels[view.predicted], fontsize=9, color="black" if right else "firebrick", **font
             )
     for row, title in enumerate(("test image", *titles)):
         axes[row, 0].set_ylabel(fill(title, 22), fontsize=9)
@@ -87,7 +100,7 @@ def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str
         data: what the features were found on.
         title: what the model is called.
     """
-    labels, classes = data.split.labels, data.classes
+    names, font = class_labels(data.classes, 14)
     columns = len(shared.features[0].images)
     figure = new_figure(1.4 + 1.1 * columns, 0.7 + 1.35 * len(shared.features))
     axes = figure.subplots(len(shared.features), columns, squeeze=False)
@@ -95,9 +108,10 @@ def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str
         images = data.split.images[torch.tensor(feature.images)].float() / 255
         for ax, image, index in zip(row, images, feature.images, strict=True):
             _show(ax, image)
-            ax.set_xlabel(shorten(classes[int(labels[index])], 14), fontsize=8)
+            ax.set_xlabel(names[int(data.split.labels[index])], fontsize=8, **font)
         row[0].set_ylabel(f"feature {feature.feature}\n{feature.share:+.3f}", fontsize=9)
-    figure.suptitle(f"{title}, {shared.heading(classes)}", fontsize=11)
+    heading, font = drawable(f"{title}, {shared.heading(class_labels(data.classes)[0])}")
+    figure.suptitle(heading, fontsize=11, **font)
     return figure
 
 
@@ -123,6 +137,38 @@ def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
     ax.legend(loc="best", fontsize=8)
     ax.grid(alpha=0.25)
     _name_points(ax, [row.model for row in rows], cas, robust)
+    return figure
+
+
+def draw_ablation(ablation: Ablation, title: str) -> Figure:
+    """Both margins against the number of removed features, by kind, and against C with the shared ones removed."""
+    figure = new_figure(15.0, 4.6)
+    axes = figure.subplots(1, 3)
+    headings = {"rest": "the pair against the rest", "between": "one of the pair against the other"}
+    doses = [dose.count for dose in ablation.doses]
+    low = min(min(getattr(dose, name).values()) for dose in ablation.doses for name in headings)
+    for ax, (name, heading) in zip(axes, headings.items(), strict=False):
+        for kind, colour in _COLOURS.items():
+            means = [getattr(dose, name)[kind] for dose in ablation.doses]
+            ax.plot(doses, means, "o-", ms=4, color=colour, label=kind)
+        ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.axvline(ablation.count, color="0.6", linewidth=0.8, linestyle=":")
+        ax.set(xlabel=f"removed features, of {ablation.features}", title=heading)
+        ax.set_xscale("log")
+        ax.set_xticks(doses, [str(dose) for dose in doses])
+        ax.minorticks_off()
+        ax.set_ylim(min(low * 1.05, -1e-3), max(-low * 0.05, 1e-3))
+    axes[0].set_ylabel("change of the margin (logits)")
+    axes[0].legend(fontsize=9)
+    for name, marker in (("rest", "o"), ("between", "x")):
+        points = [(pair.correlation, getattr(pair.removals["shared"].change, name)) for pair in ablation.pairs]
+        rank = ablation.spearman[name]
+        label = headings[name] + ("" if rank != rank else f", ρ = {rank:.2f}".replace("-", "−"))  # NaN: none
+        axes[2].scatter(*np.transpose(points), marker=marker, s=22, label=label, color=_COLOURS["shared"])
+    axes[2].axhline(0, color="0.6", linewidth=0.8)
+    axes[2].set(xlabel="C of the pair", title=f"without {ablation.count} shared features, a point for each pair")
+    axes[2].legend(fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from torch import Tensor
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.files import write_json
-from ccf_plugin.measure.evaluate import AttackSettings, Progress, check_input
+from ccf_plugin.measure.evaluate import AttackSettings, Progress, check_input, versions
+from ccf_plugin.measure.provenance import differences, in_words
 from ccf_plugin.measure.subject import Subject
+from ccf_plugin.probe.confidence import Interval, wilson
 from ccf_plugin.threat import threat_label
 from ccf_plugin.zoo.auto_attack import build_autoattack
 
@@ -25,18 +27,27 @@ CLEAN, AUTOATTACK = "clean", "AutoAttack"
 # Published models that hide no gradients lie 1 to 7 points apart; those that do, 10 to 30.
 MASKING_MARGIN = 0.10
 DEFAULT_STEPS = (20, 100)  # of PGD
+_log = logging.getLogger(__name__)
 
 _Craft = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation's figures: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring."""
+    """An evaluation's figures: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring.
 
-    conditions: dict[str, Any]
+    ``described`` is what was evaluated: model, data, threat, provenance (``measure.provenance``) and versions.
+    """
+
+    described: dict[str, Any]
     images: int
     accuracies: dict[str, float]
     notes: tuple[str, ...] = ()
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Wilson's 95 % interval of each accuracy, over other images of the same kind."""
+        return {name: wilson(round(share * self.images), self.images) for name, share in self.accuracies.items()}
 
     @property
     def masking_gap(self) -> float | None:
@@ -54,9 +65,10 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            **self.conditions,
+            **self.described,
             "images": self.images,
             "accuracies": self.accuracies,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "masking_gap": self.masking_gap,
             "masking_margin": MASKING_MARGIN,
             "may_mask_gradients": self.may_mask_gradients,
@@ -67,7 +79,7 @@ class Evaluation:
 
 def evaluate(
     subject: Subject,
-    out: Path,
+    out: Path | None = None,
     *,
     steps: Sequence[int] = DEFAULT_STEPS,
     autoattack: bool = False,
@@ -77,10 +89,11 @@ def evaluate(
     """Measure clean accuracy, accuracy under PGD of each number of steps, and under AutoAttack.
 
     After every batch the file ``out`` is whole and holds the figures so far: a call that finds it there goes on from
-    it, with the figures that an uninterrupted call would give (every batch has its own seed).
+    it, with the figures that an uninterrupted call would give. PGD's start is each image's own, whatever the batches;
+    AutoAttack's is not.
 
     Args:
-        out: the JSON to write and to continue; its folder exists.
+        out: the JSON to write and to continue; its folder exists. None: nothing is written.
         steps: of PGD; empty for the default.
         restart: begin anew, whatever the file holds.
         progress: told what is being measured, gives what wraps the batches.
@@ -95,16 +108,17 @@ def evaluate(
         raise InputError(Fault("", "an attack to evaluate under", "clean images alone", "leave {clean} out"))
     check_input(subject.loaded.model, tuple(split.images.shape[1:]), subject.loaded.spec)
     crafts, notes = _attacks(subject, attack, steps or DEFAULT_STEPS, autoattack)
-    conditions = _conditions(subject, attack)
-    state = _State(out, conditions, {} if restart else _read(out, conditions))
+    described = describe_evaluation(subject, attack)
+    state = _State(out, described, {} if restart or out is None else _read(out, described["provenance"]))
     size, total = subject.batch_size, split.count_batches(subject.batch_size)
     for name, craft in crafts.items():
+        _log.info("%s: %d of %d batches are done", name, state.batches(name), total)
         batches = progress(name)(split.batches(size, subject.device), total)
-        for number, (images, labels) in enumerate(batches):
+        for number, (images, labels) in enumerate(subject.noted(batches) if name == CLEAN else batches):
             if number >= state.batches(name):
                 state.add(name, _correct(subject, craft, images, labels, attack.seed + number), notes)
     accuracies = {name: state.correct(name) / len(split) for name in crafts}
-    evaluation = Evaluation(conditions, len(split), accuracies, tuple(sorted(state.notes)))
+    evaluation = Evaluation(described, len(split), accuracies, tuple(sorted(state.notes)))
     state.write(evaluation.to_json())
     return evaluation
 
@@ -141,9 +155,9 @@ def _correct(subject: Subject, craft: _Craft | None, images: Tensor, labels: Ten
 class _State:
     """The figures so far, by attack: how many batches are done, and how many images in them were right."""
 
-    def __init__(self, file: Path, conditions: dict[str, Any], saved: dict[str, Any]) -> None:
+    def __init__(self, file: Path | None, described: dict[str, Any], saved: dict[str, Any]) -> None:
         self._file = file
-        self._conditions = conditions
+        self._described = described
         self._progress: dict[str, dict[str, int]] = saved.get("progress", {})
         self.notes: set[str] = set(saved.get("notes", ()))
 
@@ -157,40 +171,34 @@ class _State:
         before = self._progress.get(name, {"batches": 0, "correct": 0})
         self._progress[name] = {"batches": before["batches"] + 1, "correct": before["correct"] + correct}
         self.notes |= notes
-        self.write({**self._conditions, "notes": sorted(self.notes), "format": FORMAT})
+        self.write({**self._described, "notes": sorted(self.notes), "format": FORMAT})
 
     def write(self, described: dict[str, Any]) -> None:
-        write_json(self._file, {**described, "progress": self._progress})
+        if self._file is not None:
+            write_json(self._file, {**described, "progress": self._progress})
 
 
-def _conditions(subject: Subject, attack: AttackSettings) -> dict[str, Any]:
-    """All that a figure depends on, but for the attack's name."""
-    split, threat = subject.data.split, attack.threat
-    first = torch.arange(min(1000, len(split)))  # the others may be on disk
+def describe_evaluation(subject: Subject, attack: AttackSettings) -> dict[str, Any]:
+    """What an evaluation's file says beside its figures; its provenance is all that these depend on."""
+    threat, split = attack.threat, subject.data
+    measured = subject.provenance()
+    # The attacks' names and steps are those of the figures; every batch has a seed of its own.
+    told = {name: measured[name] for name in measured if name not in ("attack", "instances", "head")}
+    settled = {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size, "per_image_noise": True}
     return {
         "model": subject.loaded.spec,
-        "weights": _fingerprint([value for _, value in sorted(subject.loaded.model.state_dict().items())]),
-        "data": {"name": subject.data.name, "split": subject.data.split_name, "count": len(split)},
-        "test_images": _fingerprint([split.images[first], split.labels]),
-        "threat": {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size},
-        "seed": attack.seed,
-        "batch_size": subject.batch_size,
-        "precision": attack.precision,
-        **({} if subject.probe.output is None else {"output": subject.probe.output}),
+        "data": {"name": split.name, "split": split.split_name, "count": len(split.split)},
+        "threat": settled,
+        "provenance": {**told, "attack": {**settled, "options": {}}, "batch_size": subject.batch_size},
+        "versions": versions(),
     }
 
 
-def _fingerprint(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _read(file: Path, conditions: dict[str, Any]) -> dict[str, Any]:
+def _read(file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The figures in a file that are to be continued."""
     if not file.exists():
         return {}
-    remedy = "choose another {out}, or {restart} to replace it"
+    remedy = "choose another {out}, or replace it by {restart}"
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         progress = {
@@ -198,11 +206,11 @@ def _read(file: Path, conditions: dict[str, Any]) -> dict[str, Any]:
         }
         if saved["format"] != FORMAT:
             raise ValueError(f"format {saved['format']!r}")
-        differing = [name for name in conditions if saved[name] != conditions[name]]
+        differing = differences(saved["provenance"], provenance)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         found = f"something else ({type(error).__name__})"
         raise InputError(Fault(str(file), "an evaluation to continue", found, remedy)) from error
     if differing:
-        pairs = "; ".join(f"{name} {saved[name]} there, {conditions[name]} now" for name in differing)
-        raise InputError(Fault(str(file), "to continue the same evaluation", f"another ({pairs})", remedy))
+        words = in_words(saved["provenance"], provenance)
+        raise InputError(Fault(str(file), "to continue the same evaluation", f"another ({words})", remedy))
     return {"progress": progress, "notes": saved.get("notes", ())}

@@ -31,7 +31,7 @@ class WeightChoice:
     std: Sequence[float] | None = None
     normalize: str | None = None
     pretrained: bool = True
-    model_dir: Path = Path("models")
+    model_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if self.normalize is not None and (self.mean is not None or self.std is not None):
@@ -42,12 +42,15 @@ class WeightChoice:
 class ImageChoice:
     """Which test images: a data spec (None: the model's own), and at most how many (None: all, or the model's own).
 
+    ``classes``, a file of class names, and ``data_root`` are as ``zoo.datasets.load_data`` takes them.
+
     Raises InputError for a limit below 1.
     """
 
     data: str | None = None
     limit: int | None = None
-    data_root: Path = Path("data")
+    classes: Path | None = None
+    data_root: Path | None = None
     download: bool = False
 
     def __post_init__(self) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,21 +17,37 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
-from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, Progress, measure
+from ccf_plugin.measure.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
 from ccf_plugin.measure.normalization import note_normalization
+from ccf_plugin.measure.provenance import images_fingerprint, weights_fingerprint, with_command
 from ccf_plugin.measure.settings import ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.zoo.attacks import Attack, attack_class
 from ccf_plugin.zoo.datasets import check_spec, load_data
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.normalizations import usual_normalization
 from ccf_plugin.zoo.python_code import is_python
-from ccf_plugin.zoo.sources import LoadedModel, are_other_classes
+from ccf_plugin.zoo.sources import SOURCES, LoadedModel, are_other_classes
+from ccf_plugin.zoo.specs import find
+
+_log = logging.getLogger(__name__)
+# What ``Subject.provenance`` says in its own words; settings beside these count as they are given.
+_SETTLED = {
+    *("clean", "attack", "norm", "eps", "step_size", "steps", "seed", "precision", "data", "limit", "head", "output"),
+    *("instances", "batch_size", "checkpoint", "pretrained", "device", "model_dir", "data_root", "download"),
+}
+# Of these (in Linf) a batch's examples do not depend on the other batches of the pass, on a CPU; others draw their
+# noise batch by batch.
+_WHATEVER_THE_BATCHES = ("FGSM", "BIM", "PGD")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model on its device, with test images of its classes and the attack on them (None: clean images)."""
+    """A loaded model on its device, with test images of its classes and the attack on them (None: clean images).
+
+    ``chosen`` is what else was chosen, and is recorded: the checkpoint's path, the limit of the images, ….
+    """
 
     loaded: LoadedModel
     data: MeasuredSplit
@@ -34,19 +55,71 @@ class Subject:
     device: torch.device
     probe: ProbeOptions = ProbeOptions()
     batch_size: int = 250
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
         """One pass over the test images (``measure.evaluate.measure``)."""
         with naming_the_batch("batch_size", self.batch_size):
-            return measure(
+            result = measure(
                 self.loaded.model,
                 self.data,
                 self.attack,
                 model_name=self.loaded.spec,
                 probe=replace(self.probe, instances=instances),
                 batch_size=self.batch_size,
-                progress=progress,
+                progress=lambda batches, total: self.noted(progress(batches, total)),
             )
+        return replace(result, provenance=self.provenance(instances=instances))
+
+    def provenance(self, *, instances: bool = False) -> dict[str, Any]:
+        """What the figures of ``measure`` depend on, see ``measure.provenance``.
+
+        ``batch_size`` is None where no figure depends on it.
+        """
+        attack, settings = self.build_attack(), self.attack
+        described = None
+        by_batch = self.device.type != "cpu"
+        if attack is not None and settings is not None:
+            described = {**attack.describe(), "options": dict(settings.options)}
+            by_batch |= attack.name not in _WHATEVER_THE_BATCHES
+        return with_command(
+            {
+                "model": self.loaded.spec if find(SOURCES, self.loaded.spec) else None,  # a file says it of itself
+                "checkpoint": None,
+                "weights": self._hashes[0],
+                "data": self.data.name,
+                "images": self._hashes[1],
+                "limit": None,
+                "attack": described,
+                "seed": None if settings is None else settings.seed,
+                "precision": None if settings is None else settings.precision,
+                "batch_size": self.batch_size if described and by_batch else None,
+                "head": self.probe.head,
+                "output": self.probe.output,
+                "instances": instances,
+                "device": str(self.device),
+                **self.chosen,
+            }
+        )
+
+    def noted(self, batches: Batches) -> Batches:
+        """The batches; after the first, which found nothing wrong, a warning says where weights may be random."""
+        for number, batch in enumerate(batches):
+            yield batch
+            if number == 0:
+                self.warn()
+
+    def warn(self) -> None:
+        """Warn where the weights are those that the user's own code makes."""
+        spec = self.loaded.spec
+        if is_python(spec) and self.chosen.get("checkpoint") is None:
+            told = f"{spec} without a checkpoint has the weights that its code makes: random ones, unless it loads some"
+            warnings.warn(told, stacklevel=2)
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        """Of the weights and of the images."""
+        return weights_fingerprint(self.loaded.model), images_fingerprint(self.data.split)
 
     def forward(self) -> Forward:
         """The model as images → float32 logits."""
@@ -102,7 +175,24 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
-    return Subject(loaded, data, attack, device, probe, settings.batch_size)
+    _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)
+    return Subject(loaded, data, attack, device, probe, settings.batch_size, _chosen(loaded, settings))
+
+
+def _chosen(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:
+    """The checkpoint's path, the images' limit, and every further setting that is not its default."""
+    path = settings.weights.checkpoint
+    if path is None and find(SOURCES, loaded.spec) is None:
+        path = Path(loaded.spec)
+        path = checkpoint_of(path, "best") if path.is_dir() else path
+    images, defaults = settings.images, Settings().flat()
+    limit = loaded.test_limit if images.limit is None and images.data is None else images.limit
+    others = {name: value for name, value in settings.flat().items() if name not in _SETTLED}
+    return {
+        "checkpoint": None if path is None else str(path),
+        "limit": limit,
+        **{name: value for name, value in others.items() if value != defaults[name]},
+    }
 
 
 def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> MeasuredSplit:
@@ -118,6 +208,8 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
         splits=("test",),
         root=images.data_root,
         download=images.download,
+        # A model's own data have the labels that it was trained with, however their folders sort.
+        classes=images.classes or (loaded.class_names if spec == loaded.data else None),
         preprocess=loaded.preprocess,
         test_limit=loaded.test_limit if limit is None and images.data is None else limit,
     )

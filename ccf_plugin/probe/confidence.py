@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Samples:
         at THIS number of images a class; it does not correct what few images do to the figure itself.
         """
         measured, found = self.resampled(classes, bootstrap=bootstrap, level=level, seed=seed, instances=instances)
-        intervals = [_interval(found[:, index], figure, level, classes) for index, figure in enumerate(measured)]
+        intervals = [interval_around(found[:, index], figure, level, classes) for index, figure in enumerate(measured)]
         return Confidence(intervals[0], intervals[1] if instances else None, level, bootstrap)
 
     def resampled(
@@ -70,19 +71,26 @@ class Samples:
         get the same resamples.
         """
         _check_resampling(bootstrap, level)
-        order = torch.argsort(self.labels, stable=True)
-        rows, labels = self.rows[order], self.labels[order]
-        counts = torch.bincount(labels, minlength=classes)
-        starts = (counts.cumsum(0) - counts)[labels]
-        generator = torch.Generator().manual_seed(seed)
-        at_once = max(1, _MOST_AT_ONCE // max(len(labels), classes * rows.shape[1]))
-        found = []
-        for first in range(0, bootstrap, at_once):
-            size = min(at_once, bootstrap - first), len(labels)
-            chance = torch.rand(size, generator=generator, dtype=torch.float64).to(labels.device)
-            found += _resampled_figures(rows, labels, counts, starts + (chance * counts[labels]).long(), instances)
+        rows, labels, counts = self._by_class(classes)
         whole = torch.arange(len(labels), device=labels.device).unsqueeze(0)
-        return _resampled_figures(rows, labels, counts, whole, instances)[0], torch.tensor(found, dtype=torch.float64)
+        found = [
+            figures
+            for chosen in (whole, *_draws(labels, counts, rows.shape[1], bootstrap, seed))
+            for figures in _figures(rows, labels, counts, chosen, instances)
+        ]
+        return found[0], torch.tensor(found[1:], dtype=torch.float64)
+
+    def resampled_means(self, classes: int, *, bootstrap: int, seed: int) -> Iterator[Tensor]:
+        """The class attributions of the resamples of ``resampled``, some (b, K, n) float64 at a time."""
+        rows, labels, counts = self._by_class(classes)
+        for chosen in _draws(labels, counts, rows.shape[1], bootstrap, seed):
+            yield _means(rows, counts, chosen)
+
+    def _by_class(self, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and labels in the order of classes, and how many there are of each, (K,) int64."""
+        order = torch.argsort(self.labels, stable=True)
+        labels = self.labels[order]
+        return self.rows[order], labels, torch.bincount(labels, minlength=classes)
 
 
 def difference_of_cas(
@@ -102,7 +110,7 @@ def difference_of_cas(
         samples.resampled(classes, **options) for samples in (first, second)
     )
     measured = first_measured[0] - second_measured[0]
-    return _interval((first_found - second_found)[:, 0], measured, level, classes, signed=True)
+    return interval_around((first_found - second_found)[:, 0], measured, level, classes, signed=True)
 
 
 def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
@@ -206,25 +214,49 @@ def _check_resampling(bootstrap: int, level: float) -> None:
         raise InputError(f"expected bootstrap of 2 or more and level in (0, 1), found {bootstrap} and {level}")
 
 
-def _resampled_figures(
-    rows: Tensor, labels: Tensor, counts: Tensor, chosen: Tensor, instances: bool
-) -> list[list[float]]:
-    """CAS, and I-CAS where asked, of the rows that each of ``chosen`` (B, N) names; rows lie class by class.
+def _draws(labels: Tensor, counts: Tensor, features: int, bootstrap: int, seed: int) -> Iterator[Tensor]:
+    """Which rows, lying class by class, each resample takes: (b, N) int64, as many at a time as memory bears."""
+    starts = (counts.cumsum(0) - counts)[labels]
+    generator = torch.Generator().manual_seed(seed)
+    at_once = max(1, _MOST_AT_ONCE // max(len(labels), len(counts) * features))
+    for first in range(0, bootstrap, at_once):
+        size = min(at_once, bootstrap - first), len(labels)
+        chance = torch.rand(size, generator=generator, dtype=torch.float64).to(labels.device)
+        yield starts + (chance * counts[labels]).long()
 
-    All B sums of a class are one product of how often each row was chosen, (B, N_k), with the rows, (N_k, n).
+
+def _means(rows: Tensor, counts: Tensor, chosen: Tensor) -> Tensor:
+    """The class means, (b, K, n) float64, of the rows that each of ``chosen`` (b, N) names; rows lie class by class.
+
+    All b sums of a class are one product of how often each row was chosen, (b, N_k), with the rows, (N_k, n).
     """
     times = torch.zeros(chosen.shape, dtype=torch.float64, device=rows.device)
     times.scatter_add_(1, chosen, times.new_ones(()).expand_as(chosen))
     parts = zip(torch.split(times, counts.tolist(), 1), torch.split(rows, counts.tolist()), strict=True)
     sums = torch.stack([often @ part.double() for often, part in parts], 1)
-    found = [[float(class_attribution_similarity(correlation_matrix(class_means(one, counts))))] for one in sums]
+    return torch.stack([class_means(of_resample, counts) for of_resample in sums])
+
+
+def _figures(rows: Tensor, labels: Tensor, counts: Tensor, chosen: Tensor, instances: bool) -> list[list[float]]:
+    """CAS, and I-CAS where asked, of the rows that each of ``chosen`` (b, N) names."""
+    means = _means(rows, counts, chosen)
+    found = [[float(class_attribution_similarity(correlation_matrix(of_resample)))] for of_resample in means]
     if instances:
         for figures, order in zip(found, chosen, strict=True):
             figures.append(float(class_attribution_similarity(instance_matrix(rows[order], labels, len(counts)))))
     return found
 
 
-def _interval(found: Tensor, measured: float, level: float, classes: int, *, signed: bool = False) -> Interval:
+def interval_around(found: Tensor, measured: float, level: float, classes: int, *, signed: bool = False) -> Interval:
+    """The interval of a figure as measured, of the spread of resampled ones but without their shift.
+
+    Args:
+        found: the resampled figures, (B,) float64.
+        measured: the figure.
+        level: the interval's probability.
+        classes: K; no figure is above K(K-1).
+        signed: whether it can be below 0.
+    """
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     bound = float(classes * (classes - 1))
     around = measured + torch.quantile(found, tails) - found.median()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, correlation_matrix
@@ -138,6 +139,33 @@ def permutation_null(
     roots = np.full((2, len(vectors)), np.nan)
     roots[:, is_defined] = mean_root, sd_root
     return PermutationNull(*cas, permutations, seed, roots[0], roots[1], vectors)
+
+
+def expected_cas(vectors: Tensor) -> Tensor:
+    """CAS by chance as `permutation_null` has it, without permutations: of many attributions at once.
+
+    A permuted C[i, j] is taken for normal, with E and sd as there, so that E max(C[i, j], 0) = E Φ(E/sd) + sd φ(E/sd).
+    It is too small where a few features carry all.
+
+    Args:
+        vectors: class attributions, (…, K, n) float64; rows that are NaN or zero are left out.
+
+    Returns:
+        (…) float64.
+    """
+    features = vectors.shape[-1]
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    units = torch.where(torch.isfinite(lengths) & (lengths > 0), vectors / lengths, 0.0)
+    means = units.mean(-1, keepdim=True)
+    mean_root = math.sqrt(features) * means[..., 0]
+    sd_root = torch.linalg.vector_norm(units - means, dim=-1) / max(features - 1, 1) ** 0.25
+    mean, sd = (root[..., :, None] * root[..., None, :] for root in (mean_root, sd_root))
+    z = mean / sd.clamp(min=torch.finfo(sd.dtype).tiny)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    expected = mean * torch.special.ndtr(z) + sd * density
+    off_diagonal = expected - torch.diag_embed(expected.diagonal(dim1=-2, dim2=-1))
+    total: Tensor = off_diagonal.sum((-2, -1))
+    return total
 
 
 def _cas_by_permutations(

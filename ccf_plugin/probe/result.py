@@ -63,6 +63,8 @@ class CrossClassResult:
         precision: dtype of the measured features.
         versions: of the libraries that took part.
         repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
+        provenance: all that the figures depend on, as ``measure.provenance`` describes it; {} where nobody said.
+        unknown: what the file of a newer version said beside all this, by name; saved again as it was.
         samples: single samples' attributions where instances were measured; kept in memory, never saved.
     """
 
@@ -91,6 +93,8 @@ class CrossClassResult:
     precision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: tuple[Mapping[str, Any], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     samples: Samples | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -191,6 +195,11 @@ class CrossClassResult:
             raise InputError(f"expected name to be one of {', '.join(_ACCURACIES)}, found {name!r}")
         share, total = getattr(self, name), int(self.counts.sum())
         return None if share is None or not total else wilson(round(share * total), total, level)
+
+    def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
+        """``interval`` of each accuracy, as plain values."""
+        known = {name: self.interval(name, level) for name in _ACCURACIES}
+        return {name: None if interval is None else list(interval) for name, interval in known.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -298,6 +307,7 @@ class CrossClassResult:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
         units = self.in_logit_units
         return {
+            **self.unknown,
             "model": self.model,
             "head": None if self.head is None else {**asdict(self.head), "history": list(self.head.history)},
             "data": None if self.data is None else dict(self.data),
@@ -307,6 +317,7 @@ class CrossClassResult:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "accuracy": self.accuracy,
+            "intervals": self.intervals(),
             "cas": self.cas,
             "cas_normalised": self.cas_normalised,
             "cas_excess": plain(self.cas_excess),
@@ -331,6 +342,7 @@ class CrossClassResult:
             "confusion_unnamed": plain(self.confusion_unnamed, _LISTED_CLASSES),
             "versions": dict(self.versions),
             "repeats": [dict(repeat) for repeat in self.repeats],
+            "provenance": dict(self.provenance),
             "format": FORMAT,
         }
 

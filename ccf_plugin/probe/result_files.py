@@ -44,6 +44,13 @@ _PLAIN_FIELDS: dict[str, Any] = {
     "mean_row_share": _NUMBER,
     "centred": bool,
     "versions": dict,
+    "provenance": dict,
+}
+# What is written beside: made of the arrays, or read in a way of its own. All else is of a newer version.
+_OTHER_FIELDS = {
+    *("cas", "cas_normalised", "cas_excess", "instance_cas", "shared_part", "negative_part", "lengths", "null"),
+    *("in_logit_units", "gauge_note", "class_accuracy", "class_accuracy_clean", "counts", "matrix", "instance_matrix"),
+    *("confusion_clean", "confusion_adversarial", "confusion_unnamed", "class_names", "head", "repeats", "format"),
 }
 # What files of older versions lack, and what it was for them.
 _LATER_FIELDS: dict[str, Any] = {
@@ -53,6 +60,7 @@ _LATER_FIELDS: dict[str, Any] = {
     "logit_variance": None,
     "mean_row_share": None,
     "centred": False,
+    "provenance": {},
 }
 _INSIDE: dict[str, dict[str, Any]] = {
     "head": {"name": str, "kind": str, "classes": int, "features": int, "history": list | None},
@@ -116,6 +124,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
             "head": None if described["head"] is None else _head(described["head"]),
             "class_names": None if described["class_names"] is None else tuple(described["class_names"]),
             "repeats": tuple(described["repeats"]),
+            "unknown": {name: described[name] for name in described if name not in {*_PLAIN_FIELDS, *_OTHER_FIELDS}},
         }
     except InputError:
         raise
@@ -158,7 +167,9 @@ def _check_fields(described: Mapping[str, Any], classes: int) -> None:
     for name, value, kind in found:
         if not isinstance(value, kind):
             raise ValueError(f"{name} of {value!r}")
-    json.dumps([described[name] for name in _PLAIN_FIELDS], allow_nan=False)  # ValueError at 1e999
+    json.dumps(
+        [value for name, value in described.items() if name not in _OTHER_FIELDS], allow_nan=False
+    )  # ValueError at 1e999
     history = (described["head"] or {}).get("history", [])
     if not all(isinstance(line, str) for line in history):
         raise ValueError(f"head.history of {history!r}")

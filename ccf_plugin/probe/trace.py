@@ -192,7 +192,7 @@ class HeadTracer:
         with torch.set_grad_enabled(self._gradient):
             if self._gradient:
                 return self._read_members(record)
-            plan = self._plan_of(record)
+            plan = self.plan_of(record)
             logits = self._logits(plan, record)
             signature = record.signature()
             reading = read(plan, record, logits, self._offsets.get(signature))
@@ -221,7 +221,7 @@ class HeadTracer:
             reason=reason,
         )
 
-    def _plan_of(self, record: PassRecord) -> Plan:
+    def plan_of(self, record: PassRecord) -> Plan:
         """The plan for passes of this structure; found in this pass where there is none yet."""
         signature = record.signature()
         plan = self._plans.get(signature)

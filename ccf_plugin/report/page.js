@@ -90,7 +90,7 @@
   const withLegend = (height, entries) => ({
     height: height + legendRoom(entries),
     margin: { l: 52, r: 16, t: 14 + 14 * data.tracks.length, b: 52 + legendRoom(entries) },
-    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", tracegroupgap: 0 },
   });
 
   // The axes that the metrics name stand one under another; the first, of accuracies, is the tallest.
@@ -130,11 +130,10 @@
         traces.push({
           type: "scatter", mode: known <= 60 ? "lines+markers" : "lines", x: track.epoch, y: values, line,
           yaxis: axisOf(metric), connectgaps: true, marker: { size: 4 }, name: plain(prefix + metric.label),
-          showlegend: false, hovertemplate: `%{y:${metric.format}}`,
+          showlegend: false, legendgroup: metric.name, hovertemplate: `%{y:${metric.format}}`,
         });
-        const isNewDash = ![...legend.values()].some((entry) => entry.line?.dash === dash);
-        if (!several || axisOf(metric) === "y" || isNewDash)
-          explain(metric.label, { mode: "lines", line: several ? { ...line, color: colour("--text") } : line });
+        explain(metric.label, { mode: "lines", legendgroup: metric.name, // a click on it hides the figure's curves
+          line: several ? { ...line, color: colour("--text") } : line });
       });
       for (const alarm of track.alarms) {
         const marker = { symbol: alarm.symbol, size: alarm.epochs.length > 40 ? 6 : 9, color: colour("--alarm") };
@@ -196,8 +195,11 @@
 
   // ---- matrices ----
 
-  const names = classes.map((a) => classes.map((b) => `${plain(a)} \u2013 ${plain(b)}`));
-  const shown = {}; // by figure: the matrix that it shows, and the cell that the keys are at
+  const labelsOf = (name) => classes.map((a, i) => classes.map((b, j) => plain(name(i, j))));
+  const pairLabels = labelsOf(pairName);
+  const takenName = (i, j) => i === j ? `${classes[i]}, recognised` : `${classes[i]}, taken for ${classes[j]}`;
+  const takenLabels = labelsOf(takenName);
+  const shown = {}; // by figure: the matrix that it shows, the cell that the keys are at, and what cells are called
 
   /** At most so many class names, evenly over the visible range; the names of all where they fit. */
   function ticks(range, most) {
@@ -210,9 +212,9 @@
   const short = (name) => name.length > 16 ? `${name.slice(0, 15)}\u2026` : name;
   const mostLabels = () => narrow() ? (K > 25 ? 8 : 12) : (K > 25 ? 16 : 25);
 
-  function drawMatrix(id, matrix, [zmin, zmax], colours) {
+  function drawMatrix(id, matrix, [zmin, zmax], colours, [name, names] = [pairName, pairLabels]) {
     const isTurned = shown[id] !== undefined && shown[id].isNarrow !== narrow();
-    shown[id] = { matrix, cell: shown[id]?.cell ?? [0, 0], isNarrow: narrow() };
+    shown[id] = { matrix, name, cell: shown[id]?.cell ?? [0, 0], isNarrow: narrow() };
     const side = Math.min(element(id).parentElement.clientWidth, 640);
     const stops = colours.map((stop, place) => [place / (colours.length - 1), stop]);
     const numbers = K <= 12 && !narrow();
@@ -239,7 +241,7 @@
   }
 
   function sayCell(id, i, j) {
-    element(`${id}-cell`).textContent = `${pairName(i, j)}: ${number(shown[id].matrix[i][j], 3)}`;
+    element(`${id}-cell`).textContent = `${shown[id].name(i, j)}: ${number(shown[id].matrix[i][j], 3)}`;
   }
 
   function walk(id, event) {
@@ -313,6 +315,23 @@
       ...ordered(matrix, Math.abs).map(([i, j, value]) => row([pairName(i, j), number(value, 3)])));
   }
 
+  function showConfusion() {
+    if (!element("confusion")) return;
+    const { name, counts } = data.confusions[element("confused").value];
+    const matrix = classes.map(() => new Array(K).fill(0));
+    for (let at = 0; at < counts.length; at += 2) matrix[Math.floor(counts[at] / K)][counts[at] % K] = counts[at + 1];
+    const totals = matrix.map((line) => line.reduce((sum, value) => sum + value, 0));
+    const shares = matrix.map((line, i) => line.map((value) => totals[i] ? value / totals[i] : null));
+    const mistakes = shares.flatMap((line, i) => line.map((value, j) => [i, j, value]))
+      .filter(([i, j, value]) => i !== j && value > 0).sort((a, b) => b[2] - a[2]);
+    const all = totals.reduce((sum, value) => sum + value, 0);
+    const right = matrix.reduce((sum, line, i) => sum + line[i], 0);
+    element("confusion-title").textContent = `${name}: ${number(100 * right / all, 1)} % are recognised`;
+    drawMatrix("confusion", shares, [0, mistakes.length ? mistakes[0][2] : 1], data.blues, [takenName, takenLabels]);
+    element("confusion-table").replaceChildren(
+      ...mistakes.slice(0, 50).map(([i, j, value]) => row([takenName(i, j), number(value, 3)])));
+  }
+
   function fillChoices() {
     const group = (track, at) => {
       const whose = data.tracks.length === 1 ? "" : `${track.name}, `; // a closed list shows no group's name
@@ -328,6 +347,11 @@
     element("first").value = `0 ${bestPlace(data.tracks[0])}`; // Figure 4: best minus last; or the best of two runs
     element("second").value =
       data.tracks.length > 1 ? `1 ${bestPlace(data.tracks[1])}` : `0 ${lastPlace(data.tracks[0])}`;
+    if (element("confused")) {
+      element("confused").append(...data.confusions.map(({ name }, at) => new Option(name, at)));
+      const attacked = data.confusions.findIndex(({ name }) => name.endsWith("under attack"));
+      element("confused").value = Math.max(0, attacked);
+    }
     if (element("track")) element("track").append(...data.tracks.map((track, at) => new Option(track.name, at)));
   }
 
@@ -336,19 +360,21 @@
     showEpoch();
     drawPairs();
     showDifference();
+    showConfusion();
   }
 
   fillChoices();
   chooseTrack(0);
   drawCurves();
   showDifference();
-  followMatrix("matrix");
-  followMatrix("difference");
+  showConfusion();
+  for (const id of Object.keys(shown)) followMatrix(id);
   element("epoch").addEventListener("input", showEpoch);
   const jump = (place) => { element("epoch").value = place; showEpoch(); };
   element("to-best").addEventListener("click", () => jump(bestPlace(data.tracks[chosen])));
   element("to-last").addEventListener("click", () => jump(lastPlace(data.tracks[chosen])));
   element("track")?.addEventListener("change", (event) => chooseTrack(Number(event.target.value)));
+  element("confused")?.addEventListener("change", showConfusion);
   for (const id of ["first", "second", "signs"]) element(id).addEventListener("change", showDifference);
   for (const button of document.querySelectorAll(".save")) button.addEventListener("click", () =>
     Plotly.downloadImage(button.dataset.figure, { format: "svg", filename: button.dataset.figure }));

@@ -13,6 +13,7 @@ from typing import Any
 
 from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale
 from ccf_plugin.errors import UnavailableError
+from ccf_plugin.report.accuracies import class_accuracies, confusions
 from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs
 from ccf_plugin.report.words import (
     against_published,
@@ -26,6 +27,7 @@ from ccf_plugin.runs.alarms import alarms_by_kind
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import Metric, all_metrics, metric_of
 from ccf_plugin.runs.reading import RunFiles, Track, describe_data, read_runs
+from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
 from ccf_plugin.threat import threat_sentence
 
 _HERE = Path(__file__).parent
@@ -69,7 +71,9 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
         "bothSigns": diverging.RdBu[::-1],  # positive is blue here too
         "metrics": [_metric_data(metric) for metric in _curves(tracks)],
         "tracks": [_track_data(run, track, tracks) for run in runs for track in run.tracks],
+        "confusions": confusions(tracks),
     }
+    drawn = {metric["name"] for metric in data["metrics"]}
     context: dict[str, Any] = {
         "title": "Cross-class features of " + ", ".join(run.name for run in runs),
         "runs": runs,
@@ -79,6 +83,10 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
         "summaries": [summarise(run, track) for run in runs for track in run.tracks],
         "against": [against_published(run, track) for run in runs for track in run.tracks],
         "along": [along_epochs(track) for track in tracks],
+        "shows_confusions": bool(data["confusions"]),
+        "shows_chance": "cas_null" in drawn,
+        "shows_lengths": "squared_lengths" in drawn,
+        "by_class": [table for track in tracks if (table := class_accuracies(track)) is not None],
         "differences": recipe_differences(runs),
         "environments": [environment_rows(run) for run in runs],
         "many_tracks": len(tracks) > 1,
@@ -165,6 +173,11 @@ def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[s
         notes.append(f"The runs are measured under different attacks, so RA and CAS differ by them too ({under}).")
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")
+    for run in runs:
+        for one in run.tracks:
+            accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, one.suffix)
+            if accuracy is not None and one.best is not None:
+                notes.append(f"{one.name}: {selection_free_in_words(accuracy, one.best, one.suffix)}.")
     for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:

@@ -10,7 +10,7 @@ from typing import Any
 from ccf_plugin.files import flattened
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics, metric_of
+from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics
 from ccf_plugin.runs.reading import RunFiles, Track
 
 
@@ -54,39 +54,42 @@ def summarise(run: RunFiles, track: Track) -> str:
         f"{track.name}: best at {at(track.best)} by {run.selected_by.replace('_', ' ')}",
         f"last evaluated at {at(last)}",
     ]
-    parts += what_moved(track.best, last)
+    parts += what_moved(track, last)
     if not track.suffix:
         parts += alarms_in_words(track.rows) or ["no alarm in the log"]
     return "; ".join(parts) + "."
 
 
-def what_moved(best: EpochRow, last: EpochRow) -> list[str]:
-    """From the best epoch to the last: CAS, what of it is chance, and the shared part beside the squared lengths.
+def what_moved(track: Track, last: EpochRow) -> list[str]:
+    """From the best epoch to the last: CAS, how much of that chance is, and the shared part beside the lengths.
 
     CAS is the shared part with the lengths divided out, so that it also falls where only these grow.
     """
+    best = track.best
+    if best is None or best is last:
+        return []
+
+    def figures(name: str) -> tuple[float, float] | None:
+        before, after = (track.figure(row, name) for row in (best, last))
+        return None if before is None or after is None else (before, after)
+
     moved = []
-    if None not in (best.cas_null, last.cas_null) and best is not last:
-        names = ("cas", "cas_null", "cas_excess")
-        steps = [f"{metric_of(name).label} {_change(best, last, name)}" for name in names]
-        moved.append(f"from the best to the last {', '.join(steps)}")
-    ratios = {
-        label: after / before - 1
-        for label, before, after in (
-            ("the shared part", best.shared, last.shared),
-            ("the squared lengths", best.squared_lengths, last.squared_lengths),
-        )
-        if before and after is not None and best is not last
-    }
+    steps = {name: pair[1] - pair[0] for name in ("cas", "cas_null", "cas_excess") if (pair := figures(name))}
+    if len(steps) == 3:
+        cas, chance, beyond = (_signed(step, ".1f") for step in steps.values())
+        moved.append(f"from the best epoch to the last CAS moved by {cas}: by chance {chance}, beyond chance {beyond}")
+    ratios = [
+        f"{label} by {_signed(pair[1] / pair[0] - 1, '.0%').replace('%', ' %')}"
+        for label, name in (("the shared part", "shared"), ("the squared lengths", "squared_lengths"))
+        if (pair := figures(name)) and pair[0]
+    ]
     if ratios:
-        changes = " and ".join(f"{label} moved by {ratio:+.0%}" for label, ratio in ratios.items())
-        moved.append(f"in variances of the logits {changes}".replace("-", "\N{MINUS SIGN}"))
+        moved.append(f"{' and '.join(ratios)}, in variances of the logits")
     return moved
 
 
-def _change(best: EpochRow, last: EpochRow, name: str) -> str:
-    metric = metric_of(name)
-    return f"{metric.in_report(getattr(best, name))} to {metric.in_report(getattr(last, name))}"
+def _signed(value: float, form: str) -> str:
+    return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
 
 
 def along_epochs(track: Track) -> dict[str, Any]:

@@ -21,6 +21,11 @@ _VERSIONS_OF = ("ccf_plugin", "torch", "torchvision", "torchattacks", "robustben
 _VARIABLES = ("OMP_", "MKL_", "ONEDNN_", "CUBLAS_", "ACCELERATE_")  # of the environment: what libraries compute by
 
 
+def running_command() -> list[str]:
+    """What this process was started by: the program's name and its arguments."""
+    return [_program(), *sys.argv[1:]]
+
+
 def describe_environment(device: torch.device, precision: str, command: list[str] | None = None) -> dict[str, Any]:
     """What a run ran on: versions, hardware, threads, and the command."""
     versions = {}
@@ -30,7 +35,7 @@ def describe_environment(device: torch.device, precision: str, command: list[str
         except metadata.PackageNotFoundError:
             versions[name] = "unknown"
     return {
-        "command": command or [_program(), *sys.argv[1:]],
+        "command": command or running_command(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "precision": precision,
         "threads": torch.get_num_threads(),

@@ -92,7 +92,7 @@ class Metric:
         )
 
 
-_ACCURACY, _CAS, _VARIANCES = "accuracy", "CAS", "in variances of the logits"  # axes
+_ACCURACY, _CAS, _VARIANCES = "accuracy", "CAS", "logit variances"  # axes
 # In the order of log.csv and of the terminal.
 METRICS: list[Metric] = [
     Metric("lr", "learning rate", ".3g", terminal=()),
@@ -169,7 +169,15 @@ METRICS: list[Metric] = [
         rounded=".1f",
         dash="longdashdot",
     ),
-    Metric("shared", "shared part", ".3f", lambda result: _in_logit_units(result)[0], terminal=(), axis=_VARIANCES),
+    Metric(
+        "shared",
+        "shared part",
+        ".3f",
+        lambda result: _in_logit_units(result)[0],
+        terminal=(),
+        axis=_VARIANCES,
+        dash="solid",
+    ),
     Metric(
         "squared_lengths",
         "squared lengths",

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Track:
         rows: the log.
         best: the row of the best checkpoint, or None where no epoch was evaluated.
         matrices: C by epoch, each (K, K) float64.
+        ends: the results of the best and the last epoch, by epoch in this order, where they are kept.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Track:
     rows: Sequence[EpochRow]
     best: EpochRow | None
     matrices: Mapping[int, NDArray[np.float64]]
+    ends: Mapping[int, CrossClassResult] = field(default_factory=dict)
 
     def figure(self, row: EpochRow, name: str) -> float | None:
         """A figure of these weights, such as "cas"; None where it was not measured, or is of the raw weights alone."""
@@ -125,7 +127,10 @@ def _read_run(folder: Path, name: str) -> RunFiles:
             _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
         weights = "" if len(by_suffix) == 1 else ", averaged weights" if suffix else ", raw weights"
         matrices = {epoch: result.matrix for epoch, result in results.items()}
-        tracks.append(Track(name + weights, suffix, rows, best[suffix], matrices))
+        row = best[suffix]
+        last = max(results)
+        ends = {epoch: results[epoch] for epoch in (last if row is None else row.epoch, last) if epoch in results}
+        tracks.append(Track(name + weights, suffix, rows, row, matrices, ends))
     return RunFiles(
         folder=folder,
         name=name,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.folder import check_is_free, has_begun
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
@@ -28,6 +29,25 @@ def check_place(out: Path, *, resume: bool, force: bool) -> bool:
     return False
 
 
+def check_same_images(out: Path, images: Mapping[str, str]) -> None:
+    """Raise InputError where the run in ``out`` was last trained on other images; older runs do not say on which.
+
+    Args:
+        images: the hash of each split, by its name.
+    """
+    before = read_environment(out)
+    last = [before, *before.get("resumed", [])][-1]
+    known = last.get("images") if isinstance(last, dict) else None
+    if not isinstance(known, dict):
+        return
+    other = [name for name in images if name in known and known[name] != images[name]]
+    if other:
+        raise InputError(
+            f"expected the images that the run in {out} was trained with, found others ({', '.join(other)}); bring "
+            "them back, or start anew with another --out"
+        )
+
+
 def open_run(
     out: Path,
     recipe: Recipe,
@@ -43,6 +63,8 @@ def open_run(
     run = None
     if processes.is_main and resume:
         run = Run.reopen(out, recipe, allow_change=allow_change)
+        if not any(key.startswith("data.") for key in allow_change):
+            check_same_images(out, environment["images"])
     elif processes.is_main:
         run = Run.create(out, recipe, environment, force=force)
     processes.wait()

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 from torch import Tensor
 
+from ccf_plugin.engine.heartbeat import Heartbeat, in_words
 from ccf_plugin.measure.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import Where, all_metrics, metric_of
+from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
 
 
 class ProgressReporter(Reporter):
-    """Shows a run on a terminal; without one, prints one line per epoch."""
+    """Shows a run on a terminal; without one, prints a line per epoch, and one every half minute within an epoch."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._heartbeat = Heartbeat(self._say, clock)
+        self._total_epochs, self._epoch, self._task = 0, 0, ""
+        self._seconds: list[float] = []  # of the epochs that were watched
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -39,12 +46,19 @@ class ProgressReporter(Reporter):
 
     def __enter__(self) -> ProgressReporter:
         self._progress.start()
+        if not self._console.is_terminal:
+            self._heartbeat.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._console.is_terminal:
+            self._heartbeat.__exit__(kind, error, trace)
         self._progress.stop()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def started(self, run: Run) -> None:
         """Announce the run."""
@@ -60,9 +74,11 @@ class ProgressReporter(Reporter):
             self._console.print(told, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
+        self._total_epochs, self._epoch, self._seconds = total, run.epoch, []
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """A training step is done."""
+        self._beat(f"epoch {epoch} of {self._total_epochs}: training", done, total, unit="step")
         if self._steps is not None:
             self._progress.update(self._steps, description=f"epoch {epoch}: train", completed=done, total=total)
 
@@ -74,9 +90,28 @@ class ProgressReporter(Reporter):
 
     def _counted(self, batches: Batches, total: int, task: TaskID) -> Iterator[tuple[Tensor, Tensor]]:
         self._progress.update(task, description="test", completed=0, total=total)
+        title = f"epoch {self._epoch + 1} of {self._total_epochs}: test"
+        self._beat(title, 0, total)
         for done, batch in enumerate(batches, 1):
             yield batch
             self._progress.update(task, completed=done)
+            self._beat(title, done, total)
+
+    def _beat(self, task: str, done: int, total: int, *, unit: str = "batch") -> None:
+        """Keep the lines going where there are no bars."""
+        if self._console.is_terminal:
+            return
+        if task != self._task:
+            self._task = task
+            self._heartbeat.begin(task, total, unit=unit)
+        self._heartbeat.step(done, self._left())
+
+    def _left(self) -> str:
+        """How long the epochs after the present one will take; "" before the first is done."""
+        after = self._total_epochs - self._epoch - 1
+        if not self._seconds or after < 1:
+            return ""
+        return f"then {_epochs(after)} of about {in_words(sum(self._seconds) / len(self._seconds))}"
 
     def epoch_finished(self, row: EpochRow) -> None:
         """An epoch's figures are known."""
@@ -84,21 +119,25 @@ class ProgressReporter(Reporter):
             self._progress.update(self._epochs, completed=row.epoch, description=_line(row, "bar"))
         if self._console.is_terminal and row.alarm and row.alarm != self._alarm:  # it stays, above the bars
             self._console.print(f"epoch {row.epoch}: {row.alarm}", style="yellow", highlight=False)
-        self._alarm = row.alarm
+        self._alarm, self._epoch = row.alarm, row.epoch
+        self._seconds.append(row.seconds)
+        self._heartbeat.spoke()
         if not self._console.is_terminal:
             alarm = f" · alarm {row.alarm}" if row.alarm else ""
             self._console.print(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}", highlight=False, soft_wrap=True)
 
 
 def closing_table(run: Run) -> Table:
-    """First, best and last epoch side by side, averaged weights' too; beneath, every alarm and when it was raised."""
+    """First, best and last epoch side by side, averaged weights' too.
+
+    Beneath: every alarm and when it was raised, and the best epoch's RA on images that did not choose it.
+    """
     duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = Table(
         title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
-        caption="\n".join(alarms_in_words(run.rows)) or None,
+        caption=_caption(run),
         caption_justify="left",
-        caption_style="yellow",
     )
     last = run.rows[-1]
     shown = {"first": (run.rows[0], ""), "best": (run.best or last, ""), "last": (last, "")}
@@ -112,6 +151,15 @@ def closing_table(run: Run) -> Table:
     for (name, (row, _)), of_row in zip(shown.items(), figures, strict=True):
         table.add_row(name, str(row.epoch), *(of_row[column] for column in columns))
     return table
+
+
+def _caption(run: Run) -> Text | None:
+    lines = [Text(sentence, style="yellow") for sentence in alarms_in_words(run.rows)]
+    for suffix, weights in {"": "", AVERAGE: "averaged weights: "}.items():
+        accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, suffix)
+        if accuracy is not None and (best := run.best_of(suffix)) is not None:
+            lines.append(Text(weights + selection_free_in_words(accuracy, best, suffix)))
+    return Text("\n").join(lines) if lines else None
 
 
 def sweep_table(runs: Mapping[str, Run | None]) -> Table:

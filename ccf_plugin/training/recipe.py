@@ -46,12 +46,15 @@ class ModelSection(_Section):
 class DataSection(_Section):
     """[data]: images, augmentation, limits. Image k of class c is the k-th in the data's own order.
 
+    root is where named data sets lie (None: CCF_DATA, else data); classes is a file of class names, one a line.
+
     cutout is the side in pixels of a square that is blackened at a random place of each training image; validation is
     how many training images are held out, evenly over the classes and the last of each.
     """
 
     name: str
-    root: str = "data"
+    root: str | None = None
+    classes: str | None = None
     augmentation: Literal["none", "crop-flip", "crop"] = "none"
     crop_padding: Annotated[int, Field(ge=1)] = 4
     cutout: Annotated[int, Field(ge=0)] = 0

@@ -240,7 +240,8 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
     keys = sorted(flat_before.keys() | flat_now.keys())
-    changed = [key for key in keys if flat_before.get(key) != flat_now.get(key)]
+    moved = {"data.root"}  # where data lie is no part of what the run is
+    changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]
     forbidden = [key for key in changed if key not in allow_change]
     if forbidden:
         differences = ", ".join(f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed)

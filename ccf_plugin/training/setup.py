@@ -16,6 +16,7 @@ from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import given_path
 from ccf_plugin.measure.evaluate import check_input
+from ccf_plugin.measure.provenance import images_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data
@@ -49,6 +50,11 @@ class Parts:
     def forward(self, model: nn.Module) -> Forward:
         """The pass of the run's model, or of a wrapped or averaged one: images → float32 logits."""
         return Forward(model, precision=self.precision, output=self.recipe.probe.output, classes=len(self.classes))
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each split's images and labels, by its name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: images_fingerprint(split) for name, split in splits.items() if split is not None}
 
     def work(self) -> float:
         """About how many operations the run's training takes: those of convolutions and matrix products."""
@@ -87,8 +93,9 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         torch.set_num_threads(recipe.threads)
     data = load_data(
         recipe.data.name,
-        root=Path(recipe.data.root),
+        root=recipe.data.root,
         download=download,
+        classes=recipe.data.classes,
         train_per_class=recipe.data.train_per_class,
         test_limit=recipe.data.test_limit,
     )

@@ -24,6 +24,8 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.gradients import GradientWatch
 from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.engine.images import check_images
+from ccf_plugin.engine.modes import seeded
+from ccf_plugin.engine.noise import PerImageNoise, image_keys
 from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.containment import quiet
@@ -73,6 +75,11 @@ _REPLAYABLE = {
     *("FGSM", "BIM", "RFGSM", "FFGSM", "MIFGSM", "NIFGSM", "PGD", "EOTPGD", "TPGD"),
     *("PGDL2", "TPGDL2"),
 }
+# Their examples do not depend, but by rounding, on what else is in a batch, where random numbers are each image's own.
+# Others go on with the images that are not fooled yet, stop or split by the batch, or draw in another way.
+_PER_IMAGE = _REPLAYABLE | {
+    *("UPGD", "DIFGSM", "TIFGSM", "SINIFGSM", "VMIFGSM", "VNIFGSM", "PIFGSM", "PIFGSMPP", "Jitter", "GN", "VANILA"),
+}
 _WITHOUT_GRADIENTS = "probe it with {clean} or {attack} Square, which need none"
 # torchattacks 3.5.1 convolves with kernels written for three channels.
 _THREE_CHANNELS = {"TIFGSM", "PIFGSM", "PIFGSMPP"}
@@ -99,6 +106,7 @@ class Attack:
         mode: Mode,
         parameters: Mapping[str, inspect.Parameter],
         fresh_noise: bool = False,
+        seed: int | None = None,
         graphs: Graphs | None = None,
     ) -> None:
         self.name = name
@@ -111,7 +119,9 @@ class Attack:
         self._draws_seed = self._seeds and fresh_noise
         self._checked = False
         self._gradients: GradientWatch | None = GradientWatch(model)  # until the first batch that asks for some
-        self._craft: Callable[[Tensor, Tensor], Tensor] = self._craft_as_it_is
+        self._seed = seed if name in _PER_IMAGE else None
+        self._has_seed = seed is not None
+        self._craft: Callable[..., Tensor] = self._craft_as_it_is
         if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
             self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs or CUDA_GRAPHS)
 
@@ -129,8 +139,10 @@ class Attack:
             if getattr(self._attack, "device", images.device) != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
-            with self._gradients or contextlib.nullcontext():
-                adversarial = self._craft(images.contiguous(), labels)
+            images = images.contiguous()
+            keys = () if self._seed is None else (image_keys(images, self._seed),)
+            with self._gradients or contextlib.nullcontext(), seeded(self._seed, images.device):
+                adversarial = self._craft(images, labels, *keys)
         if self._gradients is not None:
             self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS)
             if self._gradients.asked:
@@ -144,8 +156,15 @@ class Attack:
         self._checked = True
         return adversarial.detach()
 
-    def _craft_as_it_is(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.enable_grad(), self._own_rng(), self._only_input_gradients(), self._weights_cast_once():
+    def _craft_as_it_is(self, images: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """``keys``: of the images' own random numbers, int64 (N,); without, they are torch's next."""
+        with (
+            torch.enable_grad(),
+            self._own_rng(),
+            self._only_input_gradients(),
+            self._weights_cast_once(),
+            self._noise(keys),
+        ):
             try:
                 adversarial: Tensor = self._attack(images, labels)
             except Exception as error:
@@ -160,14 +179,15 @@ class Attack:
         return adversarial
 
     def describe(self) -> dict[str, Any]:
-        """What to record: attack, norm, eps, step_size, steps.
+        """What to record: attack, norm, eps, step_size, steps, and with a seed whether noise is each image's own.
 
         What the attack does not take is None: ``steps`` and ``step_size`` of FGSM, ``eps`` of CW and DeepFool, whose
         perturbations the threat model does not bound.
         """
         taken = {name: value if name in self._taken else None for name, value in self.threat.as_dict().items()}
         norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else _norm_of(self.name)
-        return {"attack": self.name, **taken, "norm": norm}
+        noise = {"per_image_noise": self._seed is not None} if self._has_seed else {}
+        return {"attack": self.name, **taken, "norm": norm, **noise}
 
     @contextlib.contextmanager
     def _only_input_gradients(self) -> Iterator[None]:
@@ -185,6 +205,18 @@ class Attack:
                 parameter.requires_grad_(True)
             for module, training in modes:
                 module.training = training  # not train(): that would also set the module's children
+
+    @contextlib.contextmanager
+    def _noise(self, keys: Tensor | None) -> Iterator[None]:
+        if keys is None:
+            yield
+            return
+        facade: _Facade = self._attack.model
+        with PerImageNoise(keys) as facade.noise:
+            try:
+                yield
+            finally:
+                facade.noise = None
 
     def _weights_cast_once(self) -> contextlib.AbstractContextManager[None]:
         return self._model.weights_cast_once() if isinstance(self._model, Forward) else contextlib.nullcontext()
@@ -215,11 +247,13 @@ class _Facade(nn.Module):
         super().__init__()
         self.model = model
         self.training = False
+        self.noise: PerImageNoise | None = None  # of the batch that is attacked; it is not the model's own
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
             images.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]  # see Attack.__call__
-        logits: Tensor = self.model(images)
+        with contextlib.nullcontext() if self.noise is None else self.noise.left():
+            logits: Tensor = self.model(images)
         return logits
 
     def train(self, mode: bool = True) -> _Facade:
@@ -238,6 +272,7 @@ def build_attack(
     options: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     fresh_noise: bool = False,
+    seed: int | None = None,
     graphs: Graphs | None = None,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
@@ -247,8 +282,10 @@ def build_attack(
     as they are; ``num_classes`` goes to those that ask for it (the targeted ones, whose default is 10). ``mode`` is
     what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Attacks
     that seed themselves (APGD, Square, …) use the same noise at every call, or with ``fresh_noise`` draw a seed from
-    torch's stream for each. Build once and call often: torchattacks searches every attribute that is set on an attack
-    for further attacks. ``graphs`` is what replays it; None: CUDA's where they are wanted.
+    torch's stream for each. With ``seed`` the random numbers of most attacks (_PER_IMAGE) follow from it and the image,
+    so that an image's adversarial example depends neither on its batch nor on the number of processes. Build once and
+    call often: torchattacks searches every attribute that is set on an attack for further attacks. ``graphs`` is what
+    replays it; None: CUDA's where they are wanted.
 
     Raises InputError for an unknown name or option, an attack of another norm, a mode or value that it refuses.
     """
@@ -272,7 +309,17 @@ def build_attack(
         raise InputError(f"attack {name} refuses its parameters {values}: {one_line(error)}") from error
     if not callable(attack):
         raise InputError(f"attack {name}: expected a callable from it, found {type(attack).__name__}")
-    return Attack(name, model, threat, attack, mode=mode, parameters=parameters, fresh_noise=fresh_noise, graphs=graphs)
+    return Attack(
+        name,
+        model,
+        threat,
+        attack,
+        mode=mode,
+        parameters=parameters,
+        fresh_noise=fresh_noise,
+        seed=seed,
+        graphs=graphs,
+    )
 
 
 def is_replayed(name: str | None, threat: ThreatModel) -> bool:

@@ -103,7 +103,7 @@ def matched(
         return _told_apart(given), list(range(len(own)))
     raise InputError(
         f"{source}: expected the names of the {len(own)} classes of {spec} in their order ({some_of(own)}), "
-        f"found {_difference(own, given)}; correct the list"
+        f"found {_difference(own, given)}; correct the names, or choose other data"
     )
 
 

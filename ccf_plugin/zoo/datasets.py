@@ -97,9 +97,9 @@ def load_data(
     spec: str,
     *,
     splits: Sequence[str] = _SPLITS,
-    root: Path | None = None,
+    root: str | Path | None = None,
     download: bool = False,
-    classes: Path | Sequence[str] | None = None,
+    classes: str | Path | Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
     train_per_class: int | None = None,
     test_limit: int | None = None,
@@ -190,9 +190,9 @@ class _Order:
     source: str
 
     @classmethod
-    def of(cls, classes: Path | Sequence[str]) -> _Order:
-        if not isinstance(classes, Path | str):
-            return cls(classes, "classes")
+    def of(cls, classes: str | Path | Sequence[str]) -> _Order:
+        if not isinstance(classes, str | Path):
+            return cls(classes, "the classes given")
         path = given_path(classes)
         return cls(read_class_names(path), str(path))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.files import given_path
+from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.sources import LoadedModel, Source, buildable, loadable
 from ccf_plugin.zoo.specs import find, forms, nearest
 
@@ -25,7 +26,7 @@ def load_model(
     num_classes: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    model_dir: Path = Path("models"),
+    model_dir: Path | None = None,
 ) -> LoadedModel:
     """The classifier that ``spec`` names, in float32 and eval mode, taking [0, 1] images.
 
@@ -43,7 +44,7 @@ def load_model(
         num_classes: of the network; None: as many as the checkpoint's.
         mean, std: for a network that was trained on (images − mean) / std, per channel, of images in [0, 1]. None: the
             checkpoint's own normalisation, timm's own of a timm model, or none.
-        model_dir: where RobustBench's weights lie.
+        model_dir: where RobustBench's weights lie; None: CCF_MODELS, else "models".
 
     Raises:
         InputError: a spec or file that is not right, or arguments that its model does not take.
@@ -66,7 +67,7 @@ def load_model(
 
         path = None if checkpoint is None else given_path(checkpoint)
         own = OwnWeights(path, checkpoint_key, options or {}, num_classes, mean, std)
-    return source.load(name, pretrained=pretrained, checkpoint=own, model_dir=Path(model_dir))
+    return source.load(name, pretrained=pretrained, checkpoint=own, model_dir=folder_from(model_dir, MODEL_FOLDER))
 
 
 def takes_checkpoint(spec: str) -> bool:

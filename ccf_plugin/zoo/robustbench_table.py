@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.robustbench_models import find_entry, zoo_rows
 
 # The headings of the tables in the README that the package carries.
@@ -46,9 +47,9 @@ def entries(dataset: str, threat: str) -> tuple[str, str, list[str]]:
     return dataset, threat, list(names)
 
 
-def local_files(dataset: str, threat: str, name: str, model_dir: Path) -> list[Path]:
+def local_files(dataset: str, threat: str, name: str, model_dir: Path | None) -> list[Path]:
     """Where robustbench looks for a model's weights; none for those that it takes from timm or torchvision."""
-    return find_entry(f"{dataset}/{threat}/{name}").files(model_dir)
+    return find_entry(f"{dataset}/{threat}/{name}").files(folder_from(model_dir, MODEL_FOLDER))
 
 
 def _read_tables(text: str) -> dict[tuple[str, str], dict[str, Published]]:

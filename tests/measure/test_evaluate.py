@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from support.noise import start_at_own_noise
 from support.precise import InFloat64
 from support.tolerances import rounding, terms_of, undecided
 
@@ -16,6 +17,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.measure.evaluate import AttackSettings, MeasuredSplit, measure
 from ccf_plugin.measure.settings import ProbeOptions
 from ccf_plugin.threat import threat_model
+from ccf_plugin.zoo.attacks import Attack
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model, load_model
 
@@ -40,9 +42,9 @@ def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, sp
     threat = threat_model(eps="16/255", steps=5)
     result = measure(model, MeasuredSplit(split, CLASSES), AttackSettings(threat, seed=3), batch_size=30)
     images, labels = split.images.float() / 255, split.labels
-    torch.manual_seed(3)
-    attack = torchattacks.PGD(model, eps=16 / 255, alpha=4 / 255, steps=5)
-    attacked = attack(images, labels)
+    with pytest.MonkeyPatch.context() as patch:
+        start_at_own_noise(patch, 3)
+        attacked = torchattacks.PGD(model, eps=16 / 255, alpha=4 / 255, steps=5)(images, labels)
     features: list[torch.Tensor] = []
     handle = head.register_forward_hook(lambda _, args, __: features.append(args[0]))  # type: ignore[union-attr, operator]
     with torch.no_grad():
@@ -67,12 +69,44 @@ def test_the_result_says_where_it_comes_from(model: torch.nn.Module, split: Spli
         "eps": 0.5,
         "step_size": 0.0625,
         "steps": 2,
+        "per_image_noise": True,
         "seed": 7,
         "precision": "float32",
     }
     assert result.data == {"name": "npz:x", "split": "test", "count": 30}
     assert (result.model, result.class_names, result.model_mode) == ("mine", CLASSES, "eval")
     assert measure(model, data).threat is None
+
+
+@pytest.mark.parametrize(("name", "norm"), [("PGD", "Linf"), ("PGD", "L2"), ("TPGD", "Linf"), ("DIFGSM", "Linf")])
+def test_an_image_is_attacked_alike_in_any_batch_process_and_selection(
+    name: str, norm: str, model: torch.nn.Module, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = InFloat64(model)
+    settings = AttackSettings(threat_model(norm=norm, eps="16/255" if norm == "Linf" else 0.5, steps=3), name, seed=2)
+    seen: dict[bytes, list[torch.Tensor]] = {}
+    forward = Attack.__call__
+
+    def noted(self: Attack, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        adversarial = forward(self, images, labels)
+        for image, found in zip(images, adversarial, strict=True):
+            seen.setdefault(image.numpy().tobytes(), []).append(found)
+        return adversarial
+
+    monkeypatch.setattr(Attack, "__call__", noted)
+    parts = [split, split, split, split.part(0, 2), split.part(1, 2), split.subset(torch.arange(29, -1, -4))]
+    for part, batch_size in zip(parts, (30, 7, 1, 30, 4, 5), strict=True):
+        measure(model, MeasuredSplit(part, CLASSES), settings, batch_size=batch_size)
+    assert [len(found) for found in seen.values()].count(4) + [len(found) for found in seen.values()].count(5) == 30
+    for first, *others in seen.values():
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=0, atol=1e-6)
+
+
+def test_an_attack_whose_noise_is_the_batchs_says_so(model: torch.nn.Module, split: Split) -> None:
+    result = measure(model, MeasuredSplit(split, CLASSES), AttackSettings(threat_model(steps=1), "APGD"))
+    assert result.threat is not None
+    assert result.threat["per_image_noise"] is False
 
 
 def test_a_seed_repeats_the_figures_and_leaves_the_callers_random_state(model: torch.nn.Module, split: Split) -> None:

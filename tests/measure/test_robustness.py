@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from support.noise import start_at_own_noise
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
@@ -55,14 +56,14 @@ def subject_of(
     )
 
 
-def test_the_figures_are_those_of_plain_passes(tmp_path: Path) -> None:
+def test_the_figures_are_those_of_plain_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(Prototypes, eps=0.1, count=30, seed=3)
     found = evaluate(subject, tmp_path / "e.json", steps=(4, 2))
     model, correct = subject.loaded.model, {CLEAN: 0, "PGD-2": 0, "PGD-4": 0}
-    for number, (images, labels) in enumerate(subject.data.split.batches(8, subject.device)):
+    start_at_own_noise(monkeypatch, 3)
+    for images, labels in subject.data.split.batches(8, subject.device):
         correct[CLEAN] += int((model(images).argmax(1) == labels).sum())
         for steps in (2, 4):
-            torch.manual_seed(3 + number)
             attacked = torchattacks.PGD(model, eps=0.1, alpha=0.025, steps=steps)(images, labels)
             correct[f"PGD-{steps}"] += int((model(attacked).argmax(1) == labels).sum())
     assert found.accuracies == {name: count / 30 for name, count in correct.items()}
@@ -122,14 +123,14 @@ def test_what_is_not_the_same_evaluation_is_not_continued(tmp_path: Path) -> Non
     evaluate(subject, file, steps=(1,))
     before = file.read_bytes()
     others = {
-        "threat": replace(subject, attack=AttackSettings(threat_model(eps=0.2))),
-        "seed": subject_of(Prototypes, eps=0.1, seed=1),
-        "batch_size": replace(subject, batch_size=5),
-        "test_images": subject_of(Prototypes, eps=0.1, count=19),
-        "weights": subject_of(lambda means: Prototypes(means + 0.01), eps=0.1),
+        "eps 25.5/255 there, 51/255 now": replace(subject, attack=AttackSettings(threat_model(eps=0.2))),
+        "seed 0 there, 1 now": subject_of(Prototypes, eps=0.1, seed=1),
+        "batch size 8 there, 5 now": replace(subject, batch_size=5),
+        "other images": subject_of(Prototypes, eps=0.1, count=19),
+        "other weights": subject_of(lambda means: Prototypes(means + 0.01), eps=0.1),
     }
     for name, other in others.items():
-        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name} .*restart"):
+        with pytest.raises(InputError, match=rf"expected to continue the same evaluation, .*{name}.*restart"):
             evaluate(other, file, steps=(1,))
     for content in (b"", b"{}", b"[1]", b'{"progress": {"clean": 3}}', b"\xff\x00"):
         (tmp_path / "other.json").write_bytes(content)

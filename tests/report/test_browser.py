@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.written_runs import WriteRun, matrix_at
+from support.written_runs import WriteRun, confusion_at, matrix_at
 
 from ccf_plugin.report.page import build_report
 from ccf_plugin.runs.log import log_bytes, read_log
@@ -47,7 +48,14 @@ def pages(write_run: WriteRun, tmp_path_factory: pytest.TempPathFactory) -> Path
     names = ("<img src=http://outside.test/x onerror=document.title='broken'>", "</script>", "<b>dog</b>")
     hostile = write_run("hostile", epochs=2, best=1, classes=names)
     three = write_run("three", epochs=20, best=8)
-    for name, runs in {"one": [one], "two": [three, two], "hundred": [hundred], "hostile": [hostile]}.items():
+    evidence = write_run("evidence", epochs=30, best=16, evidence=True)
+    for name, runs in {
+        "evidence": [evidence],
+        "one": [one],
+        "two": [three, two],
+        "hundred": [hundred],
+        "hostile": [hostile],
+    }.items():
         (folder / f"{name}.html").write_text(build_report(runs), encoding="utf-8")
     (folder / "more.html").write_text(_page_with_more_metrics(write_run), encoding="utf-8")
     return folder
@@ -221,6 +229,50 @@ def test_figures_that_the_table_of_metrics_has_more_are_drawn(visit: Open) -> No
     assert columns == ["epoch", "train RA", "clean accuracy", "RA", "CAS", "loss", "other CAS", "alarm"]
 
 
+def test_the_confusions_are_shown_by_epoch_and_images(visit: Open) -> None:
+    page = visit("evidence")
+    title = page.locator("#confusion-title")
+    attacked, clean = (confusion_at(*at) for at in ((16, 10, 100, 0.48), (30, 10, 100, 0.8)))
+    right = np.trace(attacked) / 10
+    assert title.inner_text() == f"best (16), under attack: {right:.1f} % are recognised"
+    np.testing.assert_allclose(_shown(page, "confusion"), attacked / 100)
+    page.locator("#confusion").focus()
+    page.keyboard.press("ArrowRight")
+    taken = "airplane, taken for automobile: "
+    assert page.locator("#confusion-cell").inner_text() == f"{taken}{attacked[0, 1] / 100:.3f}"
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#confusion-cell").inner_text() == f"airplane, recognised: {attacked[0, 0] / 100:.3f}"
+    page.locator("#confused").select_option(label="last (30), clean")
+    np.testing.assert_allclose(_shown(page, "confusion"), clean / 100)
+    page.evaluate(ALL_IN_VIEW)
+    most = clean - np.diag(np.diag(clean))
+    assert page.locator("#confusion-table td").first.inner_text() == f"{most.max() / 100:.3f}"
+    assert page.locator("#matrix-cell").inner_text() == "Point at a cell, or walk with the arrow keys."
+
+
+def test_chance_excess_and_lengths_are_drawn_and_hidden_by_the_legend(visit: Open) -> None:
+    page = visit("evidence")
+    traces = page.evaluate("document.getElementById('curves').data.map(({ name, yaxis }) => [name, yaxis])")
+    axes = dict(map(tuple, reversed(traces)))
+    assert (axes["CAS"], axes["CAS by chance"], axes["CAS beyond chance"]) == ("y2", "y2", "y2")
+    assert (axes["shared part"], axes["squared lengths"]) == ("y3", "y3")
+    page.locator("#curves .legend .traces", has_text="CAS by chance").locator(".legendtoggle").click()
+    hidden = "document.getElementById('curves').data.filter(({ visible }) => visible === 'legendonly')"
+    _until(page, f"{hidden}.length === 2")  # the curve and its entry
+    assert page.evaluate(f"{hidden}.map(({{ name }}) => name)") == ["CAS by chance"] * 2
+
+
+def test_each_panel_s_title_stays_beside_it(visit: Open) -> None:
+    for device in (DESKTOP, PHONE):
+        page = visit("evidence", **device)
+        boxes = page.evaluate(
+            """['ytitle', 'y2title', 'y3title'].map((name) => {
+                 const { top, bottom } = document.querySelector(`#curves .${name}`).getBoundingClientRect();
+                 return [top, bottom]; })"""
+        )
+        assert all(above[1] < below[0] for above, below in pairwise(boxes))
+
+
 def test_a_matrix_fills_its_place_after_the_page_was_widened(visit: Open) -> None:
     width = "document.querySelector('#matrix .heatmaplayer image').getBoundingClientRect().width"
     expected = visit("one").evaluate(width)
@@ -265,6 +317,8 @@ def test_a_figure_is_saved_as_a_picture(visit: Open) -> None:
         ("two", "dark", DESKTOP),
         ("two", "light", PHONE),
         ("hundred", "light", PHONE),
+        ("evidence", "light", DESKTOP),
+        ("evidence", "dark", PHONE),
     ],
 )
 def test_everybody_can_read_it(visit: Open, name: str, scheme: str, device: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from support.written_runs import WriteRun
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.report.page import build_report
+from ccf_plugin.runs.log import read_log
+from ccf_plugin.runs.selection import selection_free_accuracy
 
 
 class _Elements(HTMLParser):
@@ -71,6 +73,25 @@ def test_notes_say_what_hinders_a_comparison(write_run: WriteRun) -> None:
     recipe = runs[0] / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("epochs = 2\n", "epochs = 30\n"))
     assert "a has 2 of 30 epochs" in build_report(runs[:1])
+
+
+def test_the_best_epochs_ra_without_selection_stands_beside_it(write_run: WriteRun) -> None:
+    folder = write_run("chosen", epochs=6, best=3, evidence=True)
+    accuracy = selection_free_accuracy(folder, read_log(folder), "test_robust_accuracy")
+    assert accuracy is not None
+    expected = f"both ways: {100 * accuracy:.1f} % (on the images that chose it: 48.0 %)."
+    assert (
+        f"chosen: RA of the best epoch, chosen on one half of the test images and measured on the other, {expected}"
+        in (build_report([folder]))
+    )
+    assert "RA of the best epoch" not in build_report([write_run("unrecorded", epochs=6, best=3)])
+
+
+def test_panels_and_confusions_are_told_where_they_are(write_run: WriteRun) -> None:
+    plain, page = (build_report([write_run("run", epochs=2, evidence=evidence)]) for evidence in (False, True))
+    for words in ("what of it is chance", "their squared lengths", 'id="confusion"', "Accuracy by class"):
+        assert words in page
+        assert words not in plain.split('<script type="application/json"')[0]
 
 
 def test_saliency_pictures_are_shown_as_far_as_there_is_room(

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from support.written_runs import WriteRun
 
 from ccf_plugin.report.words import (
@@ -69,6 +70,22 @@ def test_a_run_in_one_sentence(write_run: WriteRun) -> None:
     assert "robust overfitting at epochs 8 to 12; CAS falling at epochs 8 to 12." in text
     (calm,) = read_runs([write_run("calm", epochs=2, best=2)])
     assert "no alarm in the log" in summarise(calm, calm.tracks[0])
+
+
+def test_what_moved_adds_up_in_words(write_run: WriteRun) -> None:
+    (run,) = read_runs([write_run("run", recipe="preact_linf_wake", epochs=8, best=4, averaged=True, evidence=True)])
+    raw, averaged = run.tracks
+    best, last = run.rows[3], run.rows[7]
+    steps = [(getattr(last, name) or 0) - (getattr(best, name) or 0) for name in ("cas", "cas_null", "cas_excess")]
+    assert steps[0] == pytest.approx(steps[1] + steps[2], abs=1e-3)
+    cas, chance, beyond = (f"\N{MINUS SIGN}{-step:.1f}" for step in steps)
+    text = summarise(run, raw)
+    assert f"from the best epoch to the last CAS moved by {cas}: by chance {chance}, beyond chance {beyond}; " in text
+    # 1.1 + 2 / epoch is 1.6 at epoch 4 and 1.35 at epoch 8
+    shared = f"\N{MINUS SIGN}{1 - (last.shared or 0) / (best.shared or 0):.0%}".replace("%", " %")
+    assert f"the shared part by {shared} and the squared lengths by \N{MINUS SIGN}16 %, in variances" in text
+    assert "by chance" not in summarise(run, averaged)  # of the averaged weights the log has no such figures
+    assert "shared part" not in summarise(run, averaged)
 
 
 def test_spans_of_alarms_skip_what_was_calm(write_run: WriteRun) -> None:

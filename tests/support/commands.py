@@ -19,6 +19,9 @@ from ccf_plugin.cli import main
 Ccf = Callable[..., tuple[int, str, str]]
 """Run ``ccf`` with these arguments: exit code, standard output, standard error."""
 
+# What is noted, behind its spec, of a model of one's own code whose weights come from nowhere else.
+RANDOM_WEIGHTS = "without a checkpoint has the weights that its code makes: random ones, unless it loads some"
+
 
 def run_here(*arguments: object) -> int:
     """``ccf`` as a shell would call it, in this process; returns its exit code."""

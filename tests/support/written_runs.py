@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,23 @@ def matrix_at(epoch: int, classes: int, peak: int) -> np.ndarray:
     return matrix
 
 
+def confusion_at(epoch: int, classes: int, images: int, accuracy: float) -> np.ndarray:
+    """So many images of each class, of which ``accuracy`` are right, more or less; the rest lies with neighbours."""
+    rng = np.random.default_rng(epoch)
+    shares = np.array([[0.5 ** min(abs(i - j), 6) for j in range(classes)] for i in range(classes)])
+    np.fill_diagonal(shares, 0.0)
+    accuracy = max(accuracy, 0.0)
+    shares = (1 - accuracy) * shares / shares.sum(1, keepdims=True) + accuracy * np.eye(classes)
+    return np.stack([rng.multinomial(images, row) for row in shares])
+
+
+def _records(epoch: int, accuracy: float, count: int) -> np.ndarray:
+    """Which images are right: those that are easy for this epoch, which are mostly those that are easy for all."""
+    rng = np.random.default_rng(epoch)
+    difficulty = np.random.default_rng(0).normal(size=count) + 0.3 * rng.normal(size=count)
+    return np.asarray(difficulty <= np.quantile(difficulty, max(accuracy, 0.0)))
+
+
 @pytest.fixture(scope="session")
 def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
     """Write a run: ``write_run("name", recipe="preact_linf", epochs=12, every=2)``; see the keywords."""
@@ -57,6 +75,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
         threat: dict[str, object] | None = THREAT,
         missing: int | None = None,
         parent: Path | None = None,
+        evidence: bool = False,
     ) -> Path:
         folder = (parent or tmp_path_factory.mktemp("runs")) / name
         (folder / "probe").mkdir(parents=True)
@@ -77,6 +96,17 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
             if missing is not None:
                 result.matrix[missing] = result.matrix[:, missing] = np.nan
             ra = 0.48 - abs(epoch - best) * 0.3 / epochs
+            more = {}
+            if evidence:
+                correct = _records(epoch, ra, count)
+                clean = confusion_at(epoch, len(classes), count // len(classes), 0.8)
+                adversarial = confusion_at(epoch, len(classes), count // len(classes), ra)
+                result = replace(result, confusion_clean=clean, confusion_adversarial=adversarial, correct=correct)
+                chance = 0.4 * result.cas
+                more = {"cas_null": chance, "cas_excess": result.cas - chance}
+                more |= {"shared": 0.9 * result.cas / epoch, "squared_lengths": 1.1 + 2.0 / epoch, "robust_fall_p": 0.5}
+                more = more if measured else {}
+                ra = float(correct.mean())
             overfitted = "robust overfitting; CAS falling" if measured and epoch > best + every else ""
             row = EpochRow(
                 epoch=epoch,
@@ -93,6 +123,7 @@ def write_run(tmp_path_factory: pytest.TempPathFactory) -> WriteRun:
                 test_clean_accuracy_average=0.8 if averaged and measured else None,
                 test_robust_accuracy_average=ra + 0.01 if averaged and measured else None,
                 cas_average=result.cas if averaged and measured else None,
+                figures=more,
             )
             rows.append(row)
             for suffix in ("", *([AVERAGE] if averaged else [])) if measured else ():

@@ -16,7 +16,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import InputError
 from ccf_plugin.threat import threat_model
-from ccf_plugin.zoo.attacks import _seed, attack_names, build_attack, is_replayed
+from ccf_plugin.zoo.attacks import _PER_IMAGE, _seed, attack_names, build_attack, is_replayed
 
 # fmt: off
 LINF = [
@@ -157,6 +157,66 @@ def test_equals_plain_torchattacks_bit_for_bit(name: str, norm: str, network: nn
     expected = plain(*batch)
     torch.manual_seed(3)
     assert torch.equal(build_attack(name, network.train(), threat)(*batch), expected)
+
+
+class Tilted(nn.Module):
+    """A small classifier in float64, where rounding decides nothing; it can draw in every pass, to no effect."""
+
+    def __init__(self, *, draws: bool = False) -> None:
+        super().__init__()
+        self.draws = draws
+        self.weight = nn.Parameter(torch.randn(5, 768, generator=torch.Generator().manual_seed(0)).double())
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.draws:
+            torch.rand_like(images)
+        return ((images.double().flatten(1) - 0.5).tanh() @ self.weight.T).tanh() * 5
+
+
+EACH_ITS_OWN = [(name, norm) for name, norm in [*CASES, ("GN", "Linf"), ("VANILA", "Linf")] if name in _PER_IMAGE]
+
+
+@pytest.mark.parametrize(("name", "norm"), EACH_ITS_OWN)
+def test_with_a_seed_an_images_example_does_not_depend_on_its_batch(name: str, norm: str) -> None:
+    threat = threat_model(norm=norm, eps="32/255" if norm == "Linf" else 1.0, steps=3)
+    images = torch.randint(0, 256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(1)).float() / 255
+    model = Tilted().eval()
+    labels = model(images).argmax(1)
+    attack = build_attack(name, model, threat, options=OPTIONS.get(name), seed=3)
+    assert attack.describe()["per_image_noise"]
+    before = torch.get_rng_state()
+    whole = attack(images, labels)
+    assert torch.equal(torch.get_rng_state(), before)
+    for size in (1, 2, 3, 5, 12):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(size))
+        parts = [attack(images[rows], labels[rows]) for rows in order.split(size)]
+        torch.testing.assert_close(torch.cat(parts), whole[order], rtol=0, atol=1e-6)
+    other = build_attack(name, model, threat, options=OPTIONS.get(name), seed=4)(images, labels)
+    assert torch.equal(other, whole) == (name in WITHOUT_NOISE)
+
+
+def test_a_models_own_draws_are_torchs_and_shift_no_image() -> None:
+    images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
+    threat = threat_model(norm="L2", steps=3)
+    quiet, drawing = (build_attack("PGD", Tilted(draws=draws), threat, seed=3) for draws in (False, True))
+    assert torch.equal(quiet(images, labels), drawing(images, labels))
+
+
+# They draw nothing, or nothing unless asked.
+WITHOUT_NOISE = {"FGSM", "BIM", "MIFGSM", "NIFGSM", "SINIFGSM", "PIFGSM", "PIFGSMPP", "UPGD", "VANILA"}
+
+
+@pytest.mark.parametrize("name", ["APGD", "Square", "SPSA", "PGDRS", "python:zoo.own_attacks:random_signs"])
+def test_other_attacks_draw_as_ever_and_say_so(name: str, network: nn.Module, batch: Batch) -> None:
+    options, norm = OPTIONS.get(name), "L2" if name.startswith("python:") else "Linf"
+    with_seed = build_attack(name, network.eval(), threat_model(norm=norm, steps=2), options=options, seed=3)
+    without = build_attack(name, network, threat_model(norm=norm, steps=2), options=options)
+    assert with_seed.describe() == {**without.describe(), "per_image_noise": False}
+    results = []
+    for attack in (with_seed, without):
+        torch.manual_seed(8)
+        results.append(attack(*batch))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("name", ["PGD", "APGD"])
@@ -372,6 +432,20 @@ def test_a_replayed_attack_gives_what_it_gives_as_it_is(name: str, mode: Any, ne
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert states[0][0] == states[1][0]
     assert all(torch.equal(one, other) for one, other in zip(states[0][1], states[1][1], strict=True))
+
+
+@pytest.mark.parametrize("name", ["PGD", "PGDL2", "TPGD"])
+def test_a_replayed_attack_takes_each_batchs_own_noise(name: str, network: nn.Module, batch: Batch) -> None:
+    threat = threat_model(norm="L2" if name.endswith("L2") else "Linf", steps=2)
+    images, labels = batch
+    graphs = FakeGraphs()
+    attack, plain = (
+        build_attack(name, Forward(network.eval()), threat, seed=1, graphs=use)
+        for use in (graphs, FakeGraphs(serves=False))
+    )
+    for flipped in (images, images.flip(3), images, images.flip(2)):
+        assert torch.equal(attack(flipped, labels), plain(flipped, labels))
+    assert graphs.replayed
 
 
 @pytest.mark.parametrize("name", [*sorted(set(LINF + L2) - set(REPLAYED)), "python:zoo.own_attacks:OneStep"])

@@ -163,7 +163,7 @@ def test_other_names_than_the_folders_are_refused(given: list[str], says: str, t
     ("own", "given"), [(["0", "1"], ["1", "2"]), (["0", "1"], ["a", "b", "c"]), (["0", "x"], ["a", "b"])]
 )
 def test_names_that_do_not_fit_the_numbers_are_refused(own: list[str], given: list[str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="correct the list"):
+    with pytest.raises(InputError, match="correct the names"):
         load_data(folders(tmp_path, own), classes=given)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, check_options, register_source
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _build(name: str, *, num_classes: int, input_size: tuple[int, int, int], opt
     loaded = load_robustbench(
         name,
         pretrained=bool(options.get("pretrained", False)),
-        model_dir=given_path(options.get("model_dir", "models")),
+        model_dir=folder_from(options.get("model_dir"), MODEL_FOLDER),
     )
     if loaded.num_classes != num_classes:
         raise InputError(f"{loaded.spec} has {loaded.num_classes} classes, the data has {num_classes}")

@@ -21,7 +21,7 @@ def _load(spec: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_d
     """Of a folder the best weights, the averaged ones where the run averages."""
     from ccf_plugin.zoo.checkpoints import read_metadata
 
-    path = _checkpoint_at(spec)
+    path = checkpoint_at(spec)
     metadata = read_metadata(path)
     if metadata is None:
         raise InputError(
@@ -113,7 +113,8 @@ def _section(metadata: Mapping[str, Any], key: str, path: Path) -> Mapping[str, 
     return section
 
 
-def _checkpoint_at(spec: str) -> Path:
+def checkpoint_at(spec: str) -> Path:
+    """The file of weights that a path names. Raises InputError where there is none."""
     path = given_path(spec)
     if path.is_dir():
         best = checkpoint_of(path, "best")

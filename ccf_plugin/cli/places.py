@@ -1,0 +1,138 @@
+"""Where a command's files go: nothing that was measured otherwise is overwritten unless --force says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.files import given_path
+
+Read = Callable[[Path], Mapping[str, Any] | None]
+_SUFFIXES = (".npz", ".json", ".png", ".csv")
+
+
+def read_provenance(file: Path) -> Mapping[str, Any] | None:
+    """The provenance in a result's JSON; None where the file says nothing of it."""
+    try:
+        provenance = json.loads(file.read_text(encoding="utf-8"))["provenance"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return provenance if isinstance(provenance, dict) and provenance else None
+
+
+class Place:
+    """The files of one result, ``stem`` and a suffix each; the first suffix is that of the one with the provenance.
+
+    ``stem`` is what the user named, else a name in ``results``. Where that is taken by a result of other conditions
+    (``measure.provenance``), the name goes on with what differs: "digits-PGD20-Linf-8of255-limit3".
+
+    Args:
+        out: what the user named, or None.
+        name: what the files are called otherwise.
+        provenance: of the result to come, as JSON gives it back.
+        suffixes: of the files; "" is a single file, which is called just as ``out`` says.
+        force: replace whatever lies there.
+        read: gives the provenance of what lies there; None: unknown, so that it is not replaced.
+
+    Raises:
+        InputError: what the user named is a folder, or holds a result of other conditions or another file.
+    """
+
+    def __init__(
+        self,
+        out: Path | None,
+        name: str,
+        provenance: Mapping[str, Any],
+        suffixes: Sequence[str] = (".json",),
+        *,
+        force: bool = False,
+        read: Read = read_provenance,
+    ) -> None:
+        self._provenance, self._suffixes, self._force, self._read = provenance, suffixes, force, read
+        self._named = None if out is None else _stem(out, suffixes)
+        self._default = Path("results") / name
+        self.stem = self._default
+        if self._named is not None:
+            self._check(self._named)
+            self.stem = self._named
+        else:
+            self.stem = self._free(self._default)
+
+    def file(self, suffix: str | None = None) -> Path:
+        """The file of a suffix; of the first one by default."""
+        return self._file(self.stem, self._suffixes[0] if suffix is None else suffix)
+
+    def settle(self) -> Path:
+        """The stem to write to now: another process may have written to the first since. Nothing is lost then."""
+        if not self._may_write(self.stem):
+            self.stem = self._free(self.stem)
+        return self.stem
+
+    def _check(self, stem: Path) -> None:
+        parent = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())
+        if not parent.is_dir():
+            raise InputError(Fault("", f"a folder at {parent}", "a file", "choose another {out}"))
+        for file in self._files(stem):
+            if file.is_dir():
+                raise InputError(Fault("", "a file to write", f"the folder {file}", "choose another {out}"))
+        if not self._may_write(stem):  # before anything is measured
+            from ccf_plugin.measure.provenance import in_words
+
+            there = self._there(stem)
+            found = (
+                "another file" if there is None else f"one of other conditions ({in_words(there, self._provenance)})"
+            )
+            taken = next(file for file in self._files(stem) if file.exists())
+            remedy = "choose another {out}, or replace it by {force}"
+            raise InputError(Fault(str(taken), "no file yet, or a result of the same conditions", found, remedy))
+
+    def _free(self, stem: Path) -> Path:
+        return next(candidate for candidate in self._candidates(stem) if self._may_write(candidate))
+
+    def _candidates(self, stem: Path) -> Iterator[Path]:
+        from ccf_plugin.measure.provenance import conditions_hash, name_parts
+
+        yield stem
+        there = self._there(stem)
+        parts = [] if there is None else name_parts(there, self._provenance)
+        if parts:
+            yield stem.with_name("-".join([stem.name, *parts]))
+        parts.append(conditions_hash(self._provenance))
+        yield stem.with_name("-".join([stem.name, *parts]))
+        number = 2
+        while True:
+            yield stem.with_name("-".join([stem.name, *parts, str(number)]))
+            number += 1
+
+    def _may_write(self, stem: Path) -> bool:
+        """Whether nothing lies there, or a result of the same conditions."""
+        from ccf_plugin.measure.provenance import differences
+
+        if self._force or not any(file.exists() or file.is_symlink() for file in self._files(stem)):
+            return True
+        there = self._there(stem)
+        return there is not None and not differences(there, self._provenance)
+
+    def _there(self, stem: Path) -> Mapping[str, Any] | None:
+        return self._read(self._file(stem, self._suffixes[0]))
+
+    def _files(self, stem: Path) -> list[Path]:
+        return [self._file(stem, suffix) for suffix in self._suffixes]
+
+    @staticmethod
+    def _file(stem: Path, suffix: str) -> Path:
+        return stem.with_name(f"{stem.name}{suffix}") if suffix else stem
+
+
+def named_file(out: Path, suffix: str) -> Path:
+    """The file that a user names, with or without its ending."""
+    stem = _stem(out, (suffix,))
+    return stem.with_name(f"{stem.name}{suffix}")
+
+
+def _stem(out: Path, suffixes: Sequence[str]) -> Path:
+    stem = given_path(out)
+    return stem.with_suffix("") if suffixes != ("",) and stem.suffix in _SUFFIXES else stem

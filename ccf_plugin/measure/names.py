@@ -1,0 +1,42 @@
+"""What a name on the command line stands for, a model or a saved result: answered from names and paths alone.
+
+Imports nothing heavy, so that a mistyped name is answered at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ccf_plugin.errors import InputError
+from ccf_plugin.files import given_path
+from ccf_plugin.zoo.sources import loadable
+from ccf_plugin.zoo.sources.runs import checkpoint_at
+from ccf_plugin.zoo.specs import find
+
+
+def is_result(name: str) -> bool:
+    """Whether a name is that of a saved result: its .npz or .json, or what both begin with."""
+    path = Path(name)
+    stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
+    files = [stem.parent / f"{stem.name}{suffix}" for suffix in (".npz", ".json")]
+    return path.suffix in (".npz", ".json") or all(file.is_file() for file in files)
+
+
+def check_model(name: str) -> None:
+    """Raise InputError for a model of no kind, a path where nothing is, and what a kind refuses by its name alone.
+
+    Whether RobustBench or timm has the model is not looked at: that takes their import.
+    """
+    entry = find(loadable(), name)
+    if entry is None:
+        checkpoint_at(name)
+    else:
+        entry[0].check(entry[1])
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError where there is no such file of weights."""
+    path = given_path(path)
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"{path}: expected a checkpoint file, found {found}; check the path")

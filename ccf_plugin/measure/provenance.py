@@ -1,0 +1,163 @@
+"""Where figures come from: hashes of weights and images, the conditions of a measurement, and what tells two apart.
+
+A provenance is a mapping of plain JSON values, which each result's file holds. All its fields are conditions, on which
+the figures depend, but for the command, and those for which a hash beside them speaks: the checkpoint's path, the
+device, the data's name and limit. A field that one of two lacks is None there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccf_plugin.files import flattened
+from ccf_plugin.runs.environment import running_command
+from ccf_plugin.threat import file_pixels, show_pixels
+from ccf_plugin.zoo.datasets import Split
+
+_TOLD_BY = {"checkpoint": "weights", "device": "weights", "data": "images", "limit": "images"}
+_LOOKED_AT = 256  # of images that stay on disk
+_PIXELS = ("eps", "step_size")
+_LONGEST_PART = 40
+Differences = dict[str, tuple[Any, Any]]  # by dotted field: there, and now
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the tensors' bytes, in their order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """The ``fingerprint`` of a model's parameters and buffers, in the order of their names."""
+    state = model.state_dict()
+    return fingerprint(state[name] for name in sorted(state) if isinstance(state[name], Tensor))
+
+
+def images_fingerprint(split: Split) -> str:
+    """The ``fingerprint`` of a split's images and labels.
+
+    Of images that stay on disk it takes the names of all and the pixels of 256, evenly over the split.
+    """
+    if isinstance(split.images, Tensor):
+        return fingerprint([split.images, split.labels])
+    names = "\n".join("/".join(PurePath(str(file)).parts[-2:]) for file in split.images.files)
+    rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
+    return fingerprint(
+        [torch.frombuffer(bytearray(names, "utf-8"), dtype=torch.uint8), split.images[rows], split.labels]
+    )
+
+
+def with_command(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance of these fields as JSON gives them back, with the command that this process was started by."""
+    plain: dict[str, Any] = json.loads(json.dumps({**conditions, "command": running_command()}, default=str))
+    return plain
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
+    """The conditions in which two provenances differ, by dotted name."""
+    old, new = _conditions(there), _conditions(now)
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+
+
+def in_words(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two provenances, such as "limit 3 there, none now; other weights"."""
+    old, new = flattened(there), flattened(now)
+    told = []
+    for name, (before, after) in differences(there, now).items():
+        prefix, field = _split(name)
+        if field in ("weights", "images"):
+            described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else ("data", "limit"))]
+            known = [other for other in described if old.get(other) != new.get(other)]
+            told.append(f"other {_label(name)}")
+            told += [_there_and_now(other, old.get(other), new.get(other)) for other in known]
+        else:
+            told.append(_there_and_now(name, before, after))
+    return "; ".join(dict.fromkeys(told))
+
+
+def name_parts(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a file's name says of a provenance to tell it from another: ["limit3", "seed2"]."""
+    old, new = flattened(there), flattened(now)
+    return list(dict.fromkeys(_part(name, old, new) for name in differences(there, now)))
+
+
+def conditions_hash(provenance: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for a provenance's conditions."""
+    known = {name: value for name, value in _conditions(provenance).items() if value is not None}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _conditions(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    fields = flattened(provenance)
+    return {name: value for name, value in fields.items() if not _only_describes(name, fields)}
+
+
+def _only_describes(name: str, fields: Mapping[str, Any]) -> bool:
+    prefix, field = _split(name)
+    return field == "command" or f"{prefix}{_TOLD_BY.get(field)}" in fields
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A dotted name's tables, with their dot, and its field."""
+    tables, dot, field = name.rpartition(".")
+    return tables + dot, field
+
+
+def _label(name: str) -> str:
+    """A field in words: "step size", "weights of the second"."""
+    tables, field = _split(name)
+    side = next((f" of the {side}" for side in ("first", "second") if tables.startswith(f"{side}.")), "")
+    return field.replace("_", " ") + side
+
+
+def _there_and_now(name: str, there: Any, now: Any) -> str:
+    return f"{_label(name)} {_shown(name, there)} there, {_shown(name, now)} now"
+
+
+def _shown(name: str, value: Any) -> str:
+    if _split(name)[1] in _PIXELS and isinstance(value, float):
+        return show_pixels(value)
+    return "none" if value is None else str(value)
+
+
+def _part(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    prefix, field = _split(name)
+    value = new.get(name)
+    if field == "weights":
+        checkpoint = new.get(f"{prefix}checkpoint")
+        is_told = checkpoint not in (None, old.get(f"{prefix}checkpoint"))
+        return _slug(PurePath(str(checkpoint)).stem) if is_told else f"weights-{str(value)[:8]}"
+    if field == "images":
+        parts = []
+        if old.get(f"{prefix}data") != new.get(f"{prefix}data"):
+            parts.append(_slug(str(new.get(f"{prefix}data"))))
+        if old.get(f"{prefix}limit") != new.get(f"{prefix}limit"):
+            limit = new.get(f"{prefix}limit")
+            parts.append("all" if limit is None else f"limit{limit}")
+        return "-".join(parts) or f"images-{str(value)[:8]}"
+    if field == "precision":
+        return _slug(str(value))
+    if field in _PIXELS and isinstance(value, float):
+        return f"{field.removesuffix('_size')}{file_pixels(value)}"
+    word = field.removesuffix("_size").replace("_", "-")
+    if value is None or value is False:
+        return f"no-{word}"
+    if value is True:
+        return word
+    return f"{word}{value:g}" if isinstance(value, int | float) else f"{word}-{_slug(str(value))}"
+
+
+def _slug(text: str) -> str:
+    """Text as a part of a file's name, without what would pass for the name's own ending."""
+    text = re.sub(r"\.(npz|json|png|csv|html)$", "", text)
+    return re.sub(r"[^\w.+=-]+", "_", text).strip("_.")[:_LONGEST_PART] or "other"
