@@ -75,7 +75,7 @@ def restored(
             model = build(classes)
         normalization = _load(model, tensors, own)
     mean, std = (own.mean, own.std) if normalization is None else normalization
-    is_normalized = mean is not None or std is not None or any(_is_constant(key) for key in model.state_dict())
+    is_normalized = mean is not None or std is not None or bool(_constants(model))
     is_normalized = is_normalized or own.path is None
     if not is_normalized and usual is not None:
         mean, std = usual
@@ -109,8 +109,7 @@ def _read(path: Path) -> StateDicts:
 
 def _load(model: nn.Module, tensors: StateDicts, own: OwnWeights) -> Normalization | None:
     """The file's normalisation, where neither the network nor the user has one."""
-    network = model.state_dict()
-    matches = list(_matches(network, tensors))
+    matches = list(_matches(model, tensors))
     fits = [match for match in matches if not match.missing and not match.reshaped]
     if not fits:
         apply_state(model, _nearest(matches, tensors), source=str(own.path))  # says what differs
@@ -187,25 +186,26 @@ def _choose(fits: Sequence[_Match], own: OwnWeights) -> _Match:
     return fit
 
 
-def _matches(network: Mapping[str, Tensor], tensors: StateDicts) -> Iterator[_Match]:
+def _matches(model: nn.Module, tensors: StateDicts) -> Iterator[_Match]:
     """Each mapping with the prefixes that are worth a look; as little of the network's keys taken off as can be."""
+    network, constants = model.state_dict(), _constants(model)
     has_fit = False
-    for added in _prefixes(network):
+    for added in _prefixes(network.keys() - constants):
         names = {key.removeprefix(added) for key in network if key.startswith(added)}
-        needed = sum(not _is_optional(name) for name in names)
+        needed = sum(key.startswith(added) and not key.endswith(_COUNTER) for key in network.keys() - constants)
         for place, mapping in tensors.items():
             for rank, (prefix, count) in enumerate(_prefixes_in(mapping, names).most_common()):
                 if count >= needed or rank < 3:
-                    match = _match(network, added, place, mapping, prefix)
+                    match = _match(network, constants, added, place, mapping, prefix)
                     has_fit = has_fit or not (match.missing or match.reshaped)
                     yield match
         if has_fit:
             return
 
 
-def _prefixes(network: Collection[str]) -> list[str]:
-    """The prefixes, of whole names, that all keys of the network share but for those of a normalisation; "" first."""
-    keys = [key.split(".")[:-1] for key in network if not _is_constant(key)]
+def _prefixes(names: Collection[str]) -> list[str]:
+    """The prefixes, of whole names, that all keys share; "" first."""
+    keys = [key.split(".")[:-1] for key in names]
     shared = min(keys, key=len, default=[])
     length = next((place for place, name in enumerate(shared) if any(key[place] != name for key in keys)), len(shared))
     return ["".join(f"{name}." for name in shared[:count]) for count in range(length + 1)]
@@ -223,7 +223,12 @@ def _prefixes_in(mapping: Collection[str], names: Collection[str]) -> Counter[st
 
 
 def _match(
-    network: Mapping[str, Tensor], added: str, place: tuple[str, ...], mapping: Mapping[str, Tensor], prefix: str
+    network: Mapping[str, Tensor],
+    constants: Collection[str],
+    added: str,
+    place: tuple[str, ...],
+    mapping: Mapping[str, Tensor],
+    prefix: str,
 ) -> _Match:
     state: dict[str, Tensor] = {}
     used, missing, reshaped, kept = set(), [], [], []
@@ -231,14 +236,14 @@ def _match(
         name = prefix + key.removeprefix(added)
         value = mapping.get(name) if key.startswith(added) else None
         if value is None:
-            if not _is_optional(key):
+            if key not in constants and not key.endswith(_COUNTER):
                 missing.append(key)
                 continue
-            kept += [key] if _is_constant(key) else []
+            kept += [key] if key in constants else []
             value = expected
         else:
             used.add(name)
-            if _is_constant(key) and _is_plain(value) and value.numel() == expected.numel():
+            if key in constants and _is_plain(value) and value.numel() == expected.numel():
                 value = value.reshape(expected.shape)
             if value.shape != expected.shape:
                 reshaped.append(key)
@@ -314,7 +319,7 @@ def _nearest(matches: Sequence[_Match], tensors: StateDicts) -> dict[str, Tensor
 def _classes_in(model: nn.Module, tensors: StateDicts) -> int | None:
     """The file's number of classes, where it alone keeps its weights from fitting the network."""
     network = model.state_dict()
-    for match in _matches(network, tensors):
+    for match in _matches(model, tensors):
         pairs = [(network[key].shape, match.state[key].shape) for key in match.reshaped]
         counts = {(expected[:1], found[:1]) for expected, found in pairs}
         if not match.missing and len(counts) == 1 and all(a[1:] == b[1:] and a and b for a, b in pairs):
@@ -323,12 +328,10 @@ def _classes_in(model: nn.Module, tensors: StateDicts) -> int | None:
     return None
 
 
-def _is_constant(key: str) -> bool:
-    return key.rpartition(".")[2] in _CONSTANTS
-
-
-def _is_optional(key: str) -> bool:
-    return key.endswith(_COUNTER) or _is_constant(key)
+def _constants(model: nn.Module) -> frozenset[str]:
+    """The buffers of a network that are a normalisation's by their names."""
+    names = [name for name, _ in model.named_buffers()]
+    return frozenset(name for name in names if name.rpartition(".")[2] in _CONSTANTS)
 
 
 def _is_plain(value: Tensor) -> bool:

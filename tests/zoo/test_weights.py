@@ -227,6 +227,14 @@ def test_a_part_of_a_network_is_taken_only_by_its_name(tmp_path: Path) -> None:
         load_weights(network(), tmp_path / "b.pt")
 
 
+def test_what_is_learned_is_no_constant_whatever_its_name(tmp_path: Path) -> None:
+    model = nn.Sequential(network())
+    model.register_parameter("mu", nn.Parameter(torch.zeros(2)))
+    torch.save(STATE, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"missing \(mu"):
+        load_weights(model, tmp_path / "a.pt")
+
+
 def test_two_normalisations_that_differ_are_not_guessed(tmp_path: Path) -> None:
     other = {"other.mean": torch.zeros(2), "other.std": torch.ones(2)}
     torch.save(
