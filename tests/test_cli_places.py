@@ -67,7 +67,10 @@ def test_other_conditions_get_a_name_that_tells_them_apart(ccf: Ccf, model: Path
 
 
 def test_a_batch_size_counts_where_figures_depend_on_it(ccf: Ccf, model: Path, tmp_path: Path) -> None:
-    same, other = ("--limit", 20, "--steps", 1), ("--limit", 20, "--steps", 1, "--norm", "L2")  # whose start draws twice
+    same, other = (
+        ("--limit", 20, "--steps", 1),
+        ("--limit", 20, "--steps", 1, "--norm", "L2"),
+    )  # whose start draws twice
     for options in (same, other):
         for batch_size in (20, 7):
             assert ccf("probe", model, *options, "--batch-size", batch_size)[0] == 0
@@ -80,12 +83,17 @@ def test_two_checkpoints_of_one_factory_are_two_results(ccf: Ccf, tmp_path: Path
     from safetensors.torch import save_file
 
     for name, factor in (("w1", 1.0), ("w2", 2.0)):
-        save_file({key: value * factor for key, value in network().state_dict().items()}, tmp_path / f"{name}.safetensors")
+        save_file(
+            {key: value * factor for key, value in network().state_dict().items()}, tmp_path / f"{name}.safetensors"
+        )
     for name in ("w1", "w2", "w1"):
         arguments = ("--data", "digits", "--limit", 20, "--clean", "--checkpoint", f"{name}.safetensors")
         code, _, _ = ccf("probe", "python:bad_inputs.cases:network", *arguments)
         assert code == 0
-    assert {path.name for path in (tmp_path / "results").glob("*.json")} == {"network-clean.json", "network-clean-w2.json"}
+    assert {path.name for path in (tmp_path / "results").glob("*.json")} == {
+        "network-clean.json",
+        "network-clean-w2.json",
+    }
     found = [json.loads((tmp_path / "results" / f"network-clean{part}.json").read_text()) for part in ("", "-w2")]
     assert [one["provenance"]["checkpoint"] for one in found] == ["w1.safetensors", "w2.safetensors"]
     assert found[0]["provenance"]["weights"] != found[1]["provenance"]["weights"]
@@ -156,7 +164,16 @@ COMMANDS = {
     "evaluate": (["evaluate", "digits", *QUICK], ["--seed", 1], "json"),
     "theory": (["theory", "--samples", 300, "--points", 1], ["--seed", 1], "json"),
     "bench": (
-        ["bench", "--recipe", "digits", "--reference-steps", 0, "--epochs", 1, *sets([*SMALLEST, "data.train_per_class=4"])],
+        [
+            "bench",
+            "--recipe",
+            "digits",
+            "--reference-steps",
+            0,
+            "--epochs",
+            1,
+            *sets([*SMALLEST, "data.train_per_class=4"]),
+        ],
         ["--epochs", 2],
         "json",
     ),
@@ -192,7 +209,9 @@ def test_what_is_no_result_is_not_overwritten(ccf: Ccf, model: Path, tmp_path: P
     (tmp_path / "notes.png").write_bytes(b"mine")
     code, out, err = ccf("probe", model, *QUICK, "--out", "notes")
     assert out == ""
-    ends_in_one_line(code, err, "notes.png: expected no file yet, or a result of the same conditions, found another file")
+    ends_in_one_line(
+        code, err, "notes.png: expected no file yet, or a result of the same conditions, found another file"
+    )
     assert (tmp_path / "notes.png").read_bytes() == b"mine"
 
 

@@ -66,7 +66,10 @@ def probe(
         written: list[Path] = []
         if place is not None:
             with made_folder(place.settle().parent):
-                written += [*result.save(place.file(".json")), result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax)]
+                written += [
+                    *result.save(place.file(".json")),
+                    result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax),
+                ]
         if as_json:
             print_result(json.dumps(result.to_json(), allow_nan=False))
         else:

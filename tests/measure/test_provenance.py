@@ -67,7 +67,11 @@ CASES: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["no-random-start"],
         "random start none there, False now",
     ),
-    "a setting that is not known here": ({"normalize": "cifar10"}, ["normalize-cifar10"], "normalize none there, cifar10 now"),
+    "a setting that is not known here": (
+        {"normalize": "cifar10"},
+        ["normalize-cifar10"],
+        "normalize none there, cifar10 now",
+    ),
 }
 
 
@@ -82,7 +86,10 @@ def test_what_differs_is_named(case: str) -> None:
 
 
 def test_of_two_sides_each_is_named() -> None:
-    there, now = {"first": MEASURED, "second": MEASURED}, {"first": MEASURED, "second": MEASURED | {"weights": "dd" * 8}}
+    there, now = (
+        {"first": MEASURED, "second": MEASURED},
+        {"first": MEASURED, "second": MEASURED | {"weights": "dd" * 8}},
+    )
     assert in_words(there, now) == "other weights of the second"
     assert name_parts(there, {"first": MEASURED | {"seed": 1}, "second": MEASURED | {"seed": 1}}) == ["seed1"]
 
