@@ -95,7 +95,9 @@ def main() -> NoReturn:
             code = app(standalone_mode=False, prog_name="ccf")
         if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
             raise KeyboardInterrupt
-    except SystemExit as error:  # no command raises one: a user's model, loss or attack does
+    except SystemExit as error:  # no command raises one: a user's model, loss or attack does, and typer's completion
+        if _is_completing():
+            raise
         _fail("\n".join(ends_program("", error).lines(_spell)), InputError.exit_code)
     except CCFError as error:
         _fail("\n".join(error.lines(_spell)), error.exit_code)
@@ -132,6 +134,11 @@ def _spell(name: str) -> str:
 def _command_name() -> str:
     """The first word that is no option: those before the command take no value."""
     return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+
+
+def _is_completing() -> bool:
+    """Whether a shell asks what may follow, or a user for the shell's completion."""
+    return "_CCF_COMPLETE" in os.environ or not {"--show-completion", "--install-completion"}.isdisjoint(sys.argv)
 
 
 def _explain(error: OSError) -> str:

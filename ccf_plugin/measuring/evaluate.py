@@ -107,7 +107,8 @@ def measure(
     with CrossClassProbe(model, **vars(probe)) as crossclass:
         # On a few images, before an attack is run for nothing.
         find_head(crossclass, tuple(data.split.images.shape[1:]), model_name, len(data.classes))
-        _log.info("%s: head %s", model_name, crossclass.head)
+        head = crossclass.head
+        _log.info("%s: head %s", model_name, "not found" if head is None else f"{head.name} ({head.kind})")
         batches = progress(part.batches(batch_size, device), part.count_batches(batch_size))
         result = crossclass.run(batches, built, seed=0 if attack is None else attack.seed)
     threat = None if attack is None else {**(result.threat or {}), "precision": attack.precision}

@@ -280,3 +280,29 @@ def test_a_matrix_of_very_many_classes_is_in_the_arrays_alone(tmp_path: Path, mo
     result.save(tmp_path / "many")
     assert json.loads((tmp_path / "many.json").read_text())["matrix"] is None
     np.testing.assert_array_equal(CrossClassResult.load(tmp_path / "many").matrix, np.eye(3))
+
+
+def test_what_a_newer_version_says_is_kept(tmp_path: Path) -> None:
+    found = CrossClassResult(np.eye(2), np.ones((2, 3)), np.full(2, 4), provenance={"seed": 3, "later": [1, None]})
+    found.save(tmp_path / "one")
+    described = json.loads((tmp_path / "one.json").read_text())
+    assert described["provenance"] == {"seed": 3, "later": [1, None]}
+    newer = {**described, "colour": {"of": ["the", "sky"]}, "cas_of_tomorrow": 1.5}
+    (tmp_path / "one.json").write_text(json.dumps(newer))
+    read = CrossClassResult.load(tmp_path / "one")
+    assert read.provenance == found.provenance
+    read.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again.json").read_text()) == newer
+    assert CrossClassResult.load(tmp_path / "again").unknown == {
+        "colour": {"of": ["the", "sky"]},
+        "cas_of_tomorrow": 1.5,
+    }
+
+
+def test_an_older_result_has_no_provenance(tmp_path: Path) -> None:
+    CrossClassResult(np.eye(2), np.ones((2, 3)), np.full(2, 4)).save(tmp_path / "one")
+    described = json.loads((tmp_path / "one.json").read_text())
+    assert CrossClassResult.load(tmp_path / "one").unknown == {}  # all that is written is known
+    del described["provenance"]
+    (tmp_path / "one.json").write_text(json.dumps(described))
+    assert CrossClassResult.load(tmp_path / "one").provenance == {}

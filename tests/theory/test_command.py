@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.commands import run_here
+from torch import Tensor
+
+from ccf_plugin.theory import SyntheticModel
 
 QUICK = ["--points", "2", "--samples", "20000"]
 
@@ -45,6 +49,33 @@ def test_json_is_all_that_is_printed(
     assert printed["parameters"]["beta"] == 0.3
     assert printed["eps_0"] < 0.5 < printed["eps_1"]
     assert printed == json.loads((tmp_path / "theory.json").read_text())
+
+
+def test_json_alone_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *QUICK, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["samples"] == 20_000
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_closed_form_ends_with_1_and_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As eq. (36) is printed: its variance doubled."""
+    right = SyntheticModel.pairwise_probability
+
+    def as_printed(self: SyntheticModel, weights: Tensor, eps: float) -> float:
+        return right(replace(self, sigma=self.sigma * 2**0.5), weights, eps)
+
+    monkeypatch.setattr(SyntheticModel, "pairwise_probability", as_printed)
+    assert run(monkeypatch, *QUICK, "--out", str(tmp_path / "theory")) == 1
+    captured = capsys.readouterr()
+    assert "Closed forms, sampling and training DO NOT AGREE" in captured.out
+    assert captured.err.startswith("ccf: expected closed forms, sampling and training to agree, found that they do not")
+    assert captured.err.count("\n") == 1
+    assert json.loads((tmp_path / "theory.json").read_text())["agreement"]["agrees"] is False
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -247,6 +248,46 @@ def test_a_study_that_is_off_says_so(study: Study) -> None:
     for change in ({"loss": study.rows[0].loss + 0.05}, {"weight_error": 0.019}):
         wrong = replace(study, rows=(replace(study.rows[0], **change), *study.rows[1:]))
         assert wrong.agreement["agrees"] is False
+
+
+@pytest.mark.parametrize("seed", range(7))
+def test_wide_features_agree_as_well_as_narrow_ones(seed: int) -> None:
+    """The weights' error grows with σ and falls with the samples, and so does what is allowed."""
+    study = run_study(SyntheticModel(sigma=1.0, beta=0.1), points=2, samples=3000, seed=seed)
+    assert study.agreement["agrees"] is True
+    assert study.weight_tolerance == pytest.approx(5 / math.sqrt(3000) + 1e-3)
+
+
+@pytest.mark.parametrize("values", [{"sigma": 1.2}, {"lam": 0.1}, {"mu": 3.0, "sigma": 2.0}])
+def test_the_tolerance_is_of_the_size_of_the_errors(values: dict[str, float]) -> None:
+    """Neither so tight that chance passes it, nor so wide that a wrong weight hides."""
+    model = SyntheticModel(**values)
+    eps = model.mu / 5
+    optimum = model.optimal_weights(eps)
+    study = run_study(replace(model, beta=0.1), points=1, samples=4000)
+    errors = [float((train(model, eps, samples=4000, seed=seed) - optimum).abs().max()) for seed in range(10)]
+    assert max(errors) < study.weight_tolerance < 20 * sum(errors) / len(errors)
+
+
+def test_no_two_seeds_share_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[int, set[int]] = {}
+    for seed in range(6):
+        seeds: list[int] = []
+        monkeypatch.setattr("ccf_plugin.theory.simulation.sample", _seeing(seeds))
+        monkeypatch.setattr("ccf_plugin.theory.study.sample", _seeing(seeds))
+        run_study(SMOOTHED, points=3, samples=300, seed=seed)
+        assert len(seeds) == len(set(seeds)) == 3 * 2 * 3  # training, estimates and the probe at each ε and β
+        drawn[seed] = set(seeds)
+    assert len(set.union(*drawn.values())) == 6 * 18
+    assert all(0 <= seed < 2**32 for seed in set.union(*drawn.values()))  # torch's generator takes no more of it
+
+
+def _seeing(seeds: list[int]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def drawn(model: SyntheticModel, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seeds.append(generator.initial_seed())
+        return sample(model, count, generator)
+
+    return drawn
 
 
 def test_probabilities_next_to_one_are_no_disagreement() -> None:

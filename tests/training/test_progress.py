@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from support.runs import tiny
 
@@ -62,6 +64,43 @@ def test_an_epochs_line_names_its_alarm(run: Run) -> None:
     line = console.file.getvalue().splitlines()[-1]
     assert line.startswith("epoch 2 · loss 1.500 · train RA 40.0%")
     assert line.endswith("alarm catastrophic overfitting; CAS falling")
+
+
+def test_where_nobody_watches_an_epoch_has_a_line_every_half_minute(run: Run) -> None:
+    now = [0.0]
+    console, batch = Console(file=StringIO(), width=200), (torch.zeros(1), torch.zeros(1))
+    run.rows = []
+    reporter = ProgressReporter(console, clock=lambda: now[0])
+    reporter.started(run)
+    moments = [0.0]
+
+    def lines() -> list[str]:
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue().splitlines()
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+        if len(lines()) > passes.said:  # type: ignore[attr-defined]
+            passes.said = len(lines())  # type: ignore[attr-defined]
+            moments.append(now[0])
+
+    passes.said = len(lines())  # type: ignore[attr-defined]
+    for step in range(1, 101):  # a step of 4 seconds each
+        now[0] += 4
+        reporter.step(1, step, 100)
+        passes(0)
+    for _ in reporter.evaluating([batch] * 10, 10):
+        passes(8)
+    passes(0)
+    assert max(after - before for before, after in pairwise([*moments, now[0]])) <= 32  # it looks at each step
+    said = lines()
+    assert "epoch 1 of 4: training, step 8 of 100 done, 28 s so far, about 5 min to go" in said
+    assert any(line.startswith("epoch 1 of 4: test, batch ") for line in said)
+    reporter.epoch_finished(replace(FIRST, seconds=480.0))
+    now[0] += 40
+    reporter.step(2, 10, 100)
+    assert lines()[-1].startswith("epoch 2 of 4: training, step 10 of 100 done, ")
+    assert lines()[-1].endswith("then 2 epochs of about 8 min")
 
 
 def test_a_terminal_names_it_once_above_the_bars(run: Run) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.commands import ended, run, sets, start
@@ -21,9 +22,11 @@ from ccf_plugin.runs.folder import lock
 from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.loop import Loop, train
 from ccf_plugin.training.processes import Processes
+from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.setup import prepare
+from ccf_plugin.zoo.datasets import load_data
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,56 @@ def test_a_tie_after_a_resume_keeps_the_first_best(tmp_path: Path) -> None:
     assert resumed.best is not None
     assert whole.best is not None
     assert resumed.best.epoch == whole.best.epoch
+
+
+def _digits(file: Path, *, changed: bool = False) -> Recipe:
+    """The digits as a file; ``changed`` in one pixel of one training image."""
+    digits = load_data("digits")
+    assert digits.train is not None
+    assert digits.test is not None
+    arrays = {}
+    for name, split in (("train", digits.train), ("test", digits.test)):
+        arrays |= {f"x_{name}": split.images[:, 0].numpy().copy(), f"y_{name}": split.labels.numpy()}  # type: ignore[index]
+    if changed:
+        arrays["x_train"][0, 3, 3] ^= 1
+    np.savez(file, **arrays)
+    return tiny(f"data.name=npz:{file}")
+
+
+def test_other_images_than_before_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(_digits(tmp_path / "digits.npz"), folder, Quiet(stop_after=1))
+    before = contents(folder)
+    with pytest.raises(
+        InputError, match=r"expected the images that the run .* was trained with, found others \(train\)"
+    ):
+        train(_digits(tmp_path / "digits.npz", changed=True), folder, Quiet(), resume=True)
+    assert contents(folder) == before
+    assert train(_digits(tmp_path / "digits.npz"), folder, Quiet(), resume=True).epoch == 3
+
+
+def test_a_run_that_does_not_say_its_images_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(_digits(tmp_path / "digits.npz"), folder, Quiet(stop_after=1))
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment.pop("images").keys() == {"train", "test"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    changed = _digits(tmp_path / "digits.npz", changed=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(changed, folder, Quiet(stop_after=2), resume=True)
+    # and from then on it says them
+    with pytest.raises(InputError, match="found others"):
+        train(_digits(tmp_path / "digits.npz"), folder, Quiet(), resume=True)
+
+
+def test_images_may_change_where_the_recipe_s_data_may(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run", Quiet(stop_after=1))
+    fewer = tiny("data.test_limit=10")
+    resumed = train(fewer, tmp_path / "run", Quiet(), resume=True, allow_change=["data.test_limit"])
+    assert resumed.epoch == 3
 
 
 def test_fewer_epochs_than_are_done_are_refused(finished: Run) -> None:
