@@ -53,7 +53,11 @@ def images_fingerprint(split: Split) -> str:
     names = "\n".join("/".join(PurePath(str(file)).parts[-2:]) for file in split.images.files)
     rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
     return fingerprint(
-        [torch.frombuffer(bytearray(names, "utf-8"), dtype=torch.uint8), split.images[rows], split.labels]
+        [
+            torch.frombuffer(bytearray(names, "utf-8", "surrogateescape"), dtype=torch.uint8),
+            split.images[rows],
+            split.labels,
+        ]
     )
 
 

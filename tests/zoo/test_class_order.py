@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.measure.provenance import images_fingerprint
 from ccf_plugin.zoo.classes import in_order, order_in_doubt, order_of_known_list, read_class_names
 from ccf_plugin.zoo.datasets import ImageData, load_data
 from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
@@ -216,6 +218,19 @@ def test_names_of_folders_that_are_not_utf8_can_be_written(tmp_path: Path) -> No
     assert "not UTF-8" in note
     assert note.isprintable()
     assert all(name.encode("utf-8") for name in data.classes)
+
+
+def test_images_on_disk_have_a_fingerprint_whatever_their_folders_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccf_plugin.zoo.streaming.host_bytes", lambda: 1.0)
+    prints = []
+    for name in (b"caf\xe9", b"caf\xe8"):
+        data = load_data(folders(tmp_path / str(len(prints)), [name, b"tea"]))
+        assert data.test is not None
+        assert not isinstance(data.test.images, torch.Tensor)
+        prints.append(images_fingerprint(data.test))
+    assert len(set(prints)) == 2
 
 
 def test_a_path_that_is_not_utf8_is_refused_before_anything_is_read() -> None:
