@@ -23,7 +23,7 @@ _MOST_LABELS = 25
 _MOST_NUMBERS = 12
 _MANY_CLASSES = 100
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
-_DARK = 0.6  # a colour on which text is white
+_DARK = 0.5  # a colour on which text is white
 DIFFERENCE_SCALE = (0.0, 0.5)  # of the paper's Figure 4
 
 

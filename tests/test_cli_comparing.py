@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from support.commands import RANDOM_WEIGHTS, Ccf
 from training.own_models import Named
 
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.probe.confidence import mcnemar
 from ccf_plugin.zoo.datasets import load_data
 
 QUICK = ("--steps", 2, "--limit", 60)
@@ -30,6 +32,26 @@ def test_a_run_s_best_against_its_last(ccf: Ccf, digits_run: Path, tmp_path: Pat
     assert described["difference"]["cas"] == pytest.approx(first.cas - second.cas)
     assert described["first"]["cas"] == first.cas
     assert f"{first.cas - second.cas:+.2f}" in out
+    test = described["accuracy_tests"]["robust_accuracy"]
+    right = [result.correct for result in (first, second)]
+    assert test["p"] == mcnemar(*right).p
+    assert f"p = {test['p']:.2g} (McNemar)" in out
+    assert described["first"]["intervals"]["robust_accuracy"] == list(first.interval())
+    low, high = described["paired"]["excess"]["difference"]
+    assert low < described["difference"]["cas_excess"] < high
+    surviving = described["paired"]["pairs"]["surviving"]
+    assert f"{surviving} of 45 pairs of classes differ" in out
+    for pair in described["lost"] + described["gained"]:
+        low, high = pair["band"]
+        assert low < pair["first"] - pair["second"] < high
+        assert pair["survives"] == (not low <= 0 <= high)
+    shown = [float(line.split()[5]) for line in out.splitlines() if re.match(r" \d – \d ", line)]
+    lost, gained = (
+        sum(max(p[key], 0) * sign for key, sign in (("first", 1), ("second", -1)))
+        for p in (described["lost"][0], described["gained"][0])
+    )
+    assert shown[:5] == sorted(shown[:5], reverse=True)
+    assert (shown[0], shown[5]) == (pytest.approx(lost, abs=0.006), pytest.approx(gained, abs=0.006))
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
     # the saved results give the same comparison, and nothing is measured again

@@ -139,8 +139,8 @@ def check_names(*models: str, checkpoint: Path | None = None) -> None:
 
 
 def with_interval(share: float, interval: tuple[float, float] | None) -> str:
-    """An accuracy and its 95 % interval: "40.5% (37.5% to 43.6%)"."""
-    return f"{share:.1%}" if interval is None else f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+    """An accuracy and its 95 % interval: "40.5% (95%: 37.5% to 43.6%)"."""
+    return f"{share:.1%}" if interval is None else f"{share:.1%} (95%: {interval[0]:.1%} to {interval[1]:.1%})"
 
 
 def print_written(console: Console, files: Sequence[Path]) -> None:

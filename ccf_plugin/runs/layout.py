@@ -11,6 +11,7 @@ RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.json"
 LOG = "log.csv"
 PROBE = "probe"  # results, by epoch and of the best
+RECORDS = "records"  # which test images were right at the evaluated epochs that have no result
 EPOCHS = "epochs"  # the weights of single epochs
 STATE = "state"  # all that --resume needs
 LAST_STATE = f"{STATE}/last.json"
@@ -41,6 +42,11 @@ def result_of(run: Path, epoch: int | Which, suffix: str = "") -> Path:
     return run / PROBE / f"{_name(epoch)}{suffix}"
 
 
+def records_of(run: Path, epoch: int, suffix: str = "") -> Path:
+    """The file of which test images an epoch's weights classify right."""
+    return run / RECORDS / f"{_name(epoch)}{suffix}.npz"
+
+
 def state_of(run: Path, epoch: int, step: int = 0) -> Path:
     """The tensors of the state after an epoch, or so many steps into the next."""
     return run / STATE / f"{_name(epoch)}{f'-{step}' if step else ''}.safetensors"
@@ -52,6 +58,6 @@ def _name(epoch: int | str) -> str:
 
 # All that a run writes into its folder, and all that --force removes from it.
 RUN_FILES = (
-    *(TRACKERS, RECIPE, ENVIRONMENT, LOG, PROBE, EPOCHS, STATE, SALIENCY),
+    *(TRACKERS, RECIPE, ENVIRONMENT, LOG, PROBE, RECORDS, EPOCHS, STATE, SALIENCY),
     *(weights_of(Path(), which, suffix).name for which in get_args(Which) for suffix in ("", AVERAGE)),
 )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ccf_plugin.runs.layout import result_of
+from ccf_plugin.files import write_atomically
+from ccf_plugin.runs.layout import records_of, result_of
 from ccf_plugin.runs.log import EpochRow, best_row
 from ccf_plugin.runs.metrics import metric_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ccf_plugin.probe.result import CrossClassResult
 
 BIASED = "test_robust_accuracy"  # the figure that chooses an epoch on the images that its RA is of
 
@@ -46,7 +50,7 @@ def two_fold_accuracy(withstands: NDArray[np.bool_], *, seed: int = 0) -> float:
 
 
 def selection_free_accuracy(run: Path, rows: Sequence[EpochRow], selected_by: str, suffix: str = "") -> float | None:
-    """`two_fold_accuracy` of a run's evaluated epochs, from the records of images in its results.
+    """`two_fold_accuracy` of a run's evaluated epochs, from its records of images.
 
     Args:
         run: the folder.
@@ -64,8 +68,9 @@ def selection_free_accuracy(run: Path, rows: Sequence[EpochRow], selected_by: st
         return None
     best, records = best_row(rows, figure), []
     for row in evaluated:
-        of_epoch = [result_of(run, row.epoch, suffix), *([result_of(run, "best", suffix)] if row is best else [])]
-        known = (_records(stem.with_suffix(".npz"), getattr(row, figure)) for stem in of_epoch)
+        stems = [result_of(run, row.epoch, suffix), *([result_of(run, "best", suffix)] if row is best else [])]
+        files = [records_of(run, row.epoch, suffix), *(stem.with_suffix(".npz") for stem in stems)]
+        known = (_records(file, getattr(row, figure)) for file in files)
         records.append(next((record for record in known if record is not None), None))
     whole = [record for record in records if record is not None]
     if len(whole) < len(records) or len({len(record) for record in whole}) > 1 or len(whole[0]) < 2:
@@ -80,6 +85,16 @@ def selection_free_in_words(accuracy: float, best: EpochRow, suffix: str = "") -
         "RA of the best epoch, chosen on one half of the test images and measured on the other, both ways: "
         f"{write(accuracy)} (on the images that chose it: {write(getattr(best, f'{BIASED}{suffix}'))})"
     )
+
+
+def save_records(run: Path, epoch: int, suffix: str, result: CrossClassResult) -> None:
+    """Write which images an epoch's result has as right, where it says so: a kilobyte for 10,000 images."""
+    if result.correct is None:
+        return
+    file, buffer = records_of(run, epoch, suffix), BytesIO()
+    np.savez_compressed(buffer, counts=result.counts, correct=np.packbits(result.correct))
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, buffer.getvalue())
 
 
 def _records(file: Path, accuracy: float) -> NDArray[np.bool_] | None:

@@ -18,6 +18,7 @@ from ccf_plugin.runs.environment import add_resumption, read_environment
 from ccf_plugin.runs.folder import begin, check_is_free, remove_asides
 from ccf_plugin.runs.layout import LOG, RECIPE, result_of, weights_of
 from ccf_plugin.runs.log import EpochRow, best_row, log_bytes, read_log, selecting_figure, with_unknown_columns
+from ccf_plugin.runs.selection import save_records
 from ccf_plugin.runs.state import read_state, write_state
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.writing import Writer
@@ -178,6 +179,8 @@ class Run:
         def write() -> None:
             if snapshot.result is not None:
                 self._save_result(results, f"{'averaged, ' if suffix else ''}epoch {epoch}", snapshot.result)
+                if not snapshot.is_kept:
+                    save_records(self.folder, epoch, suffix, snapshot.result)
             write_checkpoint(paths, tensors, described)
 
         return write

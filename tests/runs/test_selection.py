@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.runs.layout import AVERAGE, result_of
+from ccf_plugin.runs.layout import AVERAGE, records_of, result_of
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.selection import selection_free_accuracy, two_fold_accuracy
+from ccf_plugin.runs.selection import save_records, selection_free_accuracy, two_fold_accuracy
 
 
 def drawn(accuracies: np.ndarray, images: int, seed: int) -> np.ndarray:
@@ -98,6 +98,11 @@ def test_where_records_are_missing_nothing_is_said(tmp_path: Path) -> None:
     for suffix in (".npz", ".json"):
         result_of(tmp_path, 2).with_suffix(suffix).rename(result_of(tmp_path, "best").with_suffix(suffix))
     assert of(rows) == whole  # the best epoch's are in best.npz too
+    save_records(tmp_path, 3, "", CrossClassResult.load(result_of(tmp_path, 3)))
+    result_of(tmp_path, 3).with_suffix(".npz").rename(tmp_path / "aside")
+    assert of(rows) == whole  # of an epoch that has no result
+    records_of(tmp_path, 3).unlink()
+    (tmp_path / "aside").rename(result_of(tmp_path, 3).with_suffix(".npz"))
     result_of(tmp_path, 3).with_suffix(".npz").write_bytes(b"PK\x03\x04 cut off")
     assert of(rows) is None
     CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20)).save(result_of(tmp_path, 3))

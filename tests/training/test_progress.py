@@ -7,12 +7,16 @@ from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from support.runs import tiny
 
+from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import EpochRow
+from ccf_plugin.runs.selection import selection_free_accuracy
 from ccf_plugin.training.progress import ProgressReporter, closing_table, sweep_table
 from ccf_plugin.training.run import Run
 
@@ -32,10 +36,11 @@ ROWS = [FIRST, replace(FALLING, epoch=2), replace(FALLING, epoch=3), replace(FIR
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
     run = Run(tmp_path / "runs" / "digits", tiny("optim.epochs=4"))
     run.folder = Path("runs/digits")
-    run.rows = ROWS
+    run.rows = list(ROWS)
     return run
 
 
@@ -53,6 +58,22 @@ def test_the_closing_table_names_every_alarm_whole(run: Run) -> None:
     assert "CAS falling at epochs 2 to 3" in shown
     best = next(line for line in shown.splitlines() if line.startswith("│ best"))
     assert [cell.strip() for cell in best.split("│")[2:8]] == ["1", "1.500", "40.0%", "80.0%", "50.0%", "10.00"]
+
+
+def test_the_closing_table_gives_the_best_epochs_ra_on_images_that_did_not_choose_it(run: Run) -> None:
+    assert "chosen on one half" not in _shown(closing_table(run))
+    (run.folder / "probe").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for place, row in enumerate(run.rows):
+        correct = rng.permutation(np.arange(40) < round(40 * (row.test_robust_accuracy or 0)))
+        run.rows[place] = replace(row, figures={**row.figures, "test_robust_accuracy": correct.mean()})
+        CrossClassResult(np.eye(2), np.ones((2, 2)), np.full(2, 20), correct=correct).save(
+            result_of(run.folder, row.epoch)
+        )
+    accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by)
+    assert accuracy is not None
+    told = " ".join(_shown(closing_table(run)).split())
+    assert f"both ways: {100 * accuracy:.1f} % (on the images that chose it: 50.0 %)" in told
 
 
 def test_an_epochs_line_names_its_alarm(run: Run) -> None:

@@ -16,6 +16,7 @@ from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 from ccf_plugin.errors import CCFError, DivergedError, InputError, UnavailableError
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.log import read_log
+from ccf_plugin.runs.selection import selection_free_accuracy, two_fold_accuracy
 from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
@@ -48,6 +49,22 @@ def test_the_folder_holds_what_the_design_says(finished: Run) -> None:
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == metadata.version("torch")
     assert environment["threads"] == 1
+
+
+def test_which_images_were_right_is_kept_of_each_evaluated_epoch(tmp_path: Path) -> None:
+    run = train(tiny("probe.every=3", "average={kind='ema', decay=0.5}"), tmp_path / "run", Quiet())
+    names = sorted(path.name for path in (run.folder / "records").iterdir())
+    assert names == ["001.npz", "001_average.npz", "002.npz", "002_average.npz"]
+    for suffix in ("", "_average"):
+        kept = [run.folder / "records" / f"{epoch:03}{suffix}.npz" for epoch in (1, 2)]
+        correct = []
+        for file in (*kept, run.folder / "probe" / f"003{suffix}.npz"):
+            with np.load(file) as archive:
+                correct.append(np.unpackbits(archive["correct"], count=20).astype(bool))
+        accuracies = [getattr(row, f"test_robust_accuracy{suffix}") for row in run.rows]
+        assert [record.mean() for record in correct] == accuracies
+        expected = two_fold_accuracy(np.stack(correct))
+        assert selection_free_accuracy(run.folder, run.rows, run.selected_by, suffix) == expected
 
 
 def test_the_best_epochs_result_is_kept_whatever_the_recipe_probes(tmp_path: Path) -> None:
