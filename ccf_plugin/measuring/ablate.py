@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _DOSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # times m
 _DRAWS = 10  # of random features, whose effect is averaged
+_DRAWS_OF_DOSES = 3
 _MOST_PAIRS = 5_000  # ImageNet has half a million
 _MOST_PAIRS_OF_DOSES = 500
 
@@ -85,7 +86,7 @@ def ablate(
         raise InputError(Fault("", "three classes or more", str(len(classes)), "a pair needs others to stand against"))
     chosen = [_pair(classes, pair) for pair in pairs]
     clean = _measure_clean(subject, progress("measuring clean images"))
-    size = clean.features.shape[1]
+    size = len(clean.by_feature)
     count = max(1, size // 20) if count is None else count
     if not count <= size // 2:
         raise InputError(Fault("count", f"at most half of the head's {size} features", str(count)))
@@ -175,7 +176,7 @@ class _Clean(NamedTuple):
 
     layer: AblationLayer
     result: CrossClassResult
-    features: Tensor  # (N, n)
+    by_feature: Tensor  # g of all images, (n, N): so that those of one feature lie together
     logits: Tensor  # (N, K)
     weight: Tensor  # (K, n)
     means: Tensor  # (n,)
@@ -185,15 +186,17 @@ class _Clean(NamedTuple):
         """The images of a pair's classes."""
         return torch.nonzero((self.labels == pair[0]) | (self.labels == pair[1])).squeeze(1)
 
-    def remove(self, pair: Pair, count: int, seed: int) -> _Outcome:
+    def remove(self, pair: Pair, count: int, seed: int, *, draws: int = _DRAWS) -> _Outcome:
+        """What is left of a pair's margins without so many features of each kind, random ones in so many draws."""
         rows = self.rows(pair)
-        logits, features, labels = self.logits[rows], self.features[rows], self.labels[rows]
+        logits, features, labels = self.logits[rows], self.by_feature[:, rows].T, self.labels[rows]
 
         def without(columns: list[int]) -> Margins:
             return margins(ablated_logits(logits, features, self.weight, columns, self.means), labels, pair)
 
         chosen = choose(self.result, pair, count, seed)
-        removed = {kind: (draws, [without(columns) for columns in draws]) for kind, draws in chosen.items()}
+        sets = {kind: columns[:draws] for kind, columns in chosen.items()}
+        removed = {kind: (columns, [without(each) for each in columns]) for kind, columns in sets.items()}
         return _Outcome(pair, margins(logits, labels, pair), removed)
 
 
@@ -215,8 +218,9 @@ def _measure_clean(subject: Subject, progress: Progress) -> _Clean:
                 features.append(probe.features().cpu())
                 probe.update(labels)
         result = probe.compute()
-    read = torch.cat(features).double()
-    return _Clean(layer, result, read, torch.cat(logits), layer.weight.cpu().double(), read.mean(0), split.labels)
+    by_feature = torch.cat(features).T.double().contiguous()
+    weight, means = layer.weight.cpu().double(), by_feature.mean(1)
+    return _Clean(layer, result, by_feature, torch.cat(logits), weight, means, split.labels)
 
 
 def _remove_under_attack(
@@ -271,12 +275,12 @@ def _tested(outcomes: list[_Outcome], result: CrossClassResult) -> list[PairAbla
 
 
 def _doses(clean: _Clean, pairs: list[Pair], count: int, seed: int) -> tuple[Dose, ...]:
-    doses = sorted({min(max(1, round(count * times)), clean.features.shape[1] // 2) for times in _DOSES})
+    doses = sorted({min(max(1, round(count * times)), len(clean.by_feature) // 2) for times in _DOSES})
     found = []
     for dose in doses:
         changes: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
         for pair in pairs:
-            outcome = clean.remove(pair, dose, seed)
+            outcome = clean.remove(pair, dose, seed, draws=_DRAWS_OF_DOSES)
             for kind, (_, left) in outcome.removed.items():
                 changes[kind].append(_mean_figures(left).minus(outcome.intact.figures()))
         means = [{k: float(np.mean([getattr(c, name) for c in changes[k]])) for k in KINDS} for name in MARGINS]

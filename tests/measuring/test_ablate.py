@@ -113,8 +113,8 @@ def test_doses_by_hand(by_hand: Ablation) -> None:
     for dose in by_hand.doses[:3]:
         alone = ablate(subject(), count=dose.count)
         assert alone.pairs[0].removals["shared"].change.rest == -dose.count / 2
-        for kind, change in dose.rest.items():
-            assert change == pytest.approx(alone.mean_change(kind).rest)
+        for kind in ("shared", "specific", "matched"):  # random ones are of fewer draws here
+            assert dose.rest[kind] == pytest.approx(alone.mean_change(kind).rest)
             assert dose.between[kind] == pytest.approx(alone.mean_change(kind).between)
 
 
