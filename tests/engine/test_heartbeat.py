@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from ccf_plugin.engine import heartbeat
@@ -28,7 +30,7 @@ def test_silence_never_lasts_longer_than_half_a_minute() -> None:
             beat.step(second // 5)
         beat.look()
     moments = [0.0, *(moment for moment, _ in said), 200.0]
-    assert max(after - before for before, after in zip(moments, moments[1:], strict=False)) <= 30
+    assert max(after - before for before, after in pairwise(moments)) <= 30
     assert said[0] == (30, "measuring, batch 6 of 40 done, 30 s so far, about 3 min to go")  # 34 batches of 5 s: 170 s
     assert len(said) == 6
 
