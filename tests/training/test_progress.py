@@ -100,10 +100,10 @@ def test_where_nobody_watches_an_epoch_has_a_line_every_half_minute(run: Run) ->
         return console.file.getvalue().splitlines()
 
     def passes(seconds: float) -> None:
-        now[0] += seconds
         if len(lines()) > passes.said:  # type: ignore[attr-defined]
             passes.said = len(lines())  # type: ignore[attr-defined]
             moments.append(now[0])
+        now[0] += seconds
 
     passes.said = len(lines())  # type: ignore[attr-defined]
     for step in range(1, 101):  # a step of 4 seconds each
