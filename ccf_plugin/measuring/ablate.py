@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.memory import naming_the_batch
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.measuring.ablation_result import (
@@ -205,15 +206,15 @@ def _measure_clean(subject: Subject, progress: Progress) -> _Clean:
     model, options, split = subject.loaded.model, subject.probe, subject.data.split
     first = next(iter(split.subset(slice(0, 16)).batches(16, subject.device)))[0]
     features, logits = [], []
+    with CrossClassProbe(model, head=options.head, output=options.output) as probe:
+        find_head(probe, tuple(split.images.shape[1:]), subject.loaded.spec, len(subject.data.classes))
+    layer = AblationLayer(model, first, head=options.head, output=options.output)
     with CrossClassProbe(
         model, head=options.head, output=options.output, inputs="clean", class_names=subject.data.classes
     ) as probe:
-        find_head(probe, tuple(split.images.shape[1:]), subject.loaded.spec, len(subject.data.classes))
-        layer = AblationLayer(model, first, head=options.head, output=options.output)
-        probe.reset()
-        with evaluation_mode(model), torch.no_grad():
+        with naming_the_batch("batch_size", subject.batch_size), evaluation_mode(model), torch.no_grad():
             batches = split.batches(subject.batch_size, subject.device)
-            for images, labels in progress(batches, split.count_batches(subject.batch_size)):
+            for images, labels in subject.noted(progress(batches, split.count_batches(subject.batch_size))):
                 logits.append(_logits(subject, images))
                 features.append(probe.features().cpu())
                 probe.update(labels)
@@ -236,7 +237,11 @@ def _remove_under_attack(
             assert attack is not None and subject.attack is not None  # noqa: PT018, S101  (asked for by ``ablate``)
             batches = part.batches(subject.batch_size, subject.device)
             shown = progress(f"attacking {names}, {what}")(batches, part.count_batches(subject.batch_size))
-            with evaluation_mode(subject.loaded.model), seeded(subject.attack.seed, subject.device):
+            with (
+                naming_the_batch("batch_size", subject.batch_size),
+                evaluation_mode(subject.loaded.model),
+                seeded(subject.attack.seed, subject.device),
+            ):
                 for images, labels in shown:
                     adversarial = attack(images, labels)
                     with torch.no_grad():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import Split
 from ccf_plugin.zoo.sources import LoadedModel
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 CLASSES = ("a", "b", "c", "d")
 SHARED, SPECIFIC, EACH = 4, 2, 10  # features shared by a and b, features of each class alone, images of each class
 SIZE = SHARED + SPECIFIC * len(CLASSES)
@@ -56,7 +59,7 @@ def subject(model: nn.Module | None = None, attack: AttackSettings | None = None
     white = ByHand()[1].weight[labels] > 0
     images = (white * 255).to(torch.uint8).view(-1, 1, 3, 4)
     split = MeasuredSplit(Split(images, labels), CLASSES, "by hand")
-    loaded = LoadedModel(model.eval(), "python:by:hand", "hand")
+    loaded = LoadedModel(model.eval(), "by hand", "hand")
     return Subject(loaded, split, attack, torch.device("cpu"), batch_size=16)
 
 
@@ -164,12 +167,9 @@ def test_the_attack_is_on_the_model_without_the_features() -> None:
 
     def attacked(columns: tuple[int, ...]) -> Margins:
         model = Small(columns, means)
-        attack = build_attack(None, model, ThreatModel("Linf", EPS, EPS / 4, 5))
-        logits = []
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for images, labels in split.subset(rows).batches(16, torch.device("cpu")):
-                logits.append(model(attack(images, labels)).detach())
+        attack = build_attack(None, model, ThreatModel("Linf", EPS, EPS / 4, 5), seed=0)
+        batches = split.subset(rows).batches(16, torch.device("cpu"))
+        logits = [model(attack(images, labels)).detach() for images, labels in batches]
         return margins(torch.cat(logits).double(), split.labels[rows], (1, 3))
 
     intact = attacked(())
@@ -309,6 +309,25 @@ def test_golden_figures(golden_changes: tuple[np.ndarray, dict[str, np.ndarray]]
     assert against_matched.pvalue == pytest.approx(3e-14, rel=0.1)  # 2^-45: so for every one of the 45 pairs
     ranks = [stats.spearmanr(correlations, -changes["shared"][:, column]).statistic for column in (0, 1)]
     np.testing.assert_allclose(ranks, (0.75, 0.05), atol=0.005)
+
+
+def test_the_figures_in_the_readme_are_those_of_the_command(
+    golden_changes: tuple[np.ndarray, dict[str, np.ndarray]],
+) -> None:
+    """The committed file, which the command wrote of the network itself, against the golden features."""
+    written = json.loads((RESULTS / "ablation_resnet18.json").read_text())
+    _, changes = golden_changes
+    for kind, of_pairs in changes.items():
+        figures = written["mean_change"][kind]
+        np.testing.assert_allclose(of_pairs.mean(0), (figures["rest"], figures["between"]), atol=1e-3)
+    readme = (RESULTS.parents[2] / "README.md").read_text("utf-8")
+    (attacked,) = written["attacked"]
+    for name, change in (("clean", written["mean_change"]), ("attacked", attacked["removals"])):
+        for kind in ("shared", "specific", "matched", "random"):
+            figures = change[kind] if name == "clean" else change[kind]["change"]
+            rounded = [f"{round(figures[margin], 2) + 0.0:.2f}" for margin in ("rest", "between")]
+            cells = " | ".join(rounded).replace("-", "−")
+            assert f"| {cells} |" in readme
 
 
 REFUSED = {
