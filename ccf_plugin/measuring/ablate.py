@@ -208,8 +208,9 @@ def _measure_clean(subject: Subject, progress: Progress) -> _Clean:
     with CrossClassProbe(
         model, head=options.head, output=options.output, inputs="clean", class_names=subject.data.classes
     ) as probe:
-        find_head(probe, tuple(split.images.shape[1:]), subject.loaded.spec, len(subject.data.classes))
-        layer = AblationLayer(model, first, head=options.head, output=options.output)
+        with probe.capture():  # not to be counted
+            find_head(probe, tuple(split.images.shape[1:]), subject.loaded.spec, len(subject.data.classes))
+            layer = AblationLayer(model, first, head=options.head, output=options.output)
         probe.reset()
         with evaluation_mode(model), torch.no_grad():
             batches = split.batches(subject.batch_size, subject.device)
