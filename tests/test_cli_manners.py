@@ -62,7 +62,7 @@ def test_the_options_of_probe_stand_in_groups_with_their_defaults(ccf: Ccf, monk
     assert {"--checkpoint", "--head", "--model-dir"} <= options["Model"]
     assert {"--data", "--limit", "--download"} <= options["Data"]
     assert {"--clean", "--attack", "--eps", "--steps", "--seed"} <= options["Attack"]
-    assert options["Measurement"] == {"--instances"}
+    assert {"--instances", "--seeds", "--groups"} <= options["Measurement"]
     assert {"--out", "--json", "--force", "--vmin"} <= options["Output"]
     assert options["Options"] == {"--help"}
     attack = " ".join(groups["Attack"].split())
@@ -111,7 +111,7 @@ def test_verbose_shows_the_packages_log(ccf: Ccf, digits_run: Path) -> None:
     code, out, err = ccf("-v", *arguments)
     assert code == 0
     assert json.loads(out)
-    assert f"ccf: measure.subject: {digits_run}, 10 images of digits, on cpu\n" in err
+    assert f"ccf: measuring.subject: {digits_run}, 10 images of digits, on cpu\n" in err
     assert "head linear" in err
     assert ccf(*arguments)[2] == ""
 

@@ -151,6 +151,7 @@ def test_a_result_says_where_it_comes_from(ccf: Ccf, model: Path, tmp_path: Path
         "command": ["ccf", "probe", "digits", *map(str, QUICK), "--seed", "3", "--head", "linear", "--json"],
     }
     attack = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 1, "options": {}}
+    attack["per_image_noise"] = True
     assert printed["provenance"] == {**expected, "attack": attack}
     assert printed["versions"].keys() >= {"torch", "numpy"}
     assert not (tmp_path / "results").exists()  # --json alone writes nothing

@@ -50,10 +50,11 @@ class Heartbeat:
             self._task, self._unit, self._done, self._total = task, unit, 0, total
             self._begun = self._clock()
 
-    def step(self, done: int, more: str = "") -> None:
-        """So many of its steps are done; ``more`` is said behind it."""
+    def step(self, done: int, more: str = "", *, total: int | None = None) -> None:
+        """So many of its steps are done, of a ``total`` that may be known only now; ``more`` is said behind it."""
         with self._lock:
             self._done, self._more = done, more
+            self._total = self._total if total is None else total
         self.look()
 
     def spoke(self) -> None:

@@ -49,7 +49,16 @@ _PLAIN_FIELDS: dict[str, Any] = {
 # What is written beside: made of the arrays, or read in a way of its own. All else is of a newer version.
 _OTHER_FIELDS = {
     *("cas", "cas_normalised", "cas_excess", "instance_cas", "shared_part", "negative_part", "lengths", "null"),
-    *("in_logit_units", "gauge_note", "class_accuracy", "class_accuracy_clean", "counts", "matrix", "instance_matrix"),
+    *(
+        "intervals",
+        "in_logit_units",
+        "gauge_note",
+        "class_accuracy",
+        "class_accuracy_clean",
+        "counts",
+        "matrix",
+        "instance_matrix",
+    ),
     *("confusion_clean", "confusion_adversarial", "confusion_unnamed", "class_names", "head", "repeats", "format"),
 }
 # What files of older versions lack, and what it was for them.

@@ -115,6 +115,7 @@ class HeadTracer:
     def take(self) -> PassRecord | None:
         """The latest pass since the last `take` or `drop`, or None where none came."""
         taken, self.watcher.latest = self.watcher.latest, None
+        self.watcher.alike = {True: 0, False: 0}
         return taken
 
     def peek(self) -> ForwardPass | None:

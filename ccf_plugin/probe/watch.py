@@ -65,7 +65,7 @@ class PassWatcher:
         self._weight = weight
         self._completed = completed
         self.latest: PassRecord | None = None
-        self._alike = {True: 0, False: 0}  # passes in train and in eval mode; see PassRecord
+        self.alike = {True: 0, False: 0}  # passes in train and in eval mode; see PassRecord
         self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
         self._narrow = False  # whether the head is known, and what may be it is copied as it runs
         self._wants_products = name is None
@@ -158,7 +158,7 @@ class PassWatcher:
     def drop(self) -> None:
         """Forget the latest pass, and one that was broken off."""
         self.latest = None
-        self._alike = {True: 0, False: 0}
+        self.alike = {True: 0, False: 0}
         elsewhere = self._depth and self._thread != threading.get_ident()
         if not elsewhere and not _passes_around(self._model):
             self._forget()
@@ -371,8 +371,8 @@ class PassWatcher:
             isinstance(argument, Tensor) and argument.requires_grad for argument in args
         ):
             return 0
-        self._alike[self._model.training] += 1
-        return self._alike[self._model.training]
+        self.alike[self._model.training] += 1
+        return self.alike[self._model.training]
 
     def _forget(self) -> None:
         self._drop_notes()

@@ -248,6 +248,8 @@ class Loop:
         """p of fewer test images withstanding the attack than at the most robust epoch, where it is known."""
         if "" not in measured or (withstands := measured[""].withstands) is None or self.state.withstood is None:
             return None
+        if len(withstands) != len(self.state.withstood):  # a resumed run whose test images were allowed to change
+            return None
         return fall_p(self.state.withstood.numpy(), withstands)
 
     def _remember_most_robust(self, run: Run, row: EpochRow, measured: Mapping[str, Measured]) -> None:

@@ -75,10 +75,11 @@ class ProgressReporter(Reporter):
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
         self._total_epochs, self._epoch, self._seconds = total, run.epoch, []
+        self._begin_epoch()
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """A training step is done."""
-        self._beat(f"epoch {epoch} of {self._total_epochs}: training", done, total, unit="step")
+        self._beat(self._title("training"), done, total)
         if self._steps is not None:
             self._progress.update(self._steps, description=f"epoch {epoch}: train", completed=done, total=total)
 
@@ -90,21 +91,28 @@ class ProgressReporter(Reporter):
 
     def _counted(self, batches: Batches, total: int, task: TaskID) -> Iterator[tuple[Tensor, Tensor]]:
         self._progress.update(task, description="test", completed=0, total=total)
-        title = f"epoch {self._epoch + 1} of {self._total_epochs}: test"
-        self._beat(title, 0, total)
+        title = self._title("test")
+        self._heartbeat.begin(title, total)
+        self._task = title
         for done, batch in enumerate(batches, 1):
             yield batch
             self._progress.update(task, completed=done)
             self._beat(title, done, total)
 
-    def _beat(self, task: str, done: int, total: int, *, unit: str = "batch") -> None:
+    def _title(self, doing: str) -> str:
+        return f"epoch {self._epoch + 1} of {self._total_epochs}: {doing}"
+
+    def _begin_epoch(self) -> None:
+        """Training goes on from here: the time until its first step, in which much may be compiled, counts."""
+        self._task = self._title("training")
+        self._heartbeat.begin(self._task, unit="step")
+
+    def _beat(self, task: str, done: int, total: int) -> None:
         """Keep the lines going where there are no bars."""
-        if self._console.is_terminal:
-            return
         if task != self._task:
-            self._task = task
-            self._heartbeat.begin(task, total, unit=unit)
-        self._heartbeat.step(done, self._left())
+            self._begin_epoch()
+        if not self._console.is_terminal:
+            self._heartbeat.step(done, self._left(), total=total)
 
     def _left(self) -> str:
         """How long the epochs after the present one will take; "" before the first is done."""
@@ -121,6 +129,7 @@ class ProgressReporter(Reporter):
             self._console.print(f"epoch {row.epoch}: {row.alarm}", style="yellow", highlight=False)
         self._alarm, self._epoch = row.alarm, row.epoch
         self._seconds.append(row.seconds)
+        self._begin_epoch()
         self._heartbeat.spoke()
         if not self._console.is_terminal:
             alarm = f" · alarm {row.alarm}" if row.alarm else ""

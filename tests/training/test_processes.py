@@ -188,7 +188,7 @@ def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
         "    import ccf_plugin.training.loop as t\n"
         "    step = t.Loop._step\n"
         "    def dying(self, epoch, batch):\n"
-        "        if epoch == 2 and self.step == 2:\n"
+        "        if epoch == 2 and self.state.step == 2:\n"
         "            open('died', 'w').close()\n"
         f"            {death}\n"
         "        step(self, epoch, batch)\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
@@ -87,41 +88,49 @@ def test_an_epochs_line_names_its_alarm(run: Run) -> None:
     assert line.endswith("alarm catastrophic overfitting; CAS falling")
 
 
+class _Timed(StringIO):
+    """What is printed, and when by a clock."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self.moments: list[float] = []
+
+    def write(self, text: str) -> int:
+        self.moments.append(self._clock())
+        return super().write(text)
+
+
 def test_where_nobody_watches_an_epoch_has_a_line_every_half_minute(run: Run) -> None:
     now = [0.0]
-    console, batch = Console(file=StringIO(), width=200), (torch.zeros(1), torch.zeros(1))
+    printed = _Timed(lambda: now[0])
+    reporter = ProgressReporter(Console(file=printed, width=200), clock=lambda: now[0])
+
+    def passes(seconds: int) -> None:
+        for _ in range(seconds):
+            now[0] += 1
+            reporter._heartbeat.look()  # as its thread does
+
     run.rows = []
-    reporter = ProgressReporter(console, clock=lambda: now[0])
     reporter.started(run)
-    moments = [0.0]
-
-    def lines() -> list[str]:
-        assert isinstance(console.file, StringIO)
-        return console.file.getvalue().splitlines()
-
-    def passes(seconds: float) -> None:
-        if len(lines()) > passes.said:  # type: ignore[attr-defined]
-            passes.said = len(lines())  # type: ignore[attr-defined]
-            moments.append(now[0])
-        now[0] += seconds
-
-    passes.said = len(lines())  # type: ignore[attr-defined]
-    for step in range(1, 101):  # a step of 4 seconds each
-        now[0] += 4
+    passes(100)  # compiling
+    for step in range(1, 101):
+        passes(4)
         reporter.step(1, step, 100)
-        passes(0)
-    for _ in reporter.evaluating([batch] * 10, 10):
+    for _ in reporter.evaluating([(torch.zeros(1), torch.zeros(1))] * 10, 10):
         passes(8)
-    passes(0)
-    assert max(after - before for before, after in pairwise([*moments, now[0]])) <= 32  # it looks at each step
-    said = lines()
-    assert "epoch 1 of 4: training, step 8 of 100 done, 28 s so far, about 5 min to go" in said
-    assert any(line.startswith("epoch 1 of 4: test, batch ") for line in said)
-    reporter.epoch_finished(replace(FIRST, seconds=480.0))
-    now[0] += 40
+    assert max(after - before for before, after in pairwise([0.0, *printed.moments, now[0]])) <= 30
+    said = printed.getvalue().splitlines()
+    assert "epoch 1 of 4: training, 30 s so far" in said
+    assert "epoch 1 of 4: training, step 12 of 100 done, 2 min so far, about 18 min to go" in said  # 150 s for 12
+    assert "epoch 1 of 4: test, batch 4 of 10 done, 40 s so far, about 60 s to go" in said
+    reporter.epoch_finished(replace(FIRST, seconds=580.0))
+    passes(29)
     reporter.step(2, 10, 100)
-    assert lines()[-1].startswith("epoch 2 of 4: training, step 10 of 100 done, ")
-    assert lines()[-1].endswith("then 2 epochs of about 8 min")
+    passes(1)
+    assert printed.getvalue().splitlines()[-1] == (
+        "epoch 2 of 4: training, step 10 of 100 done, 30 s so far, about 4 min to go, then 2 epochs of about 10 min"
+    )  # 30 s for 10, so 270 s for 90
 
 
 def test_a_terminal_names_it_once_above_the_bars(run: Run) -> None:
