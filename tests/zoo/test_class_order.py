@@ -193,8 +193,9 @@ def test_files_that_hold_no_names(content: bytes | None, says: str, tmp_path: Pa
 def test_a_known_list_in_another_order_is_said(tmp_path: Path) -> None:
     from timm.data import ImageNetInfo
 
-    wnids = ImageNetInfo().label_names()
-    words = [ImageNetInfo().label_name_to_description(wnid).split(",")[0] for wnid in wnids]
+    table = ImageNetInfo()
+    wnids = table.label_names()
+    words = [table.label_name_to_description(wnid).split(",")[0] for wnid in wnids]
     assert order_of_known_list(CIFAR10_CLASSES) is None
     assert order_of_known_list(CIFAR10_CLASSES[::-1]) == "CIFAR-10"
     assert order_of_known_list(["airplane", "automobile"]) is None
