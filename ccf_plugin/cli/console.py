@@ -129,13 +129,15 @@ def open_console(*, stderr: bool = False) -> Console:
 
 def check_names(*models: str, checkpoint: Path | None = None) -> None:
     """Raise InputError for models and weights that are not there, before torch is imported."""
-    from ccf_plugin.measuring.names import check_file, check_model, is_result
+    from ccf_plugin.files import given_path
+    from ccf_plugin.measuring.names import check_model, is_result
+    from ccf_plugin.zoo.folders import check_file
 
     for model in models:
         if not is_result(model):
             check_model(model)
     if checkpoint is not None:
-        check_file(checkpoint)
+        check_file(given_path(checkpoint))
 
 
 def with_interval(share: float, interval: tuple[float, float] | None) -> str:

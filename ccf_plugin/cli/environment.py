@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -39,25 +38,19 @@ def describe() -> dict[str, Any]:
     """Versions, the machine, its devices, and the extras: each one's version, None where it is not installed."""
     import torch
 
+    from ccf_plugin.engine.versions import installed_version
     from ccf_plugin.runs.environment import describe_environment
 
     ran = describe_environment(torch.device("cpu"), "float32")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
-        "ccf_plugin": _version("ccf_plugin"),
+        "ccf_plugin": installed_version("ccf_plugin"),
         **{name: ran[name] for name in ("python", "platform")},
         "processor": ran["device"],
         "threads": ran["threads"],
         "gpus": ", ".join(gpus) or None,
         "cuda": torch.version.cuda,
-        "libraries": {name: _version(name) for name in _LIBRARIES},
-        "extras": {extra: _version(library) for extra, library in _EXTRAS.items()},
+        "libraries": {name: installed_version(name) for name in _LIBRARIES},
+        "extras": {extra: installed_version(library) for extra, library in _EXTRAS.items()},
         "variables": ran["variables"],
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

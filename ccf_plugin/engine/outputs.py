@@ -123,11 +123,6 @@ def which_logits(entries: Sequence[Entry], note: str = "", remedy: str = "") -> 
     )
 
 
-def logit_candidates(output: Any) -> list[Tensor]:
-    """All that may be logits in a model's output, as (N, K); see `output_entries`."""
-    return [entry.logits for entry in output_entries(output)]
-
-
 def describe_output(output: Any) -> str:
     """An output in words: its shape, or its type and what it holds."""
     if isinstance(output, Tensor):

@@ -114,7 +114,7 @@ class Comparison:
             "second": _figures(self.second),
             "difference": self.differences,
             "accuracy_tests": describe_tests(self.accuracy_tests),
-            "matrix_difference": [[None if np.isnan(v) else float(v) for v in row] for row in self.matrix],
+            "matrix_difference": plain(self.matrix),
             "class_names": list(self.first.names),
             "lost": self._described(self.lost(pairs)),
             "gained": self._described(self.gained(pairs)),
@@ -140,7 +140,7 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
 
     Args:
         bootstrap: resample the test images so many times for 95 % intervals of CAS, its excess and
-            their differences, and for bands of all pairs at once (``measure.paired``); no attack is run again.
+            their differences, and for bands of all pairs at once (``measuring.paired``); no attack is run again.
 
     Raises:
         InputError: other classes, data, count or attack (what differs is named); ``bootstrap`` of results from files,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import device_of, evaluation_mode
 from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.engine.precision import Precision
+from ccf_plugin.engine.versions import installed_versions
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
@@ -158,9 +157,4 @@ def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bo
 
 def versions() -> dict[str, str]:
     """Of this package, torch, numpy, and those of the ecosystem's libraries that took part."""
-    names = [*_ALWAYS, *(name for name in _LIBRARIES if name in sys.modules)]
-    known: dict[str, str] = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):  # used from a source folder
-            known[name] = metadata.version(name)
-    return known
+    return installed_versions([*_ALWAYS, *(name for name in _LIBRARIES if name in sys.modules)])

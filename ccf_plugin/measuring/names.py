@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.files import given_path
 from ccf_plugin.zoo.sources import loadable
 from ccf_plugin.zoo.sources.runs import checkpoint_at
 from ccf_plugin.zoo.specs import find
@@ -32,11 +30,3 @@ def check_model(name: str) -> None:
         checkpoint_at(name)
     else:
         entry[0].check(entry[1])
-
-
-def check_file(path: Path) -> None:
-    """Raise InputError where there is no such file of weights."""
-    path = given_path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise InputError(f"{path}: expected a checkpoint file, found {found}; check the path")

@@ -37,8 +37,7 @@ _SETTLED = {
     *("clean", "attack", "norm", "eps", "step_size", "steps", "seed", "precision", "data", "limit", "head", "output"),
     *("instances", "batch_size", "checkpoint", "pretrained", "device", "model_dir", "data_root", "download"),
 }
-# Of these (in Linf) a batch's examples do not depend on the other batches of the pass, on a CPU; others draw their
-# noise batch by batch.
+# Of these (in Linf) the examples of an image do not depend on its batch, on a CPU; of others that is not assumed.
 _WHATEVER_THE_BATCHES = ("FGSM", "BIM", "PGD")
 
 

@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from importlib import metadata
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
 from ccf_plugin.engine.outputs import Choice
+from ccf_plugin.engine.versions import installed_versions
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
@@ -310,7 +310,7 @@ class CrossClassProbe:
             head=next((process.head for process in processes if process.head is not None), None),
             model_mode=_only({mode for mode, _ in seen}),
             precision=_only({precision for _, precision in seen}),
-            versions={"torch": torch.__version__, "numpy": np.__version__, **_own_version()},
+            versions={"torch": torch.__version__, "numpy": np.__version__, **installed_versions(["ccf_plugin"])},
             samples=None if samples is None else samples.on_host(),
         )
         if result.missing_classes:
@@ -517,10 +517,3 @@ class _Process(NamedTuple):
 
 def _only(values: set[str]) -> str | None:
     return next(iter(values)) if len(values) == 1 else "mixed" if values else None
-
-
-def _own_version() -> dict[str, str]:
-    try:
-        return {"ccf_plugin": metadata.version("ccf_plugin")}
-    except metadata.PackageNotFoundError:  # used from a source folder
-        return {}

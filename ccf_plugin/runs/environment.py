@@ -7,12 +7,12 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ccf_plugin.engine.versions import installed_version
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import write_json
 from ccf_plugin.runs.layout import ENVIRONMENT
@@ -28,12 +28,6 @@ def running_command() -> list[str]:
 
 def describe_environment(device: torch.device, precision: str, command: list[str] | None = None) -> dict[str, Any]:
     """What a run ran on: versions, hardware, threads, and the command."""
-    versions = {}
-    for name in _VERSIONS_OF:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "unknown"
     return {
         "command": command or running_command(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -42,7 +36,7 @@ def describe_environment(device: torch.device, precision: str, command: list[str
         "python": platform.python_version(),
         "platform": platform.platform(),
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
-        "versions": versions,
+        "versions": {name: installed_version(name) or "unknown" for name in _VERSIONS_OF},
     }
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError, one_line, some_of
 from ccf_plugin.files import write_atomically
-from ccf_plugin.zoo.weight_files import check_file, damaged, plain_key, read_content, state_dicts
+from ccf_plugin.zoo.folders import check_file
+from ccf_plugin.zoo.weight_files import damaged, plain_key, read_content, state_dicts
 
 FORMAT = 1
 METADATA_KEY = "ccf_plugin"

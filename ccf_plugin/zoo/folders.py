@@ -1,10 +1,11 @@
-"""Where data sets and models lie: what was given, else an environment variable, else a folder here."""
+"""Where data sets, models and weights lie, answered by paths alone. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from ccf_plugin.errors import InputError
 from ccf_plugin.files import given_path
 
 # The variable, and the folder where it is not set.
@@ -16,3 +17,20 @@ def folder_from(given: str | Path | None, default: tuple[str, str]) -> Path:
     """The path that was given; where that is None, the variable's, and where it is not set or empty, the default."""
     variable, folder = default
     return given_path(given if given is not None else os.environ.get(variable) or folder)
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError unless a file that may be a checkpoint lies there."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"{path}: expected a checkpoint file, found {found}; check the path")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: expected a checkpoint file, found an empty one; download or save it again")
+    if is_web_page(path):
+        raise InputError(f"{path}: expected a checkpoint file, found a web page; download it again")
+
+
+def is_web_page(path: Path) -> bool:
+    """Whether ``path`` holds HTML: what a failed download leaves under the name of a checkpoint."""
+    with path.open("rb") as file:
+        return file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<head"))

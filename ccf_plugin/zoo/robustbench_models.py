@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.checkpoints import check_finite
 from ccf_plugin.zoo.containment import quiet, weights_only
+from ccf_plugin.zoo.folders import is_web_page
 from ccf_plugin.zoo.image_files import Preprocess
 from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
 from ccf_plugin.zoo.sources import LoadedModel
-from ccf_plugin.zoo.weight_files import is_web_page, refusal
+from ccf_plugin.zoo.weight_files import refusal
 
 _DEFAULT = ("cifar10", "Linf")
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}

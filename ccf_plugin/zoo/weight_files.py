@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.zoo.containment import weights_only
+from ccf_plugin.zoo.folders import check_file
 
 StateDicts = dict[tuple[str, ...], dict[str, Tensor]]
 """The tensors of each mapping in a file, by the keys that lead to it."""
@@ -67,23 +68,6 @@ def state_dicts(content: object) -> StateDicts:
 def plain_key(key: str) -> str:
     """A state dict's key without what torch.compile, FSDP and activation checkpointing put into it."""
     return _OF_WRAPPERS.sub("", key)
-
-
-def check_file(path: Path) -> None:
-    """Raise InputError unless a file that may be a checkpoint lies there."""
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise InputError(f"{path}: expected a checkpoint file, found {found}; check the path")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: expected a checkpoint file, found an empty one; download or save it again")
-    if is_web_page(path):
-        raise InputError(f"{path}: expected a checkpoint file, found a web page; download it again")
-
-
-def is_web_page(path: Path) -> bool:
-    """Whether ``path`` holds HTML: what a failed download leaves under the name of a checkpoint."""
-    with path.open("rb") as file:
-        return file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<head"))
 
 
 def refusal(error: BaseException, path: Path | None = None) -> str:

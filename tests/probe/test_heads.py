@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from ccf_plugin import CrossClassProbe, InputError
-from ccf_plugin.engine.outputs import logit_candidates
+from ccf_plugin.engine.outputs import output_entries
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 
@@ -244,7 +244,7 @@ def test_head_is_found_and_gives_the_logits(build: Callable[[], nn.Module], name
         latest = probe._read(probe._take_record())
     logits = latest.logits
     assert logits.shape == (N, K)
-    assert any(torch.equal(logits, one) for one in logit_candidates(output))
+    assert any(torch.equal(logits, entry.logits) for entry in output_entries(output))
     assert latest.features.shape == (N, probe.head.features)
     # g Wᵀ + b = logits: what is left is one bias for all samples
     rest = logits.double() - latest.features.double() @ latest.weight.double().T

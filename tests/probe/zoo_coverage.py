@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from ccf_plugin import CrossClassProbe, InputError
-from ccf_plugin.engine.outputs import logit_candidates
+from ccf_plugin.engine.outputs import output_entries
 
 TABLES = Path(__file__).parent / "coverage_tables"
 SECONDS = 600
@@ -72,7 +72,7 @@ def cover(name: str, model: nn.Module, size: tuple[int, int, int], stands_for: i
     head = probe.head
     assert head is not None
     assert latest.weight is not None
-    assert any(torch.equal(latest.logits, logits) for logits in logit_candidates(output))
+    assert any(torch.equal(latest.logits, entry.logits) for entry in output_entries(output))
     rest = latest.logits.double() - latest.features.double() @ latest.weight.double().T
     error = float((rest - rest[:1]).abs().max() / latest.logits.abs().max().clamp(min=1e-30))
     return Row(
