@@ -40,6 +40,7 @@ def test_autoattack_from_the_command_line(ccf: Ccf, digits_run: Path) -> None:
     assert "points more than AutoAttack; over 10 points would suggest gradient masking" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_is_continued(digits_run: Path, tmp_path: Path, ccf: Ccf) -> None:
     arguments = ["evaluate", str(digits_run), "--steps", "60", "--batch-size", "15", "--out", "here"]
     file = tmp_path / "here.json"

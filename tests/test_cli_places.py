@@ -179,9 +179,10 @@ COMMANDS = {
         "json",
     ),
 }
+SLOW = {"bench"}  # 15 s
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in COMMANDS])
 def test_every_command_keeps_what_is_there(ccf: Ccf, model: Path, tmp_path: Path, name: str) -> None:
     command, change, suffix = COMMANDS[name]
     assert ccf(*command)[0] in (0, 1)

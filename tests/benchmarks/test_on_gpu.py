@@ -23,6 +23,7 @@ def _run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_rows_leave_json_and_a_table(tmp_path: Path) -> None:
     done = _run(tmp_path, "--device", "cpu", "--only", "instance_cas,evaluation")
     assert done.returncode == 0, done.stderr

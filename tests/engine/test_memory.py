@@ -22,6 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_freed_memory_is_used_again_without_the_system() -> None:
     def faults(keep: bool) -> int:

@@ -313,12 +313,12 @@ def test_a_figure_is_saved_as_a_picture(visit: Open) -> None:
     ("name", "scheme", "device"),
     [
         ("one", "light", DESKTOP),
-        ("one", "dark", PHONE),
+        pytest.param("one", "dark", PHONE, marks=pytest.mark.slow),
         ("two", "dark", DESKTOP),
         ("two", "light", PHONE),
-        ("hundred", "light", PHONE),
+        pytest.param("hundred", "light", PHONE, marks=pytest.mark.slow),
         ("evidence", "light", DESKTOP),
-        ("evidence", "dark", PHONE),
+        pytest.param("evidence", "dark", PHONE, marks=pytest.mark.slow),
     ],
 )
 def test_everybody_can_read_it(visit: Open, name: str, scheme: str, device: dict[str, Any]) -> None:

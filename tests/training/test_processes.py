@@ -96,7 +96,8 @@ CONFIGURED = {
 }
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_accelerates_environment_changes_nothing_and_is_told(
     processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def test_three_processes_and_a_last_batch_of_two(tmp_path: Path) -> None:
     _assert_equal_within_rounding(tmp_path / "three", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it_and_another_number_of_processes_resumes(alone: Path, tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -170,12 +172,11 @@ def test_accelerate_launches_it_and_another_number_of_processes_resumes(alone: P
     _assert_equal_within_rounding(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("death", "cause", "resumed_by"),
     [
-        pytest.param(
-            "raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"], marks=pytest.mark.slow, id="error"
-        ),
+        pytest.param("raise RuntimeError('cosmic ray')", "cosmic ray", [*TORCHRUN, "3"], id="error"),
         pytest.param("os.kill(os.getpid(), 9)", "SIGKILL", [], id="kill"),
     ],
 )
@@ -206,6 +207,7 @@ def test_a_process_that_dies_ends_the_job_and_another_number_of_them_resumes(
     _assert_equal_within_rounding(out, alone)
 
 
+@pytest.mark.slow
 def test_probing_on_two_processes_gives_the_result_of_one(alone: Path, tmp_path: Path) -> None:
     model = ["python:processes_model:layer_norm_network", "--checkpoint", str(alone / "best.safetensors")]
     data = ["--data", "digits", "--limit", "41", "--clean", "--instances", "--batch-size", "8"]

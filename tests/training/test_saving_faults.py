@@ -93,7 +93,7 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "call", ["write", "replace", *(pytest.param(one, marks=pytest.mark.slow) for one in ("open", "fsync"))]
+    "call", ["write", *(pytest.param(name, marks=pytest.mark.slow) for name in ("replace", "open", "fsync"))]
 )
 def test_a_disk_that_is_full_at_any_call_of_a_save_costs_that_epoch_at_most(
     call: str, whole: Run, one_epoch: Path, tmp_path: Path

@@ -159,6 +159,7 @@ def test_unknown_names(spec: str, message: str) -> None:
         load_model(f"robustbench:{spec}")
 
 
+@pytest.mark.slow
 def test_a_clean_interpreter_imports_it_quietly() -> None:
     """robustbench 1.1.1 imports ``autoattack``, which its dependency calls ``pyautoattack``."""
     code = (
