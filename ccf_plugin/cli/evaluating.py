@@ -118,7 +118,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
 
-@options.with_settings("clean", "attack", "norm", *OWN_WEIGHTS, "pretrained")
+@options.with_settings("clean", "attack", "norm", *OWN_WEIGHTS, "pretrained", "downscale")
 def leaderboard(
     dataset: Annotated[
         str, typer.Option(rich_help_panel=DATA, help="RobustBench's: cifar10, cifar100 or imagenet.")

@@ -22,7 +22,8 @@ from ccf_plugin.runs.environment import running_command
 from ccf_plugin.threat import file_pixels, show_pixels
 from ccf_plugin.zoo.datasets import Split
 
-_TOLD_BY = {"checkpoint": "weights", "device": "weights", "data": "images", "limit": "images"}
+_TOLD_BY = {"checkpoint": "weights", "device": "weights", "data": "images", "limit": "images", "downscale": "images"}
+_OF_IMAGES = ("data", "limit", "downscale")
 _LOOKED_AT = 256  # of images that stay on disk
 _PIXELS = ("eps", "step_size")
 _LONGEST_PART = 40
@@ -80,7 +81,7 @@ def in_words(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for name, (before, after) in differences(there, now).items():
         prefix, field = _split(name)
         if field in ("weights", "images"):
-            described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else ("data", "limit"))]
+            described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else _OF_IMAGES)]
             known = [other for other in described if old.get(other) != new.get(other)]
             told.append(f"other {_label(name)}")
             told += [_there_and_now(other, old.get(other), new.get(other)) for other in known]
@@ -148,6 +149,8 @@ def _part(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if old.get(f"{prefix}limit") != new.get(f"{prefix}limit"):
             limit = new.get(f"{prefix}limit")
             parts.append("all" if limit is None else f"limit{limit}")
+        if old.get(f"{prefix}downscale") != new.get(f"{prefix}downscale"):
+            parts.append(f"downscale{new.get(f'{prefix}downscale') or 1}")
         return "-".join(parts) or f"images-{str(value)[:8]}"
     if field == "precision":
         return _slug(str(value))
