@@ -23,23 +23,19 @@ TABLE = Table(
 
 
 def test_latex_is_a_booktabs_tabular_whose_text_is_escaped() -> None:
-    assert (
-        TABLE.latex().decode().splitlines()
-        == [
-            "% needs \\usepackage{booktabs}",
-            "% Of 2 runs under attack",
-            r"\begin{tabular}{lrrr}",
-            r"\toprule",
-            r"run & epochs & RA & CAS \\",
-            r"\midrule",
-            r"TRADES\_1 \& co & 200 & 51.2\% $\pm$ 0.4\% & $-$1.25 \\",
-            r"\quad best | last &  & 50.0\% &  \\",
-            r"PGD-20 of eps 8/255 & 3 & 40.0\% to $-$1 &  \\",
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    assert TABLE.latex().decode().splitlines() == [
+        "% needs \\usepackage{booktabs}",
+        "% Of 2 runs under attack",
+        r"\begin{tabular}{lrrr}",
+        r"\toprule",
+        r"run & epochs & RA & CAS \\",
+        r"\midrule",
+        r"TRADES\_1 \& co & 200 & 51.2\% $\pm$ 0.4\% & $-$1.25 \\",
+        r"\quad best | last &  & 50.0\% &  \\",
+        r"PGD-20 of eps 8/255 & 3 & 40.0\% to $-$1 &  \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 @pytest.mark.parametrize("letter", "&%$#_{}\\~^<>±×−→εΔρ")

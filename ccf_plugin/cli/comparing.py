@@ -82,9 +82,7 @@ def compare(
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None,
-        options.out_option(
-            "Where <out>.json and the picture go. Default: results/<A>-against-<B>-<attack or clean>"
-        ),
+        options.out_option("Where <out>.json and the picture go. Default: results/<A>-against-<B>-<attack or clean>"),
     ] = None,
     formats: options.FormatsWithTable = None,
     force: options.Force = False,
@@ -289,9 +287,7 @@ def saliency(
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None,
-        options.out_option(
-            "Where <out>.json and the picture go. Default: results/<BEST>-<LAST>-saliency-<attack>"
-        ),
+        options.out_option("Where <out>.json and the picture go. Default: results/<BEST>-<LAST>-saliency-<attack>"),
     ] = None,
     formats: options.Formats = None,
     force: options.Force = False,

@@ -60,9 +60,7 @@ def probe(
     vmax: options.VMax = None,
     out: Annotated[
         Path | None,
-        options.out_option(
-            "Where <out>.npz, .json and the picture go. Default: results/<model>-<attack or clean>"
-        ),
+        options.out_option("Where <out>.npz, .json and the picture go. Default: results/<model>-<attack or clean>"),
     ] = None,
     formats: options.Formats = None,
     force: options.Force = False,

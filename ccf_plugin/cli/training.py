@@ -80,9 +80,7 @@ def sweep(
     allow_change: AllowChange = None,
     formats: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="FORMATS", help="Write the closing table, <out>/sweep.tex, .md or .csv."
-        ),
+        typer.Option("--format", metavar="FORMATS", help="Write the closing table, <out>/sweep.tex, .md or .csv."),
     ] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
     download: options.Download = False,
