@@ -1,4 +1,4 @@
-"""What is installed: the version, the typing marker, the shipped recipes, and a README whose claims hold."""
+"""What is installed: the version, the typing marker, the shipped recipes, and documents that name what there is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from support.documents import PAGES
 
 import ccf_plugin
 from ccf_plugin.training.recipe_files import shipped_recipes
@@ -22,9 +23,8 @@ def test_the_names_that_are_promised_exist() -> None:
         ccf_plugin.CrossClassProbes  # noqa: B018
 
 
-def test_readme_and_guide_import_public_names_alone() -> None:
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    lines = [line.strip() for path in documents for line in path.read_text().splitlines()]
+def test_documents_import_public_names_alone() -> None:
+    lines = [line.strip() for path in PAGES for line in path.read_text("utf-8").splitlines()]
     imports = [line for line in lines if re.match(r"(from|import) ccf_plugin", line)]
     assert imports
     for line in imports:
@@ -66,11 +66,3 @@ def test_the_table_of_recipes_names_each_one() -> None:
     table = (ROOT / "recipes" / "README.md").read_text()
     for name in shipped_recipes():
         assert f"`{name}`" in table
-
-
-def test_files_that_the_readme_names_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"ccf train (?:recipes/)?([a-z_0-9]+)", text):
-        assert name in shipped_recipes(), name
