@@ -66,3 +66,23 @@ def test_the_table_of_recipes_names_each_one() -> None:
     table = (ROOT / "recipes" / "README.md").read_text()
     for name in shipped_recipes():
         assert f"`{name}`" in table
+
+
+def test_what_is_not_on_pypi_is_not_advised_as_if_it_were() -> None:
+    """Anyone could register the name: an extra is installed from a clone, as ``errors._INSTALL`` alone says."""
+    texts = [*PAGES, *(ROOT / "ccf_plugin").rglob("*.py"), *(ROOT / "recipes").rglob("*.toml")]
+    lines = [line.strip() for path in texts for line in path.read_text("utf-8").splitlines()]
+    advised = [line for line in lines if re.search(r"pip install\b.*\bccf_plugin(\[|\s|'|`|$)", line)]
+    assert [line for line in advised if "clone" not in line and "git+" not in line] == []
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "ccf_plugin").rglob("*.py"))
+    named = re.findall(r'missing_extra\("[^"]*", "([^"]*)", "([^"]*)"\)', sources)
+    assert len(named) == sources.count("missing_extra(") - 1  # its definition
+    for library, extra in named:
+        assert any(line.startswith(library) for line in extras[extra]), (library, extra)
+    advised = re.findall(r"\.\[([a-z]+)\]", "".join(path.read_text("utf-8") for path in PAGES))
+    assert advised
+    assert set(advised) <= set(extras)
