@@ -28,6 +28,8 @@ ARRAYS: dict[str, Any] = {
     "confusion_adversarial": np.int64,
     "confusion_unnamed": np.int64,
 }
+PREFIX = "without_part_"  # of the arrays of `jackknife.WithoutParts`, those of I-CAS last
+PARTS = tuple(PREFIX + name for name in ("matrix", "chance", "instance_rows", "instance_columns"))
 BITS = ("correct_clean", "correct")  # one bit an image, eight to a byte
 _NUMBER = float | int | None
 _PLAIN_FIELDS: dict[str, Any] = {
@@ -122,7 +124,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         described = {**_LATER_FIELDS, **json.loads(description.read_text(encoding="utf-8"))}
         version = int(described["format"])
         with np.load(npz, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in (*ARRAYS, *BITS) if name in archive.files}
+            arrays = {name: archive[name] for name in (*ARRAYS, *PARTS, *BITS) if name in archive.files}
         if version > FORMAT:
             raise InputError(
                 f"expected a result of format {FORMAT} or older, found {version} in {description}; update ccf_plugin"
@@ -160,6 +162,12 @@ def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
             raise ValueError(f"infinite numbers in {name}")
         if array.dtype == np.int64 and (array < 0).any():
             raise ValueError(f"negative numbers in {name}")
+    for name in arrays.keys() & set(PARTS):
+        checked[name] = arrays[name].astype(np.float32, casting="same_kind")
+        parts = arrays[PARTS[0]].shape[1]
+        shape = (classes, parts) if name == PARTS[1] else (classes, parts, classes)
+        if checked[name].shape != shape or np.isinf(checked[name]).any() or PARTS[1] not in arrays:
+            raise ValueError(f"{name} of shape {checked[name].shape}, or with infinite numbers")
     for name in BITS:
         if name in arrays:
             number = int(checked["counts"].sum())

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.files import flattened
+from ccf_plugin.measuring.paired import paired_intervals
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics
+from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics, metric_of
 from ccf_plugin.runs.reading import RunFiles, Track
+
+_PERCENT, _FIGURE = (metric_of(name).in_report for name in ("test_robust_accuracy", "cas"))
 
 
 def headline() -> list[Metric]:
@@ -55,6 +58,7 @@ def summarise(run: RunFiles, track: Track) -> str:
         f"last evaluated at {at(last)}",
     ]
     parts += what_moved(track, last)
+    parts += with_intervals(track)
     if not track.suffix:
         parts += alarms_in_words(track.rows) or ["no alarm in the log"]
     return "; ".join(parts) + "."
@@ -86,6 +90,27 @@ def what_moved(track: Track, last: EpochRow) -> list[str]:
     if ratios:
         moved.append(f"{' and '.join(ratios)}, in variances of the logits")
     return moved
+
+
+def with_intervals(track: Track) -> list[str]:
+    """RA and CAS at the best and the last epoch with their 95 % intervals, and the difference's where both have one."""
+    shown = [
+        f"{heading} {write(low)} to {write(high)} at epoch {epoch}"
+        for heading, name in (("RA", "robust_accuracy"), ("CAS", "cas"), ("CAS beyond chance", "cas_excess"))
+        for write in (_PERCENT if name == "robust_accuracy" else _FIGURE,)
+        for epoch, result in track.ends.items()
+        if (interval := result.interval(name)) is not None
+        for low, high in (interval,)
+    ]
+    parts = [f"95 % intervals over other images: {', '.join(shown)}"] if shown else []
+    if len(track.ends) == 2 and (paired := paired_intervals(*track.ends.values())) is not None:
+        low, high = paired.cas[2]
+        bands = paired.bands
+        parts.append(
+            f"of the best less the last CAS {_FIGURE(low)} to {_FIGURE(high)}; {bands.surviving_pairs} of "
+            f"{bands.pairs} pairs of classes differ, at {bands.level:.0%} together".replace("%", " %")
+        )
+    return parts
 
 
 def _signed(value: float, form: str) -> str:
