@@ -141,23 +141,21 @@ def paired_intervals(
         InputError: fewer than two draws; a level outside (0, 1).
     """
     check_resampling(bootstrap, level)
-    drawn = [side.resampled for side in (first, second)]
     parts = [side.without_parts for side in (first, second)]
-    if drawn[0] is None or drawn[1] is None or parts[0] is None or parts[1] is None:
+    if parts[0] is None or parts[1] is None:
         return None
 
     def intervals(name: str) -> Intervals | None:
         sides = [side.interval(name, level) for side in (first, second)]
-        if sides[0] is None or sides[1] is None:
+        variance = first.variance_of(name, second)
+        if sides[0] is None or sides[1] is None or variance is None:
             return None
-        apart = getattr(drawn[0], name) - getattr(drawn[1], name)
         difference = getattr(first, name) - getattr(second, name)
-        noise = first.noise_of(name) + second.noise_of(name)
-        return sides[0], sides[1], interval_around(difference, apart, level, noise)
+        return sides[0], sides[1], interval_around(difference, variance, level)
 
     difference = first.matrix - second.matrix
-    apart = deviations(parts[0].matrix) - deviations(parts[1].matrix)
-    half_width = simultaneous_bands(difference, apart, draws=bootstrap, level=level, seed=seed)
+    moves = deviations(parts[0].matrix) - deviations(parts[1].matrix)
+    half_width = simultaneous_bands(difference, moves, draws=bootstrap, level=level, seed=seed)
     cas = intervals("cas")
     assert cas is not None  # noqa: S101  (CAS is a number)
     bands = PairBands(difference, half_width, level, bootstrap)

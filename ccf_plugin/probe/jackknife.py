@@ -9,7 +9,6 @@ enough to be kept with each result, and two models on the same images have the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -31,26 +30,13 @@ PARTS = 20  # of a class with images: with fewer images than that in one class t
 _MOST_BYTES = 2**26  # of the sums over the parts, on the device that measures
 _MOST_KEPT = 2**20  # numbers in a result's file
 _AT_ONCE = 2**21  # numbers in memory
+_MAY_BE_POSITIVE = 2.0  # standard deviations below 0
 
 
 def number_of_parts(classes: int, features: int) -> int:
     """``PARTS``, or 1 where so many sums would take too much memory: for 1,000 classes there are no intervals."""
     is_small = PARTS * classes * features * 8 <= _MOST_BYTES and PARTS * classes**2 <= _MOST_KEPT
     return PARTS if is_small else 1
-
-
-@dataclass(frozen=True, eq=False)
-class Resampled:
-    """CAS, by how much CAS by chance moved, and I-CAS, in each draw: (B,) float64."""
-
-    cas: NDArray[np.float64]
-    chance: NDArray[np.float64]
-    instance_cas: NDArray[np.float64] | None
-
-    @property
-    def cas_excess(self) -> NDArray[np.float64]:
-        """CAS beyond chance, but for a constant."""
-        return self.cas - self.chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,29 +75,36 @@ class WithoutParts:
         chance = torch.where(has_rest.view(classes, parts), chance, torch.nan)
         return cls(matrix.float().numpy(), chance.float().numpy())
 
-    def resampled(
-        self, matrix: NDArray[np.float64], instances: NDArray[np.float64] | None, *, draws: int, seed: int
-    ) -> Resampled:
-        """CAS, CAS by chance and I-CAS as other images would have them, so often (a multiplier bootstrap).
+    def apart(
+        self, name: str, matrix: NDArray[np.float64], instances: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64] | None:
+        """By how much a figure differs without each part, (K, G); the squares add up to its variance.
 
-        The jackknife itself would say of a CAS of 0 that it is 0 with other images too, wherever no C[i, j] becomes
-        positive without one part. So C + Z is drawn, which moves as C does, and CAS is taken of it.
+        Two models on the same images have the same parts, so that the squares of the differences add up to the
+        variance of a difference. Of max(C[i, j], 0) it is C[i, j] that moves, where C[i, j] is positive or less than
+        two standard deviations below: other images may make it positive, though none of these parts does.
 
         Args:
+            name: "cas", "cas_excess" or "instance_cas".
             matrix, instances: C and the instance matrix, (K, K) float64, which this is of.
-            draws: two or more.
-            seed: of the draws. Results of the same images have the same with the same seed.
+
+        Returns:
+            None for I-CAS where it was not measured.
         """
-        apart, moves = deviations(self.chance), deviations(self.matrix)
-        chance, cas = [], []
-        for normal, moved in _moves(moves, moves, draws, seed):
-            cas.append(_cas(matrix + moved))
-            chance.append(np.tensordot(normal, apart, 2))
-        of_instances = None
-        if instances is not None and self.instance_rows is not None and self.instance_columns is not None:
-            rows, columns = deviations(self.instance_rows), deviations(self.instance_columns)
-            of_instances = np.concatenate([_cas(instances + moved) for _, moved in _moves(rows, columns, draws, seed)])
-        return Resampled(np.concatenate(cas), np.concatenate(chance), of_instances)
+        if name == "instance_cas":
+            if instances is None or self.instance_rows is None or self.instance_columns is None:
+                return None
+            return _apart(instances, deviations(self.instance_rows), deviations(self.instance_columns))
+        moves = deviations(self.matrix)
+        found = _apart(matrix, moves, moves)
+        return found if name == "cas" else found - deviations(self.chance)
+
+
+def _apart(matrix: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    spread = np.sqrt(np.square(rows).sum(1) + np.square(columns).sum(1).T)
+    moves = np.nan_to_num(matrix, nan=-np.inf) > -_MAY_BE_POSITIVE * spread
+    np.fill_diagonal(moves, False)
+    return np.asarray(np.einsum("cgj,cj->cg", rows, moves) + np.einsum("cgj,jc->cg", columns, moves))
 
 
 def _are_enough(counts: Tensor) -> bool:
@@ -135,49 +128,10 @@ def deviations(without: NDArray[np.floating]) -> NDArray[np.float64]:
     return (values - values.mean(1, keepdims=True)) * math.sqrt(1 - 1 / PARTS)
 
 
-def interval_around(figure: float, drawn: NDArray[np.float64], level: float, noise: float = 0.0) -> Interval:
-    """The interval of a figure as measured, with the spread of what was drawn and without its shift.
-
-    A CAS of C + Z is larger than that of C, since noise makes C[i, j] of about 0 positive; but so was C measured.
-
-    Args:
-        figure: as measured.
-        drawn: the same of each draw, perhaps but for a constant, (B,).
-        level: the interval's probability. The spread of few parts is small by chance, for which the interval is as much
-            wider as Student's t is than the normal distribution.
-        noise: the variance of the figure itself with the same images.
-    """
-    low, middle, high = np.quantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2]).tolist()
-    wider, sure = student(level, PARTS - 1) / _normal(level), _normal(level) * math.sqrt(noise)
-    return figure - math.hypot(wider * (middle - low), sure), figure + math.hypot(wider * (high - middle), sure)
-
-
-def _normal(level: float) -> float:
-    return NormalDist().inv_cdf((1 + level) / 2)
-
-
-def _cas(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CAS of each of (b, K, K)."""
-    classes = matrices.shape[1]
-    contributions = np.nan_to_num(matrices).clip(min=0)
-    return np.asarray(contributions.sum((1, 2)) - contributions[:, range(classes), range(classes)].sum(1))
-
-
-def _moves(
-    rows: NDArray[np.float64], columns: NDArray[np.float64], draws: int, seed: int
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Normal numbers e, (b, K, G), and Z, (b, K, K), which moves as C does with other images; some draws at a time.
-
-    Z[i, j] = Σ_g e[i, g] rows[i, g, j] + e[j, g] columns[j, g, i], with the ``deviations`` of C's rows and columns,
-    (K, G, K) each: a multiplier bootstrap (Chernozhukov, Chetverikov and Kato 2013).
-    """
-    classes, parts, _ = rows.shape
-    rng, at_once = np.random.default_rng(seed), max(1, _AT_ONCE // classes**2)
-    for first in range(0, draws, at_once):
-        normal = rng.standard_normal((min(at_once, draws - first), classes, parts))
-        by_class = normal.transpose(1, 0, 2)
-        own, others = (np.matmul(by_class, side).transpose(1, 0, 2) for side in (rows, columns))
-        yield normal, own + others.transpose(0, 2, 1)
+def interval_around(figure: float, variance: float, level: float) -> Interval:
+    """The interval of a figure with such a variance: a normal one, wider by what so few parts leave open (Student)."""
+    half = student(level, PARTS - 1) * math.sqrt(variance)
+    return figure - half, figure + half
 
 
 def student(level: float, freedom: int) -> float:
@@ -250,24 +204,30 @@ def instances_without_parts(
 
 
 def simultaneous_bands(
-    matrix: NDArray[np.float64], apart: NDArray[np.float64], *, draws: int, level: float, seed: int
+    matrix: NDArray[np.float64], moves: NDArray[np.float64], *, draws: int, level: float, seed: int
 ) -> NDArray[np.float64]:
     """The half widths of bands of all pairs of classes at once, (K, K) float64; NaN on the diagonal and where C is.
 
-    They are a multiple of each pair's standard deviation that the largest |Z| / sd of all pairs stays below in
-    ``level`` of the draws (max-T, Westfall and Young 1993), and wider as in ``interval_around``.
+    With e[c, g] normal and independent, Z[i, j] = Σ_g e[i, g] moves[i, g, j] + e[j, g] moves[j, g, i] moves as C does
+    with other images (a multiplier bootstrap; Chernozhukov, Chetverikov and Kato 2013). The half width is a multiple of
+    each pair's standard deviation that the largest |Z| / sd of all pairs stays below in ``level`` of the draws (max-T,
+    Westfall and Young 1993), wider as in ``interval_around``.
 
     Args:
         matrix: C, or a difference of two, (K, K).
-        apart: ``deviations`` of it, (K, G, K).
+        moves: ``deviations`` of it, (K, G, K).
         draws: two or more.
     """
-    variance = np.square(apart).sum(1)
+    variance = np.square(moves).sum(1)
     sd = np.sqrt(variance + variance.T)
     varies = np.triu(sd > 0, 1)
-    largest = [
-        (np.abs(moved[:, varies]) / sd[varies]).max(1, initial=0.0) for _, moved in _moves(apart, apart, draws, seed)
-    ]
-    half = np.quantile(np.concatenate(largest), level) * sd * student(level, PARTS - 1) / _normal(level)
-    np.fill_diagonal(half, np.nan)
-    return np.where(np.isnan(matrix), np.nan, half)
+    rng, at_once, largest = np.random.default_rng(seed), max(1, _AT_ONCE // len(sd) ** 2), []
+    for first in range(0, draws, at_once):
+        normal = rng.standard_normal((len(sd), min(at_once, draws - first), PARTS))
+        half = np.matmul(normal, moves).transpose(1, 0, 2)
+        moved = half + half.transpose(0, 2, 1)
+        largest.append((np.abs(moved[:, varies]) / sd[varies]).max(1, initial=0.0))
+    wider = student(level, PARTS - 1) / NormalDist().inv_cdf((1 + level) / 2)
+    half_width = np.quantile(np.concatenate(largest), level) * wider * sd
+    np.fill_diagonal(half_width, np.nan)
+    return np.where(np.isnan(matrix), np.nan, half_width)

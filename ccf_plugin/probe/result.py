@@ -19,7 +19,7 @@ from ccf_plugin.probe.classes import class_index, top_pairs
 from ccf_plugin.probe.confidence import Confidence, wilson
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
-from ccf_plugin.probe.jackknife import Interval, Resampled, WithoutParts, check_level, interval_around
+from ccf_plugin.probe.jackknife import Interval, WithoutParts, check_level, interval_around
 from ccf_plugin.probe.null import PermutationNull, permutation_null
 from ccf_plugin.probe.result_files import (
     ARRAYS,
@@ -45,7 +45,6 @@ NO_PARTS = (
     "expected a result with intervals of CAS, found none: it has a class of fewer than 20 images, or more than 228 "
     "classes, or is of an older version; measure it anew with more images a class"
 )
-_DRAWN = 2**28  # numbers that all draws together multiply
 _LISTED_NULL = 100  # likewise for the three matrices of the null model, which the .npz has as two vectors
 
 
@@ -223,26 +222,33 @@ class CrossClassResult:
             return None
         if name in _ACCURACIES:
             return wilson(round(figure * total), total, level)
-        drawn = None if self.resampled is None else getattr(self.resampled, name)
-        if not math.isfinite(figure) or drawn is None:
+        variance = self.variance_of(name)
+        if variance is None:
             return None
-        low, high = interval_around(figure, drawn, level, self.noise_of(name))
+        low, high = interval_around(figure, variance, level)
         if name == "instance_cas" and low <= 0:
             return None  # nearest cosines of about 0, of which the jackknife tells too little
         most = len(self.matrix) * (len(self.matrix) - 1)
         return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
 
-    def noise_of(self, name: str) -> float:
-        """The variance of a figure with the same images: that of CAS by chance, of so many permutations."""
-        return self.null.cas_sd**2 / self.null.permutations if name == "cas_excess" else 0.0
+    def variance_of(self, name: str, other: CrossClassResult | None = None) -> float | None:
+        """The variance of "cas", "cas_excess" or "instance_cas" over other images; None where not known.
 
-    @cached_property
-    def resampled(self) -> Resampled | None:
-        """CAS, CAS by chance and I-CAS as other images would have them, by 200 to 1,000 draws; None where not known."""
-        if self.without_parts is None:
+        Args:
+            name: the figure.
+            other: of its difference from that of another model on the same images.
+        """
+        sides = [self, *([] if other is None else [other])]
+        apart = [
+            None if side.without_parts is None else side.without_parts.apart(name, side.matrix, side.instance_matrix)
+            for side in sides
+        ]
+        if apart[0] is None or apart[-1] is None or not all(math.isfinite(getattr(side, name)) for side in sides):
             return None
-        draws = min(max(_DRAWN // self.without_parts.matrix.size, 200), 1_000)
-        return self.without_parts.resampled(self.matrix, self.instance_matrix, draws=draws, seed=0)
+        moved = apart[0] if other is None else apart[0] - apart[-1]
+        # CAS by chance is a mean over permutations
+        noise = [side.null.cas_sd**2 / side.null.permutations for side in sides] if name == "cas_excess" else []
+        return float(np.square(moved).sum()) + sum(noise)
 
     def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
         """``interval`` of each figure, as plain values."""

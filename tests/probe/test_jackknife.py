@@ -122,16 +122,17 @@ def test_intervals_lie_around_the_figures_and_are_the_same_after_saving(tmp_path
         assert archive["without_part_matrix"].nbytes == 4 * 20 * 4 * 4
 
 
-def test_a_cas_of_zero_may_be_above_zero_with_other_images() -> None:
-    """C[0, 1] = -0.05, which no part makes positive, has a standard deviation of √(2 · 20 · 0.95) 0.02 = 0.123."""
-    rows = np.full((2, 20, 2), -0.05)
+@pytest.mark.parametrize(("similarity", "may_be_positive"), [(-0.05, True), (-0.2, True), (-0.3, False)])
+def test_a_cas_of_zero_may_be_above_zero_with_other_images(similarity: float, may_be_positive: bool) -> None:
+    """No part makes C[0, 1] positive; its standard deviation is √(2 · 20 · 0.95) 0.02 = 0.123."""
+    rows = np.full((2, 20, 2), similarity)
     rows[:, ::2] += 0.02
     rows[:, 1::2] -= 0.02
-    without = WithoutParts(rows, np.zeros((2, 20)))
-    drawn = without.resampled(np.array([[1.0, -0.05], [-0.05, 1.0]]), None, draws=20_000, seed=0).cas
-    low, high = interval_around(0.0, drawn, 0.95)
-    assert low == 0
-    assert high == pytest.approx(2 * (1.96 * 0.1233 - 0.05) * student(0.95, 19) / 1.96, rel=0.03)
+    apart = WithoutParts(rows, np.zeros((2, 20))).apart("cas", np.array([[1.0, similarity], [similarity, 1.0]]))
+    assert apart is not None
+    assert np.square(apart).sum() == pytest.approx(4 * 40 * 0.95 * 0.0004 if may_be_positive else 0.0)
+    low, high = interval_around(0.0, float(np.square(apart).sum()), 0.95)
+    assert high == -low == pytest.approx(2.093 * 2 * 0.1233 if may_be_positive else 0.0, rel=1e-3)
 
 
 def test_classes_without_images_are_left_out_and_those_of_few_have_no_interval() -> None:
