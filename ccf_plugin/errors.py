@@ -92,8 +92,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     typed = name.lower()
     close = get_close_matches(typed, by_lower, n=3, cutoff=0.55)
     begun = [option for option in by_lower if len(typed) > 2 and option.startswith(typed) and option not in close]
-    near = [by_lower[match] for match in (close + begun)[:3]]
-    return f"; did you mean {' or '.join(repr(option) for option in near)}?" if near else ""
+    nearest = [by_lower[match] for match in (close + begun)[:3]]
+    return f"; did you mean {' or '.join(repr(option) for option in nearest)}?" if nearest else ""
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:
