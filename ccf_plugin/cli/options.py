@@ -86,6 +86,9 @@ Classes = Annotated[
     Path | None,
     _option(DATA, "Class names, one a line, in the order of the labels. Default: the data's.", metavar="FILE"),
 ]
+Downscale = Annotated[
+    int | None, _option(DATA, "Take means of squares of so many pixels a side. Default: the run's own, else 1.")
+]
 DataRoot = Annotated[Path | None, _option(DATA, "Where the data sets lie. Default: the variable CCF_DATA, else data.")]
 Download = Annotated[bool, _option(DATA, "Fetch the data set where it is missing.", "--download")]
 BatchSize = Annotated[int, _option(DATA, "Images per pass.")]
@@ -126,6 +129,14 @@ def json_option(text: str) -> Any:
     return _option(OUTPUT, f"{text} Files are written with --out alone.", "--json")
 
 
+_FORMATS = "Of the picture: png, pdf, svg, with commas between{}. Default: --out's ending, else png."
+Formats = Annotated[str | None, _option(OUTPUT, _FORMATS.format(""), "--format", metavar="FORMATS")]
+FormatsWithTable = Annotated[
+    str | None,
+    _option(OUTPUT, _FORMATS.format("; and tex, md, csv of the table"), "--format", metavar="FORMATS"),
+]
+
+
 def out_option(text: str) -> Any:
     """``--out`` of a command whose files ``places.Place`` keeps apart."""
     return _option(OUTPUT, f"{text}, and what differs where that name is a result of other conditions.")
@@ -147,6 +158,7 @@ _SETTING_OPTIONS: dict[str, Any] = {
     "data": Data,
     "classes": Classes,
     "limit": Limit,
+    "downscale": Downscale,
     "data_root": DataRoot,
     "download": Download,
     "batch_size": BatchSize,
@@ -170,7 +182,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     """Give a command, in place of its parameter ``settings``, an option for each of ``measuring.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 26 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 27 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()

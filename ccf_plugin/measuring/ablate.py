@@ -105,7 +105,7 @@ def ablate(
     threat = subject.describe_attack() if attacked else None
     return Ablation(
         model=subject.loaded.spec,
-        data={"name": subject.data.name, "split": subject.data.split_name, "count": len(subject.data.split)},
+        data=subject.data.describe(),
         classes=classes,
         head=clean.layer.name,
         features=size,

@@ -254,6 +254,7 @@ def _like(result: CrossClassResult, settings: Settings) -> Settings:
     known: dict[str, Any] = {}
     if result.data is not None:
         known = {"data": result.data.get("name"), "limit": result.data.get("count")}
+        known["downscale"] = result.data.get("downscale", 1)
     if result.threat is None:
         known["clean"] = settings.attack.clean or not settings.attack.stated
     elif not settings.attack.clean:
@@ -269,7 +270,7 @@ def _conditions(side: Side) -> dict[str, Any]:
     """What has to be equal, by the name that a message gives it; only what is known."""
     passes: dict[str, Any]
     if isinstance(side, Subject):
-        data: Mapping[str, Any] = {"name": side.data.name, "split": side.data.split_name}
+        data: Mapping[str, Any] = side.data.describe()
         threat: Mapping[str, Any] = side.describe_attack() or {}
         names: tuple[str, ...] | None = side.data.classes
         passes = {"mode": "eval"}
@@ -281,7 +282,7 @@ def _conditions(side: Side) -> dict[str, Any]:
     if names is not None:
         conditions["class names"] = tuple(names)
     conditions |= {name: data[key] for name, key in (("data", "name"), ("split", "split")) if key in data}
-    conditions |= {"images": int(counts.sum()), **passes}
+    conditions |= {"images": int(counts.sum()), "downscale": data.get("downscale", 1), **passes}
     conditions |= {name: threat.get(name) for name in _ATTACK}
     if "precision" in threat:
         conditions["precision of the attack"] = threat["precision"]

@@ -37,13 +37,19 @@ class MeasuredSplit:
     """The images that a model is measured on.
 
     ``classes`` are the K names of the data's classes; ``name`` (of the data) and ``split_name`` are what a result calls
-    them.
+    them, and ``downscale`` is what it says of their size, as ``zoo.datasets.load_data`` takes it.
     """
 
     split: Split
     classes: tuple[str, ...]
     name: str = "unnamed"
     split_name: str = "test"
+    downscale: int = 1
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says of its images."""
+        known = {"name": self.name, "split": self.split_name, "count": len(self.split)}
+        return known if self.downscale == 1 else {**known, "downscale": self.downscale}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def measure(
         result,
         class_names=data.classes,
         model=model_name,
-        data={"name": data.name, "split": data.split_name, "count": len(data.split)},
+        data=data.describe(),
         threat=threat,
         versions={**result.versions, **versions()},
     )

@@ -22,7 +22,14 @@ from ccf_plugin.runs.environment import running_command
 from ccf_plugin.threat import file_pixels, show_pixels
 from ccf_plugin.zoo.datasets import Split
 
-_IDENTIFIED_BY = {"checkpoint": "weights", "device": "weights", "data": "images", "limit": "images"}
+_IDENTIFIED_BY = {
+    "checkpoint": "weights",
+    "device": "weights",
+    "data": "images",
+    "limit": "images",
+    "downscale": "images",
+}
+_OF_IMAGES = ("data", "limit", "downscale")
 _LOOKED_AT = 256  # of images that stay on disk
 _PIXELS = ("eps", "step_size")
 _LONGEST_PART = 40
@@ -80,7 +87,7 @@ def in_words(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for name, (before, after) in differences(saved, now).items():
         prefix, field = _split(name)
         if field in ("weights", "images"):
-            described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else ("data", "limit"))]
+            described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else _OF_IMAGES)]
             known = [other for other in described if old.get(other) != new.get(other)]
             sentences.append(f"other {_label(name)}")
             sentences += [_change_in_words(other, old.get(other), new.get(other)) for other in known]
@@ -148,6 +155,8 @@ def _part(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if old.get(f"{prefix}limit") != new.get(f"{prefix}limit"):
             limit = new.get(f"{prefix}limit")
             parts.append("all" if limit is None else f"limit{limit}")
+        if old.get(f"{prefix}downscale") != new.get(f"{prefix}downscale"):
+            parts.append(f"downscale{new.get(f'{prefix}downscale') or 1}")
         return "-".join(parts) or f"images-{str(value)[:8]}"
     if field == "precision":
         return _slug(str(value))

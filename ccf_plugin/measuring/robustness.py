@@ -187,7 +187,7 @@ def describe_evaluation(subject: Subject, attack: AttackSettings) -> dict[str, A
     settled = {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size, "per_image_noise": True}
     return {
         "model": subject.loaded.spec,
-        "data": {"name": split.name, "split": split.split_name, "count": len(split.split)},
+        "data": split.describe(),
         "threat": settled,
         "provenance": {**conditions, "attack": {**settled, "options": {}}, "batch_size": subject.batch_size},
         "versions": versions(),

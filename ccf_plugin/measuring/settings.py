@@ -42,19 +42,21 @@ class WeightChoice:
 class ImageChoice:
     """Which test images: a data spec (None: the model's own), and at most how many (None: all, or the model's own).
 
-    ``classes``, a file of class names, and ``data_root`` are as ``zoo.datasets.load_data`` takes them.
+    ``downscale`` (None: the model's own), ``classes``, a file of class names, and ``data_root`` are as
+    ``zoo.datasets.load_data`` takes them.
 
-    Raises InputError for a limit below 1.
+    Raises InputError for a limit or a downscale below 1.
     """
 
     data: str | None = None
     limit: int | None = None
+    downscale: int | None = None
     classes: Path | None = None
     data_root: Path | None = None
     download: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least(1, limit=self.limit)
+        check_at_least(1, limit=self.limit, downscale=self.downscale)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from ccf_plugin.zoo.specs import find
 _log = logging.getLogger(__name__)
 # What ``Subject.provenance`` says in its own words; settings beside these count as they are given.
 _SETTLED = {
-    *("clean", "attack", "norm", "eps", "step_size", "steps", "seed", "precision", "data", "limit", "head", "output"),
+    *("clean", "attack", "norm", "eps", "step_size", "steps", "seed", "precision", "data", "limit", "downscale"),
+    *("head", "output"),
     *("instances", "batch_size", "checkpoint", "pretrained", "device", "model_dir", "data_root", "download"),
 }
 # Of these (in Linf) the examples of an image do not depend on its batch, on a CPU; of others that is not assumed.
@@ -97,6 +98,7 @@ class Subject:
                 "output": self.probe.output,
                 "instances": instances,
                 "device": str(self.device),
+                **({} if self.data.downscale == 1 else {"downscale": self.data.downscale}),
                 **self.chosen,
             }
         )
@@ -199,6 +201,7 @@ def _chosen(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:
 def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> MeasuredSplit:
     """The chosen test images, or the model's own; they must be of its classes."""
     spec, limit = images.data or loaded.data, images.limit
+    downscale = loaded.downscale if images.downscale is None else images.downscale
     if spec is None:
         raise InputError(Fault("data", f"the data for {model}", "none that it belongs to", "name some by {data}"))
     if images.data is None and is_python(loaded.data):  # a file must not choose which code runs
@@ -211,6 +214,7 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
         download=images.download,
         # A model's own data have the labels that it was trained with, however their folders sort.
         classes=images.classes or (loaded.class_names if spec == loaded.data else None),
+        downscale=downscale,
         preprocess=loaded.preprocess,
         test_limit=loaded.test_limit if limit is None and images.data is None else limit,
     )
@@ -224,4 +228,4 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
             f"expected data of the classes {some_of(loaded.class_names)}, found {some_of(data.classes)}: their order "
             "must be the model's"
         )
-    return MeasuredSplit(data.test, loaded.class_names or data.classes, data.name)
+    return MeasuredSplit(data.test, loaded.class_names or data.classes, data.name, downscale=downscale)

@@ -59,7 +59,7 @@ class Monitor:
             instances = recipe.probe.instances and name == "test"
             return measure(
                 model,
-                MeasuredSplit(split, parts.classes, parts.data_name, name),
+                MeasuredSplit(split, parts.classes, parts.data_name, name, recipe.data.downscale),
                 attack,
                 model_name=recipe.model.name,
                 probe=ProbeOptions(recipe.probe.head, recipe.probe.output, instances),

@@ -49,7 +49,8 @@ class DataSection(_Section):
     root is where named data sets lie (None: CCF_DATA, else data); classes is a file of class names, one a line.
 
     cutout is the side in pixels of a square that is blackened at a random place of each training image; validation is
-    how many training images are held out, evenly over the classes and the last of each.
+    how many training images are held out, evenly over the classes and the last of each. downscale replaces squares of
+    so many pixels a side by their means.
     """
 
     name: str
@@ -61,6 +62,7 @@ class DataSection(_Section):
     validation: Annotated[int, Field(ge=1)] | None = None
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     test_limit: Annotated[int, Field(ge=1)] | None = None
+    downscale: Annotated[int, Field(ge=1)] = 1
 
 
 class AttackSection(_Section):

@@ -72,6 +72,7 @@ class Parts:
             "data": self.data_name,
             "input_size": list(self.input_size),
             "test_limit": self.recipe.data.test_limit,
+            "downscale": self.recipe.data.downscale,
             "head": self.recipe.probe.head,
             "output": self.recipe.probe.output,
             "threat": self.recipe.evaluation_threat().as_dict(),
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         classes=recipe.data.classes,
         train_per_class=recipe.data.train_per_class,
         test_limit=recipe.data.test_limit,
+        downscale=recipe.data.downscale,
     )
     if data.train is None or data.test is None:
         raise InputError(f"expected data with a train and a test split, found {data.name} without one of them")

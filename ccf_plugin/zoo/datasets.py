@@ -18,7 +18,7 @@ from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.arrays import LabelledImages, checked_arrays
 from ccf_plugin.zoo.classes import listed, matched, order_of_known_list, printable, read_class_names
 from ccf_plugin.zoo.folders import DATA_FOLDER, folder_from
-from ccf_plugin.zoo.image_files import ImageFile, Preprocess, is_image, prepare, stack
+from ccf_plugin.zoo.image_files import ImageFile, Preprocess, downscaled, is_image, prepare, stack
 from ccf_plugin.zoo.readers import READERS, Arrays, ImageFiles, Reader
 from ccf_plugin.zoo.specs import find, forms, nearest
 from ccf_plugin.zoo.streaming import Images, open_images, read_ahead
@@ -100,6 +100,7 @@ def load_data(
     root: str | Path | None = None,
     download: bool = False,
     classes: str | Path | Sequence[str] | None = None,
+    downscale: int = 1,
     preprocess: Preprocess | None = None,
     train_per_class: int | None = None,
     test_limit: int | None = None,
@@ -118,8 +119,9 @@ def load_data(
     function returns for a split (see ``zoo.readers.python``). Or of another reader that is registered.
 
     ``root`` is CCF_DATA or else "data" where it is None. ``classes`` is a file of class names, one a line, or the names
-    themselves: those of the data in another order, or names for classes that are numbers. ``preprocess`` resizes and
-    crops each image (PIL to PIL). ``train_per_class`` keeps the first so many training images of each class;
+    themselves: those of the data in another order, or names for classes that are numbers. ``downscale``
+    replaces squares of so many pixels a side by their means; ``preprocess`` then resizes and crops each image (PIL to
+    PIL). ``train_per_class`` keeps the first so many training images of each class;
     ``test_limit`` keeps so many test images, evenly over the classes and the first of each, the remainder going to the
     first classes. The order of the data stays.
 
@@ -130,7 +132,7 @@ def load_data(
     for split in splits:
         if split not in _SPLITS:
             raise InputError(f"splits: expected train or test, found {split!r}{did_you_mean(split, _SPLITS)}")
-    check_at_least(1, train_per_class=train_per_class, test_limit=test_limit)
+    check_at_least(1, train_per_class=train_per_class, test_limit=test_limit, downscale=downscale)
     check_spec(spec)
     order = None if classes is None else _Order.of(classes)
     spec = resolved(spec)
@@ -142,6 +144,7 @@ def load_data(
         raise InputError(
             f"{spec}: expected a split {' or '.join(splits)}, found {some_of(list(data.splits)) or 'none'}"
         )
+    preprocess = preprocess if downscale == 1 else downscaled(downscale, preprocess)
     limits, notes = _Limits(train_per_class, test_limit), [*data.notes]
     if isinstance(data, ImageFiles):
         names, files = _listed(spec, data, wanted, order, notes)

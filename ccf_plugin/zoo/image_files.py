@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.zoo.classes import in_order
 
 
@@ -132,6 +132,22 @@ def stack(decoded: Iterable[Images], names: Sequence[str]) -> Images:
     if images is None:
         raise InputError("expected images, found none")
     return images
+
+
+def downscaled(factor: int, preprocess: Preprocess | None = None) -> Preprocess:
+    """Means over squares of ``factor`` × ``factor`` pixels, rounded to 8 bits, and then ``preprocess``.
+
+    It raises InputError for an image whose sides are no multiples of ``factor``.
+    """
+
+    def shrink(image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if width % factor or height % factor:
+            raise InputError(Fault("downscale", f"a divisor of the images' {width}×{height} pixels", str(factor)))
+        small = image.reduce(factor)
+        return small if preprocess is None else preprocess(small)
+
+    return shrink
 
 
 def prepare(image: Image.Image, preprocess: Preprocess | None) -> Images:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
 
 from ccf_plugin.errors import CCFError, DivergedError, InputError, UnavailableError
+from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.selection import selection_free_accuracy, two_fold_accuracy
 from ccf_plugin.training import loop
@@ -125,6 +128,19 @@ def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Ru
     assert loaded.test_limit == 20
     assert loaded.class_names == tuple("0123456789")
     assert loaded.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_run_of_smaller_images_is_measured_on_such(tmp_path: Path) -> None:
+    run = train(tiny("data.downscale=2", "optim.epochs=1"), tmp_path / "run", Quiet())
+    logged = CrossClassResult.load(result_of(run.folder, 1))
+    subject = load_subject(str(run.folder), Settings.of(device="cpu"))
+    again = subject.measure()
+    assert subject.data.split.images.shape == (20, 1, 4, 4)
+    assert again.data == logged.data == {"name": "digits", "split": "test", "count": 20, "downscale": 2}
+    assert again.provenance["downscale"] == 2
+    assert (again.clean_accuracy, again.robust_accuracy) == (logged.clean_accuracy, logged.robust_accuracy)
+    whole = load_subject(str(run.folder), Settings.of(device="cpu", downscale=1))
+    assert whole.data.split.images.shape == (20, 1, 8, 8)
 
 
 def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path) -> None:
@@ -256,6 +272,6 @@ def test_trackers_get_each_epochs_figures(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="tracker 'wonderboard': expected one that is installed"):
+    with pytest.raises(UnavailableError, match=r"track: expected a tracker that is installed .*, found 'wonderboard'"):
         train(tiny(), tmp_path / "run", Quiet(), trackers=["wonderboard"])
     assert not (tmp_path / "run").exists()

@@ -111,6 +111,24 @@ def test_preprocessing_resizes(tmp_path: Path) -> None:
     assert digits.test.images.shape == (10, 1, 16, 16)
 
 
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_downscaling_takes_the_means_of_squares_whatever_holds_the_images(factor: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "test" / "a" / f"{number}.png")
+    blocks = pixels.astype(np.float64).reshape(4, 16 // factor, factor, 24 // factor, factor, 3)
+    expected = np.floor(blocks.mean((2, 4)) + 0.5).transpose(0, 3, 1, 2)
+    for spec in (f"folder:{tmp_path}", save_npz(tmp_path, x=pixels, y=np.zeros(4, dtype=np.int64))):
+        small = load_data(spec, downscale=factor).test
+        assert small is not None
+        assert isinstance(small.images, torch.Tensor)
+        assert np.array_equal(small.images.numpy(), expected)
+        cropped = load_data(spec, downscale=factor, preprocess=lambda image: image.crop((1, 0, 3, 2))).test
+        assert cropped is not None
+        assert torch.equal(cropped.images[:, :, :2], small.images[:, :, :2, 1:3])
+
+
 def test_a_split_that_is_absent_is_none(tmp_path: Path) -> None:
     make_folder(tmp_path, {"test": {"a": 1}})
     assert load_data(f"folder:{tmp_path}").train is None
@@ -215,6 +233,8 @@ def test_files_that_are_no_npz(content: bytes | None, tmp_path: Path) -> None:
         ("digits", {"splits": ["tst"]}, "did you mean 'test'"),
         ("digits", {"test_limit": 0}, "test_limit: expected at least 1"),
         ("digits", {"train_per_class": -1}, "train_per_class: expected at least 1"),
+        ("digits", {"downscale": 0}, "downscale: expected at least 1"),
+        ("digits", {"downscale": 3}, "downscale: expected a divisor of the images' 8×8 pixels, found 3"),
     ],
 )
 def test_unknown_specs(spec: str, arguments: dict[str, Any], message: str) -> None:

@@ -68,9 +68,12 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         classes = tuple(str(label) for label in metadata["classes"])
         channels, height, width = (int(side) for side in metadata["input_size"])
         data, test_limit = metadata.get("data"), metadata.get("test_limit")
+        downscale = metadata.get("downscale", 1)
         head, output = metadata.get("head"), metadata.get("output")
         if not isinstance(data, str | None) or not isinstance(test_limit, int | None):
             raise TypeError(data, test_limit)
+        if not isinstance(downscale, int) or downscale < 1:
+            raise TypeError(downscale)
         if not isinstance(head, str | None) or not isinstance(output, int | str | None):
             raise TypeError(head, output)
         options = dict(model.get("options") or {})
@@ -101,6 +104,7 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         threat=threat,
         input_size=(channels, height, width),
         test_limit=test_limit,
+        downscale=downscale,
         head=head,
         output=output,
     )
