@@ -108,7 +108,7 @@ def train(
             "images": parts.fingerprints(),
         }
         run = open_run(
-            out, recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
+            out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
         )
         processes.start_tracking(recipe)
         reporter.started(run)
@@ -143,7 +143,7 @@ class Loop:
         trained = time.perf_counter() - started
         images = max(0, len(self.parts.train) - skipped * recipe.optim.batch_size)
 
-        models = self._models()
+        models = self._models(epoch)
         measured: dict[str, Measured] = {}
         if _is_due(recipe.evaluate.every, epoch, recipe):
             for suffix, model in models.items():
@@ -238,10 +238,9 @@ class Loop:
             if share:
                 ensemble.update(indices.to(predictions.device), theirs.to(predictions.device))
 
-    def _models(self) -> dict[str, nn.Module]:
+    def _models(self, epoch: int) -> dict[str, nn.Module]:
         """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
-        clean_batches = (batch.images for batch in self.method.clean_batches.epoch(0))
-        averaged = self.state.averaged_model(clean_batches)
+        averaged = self.state.averaged_model(batch.images for batch in self.method.whole_batches.epoch(epoch))
         return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
 
     def _fall_p(self, measured: Mapping[str, Measured]) -> float | None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class Objective:
             keyword where it takes them.
         about: what it is, in a few words.
         attack: the torchattacks class that crafts ``adversarial``; None trains on clean images alone.
+        batchnorm: the mode of the model under that attack in the authors' code, "train" or "eval".
         beta: the default weight of its second term; None where it has none.
         takes_smoothing: whether it takes ``label_smoothing``; ``why_not`` says why it does not.
         takes_options: whether objective.options are its further keywords.
@@ -50,6 +51,7 @@ class Objective:
     loss: Callable[..., StepOutput]
     about: str = ""
     attack: str | None = "PGD"
+    batchnorm: Literal["train", "eval"] = "train"
     beta: float | None = None
     takes_smoothing: bool = True
     why_not: str = ""
@@ -218,11 +220,16 @@ OBJECTIVES: dict[str, Objective] = {
     "standard": Objective(madry, "cross-entropy on clean images", attack=None),
     "madry": Objective(madry, "cross-entropy on adversarial images (Madry et al. 2018)"),
     "trades": Objective(
-        trades, "clean cross-entropy and β times the divergence (Zhang et al. 2019)", attack="TPGD", beta=6.0
+        trades,
+        "clean cross-entropy and β times the divergence (Zhang et al. 2019)",
+        attack="TPGD",
+        batchnorm="eval",
+        beta=6.0,
     ),
     "mart": Objective(
         mart,
         "boosted cross-entropy and β times the weighted divergence (Wang et al. 2020)",
+        batchnorm="eval",
         beta=5.0,
         takes_smoothing=False,
         why_not="whose terms need the one true class",
