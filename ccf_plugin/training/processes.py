@@ -15,7 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import Tensor, nn
 
 from ccf_plugin.engine.devices import job_device, resolve_device
-from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.errors import InputError, UnavailableError, missing_extra
 from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
@@ -30,10 +30,11 @@ class Processes:
     def __init__(self, recipe: Recipe, trackers: Sequence[str], folder: Path) -> None:
         known = sorted(str(kind) for kind in get_available_trackers())
         for name in trackers:
+            if name == "tensorboard" and name not in known:
+                raise missing_extra("track", "tensorboard", "tensorboard")
             if name not in known:
                 raise UnavailableError(
-                    f"tracker {name!r}: expected one that is installed ({', '.join(known) or 'none is'}); "
-                    "`pip install ccf_plugin[tensorboard]` brings tensorboard"
+                    f"track: expected a tracker that is installed ({', '.join(known) or 'none is'}), found {name!r}"
                 )
         self._accelerator = _accelerator(recipe, trackers, folder)
         self.count: int = self._accelerator.num_processes
