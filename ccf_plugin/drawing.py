@@ -9,12 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import write_together
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -23,7 +22,7 @@ PICTURES = (".png", ".pdf", ".svg")
 _MOST_LABELS = 25
 _MOST_NUMBERS = 12
 _MANY_CLASSES = 100
-_LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 _DARK = 0.5  # a colour on which text is white
 DIFFERENCE_SCALE = (0.0, 0.5)  # of the paper's Figure 4
 
@@ -71,6 +70,7 @@ def draw_heatmap(
     Where no font here has the characters of the names, the classes are numbered from 0 (``class_labels``).
     """
     import matplotlib as mpl
+    import numpy as np
 
     if ax is None:
         ax = new_figure(6.4, 5.6).add_subplot()
