@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 _LONGEST = 1200
-# How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for the clone's '.[{extra}]'.
+# The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for the clone's '.[{extra}]'.
 _INSTALL = "in a clone of ccf_plugin: pip install '.[{extra}]'"
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
