@@ -238,7 +238,8 @@ class CrossClassResult:
         The shares of all features add up to C[i, j].
 
         Args:
-            first, second: two classes, by name or index.
+            first: a class, by name or index.
+            second: another.
 
         Raises:
             InputError: an unknown class, or one without samples.

@@ -186,7 +186,8 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} = {values[key]!r}")
     if (select := values.get("evaluate.select", "test")) not in ("test", "validation"):
         raise ValueError(f"evaluate.select = {select!r}")
-    for entry in recipe.get("published", {}).get("figures", ()):
+    published = recipe.get("published", {})
+    for entry in (entry for source in (published, *published.get("also", ())) for entry in source.get("figures", ())):
         figures = [value for key, value in entry.items() if key != "at"]
         if not isinstance(entry["at"], int | str) or not all(map(math.isfinite, figures)):
             raise ValueError(f"published.figures with {entry!r}")

@@ -53,11 +53,11 @@ class WeightAverage:
         """Whether there is an average yet."""
         return bool(self.averaged.n_averaged)
 
-    def for_evaluation(self, clean_batches: Iterable[Tensor]) -> nn.Module:
-        """A copy in eval mode, its BatchNorm statistics estimated anew on clean training images; always one."""
+    def for_evaluation(self, batches: Iterable[Tensor]) -> nn.Module:
+        """A copy in eval mode, its BatchNorm statistics estimated anew on these clean images; always the same copy."""
         if self._evaluated is None:
             with copyable(self.averaged.module):
                 self._evaluated = copy.deepcopy(self.averaged.module)
         self._evaluated.load_state_dict(self.averaged.module.state_dict())
-        update_bn(clean_batches, self._evaluated)
+        update_bn(batches, self._evaluated)
         return self._evaluated.eval()

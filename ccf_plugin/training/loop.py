@@ -19,6 +19,7 @@ from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import part, part_of_each
 from ccf_plugin.errors import DivergedError
 from ccf_plugin.measuring.evaluate import Batches
+from ccf_plugin.probe.head_reader import ReadForward
 from ccf_plugin.runs.alarms import alarms, fall_p
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.folder import lock
@@ -108,7 +109,7 @@ def train(
             "images": parts.fingerprints(),
         }
         run = open_run(
-            out, recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
+            out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
         )
         processes.start_tracking(recipe)
         reporter.started(run)
@@ -143,7 +144,7 @@ class Loop:
         trained = time.perf_counter() - started
         images = max(0, len(self.parts.train) - skipped * recipe.optim.batch_size)
 
-        models = self._models()
+        models = self._models(epoch)
         measured: dict[str, Measured] = {}
         if _is_due(recipe.evaluate.every, epoch, recipe):
             for suffix, model in models.items():
@@ -219,12 +220,18 @@ class Loop:
 
     def _loss(self, forward: nn.Module, epoch: int, batch: Batch, adversarial: Tensor) -> StepOutput:
         """The step's whole loss, scaled so that the processes' mean is the mean over the step's images."""
-        ensemble = self.state.ensemble
-        output = self.method.objective(forward, batch.images, adversarial, batch.labels)
+        ensemble, term = self.state.ensemble, self.method.term
+        with self.method.reading(forward, epoch) as read:
+            output = self.method.objective(read, batch.images, adversarial, batch.labels)
         loss = distilled(output, adversarial, self.method.teachers, epoch)
         if ensemble is not None and ensemble.weight(epoch):
             loss = loss + ensemble.loss(epoch, batch.indices, output.logits)
-        return replace(output, loss=loss if batch.share == 1 else loss * batch.share)
+        loss = loss if batch.share == 1 else loss * batch.share
+        if term is not None and (weight := term.weight(epoch)):
+            assert isinstance(read, ReadForward)  # noqa: S101  (the term has a weight)
+            features = read.features(output.logits)
+            loss = loss - weight * term.value(features, read.head, batch.labels, counts=batch.share > 0)
+        return replace(output, loss=loss)
 
     def _predict(self, ensemble: TemporalEnsemble, batch: Batch) -> None:
         """Take the predictions of the step's images into the ensemble."""
@@ -238,10 +245,9 @@ class Loop:
             if share:
                 ensemble.update(indices.to(predictions.device), theirs.to(predictions.device))
 
-    def _models(self) -> dict[str, nn.Module]:
+    def _models(self, epoch: int) -> dict[str, nn.Module]:
         """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
-        clean_batches = (batch.images for batch in self.method.clean_batches.epoch(0))
-        averaged = self.state.averaged_model(clean_batches)
+        averaged = self.state.averaged_model(batch.images for batch in self.method.whole_batches.epoch(epoch))
         return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
 
     def _fall_p(self, measured: Mapping[str, Measured]) -> float | None:

@@ -65,6 +65,15 @@ class Processes:
             dist.all_reduce(tensor := tensor.clone())
         return tensor
 
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, on all of them; gradients pass through, those of all processes added."""
+        if self.count == 1:
+            return tensor
+        from torch.distributed.nn.functional import all_reduce  # not there in every build of torch
+
+        summed: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+        return summed
+
     def largest(self, value: int) -> int:
         """The largest of the processes' numbers, on all of them."""
         if self.count == 1:

@@ -187,15 +187,17 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
-    """The content with what other keys decide where it is silent: the attack that a loss is made for, and step sizes.
+    """The content with what other keys decide where it is silent: the attack that a loss is made for, the mode of the
+    model under it, and step sizes.
 
-    What is no table or no norm is left to the faults. Without ``by_method`` silence means PGD and steps by the norm,
-    as it did in the recipes that runs of earlier versions wrote.
+    What is no table or no norm is left to the faults. Without ``by_method`` silence means PGD in train mode and steps
+    by the norm, as it did in the recipes that runs of earlier versions wrote.
     """
     attack, evaluate, objective = (content.get(name, {}) for name in ("attack", "evaluate", "objective"))
     if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
         return dict(content)
-    attack = {"name": _fitting_attack(objective) if by_method else "PGD", **attack}
+    name, mode = _fitting_attack(objective) if by_method else ("PGD", "train")
+    attack = {"name": name, "batchnorm": mode, **attack}
     norm = attack.get("norm", "Linf")
     step_sizes = {
         "attack": _step_size(norm, attack["name"] if by_method else None),
@@ -208,12 +210,12 @@ def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dic
     return {**content, **filled}
 
 
-def _fitting_attack(objective: Mapping[str, Any]) -> str:
-    """The attack that a loss is made for."""
+def _fitting_attack(objective: Mapping[str, Any]) -> tuple[str, str]:
+    """The attack that a loss is made for, and the mode of the model under it."""
     from ccf_plugin.training.objectives import find_objective
 
     known = find_objective(str(objective.get("loss", "madry")))
-    return "PGD" if known is None or known.attack is None else known.attack
+    return ("PGD", "train") if known is None or known.attack is None else (known.attack, known.batchnorm)
 
 
 def _step_size(norm: object, attack: object = None) -> str | None:

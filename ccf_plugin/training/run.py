@@ -242,6 +242,8 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
+    if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
+        flat_before["precision"] = read_environment(folder).get("precision", "auto")
     keys = sorted(flat_before.keys() | flat_now.keys())
     moved = {"data.root"}  # where data lie is no part of what the run is
     changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]

@@ -28,7 +28,7 @@ from ccf_plugin.zoo.weights import load_weights
 class Parts:
     """The data, the model as training starts from it, on its device, and the precision.
 
-    ``validation`` is None where none is held out.
+    ``recipe`` has this precision in place of "auto". ``validation`` is None where none is held out.
     """
 
     recipe: Recipe
@@ -136,6 +136,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
+    recipe = recipe.model_copy(update={"precision": precision})  # what the run records
     return Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
 
 
