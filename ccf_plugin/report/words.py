@@ -33,10 +33,10 @@ def describe_saliency(picture: Path) -> str:
                 f"The images that excite most the features which carry C[{', '.join(pair['classes'])}] = "
                 f"{pair['correlation']:.2f}: {shares}."
             )
-        seen = (
+        result = (
             f"{image['class']} {image['index']}: {image['best']}, {image['last']}" for image in described["examples"]
         )
-        return f"Test images, where the first and the second model look, and what they say. {'; '.join(seen)}."
+        return f"Test images, where the first and the second model look, and what they say. {'; '.join(result)}."
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
@@ -56,13 +56,13 @@ def summarise(run: RunFiles, track: Track) -> str:
         f"{track.name}: best at {at(track.best)} by {run.selected_by.replace('_', ' ')}",
         f"last evaluated at {at(last)}",
     ]
-    parts += what_moved(track, last)
+    parts += changes_after_best(track, last)
     if not track.suffix:
         parts += alarms_in_words(track.rows) or ["no alarm in the log"]
     return "; ".join(parts) + "."
 
 
-def what_moved(track: Track, last: EpochRow) -> list[str]:
+def changes_after_best(track: Track, last: EpochRow) -> list[str]:
     """From the best epoch to the last: CAS, how much of that chance is, and the shared part beside the lengths.
 
     CAS is the shared part with the lengths divided out, so that it also falls where only these grow.

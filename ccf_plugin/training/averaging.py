@@ -29,8 +29,8 @@ class WeightAverage:
             self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
         self._evaluated: nn.Module | None = None
         norms = (norm for norm in self.averaged.modules() if isinstance(norm, nn.modules.batchnorm._NormBase))
-        of_norms = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-        self._statistics = [statistic for statistic in of_norms if statistic is not None]
+        statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        self._statistics = [statistic for statistic in statistics if statistic is not None]
 
     def after_step(self, model: nn.Module, epoch: int, *, is_last: bool) -> None:
         """A training step of an epoch (counted from 1) is done, perhaps its last."""

@@ -60,7 +60,7 @@ class Objective:
 
     def faults(self, table: Mapping[str, Any]) -> Iterator[Fault]:
         """What of a recipe's [objective] this loss has no use for."""
-        name = f"loss {table.get('loss', 'madry')!r}" if self is not OWN_LOSS else "a loss of your own"
+        name = f"loss {table.get('loss', 'madry')!r}" if self is not CUSTOM_LOSS else "a loss of your own"
         if table.get("label_smoothing", 0) and not self.takes_smoothing:
             yield Fault("objective.label_smoothing", f"0 with {name}, {self.why_not}", "smoothing")
         if table.get("beta") is not None and self.beta is None:
@@ -70,8 +70,8 @@ class Objective:
 
 
 def find_objective(name: str) -> Objective | None:
-    """What is known of a loss: its entry of ``OBJECTIVES``, or ``OWN_LOSS``, whose code is not loaded for this."""
-    return OWN_LOSS if is_python(name) else OBJECTIVES.get(name)
+    """What is known of a loss: its entry of ``OBJECTIVES``, or ``CUSTOM_LOSS``, whose code is not loaded for this."""
+    return CUSTOM_LOSS if is_python(name) else OBJECTIVES.get(name)
 
 
 def loss_forms() -> str:
@@ -103,8 +103,8 @@ def build_objective(section: ObjectiveSection) -> Loss:
         keywords["beta"] = objective.beta if section.beta is None else section.beta
     if objective.takes_smoothing:
         keywords["label_smoothing"] = section.label_smoothing
-    function = _load(section) if objective is OWN_LOSS else objective.loss
-    loss = partial(_checked_loss, section.loss, function) if objective is OWN_LOSS else function
+    function = _load(section) if objective is CUSTOM_LOSS else objective.loss
+    loss = partial(_checked_loss, section.loss, function) if objective is CUSTOM_LOSS else function
     wanted = _wanted_of_head(function)
     return partial(_with_head, partial(loss, **keywords), wanted) if wanted else partial(loss, **keywords)
 
@@ -233,7 +233,7 @@ def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 # The user's own, by python:package.module:function.
-OWN_LOSS = Objective(
+CUSTOM_LOSS = Objective(
     _checked_loss,
     "a loss of your own",
     takes_smoothing=False,

@@ -320,12 +320,12 @@ class Recipe(_Section):
         optim, last = self.optim, self.optim.epochs
         after = {"optim.decay_epochs": optim.decay_epochs if optim.schedule == "multistep" else []}
         after |= {
-            f"{name}.start_epoch": [section.start_epoch]
-            for name, section in (("average", self.average), ("awp", self.awp))
-            if section is not None
+            f"{name}.start_epoch": [part.start_epoch]
+            for name, part in (("average", self.average), ("awp", self.awp))
+            if part is not None
         }
         within = {"optim.warmup_epochs": [optim.warmup_epochs]}
-        within |= {f"distill.{place}.ramp": one.ramp or [] for place, one in enumerate(self.distill)}
+        within |= {f"distill.{place}.ramp": part.ramp or [] for place, part in enumerate(self.distill)}
         within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
         within |= {"crossclass.ramp": (self.crossclass.ramp or []) if self.crossclass else []}
         within |= {} if self.stop is None else {"stop.patience": [self.stop.patience]}
@@ -346,14 +346,14 @@ class Recipe(_Section):
 
 def training_threat(attack: Mapping[str, Any]) -> ThreatModel:
     """The threat model of an [attack] table, which may still be unchecked; raises InputError where it is impossible."""
-    given = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
-    return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **given)
+    stated = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
+    return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **stated)
 
 
 def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
     """That of an [evaluate] table beside an [attack] table."""
     norm = evaluate.get("norm") or attack.get("norm", "Linf")
-    given = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
+    stated = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
     if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
-        given.setdefault("eps", attack["eps"])
-    return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
+        stated.setdefault("eps", attack["eps"])
+    return threat_model(norm=norm, steps=evaluate.get("steps", 20), **stated)

@@ -167,9 +167,9 @@ class Run:
         self, row: EpochRow, suffix: str, snapshot: Snapshot, described: Mapping[str, Any]
     ) -> Callable[[], None]:
         """What writes a snapshot's files, the weights being those of now."""
-        epoch, every, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
+        epoch, interval, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
         paths = [weights_of(self.folder, "best", suffix)] * is_best
-        if every and epoch % every == 0:
+        if interval and epoch % interval == 0:
             paths.append(weights_of(self.folder, epoch, suffix))
         paths.append(weights_of(self.folder, "last", suffix))
         results = [result_of(self.folder, epoch, suffix)] * snapshot.is_kept

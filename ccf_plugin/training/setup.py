@@ -14,7 +14,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.measuring.provenance import images_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
@@ -167,7 +167,7 @@ def start_from(model: nn.Module, path: Path, *, key: str | None = None) -> None:
 
 
 def _file_of(weights: str) -> Path:
-    path = given_path(weights)
+    path = expanded_path(weights)
     return checkpoint_of(path, "best") if path.is_dir() else path
 
 
