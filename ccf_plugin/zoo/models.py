@@ -42,8 +42,9 @@ def load_model(
         checkpoint_key: which of several state dicts in it, such as "swa_state_dict".
         options: of the code that makes the network.
         num_classes: of the network; None: as many as the checkpoint's.
-        mean, std: for a network that was trained on (images − mean) / std, per channel, of images in [0, 1]. None: the
-            checkpoint's own normalisation, timm's own of a timm model, or none.
+        mean: with ``std``, for a network that was trained on (images − mean) / std, per channel, of images in [0, 1].
+            None: the checkpoint's own normalisation, timm's own of a timm model, or none.
+        std: see ``mean``.
         model_dir: where RobustBench's weights lie; None: CCF_MODELS, else "models".
 
     Raises:
