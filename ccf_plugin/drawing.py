@@ -250,6 +250,16 @@ def figure_bytes(figure: Figure, ending: str = ".png", dpi: float | None = None)
     return buffer.getvalue()
 
 
+def figure_pixels(figure: Figure, dpi: float = 100) -> NDArray[np.uint8]:
+    """What a figure of `new_figure` shows, (H, W, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
 def save_figure(figure: Figure, *paths: Path, dpi: float | None = None) -> list[Path]:
     """Write a figure as what each name ends in (`figure_bytes`): all files whole, or none."""
     write_together({path: figure_bytes(figure, path.suffix, dpi) for path in paths})
