@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
@@ -116,7 +116,8 @@ def draw_heatmap(
         raise InputError(Fault("fontsize", "points above 0", repr(fontsize)))
     if ax is None:
         ax = square_axes()
-    inches, height = ax.get_window_extent().size / figure_of(ax).dpi
+    extent, dpi = ax.get_window_extent(), figure_of(ax).dpi
+    inches, height = extent.width / dpi, extent.height / dpi
     size = fontsize or min(max(2.4 * inches, _LEAST_NAME), 9.0)
     colours = mpl.colormaps[cmap].with_extremes(bad="0.85")
     image = ax.imshow(np.ma.masked_invalid(matrix), vmin=vmin, vmax=vmax, cmap=colours, interpolation="nearest")
@@ -144,7 +145,7 @@ def draw_heatmap(
     return ax
 
 
-def _name_classes(ax: Axes, labels: Sequence[str], size: float, font: Mapping[str, Any]) -> None:
+def _name_classes(ax: Axes, labels: Sequence[str], size: float, font: dict[str, Any]) -> None:
     """Names at as many classes as have room when the figure is drawn: at each, each second, each fifth, …
 
     Short names lie, those of few classes are at an angle, others stand.
@@ -255,7 +256,7 @@ def figure_pixels(figure: Figure, dpi: float = 100) -> NDArray[np.uint8]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.errors import Fault, InputError, UnavailableError
+from ccf_plugin.errors import Fault, InputError, missing_extra
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def as_frame(result: CrossClassResult, what: str) -> pd.DataFrame:
         raise InputError(Fault("what", f"one of {', '.join(FRAMES)}", repr(what)))
     try:
         import pandas as pd
-    except ImportError:
-        raise UnavailableError("expected pandas for to_pandas(), found none; install it: pip install pandas") from None
+    except ImportError as error:
+        raise missing_extra("to_pandas", "pandas", "pandas") from error
     names = list(result.names)
     if what == "matrix":
         return pd.DataFrame(result.matrix, index=pd.Index(names, name="class"), columns=names)

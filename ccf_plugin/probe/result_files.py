@@ -222,12 +222,12 @@ def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 def _check_fields(described: Mapping[str, Any], classes: int) -> None:
     """Raise ValueError, KeyError or TypeError where the JSON of a result of K classes is not what was written."""
-    found = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
+    checks = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
     for group, kinds in _INSIDE.items():
         inside = described[group]
         if isinstance(inside, dict):
-            found += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
-    for name, value, kind in found:
+            checks += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
+    for name, value, kind in checks:
         if not isinstance(value, kind):
             raise ValueError(f"{name} of {value!r}")
     json.dumps(

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from probe.conftest import small_batch
+from probe.test_host import hooks_on
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, InputError
-
-from probe.conftest import small_batch
-from probe.test_host import hooks_on
 
 torchmetrics = pytest.importorskip("torchmetrics")
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall  # noqa: E402
