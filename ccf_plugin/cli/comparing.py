@@ -85,6 +85,7 @@ def compare(
         options.out_option("Where <out>.json and the picture go. Default: results/<A>-against-<B>-<attack or clean>"),
     ] = None,
     formats: options.FormatsWithTable = None,
+    width: options.Width = 18.0,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the comparison's JSON and nothing else.")] = False,
 ) -> None:
@@ -133,7 +134,9 @@ def compare(
     table = _table(comparison, titles)
     written: list[Path] = []
     if place is not None:
-        figure = draw_comparison(comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale)
+        figure = draw_comparison(
+            comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale, width=width
+        )
         contents = {".json": json_bytes(comparison.to_json())}
         contents |= {
             ending: FORMS[ending](table) if ending in FORMS else figure_bytes(figure, ending) for ending in endings
