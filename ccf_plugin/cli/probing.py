@@ -63,6 +63,7 @@ def probe(
         options.out_option("Where <out>.npz, .json and the picture go. Default: results/<model>-<attack or clean>"),
     ] = None,
     formats: options.Formats = None,
+    width: options.Width = 6.4,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the result's JSON and nothing else.")] = False,
 ) -> None:
@@ -70,7 +71,7 @@ def probe(
     quiet_libraries()
     check_names(model, checkpoint=settings.weights.checkpoint)
 
-    from ccf_plugin.drawing import colour_scale, figure_bytes, figure_of
+    from ccf_plugin.drawing import colour_scale, figure_bytes, figure_of, square_axes
     from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.groups import check_groups, group_evidence
     from ccf_plugin.measuring.repeats import measure_with_seeds
@@ -101,7 +102,7 @@ def probe(
         described = result.to_json() | ({} if evidence is None else {"groups": evidence.to_json()})
         written: list[Path] = []
         if place is not None:
-            figure = figure_of(result.plot(vmin=vmin, vmax=vmax))
+            figure = figure_of(result.plot(square_axes(width), vmin=vmin, vmax=vmax))
             contents = {ending: figure_bytes(figure, ending) for ending in endings}
             written = place.write({**result.contents(), ".json": json_bytes(described), **contents})
         if as_json:
@@ -113,7 +114,7 @@ def probe(
 
 
 # Mean and standard deviation over seeds, by figure.
-_OF_SEEDS = {"robust_accuracy": ("RA", ".1%"), "cas": ("CAS", ".2f"), "instance_cas": ("I-CAS", ".2f")}
+_SEED_FIGURES = {"robust_accuracy": ("RA", ".1%"), "cas": ("CAS", ".2f"), "instance_cas": ("I-CAS", ".2f")}
 
 
 def _print_result(console: Console, result: CrossClassResult, groups: GroupEvidence | None) -> None:
@@ -153,7 +154,7 @@ def _print_result(console: Console, result: CrossClassResult, groups: GroupEvide
     if result.average_instance_cas is not None:
         table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
     for name, (mean, deviation) in result.spread.items():
-        label, form = _OF_SEEDS[name]
+        label, form = _SEED_FIGURES[name]
         table.add_row(f"{label}, {len(result.repeats)} seeds", f"{mean:{form}} ± {deviation:{form}}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.left_out:

@@ -76,7 +76,7 @@ class PairBands:
         """Which pairs differ: those whose band does not hold 0, (K, K) bool."""
         return np.abs(self.difference) > self.half_width
 
-    def of_pair(self, i: int, j: int) -> Interval:
+    def band(self, i: int, j: int) -> Interval:
         """The band of two classes."""
         middle, half = float(self.difference[i, j]), float(self.half_width[i, j])
         return middle - half, middle + half

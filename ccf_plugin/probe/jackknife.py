@@ -54,6 +54,13 @@ class WithoutParts:
     instance_rows: NDArray[np.float32] | None = None
     instance_columns: NDArray[np.float32] | None = None
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all arrays are the same; NaN is the same as NaN."""
+        if not isinstance(other, WithoutParts):
+            return NotImplemented
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b, True)) for a, b in pairs)
+
     @classmethod
     def of_sums(cls, sums: Tensor, counts: Tensor) -> WithoutParts | None:
         """From the parts' sums of A(x), (K, G, n) float64, and their numbers of images, (K, G) int64.

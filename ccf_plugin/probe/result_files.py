@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,11 @@ from ccf_plugin.probe.head import Head
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ccf_plugin.probe.result import CrossClassResult
+
 FORMAT = 1
+_LISTED_CLASSES = 2_000  # as text a matrix takes 25 bytes a number: 100 MB here, 12 GB for ImageNet-21k
+_LISTED_NULL = 100  # likewise for the three matrices of the null model, which the .npz has as two vectors
 ARRAYS: dict[str, Any] = {
     "matrix": np.float64,
     "class_attribution": np.float64,
@@ -28,8 +32,8 @@ ARRAYS: dict[str, Any] = {
     "confusion_adversarial": np.int64,
     "confusion_unnamed": np.int64,
 }
-PREFIX = "without_part_"  # of the arrays of `jackknife.WithoutParts`, those of I-CAS last
-PARTS = tuple(PREFIX + name for name in ("matrix", "chance", "instance_rows", "instance_columns"))
+# The arrays of `jackknife.WithoutParts`, by their names in the file.
+PARTS = {f"without_part_{name}": name for name in ("matrix", "chance", "instance_rows", "instance_columns")}
 BITS = ("correct_clean", "correct")  # one bit an image, eight to a byte
 _NUMBER = float | int | None
 _PLAIN_FIELDS: dict[str, Any] = {
@@ -41,6 +45,8 @@ _PLAIN_FIELDS: dict[str, Any] = {
     "clean_accuracy": _NUMBER,
     "robust_accuracy": _NUMBER,
     "accuracy": _NUMBER,
+    "clean_loss": _NUMBER,
+    "robust_loss": _NUMBER,
     "average_instance_cas": _NUMBER,
     "logit_variance": _NUMBER,
     "mean_row_share": _NUMBER,
@@ -66,6 +72,8 @@ _OTHER_FIELDS = {
 # What files of older versions lack, and what it was for them.
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
+    "clean_loss": None,
+    "robust_loss": None,
     "repeats": [],
     "average_instance_cas": None,
     "logit_variance": None,
@@ -90,13 +98,64 @@ def plain(values: Any, most_rows: int | None = None) -> Any:
     return array.tolist()
 
 
-def result_bytes(described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | None]) -> dict[str, bytes]:
-    """The .npz of these arrays (those that are None are left out) and the .json of ``described``, by ending."""
-    buffer = BytesIO()
+def describe(result: CrossClassResult) -> dict[str, Any]:
+    """A result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
+    units = result.in_logit_units
+    return {
+        **result.unknown,
+        "model": result.model,
+        "head": None if result.head is None else {**asdict(result.head), "history": list(result.head.history)},
+        "data": None if result.data is None else dict(result.data),
+        "threat": None if result.threat is None else dict(result.threat),
+        "model_mode": result.model_mode,
+        "precision": result.precision,
+        "clean_accuracy": result.clean_accuracy,
+        "robust_accuracy": result.robust_accuracy,
+        "accuracy": result.accuracy,
+        "clean_loss": plain(result.clean_loss),
+        "robust_loss": plain(result.robust_loss),
+        "intervals": result.intervals(),
+        "cas": result.cas,
+        "cas_normalised": result.cas_normalised,
+        "cas_excess": plain(result.cas_excess),
+        "instance_cas": result.instance_cas,
+        "shared_part": result.shared_part,
+        "negative_part": result.negative_part,
+        "lengths": plain(result.lengths),
+        "logit_variance": result.logit_variance,
+        "in_logit_units": None if units is None else {name: plain(value) for name, value in units.items()},
+        "mean_row_share": result.mean_row_share,
+        "centred": result.centred,
+        "gauge_note": result.gauge_note,
+        "null": result.null.to_json(_LISTED_NULL),
+        "class_accuracy": plain(result.class_accuracy),
+        "class_accuracy_clean": plain(result.class_accuracy_clean),
+        "counts": result.counts.tolist(),
+        "class_names": None if result.class_names is None else list(result.class_names),
+        "matrix": plain(result.matrix, _LISTED_CLASSES),
+        "instance_matrix": plain(result.instance_matrix, _LISTED_CLASSES),
+        "confusion_clean": plain(result.confusion_clean, _LISTED_CLASSES),
+        "confusion_adversarial": plain(result.confusion_adversarial, _LISTED_CLASSES),
+        "confusion_unnamed": plain(result.confusion_unnamed, _LISTED_CLASSES),
+        "versions": dict(result.versions),
+        "repeats": [dict(repeat) for repeat in result.repeats],
+        "provenance": dict(result.provenance),
+        "format": FORMAT,
+    }
+
+
+def result_bytes(result: CrossClassResult) -> dict[str, bytes]:
+    """The contents of the .npz (the arrays; those that are None are left out) and the .json (the rest), by ending."""
+    arrays = {name: getattr(result, name) for name in (*ARRAYS, *BITS)}
+    if result.without_parts is not None:
+        arrays |= {key: getattr(result.without_parts, name) for key, name in PARTS.items()}
+    if len(result.matrix) > _LISTED_NULL:
+        arrays |= {"null_mean_root": result.null.mean_root, "null_sd_root": result.null.sd_root}
     given = {name: array for name, array in arrays.items() if array is not None}
     packed: dict[str, Any] = {name: np.packbits(array) if name in BITS else array for name, array in given.items()}
+    buffer = BytesIO()
     np.savez_compressed(buffer, **packed)
-    return {".npz": buffer.getvalue(), ".json": json_bytes(described)}
+    return {".npz": buffer.getvalue(), ".json": json_bytes(result.to_json())}
 
 
 def write_result(path: str | Path, contents: Mapping[str, bytes]) -> tuple[Path, Path]:
@@ -162,12 +221,12 @@ def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
             raise ValueError(f"infinite numbers in {name}")
         if array.dtype == np.int64 and (array < 0).any():
             raise ValueError(f"negative numbers in {name}")
-    for name in arrays.keys() & set(PARTS):
+    for name in arrays.keys() & PARTS.keys():
         checked[name] = arrays[name].astype(np.float32, casting="same_kind")
-        parts = arrays[PARTS[0]].shape[1]
-        shape = (classes, parts) if name == PARTS[1] else (classes, parts, classes)
-        if checked[name].shape != shape or np.isinf(checked[name]).any() or PARTS[1] not in arrays:
-            raise ValueError(f"{name} of shape {checked[name].shape}, or with infinite numbers")
+        shape = (classes, 20) if PARTS[name] == "chance" else (classes, 20, classes)  # `jackknife.PARTS`
+        is_whole = {"without_part_matrix", "without_part_chance"} <= arrays.keys()
+        if checked[name].shape != shape or np.isinf(checked[name]).any() or not is_whole:
+            raise ValueError(f"{name} of shape {checked[name].shape}, alone or with infinite numbers")
     for name in BITS:
         if name in arrays:
             number = int(checked["counts"].sum())
@@ -179,12 +238,12 @@ def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 def _check_fields(described: Mapping[str, Any], classes: int) -> None:
     """Raise ValueError, KeyError or TypeError where the JSON of a result of K classes is not what was written."""
-    found = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
+    checks = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
     for group, kinds in _INSIDE.items():
         inside = described[group]
         if isinstance(inside, dict):
-            found += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
-    for name, value, kind in found:
+            checks += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
+    for name, value, kind in checks:
         if not isinstance(value, kind):
             raise ValueError(f"{name} of {value!r}")
     json.dumps(
