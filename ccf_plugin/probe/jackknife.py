@@ -132,7 +132,7 @@ def deviations(without: NDArray[np.floating]) -> NDArray[np.float64]:
     The variance of a mean of G parts is (G - 1) / G times the sum of the squares; classes are independent. 0 where NaN.
     """
     values = np.nan_to_num(without.astype(np.float64))
-    return (values - values.mean(1, keepdims=True)) * math.sqrt(1 - 1 / PARTS)
+    return np.asarray((values - values.mean(1, keepdims=True)) * math.sqrt(1 - 1 / PARTS))
 
 
 def interval_around(figure: float, variance: float, level: float) -> Interval:
@@ -153,7 +153,7 @@ def student(level: float, freedom: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+    return float(z + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
 def check_level(level: float) -> None:

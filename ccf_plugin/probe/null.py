@@ -175,7 +175,8 @@ def expected_pairs(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) 
     mean, sd = (row[..., :, None] * column[..., None, :] for row, column in zip(rows, columns, strict=True))
     z = (mean / sd.clamp(min=1e-12)).clamp(-_CERTAIN, _CERTAIN)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    return mean * torch.special.ndtr(z) + sd * density
+    expected: Tensor = mean * torch.special.ndtr(z) + sd * density
+    return expected
 
 
 def _cas_by_permutations(

@@ -52,9 +52,9 @@ class CrossClassResult:
         clean_loss, robust_loss: the mean cross-entropy of the logits, or None where not measured.
         confusion_clean, confusion_adversarial: samples by true class (rows) and predicted class, (K, K) int64;
             ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
-        correct_clean, correct: whether each image was classified right, clean and in the passes that counted, (N,) bool
-            in the loader's order (with several processes: the first image of each, the second of each, …; None where
-            they have other shares). None but from ``probe.run``.
+        correct_clean, correct: whether each image was classified right, clean and under attack (without one: in the
+            passes that counted), (N,) bool in the loader's order (with several processes: the first image of each,
+            the second of each, …; None where they have other shares). None but from ``probe.run``.
         logit_variance: of the logits over samples and classes, each sample's mean taken away, so that what the softmax
             does not see does not count; None where not measured.
         mean_row_share: of the head's W in the last pass that counted, from 0 to 1; see `decomposition.mean_row_share`.

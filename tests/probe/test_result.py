@@ -168,7 +168,7 @@ def test_intervals_of_accuracies(recorded: CrossClassResult) -> None:
     assert recorded.interval("clean_accuracy", level=0.5) == wilson(6, 7, 0.5)
     assert recorded.interval("accuracy") is None
     assert recorded.interval("cas") is None  # without parts of the images
-    with pytest.raises(InputError, match="clean_accuracy, accuracy, cas, .*, found 'shared'"):
+    with pytest.raises(InputError, match=r"clean_accuracy, accuracy, cas, .*, found 'shared'"):
         recorded.interval("shared")
 
 
