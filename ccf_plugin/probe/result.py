@@ -18,7 +18,7 @@ from ccf_plugin.probe.confidence import Confidence, Interval, Samples, wilson
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.null import PermutationNull, permutation_null
-from ccf_plugin.probe.result_files import ARRAYS, BITS, FORMAT, plain, read_result, write_result
+from ccf_plugin.probe.result_files import ARRAYS, BITS, FORMAT, plain, read_result, result_bytes, write_result
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -218,9 +218,9 @@ class CrossClassResult:
     @property
     def left_out(self) -> str:
         """Why which classes are without a row in C, in words (ten names of each kind at most); "" where none is."""
-        missing, seen = self._undefined, self.counts > 0
-        kinds = {"no samples of": missing & ~seen, "attribution is zero for": missing & seen}
-        named = {why: [self.names[index] for index in np.flatnonzero(which)] for why, which in kinds.items()}
+        missing, has_samples = self._undefined, self.counts > 0
+        kinds = {"no samples of": missing & ~has_samples, "attribution is zero for": missing & has_samples}
+        named = {why: [self.names[index] for index in np.flatnonzero(mask)] for why, mask in kinds.items()}
         return "; ".join(f"{why} {some_of(names, 10)}" for why, names in named.items() if names)
 
     def top_pairs(self, count: int = 5) -> list[tuple[str, str, float]]:
@@ -238,14 +238,15 @@ class CrossClassResult:
         The shares of all features add up to C[i, j].
 
         Args:
-            first, second: two classes, by name or index.
+            first: a class, by name or index.
+            second: another.
 
         Raises:
             InputError: an unknown class, or one without samples.
         """
         units = []
-        for wanted in (first, second):
-            index = class_index(self.names, wanted)
+        for name in (first, second):
+            index = class_index(self.names, name)
             vector = self.class_attribution[index]
             length = float(np.linalg.norm(vector))
             if not np.isfinite(length) or length == 0:
@@ -270,12 +271,12 @@ class CrossClassResult:
     @property
     def spread(self) -> dict[str, tuple[float, float]]:
         """Mean and (sample) standard deviation of every figure over the repeats; empty where nothing was repeated."""
-        found = {}
+        spread = {}
         for name in ("robust_accuracy", "cas", "instance_cas"):
             values = [repeat[name] for repeat in self.repeats if repeat[name] is not None]
             if len(values) > 1:
-                found[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
-        return found
+                spread[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
+        return spread
 
     def confidence(
         self, *, bootstrap: int = 200, level: float = 0.95, seed: int = 0, instances: bool = True
@@ -346,6 +347,13 @@ class CrossClassResult:
             "format": FORMAT,
         }
 
+    def contents(self) -> dict[str, bytes]:
+        """What ``save`` writes, by the files' endings."""
+        arrays = {name: getattr(self, name) for name in (*ARRAYS, *BITS)}
+        if len(self.matrix) > _LISTED_NULL:
+            arrays |= {"null_mean_root": self.null.mean_root, "null_sd_root": self.null.sd_root}
+        return result_bytes(self.to_json(), arrays)
+
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write ``path``.npz (the arrays) and ``path``.json (the rest); return both paths.
 
@@ -354,10 +362,7 @@ class CrossClassResult:
         Raises:
             OSError: the folder is missing or not writable; nothing half-written remains.
         """
-        arrays = {name: getattr(self, name) for name in (*ARRAYS, *BITS)}
-        if len(self.matrix) > _LISTED_NULL:
-            arrays |= {"null_mean_root": self.null.mean_root, "null_sd_root": self.null.sd_root}
-        return write_result(path, self.to_json(), arrays)
+        return write_result(path, self.contents())
 
     @classmethod
     def load(cls, path: str | Path) -> CrossClassResult:

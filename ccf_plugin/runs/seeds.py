@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import flattened, given_path
+from ccf_plugin.files import flattened, expanded_path
 from ccf_plugin.runs.layout import LOG, RECIPE
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.reading import ListedRun, RunFiles, Track
@@ -53,7 +53,7 @@ def list_runs(folders: Sequence[Path]) -> Listing:
     runs: list[ListedRun] = []
     left_out: list[str] = []
     baselines = []
-    for folder in map(given_path, folders):
+    for folder in map(expanded_path, folders):
         if (folder / STUDY).is_file():
             listing = _of_study(folder)
             runs += listing.runs

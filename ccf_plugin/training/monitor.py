@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ccf_plugin.engine.gradients import NoGradientError
-from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors, largest_batch_size
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
@@ -52,7 +52,7 @@ class Monitor:
             self._attacks[model] = _build_attack(parts, model)
         if self._batch_size is None:
             with evaluation_mode(model):
-                self._batch_size = batch_that_fits(parts.forward(model), parts.input_size, parts.device)
+                self._batch_size = largest_batch_size(parts.forward(model), parts.input_size, parts.device)
         size = self._batch_size
 
         def on(split: Split, name: str, attack: AttackSettings | None) -> CrossClassResult:
@@ -69,7 +69,7 @@ class Monitor:
             )
 
         attack = _attack(parts)
-        with naming_the_batch("evaluate.batch_size", size):
+        with batch_size_errors("evaluate.batch_size", size):
             test = on(parts.test, "test", attack)
             withstands = test.correct
             if recipe.probe.inputs == "clean":
@@ -151,9 +151,9 @@ def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:
     """An epoch row's figures, by the suffix of the weights measured: "" for the raw ones."""
     return {
         metric.name + suffix: metric.take(result)
-        for suffix, of_weights in measured.items()
+        for suffix, models_result in measured.items()
         for metric in all_metrics()
         if metric.take is not None
         and (metric.averaged or not suffix)
-        and (result := of_weights.test if metric.split == "test" else of_weights.validation) is not None
+        and (result := models_result.test if metric.split == "test" else models_result.validation) is not None
     }

@@ -87,13 +87,13 @@ def test_an_image_is_attacked_alike_in_any_batch_process_and_selection(
     seen: dict[bytes, list[torch.Tensor]] = {}
     forward = Attack.__call__
 
-    def noted(self: Attack, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def recorded(self: Attack, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         adversarial = forward(self, images, labels)
         for image, found in zip(images, adversarial, strict=True):
             seen.setdefault(image.numpy().tobytes(), []).append(found)
         return adversarial
 
-    monkeypatch.setattr(Attack, "__call__", noted)
+    monkeypatch.setattr(Attack, "__call__", recorded)
     parts = [split, split, split, split.part(0, 2), split.part(1, 2), split.subset(torch.arange(29, -1, -4))]
     for part, batch_size in zip(parts, (30, 7, 1, 30, 4, 5), strict=True):
         measure(model, MeasuredSplit(part, CLASSES), settings, batch_size=batch_size)
