@@ -48,7 +48,7 @@ figures.curves = (look) => {
   const traces = [], shapes = [], annotations = [], legend = new Map();
   const explain = (name, entry) => legend.set(name, { type: "scatter", x: [null], y: [null], name: plain(name),
     hoverinfo: "skip", ...entry });
-  const visible = (metric) => lines.length > MANY && !metric.first ? "legendonly" : true;
+  const visible = (metric) => !look.hidden && lines.length > MANY && !metric.first ? "legendonly" : true;
   const metrics = data.metrics.filter((metric) => !look.hidden?.has(metric.name)); // what is saved is as it is shown
   const ink = colour(look, "--text");
   if (several) lines.forEach((line, place) => explain(line.name,
@@ -62,7 +62,7 @@ figures.curves = (look) => {
       if (known === 0) return;
       const line = { color: several ? ownColour : colours[data.metrics.indexOf(metric) % colours.length], dash: metric.dash,
         width: look.line };
-      const shared = { yaxis: axisOf(metric), legendgroup: metric.name, visible: look.hidden ? true : visible(metric) };
+      const shared = { yaxis: axisOf(metric), legendgroup: metric.name, visible: visible(metric) };
       const band = one.bands[metric.name];
       if (band && lines.length <= 2 * MANY) traces.push(...bandTraces(one.epoch, band, faint(line.color), shared));
       traces.push({
@@ -71,7 +71,7 @@ figures.curves = (look) => {
         hovertemplate: `%{y:${metric.format}}`, ...shared,
       });
       explain(metric.label, { mode: "lines", legendgroup: metric.name, // a click hides the figure
-        visible: look.hidden ? true : visible(metric),
+        visible: visible(metric),
         line: several ? { ...line, color: ink } : line });
     });
     for (const alarm of one.alarms) {
@@ -92,6 +92,7 @@ figures.curves = (look) => {
       const marker = { symbol: "diamond-open", size: 9, color: several ? ownColour : ink };
       traces.push({
         type: "scatter", mode: "markers", marker, yaxis: axisOf(metric), showlegend: false,
+        legendgroup: metric.name, visible: visible(metric),
         name: plain(`${prefix}published ${metric.label}`), hovertemplate: `%{y:${metric.rounded}}`,
         x: points.map((point) => point.at), y: points.map((point) => point[metric.published]),
       });

@@ -66,14 +66,14 @@ function matrixFigure(id, look) {
   const upright = classes.every((name) => name.length <= 2);
   const room = { // for class names and colour bar
     left: longest + 10, bottom: upright ? 1.6 * size + 6 : 0.75 * longest + 1.6 * size,
-    right: look.narrow ? 10 : 4.6 * look.size + 18 };
+    right: look.narrow ? 10 : 3.9 * look.size + 16 };
   const head = heading(look, texts);
   const barRoom = look.narrow ? 44 : 0;
   const top = head.top + 8 + barRoom;
   const inside = side - room.left - room.right;
   const height = inside + top + room.bottom;
   const cell = inside / K;
-  const fits = Math.min(12, 0.34 * cell);
+  const fits = Math.min(12, 0.345 * cell);
   const full = [-0.5, K - 0.5];
   const labelled = (more) => axis(look, { ...ticks(full, mostLabels({ ...look, width: side })), range: full,
     showgrid: false, ticks: "", constrain: "domain", tickfont: { size }, ...more });
@@ -85,7 +85,7 @@ function matrixFigure(id, look) {
     colorbar: look.narrow
       ? { orientation: "h", thickness: 12, y: 1, ypad: 4, yanchor: "bottom", ...ends, title: { ...ends.title, side: "top" } }
       : { thickness: look.size, xpad: 6, len: 1, y: 0.5, ...ends, title: { ...ends.title, side: "right" } },
-    ...(fits >= (look.paper ? 6 : 9) ? { texttemplate: "%{z:.2f}", textfont: { size: fits } } : {}),
+    ...(fits >= (look.paper ? 6.67 : 9) ? { texttemplate: "%{z:.2f}", textfont: { size: fits } } : {}),
   };
   return { traces: [trace], cells: { matrix, scale: [zmin, zmax], colours }, layout: layout(look, {
     ...head.layout, width: side, height, margin: { l: room.left, r: room.right, t: top, b: room.bottom },

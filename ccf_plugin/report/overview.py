@@ -43,7 +43,8 @@ class Overview:
 def interval(track: Track, metric: Metric, value: float | None) -> tuple[float, float] | None:
     """Wilson's 95 % interval of an accuracy over the test images; None for other figures and unknown numbers."""
     total = 0 if track.counts is None else int(track.counts.sum())
-    if value is None or not metric.format.endswith("%") or metric.split != "test" or not total:
+    is_of_images = metric.format.endswith("%") and metric.name.startswith("test_") and total > 0
+    if value is None or not is_of_images or not 0 <= value <= 1:
         return None
     return wilson(round(value * total), total)
 
