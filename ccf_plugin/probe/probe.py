@@ -285,7 +285,9 @@ class CrossClassProbe:
         vectors = sums.checked_means("" if local_head is None else local_head.name or "the model itself", self._reason)
         classes, total = len(vectors), int(sums.counts.sum())
         accuracy = int(sums.correct) / total
-        clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
+        loss, clean_accuracy, clean_loss = float(sums.loss) / total, None, None
+        if sums.clean_batches == sums.batches:
+            clean_accuracy, clean_loss = int(sums.clean_correct) / total, float(sums.clean_loss) / total
         samples = self._samples(together) if self._instances else None
         confusion, confusion_clean = sums.confusions()
         passes = set().union(*(process.passes for process in processes))
@@ -298,6 +300,8 @@ class CrossClassProbe:
             clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
             robust_accuracy=accuracy if self._counted == "adversarial" else None,
             accuracy=accuracy if self._counted is None else None,
+            clean_loss=loss if self._counted == "clean" else clean_loss,
+            robust_loss=loss if self._counted == "adversarial" else None,
             confusion_clean=confusion if self._counted == "clean" else confusion_clean,
             confusion_adversarial=confusion if self._counted == "adversarial" else None,
             confusion_unnamed=confusion if self._counted is None else None,
@@ -450,7 +454,7 @@ class CrossClassProbe:
                 labels,
                 logits=logits,
                 is_bad=is_bad,
-                clean_predicted=clean.argmax(1) if clean is not None and clean.shape[1] == classes else None,
+                clean=clean if clean is not None and clean.shape[1] == classes else None,
                 check=None if reading is None else (reading.missed, reading.error, reading.refitted),
             )
             if self._instances:

@@ -41,6 +41,7 @@ class CrossClassResult:
         instance_matrix: C_I (Section 5.3), (K, K) float64, or None where it was not asked for.
         clean_accuracy, robust_accuracy: fractions, or None where not measured.
         accuracy: a fraction; set instead of these two where nobody said whether the images were clean or adversarial.
+        clean_loss, robust_loss: the mean cross-entropy of the logits, or None where not measured.
         confusion_clean, confusion_adversarial: samples by true class (rows) and predicted class, (K, K) int64;
             ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
         correct_clean, correct: whether each image was classified right, clean and in the passes that counted, (N,) bool
@@ -75,6 +76,8 @@ class CrossClassResult:
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     accuracy: float | None = None
+    clean_loss: float | None = None
+    robust_loss: float | None = None
     confusion_clean: NDArray[np.int64] | None = None
     confusion_adversarial: NDArray[np.int64] | None = None
     confusion_unnamed: NDArray[np.int64] | None = None
@@ -318,6 +321,8 @@ class CrossClassResult:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "accuracy": self.accuracy,
+            "clean_loss": plain(self.clean_loss),
+            "robust_loss": plain(self.robust_loss),
             "intervals": self.intervals(),
             "cas": self.cas,
             "cas_normalised": self.cas_normalised,

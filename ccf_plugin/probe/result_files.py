@@ -39,6 +39,8 @@ _PLAIN_FIELDS: dict[str, Any] = {
     "clean_accuracy": _NUMBER,
     "robust_accuracy": _NUMBER,
     "accuracy": _NUMBER,
+    "clean_loss": _NUMBER,
+    "robust_loss": _NUMBER,
     "average_instance_cas": _NUMBER,
     "logit_variance": _NUMBER,
     "mean_row_share": _NUMBER,
@@ -64,6 +66,8 @@ _OTHER_FIELDS = {
 # What files of older versions lack, and what it was for them.
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
+    "clean_loss": None,
+    "robust_loss": None,
     "repeats": [],
     "average_instance_cas": None,
     "logit_variance": None,

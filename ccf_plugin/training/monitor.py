@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ccf_plugin.engine.gradients import NoGradientError
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's result on the test split and, where there is one, on the validation split.
+    """A model's result on the test split, on clean training images and, where there is such a split, on validation's.
 
+    ``train`` is of as many training images as there are test images, evenly over the training set, unaugmented.
     ``withstands`` (N,) bool says of each test image whether it is classified right under attack.
     """
 
     test: CrossClassResult
+    train: CrossClassResult
     validation: CrossClassResult | None
     withstands: NDArray[np.bool_] | None = None
 
@@ -44,6 +48,8 @@ class Monitor:
         self._parts = parts
         self._attacks: dict[nn.Module, Attack] = {}
         self._batch_size = parts.recipe.evaluate.batch_size
+        count = min(len(parts.train), len(parts.test))
+        self._trained_on = parts.train.subset(torch.arange(count) * len(parts.train) // count)
 
     def measure(self, model: nn.Module, progress: Progress) -> Measured:
         """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
@@ -73,9 +79,12 @@ class Monitor:
             test = on(parts.test, "test", attack)
             withstands = test.correct
             if recipe.probe.inputs == "clean":
-                test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
+                clean = on(parts.test, "test", None)
+                test = replace(clean, robust_accuracy=test.robust_accuracy, robust_loss=test.robust_loss)
+            with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
+                train = on(self._trained_on, "train", None)
             validation = None if parts.validation is None else on(parts.validation, "validation", attack)
-            return Measured(test, validation, withstands)
+            return Measured(test, train, validation, withstands)
 
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
@@ -155,5 +164,5 @@ def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:
         for metric in all_metrics()
         if metric.take is not None
         and (metric.averaged or not suffix)
-        and (result := models_result.test if metric.split == "test" else models_result.validation) is not None
+        and (result := getattr(models_result, metric.split)) is not None
     }

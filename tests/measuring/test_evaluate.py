@@ -48,9 +48,11 @@ def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, sp
     features: list[torch.Tensor] = []
     handle = head.register_forward_hook(lambda _, args, __: features.append(args[0]))  # type: ignore[union-attr, operator]
     with torch.no_grad():
-        correct = (model(attacked).argmax(1) == labels).double().mean()
-        clean = (model(images).argmax(1) == labels).double().mean()
+        logits, clean_logits = model(attacked).double().numpy(), model(images).double().numpy()
     handle.remove()
+    correct, clean = ((one.argmax(1) == labels.numpy()).mean() for one in (logits, clean_logits))
+    losses = [np.log(np.exp(one).sum(1)) - one[np.arange(30), labels] for one in (clean_logits, logits)]
+    assert [result.clean_loss, result.robust_loss] == pytest.approx([loss.mean() for loss in losses], rel=rounding(30))
     assert result.robust_accuracy == pytest.approx(float(correct))
     assert result.clean_accuracy == pytest.approx(float(clean))
     weight = head.weight.detach()  # type: ignore[union-attr]

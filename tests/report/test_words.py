@@ -116,9 +116,9 @@ def test_a_run_that_was_never_evaluated_says_so(write_run: WriteRun) -> None:
 def test_the_curves_as_a_table_have_what_was_measured(write_run: WriteRun) -> None:
     (run,) = read_runs([write_run("run", epochs=4, every=2, best=2)])
     table = along_epochs(run.tracks[0])
-    assert table["columns"] == ["epoch", "train RA", "clean accuracy", "RA", "CAS", "alarm"]
+    assert table["columns"] == ["epoch", "train loss", "train RA", "clean accuracy", "RA", "CAS", "alarm"]
     assert [row[0] for row in table["rows"]] == ["2 (best)", "4"]
-    assert table["rows"][0][1:4] == ["50.0 %", "75.0 %", "48.0 %"]
+    assert table["rows"][0][1:5] == ["2.000", "50.0 %", "75.0 %", "48.0 %"]
 
 
 def test_recipes_side_by_side_show_only_what_differs(write_run: WriteRun) -> None:
