@@ -284,7 +284,7 @@ def test_seeds_are_a_mean_with_a_band_until_each_run_is_wanted(visit: Open) -> N
     assert len(of_ra) == 6
     visible = f"{curves}.data.filter(({{ visible, x }}) => visible !== 'legendonly' && x.length > 1)"
     groups = set(page.evaluate(f"{visible}.map(({{ legendgroup }}) => legendgroup)"))
-    assert groups == {"test_robust_accuracy", "cas", "shared"}  # of many models one figure an axis
+    assert groups == {"test_robust_accuracy", "cas", "shared", "train_loss"}  # of many models one figure an axis
 
 
 def test_chance_excess_and_lengths_are_drawn_and_hidden_by_the_legend(visit: Open) -> None:
@@ -353,7 +353,7 @@ def _texts(svg: ElementTree.Element) -> dict[str, float]:
     sizes = {}
     for text in svg.iter(f"{SVG}text"):
         size = re.search(r"font-size: ([\d.]+)px", text.attrib.get("style", ""))
-        sizes["".join(text.itertext())] = float(size[1]) * points if size else 0.0
+        sizes[" ".join(text.itertext())] = float(size[1]) * points if size else 0.0
     return sizes
 
 

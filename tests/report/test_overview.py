@@ -154,4 +154,4 @@ def test_a_mean_ends_with_the_shortest_seed_and_skips_what_one_lacks(
 
 def test_each_axis_has_a_first_figure(seeds: list[RunFiles]) -> None:
     described = metric_data(drawn_metrics([run.tracks[0] for run in seeds]))
-    assert [metric["name"] for metric in described if metric["first"]] == ["test_robust_accuracy", "cas"]
+    assert [metric["name"] for metric in described if metric["first"]] == ["test_robust_accuracy", "cas", "train_loss"]

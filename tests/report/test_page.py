@@ -141,7 +141,7 @@ def test_a_log_of_an_earlier_version_is_shown_without_what_it_lacks(write_run: W
     page = build_report([folder])
     assert "an earlier version wrote these logs" in page
     assert {metric["name"] for metric in _data(page)["metrics"]} == {
-        *("train_robust_accuracy", "test_clean_accuracy", "test_robust_accuracy", "cas")
+        *("train_robust_accuracy", "test_clean_accuracy", "test_robust_accuracy", "cas", "train_loss")
     }
     assert "CAS by chance" not in page.split('<script type="application/json"')[0]
 
