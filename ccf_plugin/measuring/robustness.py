@@ -38,7 +38,7 @@ class Evaluation:
     """An evaluation's figures: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring.
 
     ``described`` is what was evaluated: model, data, threat, provenance (``measuring.provenance``) and versions.
-    ``curve`` has the name of the strongest PGD's figure for each eps, in [0, 1] pixel units and rising, where asked for.
+    ``curve`` has the name of the strongest PGD's figure at each eps, in pixel units and rising, where asked for.
     """
 
     described: dict[str, Any]

@@ -108,7 +108,7 @@ def test_the_curve_over_eps_is_the_longest_pgd_at_each_with_its_share_of_the_ste
     assert found.accuracies["PGD-3 at 0/255"] == found.accuracies[CLEAN] > found.accuracies["PGD-3 at 51/255"]
     assert found.rises is None
     assert found.to_json()["curve"] == [[eps, found.accuracies[name]] for eps, name in found.curve.items()]
-    with pytest.raises(InputError, match="eps: expected 0 to 1 for Linf, found '4'.*'4/255'"):
+    with pytest.raises(InputError, match=r"eps: expected 0 to 1 for Linf, found '4'.*'4/255'"):
         evaluate(subject, curve=["4"])
 
 
