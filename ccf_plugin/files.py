@@ -12,6 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+PICTURES = (".png", ".pdf", ".svg")  # what the name of a picture may end in
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part.
@@ -104,7 +106,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def given_path(text: str | Path) -> Path:
+def expanded_path(text: str | Path) -> Path:
     """A path from a recipe or the command line: one with ``~`` or ``..`` made absolute, so that all who name it show
     where it leads; another as it is."""
     path = Path(text)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import PICTURES, expanded_path, made_folder, write_together
+from ccf_plugin.tables import FORMS
 
 Read = Callable[[Path], Mapping[str, Any] | None]
-_SUFFIXES = (".npz", ".json", ".png", ".csv")
+_SUFFIXES = (".npz", ".json", *PICTURES, *FORMS)
 
 
 def read_provenance(file: Path) -> Mapping[str, Any] | None:
@@ -21,6 +22,21 @@ def read_provenance(file: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return provenance if isinstance(provenance, dict) and provenance else None
+
+
+def endings_of(formats: str | None, out: Path | None = None, known: Sequence[str] = PICTURES) -> list[str]:
+    """The endings of the files that ``formats`` asks for, such as "pdf,png"; without, that of a picture at ``out``.
+
+    Raises:
+        InputError: another format.
+    """
+    endings = [f".{part.strip().lower().removeprefix('.')}" for part in (formats or "").split(",") if part.strip()]
+    if not set(endings) <= set(known) or (formats is not None and not endings):
+        expected = f"some of {', '.join(known)}, with commas between".replace(".", "")
+        raise InputError(Fault("formats", expected, repr(formats)))
+    if not endings:
+        endings = [out.suffix if out is not None and out.suffix in PICTURES else ".png"]
+    return list(dict.fromkeys(endings))
 
 
 class Place:
@@ -71,6 +87,14 @@ class Place:
             self.stem = self._free(self.stem)
         return self.stem
 
+    def write(self, contents: Mapping[str, bytes]) -> list[Path]:
+        """Write the files of these suffixes, all or none; folders are made as needed."""
+        self.settle()
+        files = {self.file(suffix): content for suffix, content in contents.items()}
+        with made_folder(self.stem.parent):
+            write_together(files)
+        return list(files)
+
     def _check(self, stem: Path) -> None:
         parent = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())
         if not parent.is_dir():
@@ -81,13 +105,13 @@ class Place:
         if not self._may_write(stem):  # before anything is measured
             from ccf_plugin.measuring.provenance import in_words
 
-            there = self._there(stem)
-            found = (
-                "another file" if there is None else f"one of other conditions ({in_words(there, self._provenance)})"
+            saved = self._there(stem)
+            problem = (
+                "another file" if saved is None else f"one of other conditions ({in_words(saved, self._provenance)})"
             )
-            taken = next(file for file in self._files(stem) if file.exists())
+            existing = next(file for file in self._files(stem) if file.exists())
             remedy = "choose another {out}, or replace it by {force}"
-            raise InputError(Fault(str(taken), "no file yet, or a result of the same conditions", found, remedy))
+            raise InputError(Fault(str(existing), "no file yet, or a result of the same conditions", problem, remedy))
 
     def _free(self, stem: Path) -> Path:
         return next(candidate for candidate in self._candidates(stem) if self._may_write(candidate))
@@ -96,8 +120,8 @@ class Place:
         from ccf_plugin.measuring.provenance import conditions_hash, name_parts
 
         yield stem
-        there = self._there(stem)
-        parts = [] if there is None else name_parts(there, self._provenance)
+        saved = self._there(stem)
+        parts = [] if saved is None else name_parts(saved, self._provenance)
         if parts:
             yield stem.with_name("-".join([stem.name, *parts]))
         parts.append(conditions_hash(self._provenance))
@@ -113,8 +137,8 @@ class Place:
 
         if self._force or not any(file.exists() or file.is_symlink() for file in self._files(stem)):
             return True
-        there = self._there(stem)
-        return there is not None and not differences(there, self._provenance)
+        saved = self._there(stem)
+        return saved is not None and not differences(saved, self._provenance)
 
     def _there(self, stem: Path) -> Mapping[str, Any] | None:
         return self._read(self._file(stem, self._suffixes[0]))
@@ -134,5 +158,5 @@ def named_file(out: Path, suffix: str) -> Path:
 
 
 def _stem(out: Path, suffixes: Sequence[str]) -> Path:
-    stem = given_path(out)
+    stem = expanded_path(out)
     return stem.with_suffix("") if suffixes != ("",) and stem.suffix in _SUFFIXES else stem

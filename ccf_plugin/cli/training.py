@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import leave_job, open_console, print_result, quiet_libraries
+from ccf_plugin.cli.console import leave_job, open_console, print_result, print_written, quiet_libraries
+from ccf_plugin.cli.places import endings_of
 from ccf_plugin.errors import CCFError, DivergedError, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path, write_together
 
 AllowChange = Annotated[
     list[str] | None,
@@ -51,7 +53,7 @@ def train(
     with ProgressReporter(console) as reporter:
         run = run_training(
             loaded,
-            given_path(out or Path("runs") / Path(recipe).stem),
+            expanded_path(out or Path("runs") / Path(recipe).stem),
             reporter,
             resume=resume,
             allow_change=allow_change or [],
@@ -77,6 +79,10 @@ def sweep(
         Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>-sweep.")
     ] = None,
     allow_change: AllowChange = None,
+    formats: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMATS", help="Write the closing table, <out>/sweep.tex, .md or .csv."),
+    ] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
     download: options.Download = False,
     allow_code: options.AllowCode = False,
@@ -84,15 +90,18 @@ def sweep(
     """Train by RECIPE once for each combination of values; what is finished is skipped, what is begun is resumed."""
     quiet_libraries()
 
-    from ccf_plugin.training.sweep import command_of, plan_sweep
+    from ccf_plugin.tables import FORMS
+    from ccf_plugin.training.sweep import plan_sweep
 
     common = overrides or []
-    folder = given_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
+    endings = [] if formats is None else endings_of(formats, known=tuple(FORMS))
+    folder = expanded_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
     points = plan_sweep(recipe, settings, common, folder, allow_code=allow_code, allow_change=allow_change or [])
     if print_only:
         flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
         for point in points:
-            print_result(command_of(point, recipe, common, flags))
+            sets = [word for override in (*common, *point.overrides) for word in ("--set", override)]
+            print_result(shlex.join(["ccf", "train", recipe, *sets, *flags, "--out", str(point.folder)]))
         return
     from ccf_plugin.training.interruption import Interrupted
     from ccf_plugin.training.loop import train as run_training
@@ -121,7 +130,12 @@ def sweep(
         except DivergedError as error:  # the others are worth having
             diverged[point.name] = error
             console.print(f"{point.name}: {error}", style="red", highlight=False, soft_wrap=True)
-    console.print(sweep_table({point.name: None if point.name in diverged else point.run for point in points}))
+    table = sweep_table({point.name: None if point.name in diverged else point.run for point in points})
+    console.print(table.rich())
+    if endings:
+        files = {folder / f"sweep{ending}": FORMS[ending](table) for ending in endings}
+        write_together(files)
+        print_written(console, list(files))
     if diverged:
         raise CCFError(f"expected {len(points)} runs to their ends, found that these diverged: {'; '.join(diverged)}")
     leave_job()
@@ -136,8 +150,8 @@ def recipes() -> None:
 
     table = Table.grid("name", "story", padding=(0, 2))
     for name, path in shipped_recipes().items():
-        what, source = describe_recipe(path)
-        table.add_row(name, Text.assemble(what, "\n", (f"from {source}", "dim")))
+        title, source = describe_recipe(path)
+        table.add_row(name, Text.assemble(title, "\n", (f"from {source}", "dim")))
     console = open_console()
     console.print(table)
     console.print("\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME", highlight=False)

@@ -66,7 +66,7 @@ class Forward(nn.Module):
         if images.dim() != 4:
             return self.model(images)
         if self._is_contiguous:
-            return self.model(_contiguous(images))
+            return self.model(contiguous(images))
         laid_out = images.contiguous(memory_format=torch.channels_last)
         if torch.compiler.is_compiling():
             return self.model(laid_out)
@@ -76,11 +76,11 @@ class Forward(nn.Module):
             if "view size is not compatible" not in str(error):
                 raise
         for weight in self.model.parameters():
-            weight.data = _contiguous(weight.data)
+            weight.data = contiguous(weight.data)
         torch.clear_autocast_cache()  # of the weights as they were
         _CONTIGUOUS.add(self.model)
         self._is_contiguous = True
-        return self.model(_contiguous(images))
+        return self.model(contiguous(images))
 
     @contextlib.contextmanager
     def weights_cast_once(self) -> Iterator[None]:
@@ -89,16 +89,16 @@ class Forward(nn.Module):
         They are those of plain convolutions and linear layers, which stand at their cast values meanwhile.
         """
         cast = self._cast_by_autocast() if self.precision == "bf16" else []
-        kept = [parameter.data for parameter in cast]
-        values = [torch.empty_like(original, dtype=torch.bfloat16) for original in kept]
+        originals = [parameter.data for parameter in cast]
+        values = [torch.empty_like(original, dtype=torch.bfloat16) for original in originals]
         if cast:
-            torch._foreach_copy_(values, kept)
+            torch._foreach_copy_(values, originals)
         try:
             for parameter, value in zip(cast, values, strict=True):
                 parameter.data = value
             yield
         finally:
-            for parameter, value in zip(cast, kept, strict=True):
+            for parameter, value in zip(cast, originals, strict=True):
                 parameter.data = value
 
     def _cast_by_autocast(self) -> list[nn.Parameter]:
@@ -115,6 +115,6 @@ class Forward(nn.Module):
         return [weight for key, weight in cast.items() if key not in others]
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
+def contiguous(tensor: Tensor) -> Tensor:
     """A copy, since a tensor of one channel may pass for contiguous and for channels_last both."""
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
-from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean
+from ccf_plugin.errors import Fault, InputError, did_you_mean, missing_extra
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens, which stand before the grid's
 
@@ -62,9 +62,7 @@ def grad_cam(forward: Forward, images: Tensor, labels: Tensor, layer: Layer) -> 
     try:
         from captum.attr import LayerAttribution, LayerGradCam
     except ImportError as error:
-        raise UnavailableError(
-            "saliency needs captum, found that it is not installed; pip install 'ccf_plugin[saliency]'"
-        ) from error
+        raise missing_extra("saliency", "captum", "saliency") from error
     with evaluation_mode(forward), torch.enable_grad(), _grid_of(forward.model, layer) as grid:
         explained = LayerGradCam(forward, grid)
         maps = explained.attribute(images.clone().requires_grad_(), target=labels, relu_attributions=True)
@@ -106,7 +104,7 @@ def find_layer(forward: Forward, images: Tensor, name: str | None = None) -> Lay
             handle.remove()
     convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
     convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
-    grids = [(layer, out) for place, module, out in outputs if (layer := _as_layer(place, module, out, convolved))]
+    grids = [(layer, out) for place, module, out in outputs if (layer := _grid_layer(place, module, out, convolved))]
     if name is not None:
         grids = [(layer, out) for layer, out in grids if layer.name == name][-1:]
         if not grids:
@@ -122,7 +120,7 @@ def find_layer(forward: Forward, images: Tensor, name: str | None = None) -> Lay
     )
 
 
-def _as_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tuple[int, ...]]) -> Layer | None:
+def _grid_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tuple[int, ...]]) -> Layer | None:
     """The output as a grid, judged by the shapes that convolutions gave; None where it is none."""
     if not convolved:
         return None

@@ -43,20 +43,22 @@ def draw_comparison(
     vmin: float | None = None,
     vmax: float | None = None,
     difference_scale: tuple[float, float] = DIFFERENCE_SCALE,
+    width: float = 18.0,
 ) -> Figure:
-    """C of the first, C of the second, and first − second.
+    """C of the first, C of the second, and first − second; the classes are named once.
 
     Args:
         titles: what the two are called.
         vmin, vmax: of the two matrices' colours; None is the paper's for so many classes.
         difference_scale: the same of the difference; the paper's by default. Where it goes below 0, colours go from
             red over white to blue.
+        width: of all three, in inches.
 
     Raises:
         InputError: colours that do not ascend.
     """
     first, second = comparison.first, comparison.second
-    figure = new_figure(18.0, 5.8)
+    figure = new_figure(width, 0.32 * width)
     axes = figure.subplots(1, 3)
     for ax, result, title in zip(axes, (first, second), titles, strict=False):
         result.plot(ax, vmin=vmin, vmax=vmax, title=f"{title}\n{result.title()}")
@@ -64,17 +66,29 @@ def draw_comparison(
     low, high = colour_scale(len(first.matrix), *difference_scale)
     cmap = "RdBu" if low < 0 else "Blues"
     heading = f"first − second\nΔCAS = {delta:.1f}".replace("-", "−")
-    draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap=cmap, title=heading)
+    draw_heatmap(
+        comparison.matrix,
+        first.names,
+        ax=axes[2],
+        vmin=low,
+        vmax=high,
+        cmap=cmap,
+        title=heading,
+        label="difference of C[i, j]",
+    )
+    for ax in axes[1:]:
+        ax.tick_params(labelleft=False)
+        ax.set_ylabel("")
     return figure
 
 
-def draw_saliency(seen: Saliency, titles: tuple[str, str]) -> Figure:
+def draw_saliency(result: Saliency, titles: tuple[str, str]) -> Figure:
     """A column for each example: the test image, and where the best and the last model look on their own attack's.
 
     Args:
         titles: what the two models are called.
     """
-    examples, classes = seen.examples, seen.classes
+    examples, classes = result.examples, result.classes
     figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
     axes = figure.subplots(3, len(examples), squeeze=False)
     labels, font = class_labels(tuple(classes))
@@ -175,7 +189,7 @@ def draw_ablation(ablation: Ablation, title: str) -> Figure:
 def _name_points(ax: Axes, names: Sequence[str], cas: NDArray[Any], robust: NDArray[Any]) -> None:
     figure_of(ax).canvas.draw()  # settles where in the picture everything is
     points = ax.transData.transform(np.column_stack([cas, robust]))
-    kept: list[Any] = []
+    placed: list[Any] = []
     for index in _named(cas, robust):
         for offset, side in ((6, "left"), (-6, "right")):
             text = ax.annotate(
@@ -183,8 +197,8 @@ def _name_points(ax: Axes, names: Sequence[str], cas: NDArray[Any], robust: NDAr
             )
             box = text.get_window_extent()
             inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
-            if inside and not any(box.overlaps(other) for other in kept) and not box.count_contains(points):
-                kept.append(box)
+            if inside and not any(box.overlaps(other) for other in placed) and not box.count_contains(points):
+                placed.append(box)
                 break
             text.remove()
 

@@ -14,7 +14,7 @@ import torch
 
 from ccf_plugin.engine.devices import job_device
 from ccf_plugin.engine.forward import Forward
-from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
@@ -57,7 +57,7 @@ class Subject:
 
     def run(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
         """One pass over the test images (``measuring.evaluate.measure``), without provenance."""
-        with naming_the_batch("batch_size", self.batch_size):
+        with batch_size_errors("batch_size", self.batch_size):
             return measure(
                 self.loaded.model,
                 self.data,
@@ -65,7 +65,7 @@ class Subject:
                 model_name=self.loaded.spec,
                 probe=replace(self.probe, instances=instances),
                 batch_size=self.batch_size,
-                progress=lambda batches, total: self.noted(progress(batches, total)),
+                progress=lambda batches, total: self.with_warning(progress(batches, total)),
             )
 
     def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
@@ -105,7 +105,7 @@ class Subject:
             }
         )
 
-    def noted(self, batches: Batches) -> Batches:
+    def with_warning(self, batches: Batches) -> Batches:
         """The batches; after the first, which found nothing wrong, a warning says where weights may be random."""
         for number, batch in enumerate(batches):
             yield batch
@@ -116,8 +116,10 @@ class Subject:
         """Warn where the weights are those that the user's own code makes."""
         spec = self.loaded.spec
         if is_python(spec) and self.chosen.get("checkpoint") is None:
-            told = f"{spec} without a checkpoint has the weights that its code makes: random ones, unless it loads some"
-            warnings.warn(told, stacklevel=2)
+            message = (
+                f"{spec} without a checkpoint has the weights that its code makes: random ones, unless it loads some"
+            )
+            warnings.warn(message, stacklevel=2)
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:

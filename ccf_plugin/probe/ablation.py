@@ -73,7 +73,7 @@ class AblationLayer:
         tracer = HeadTracer(model, head, output)
         try:
             with evaluation_mode(model), torch.no_grad():
-                intact = _passed(tracer, model, images)
+                intact = passed(tracer, model, images)
                 record = tracer.take()
                 assert record is not None and intact.weight is not None  # noqa: PT018, S101  (it was read)
                 plan = tracer.plan_of(record)
@@ -162,7 +162,8 @@ def _replaced(features: Tensor, index: Tensor, values: Tensor, dimension: int) -
     return torch.where(where.view(shape), values.to(features).view(shape), features)
 
 
-def _passed(tracer: HeadTracer, model: nn.Module, images: Tensor) -> ForwardPass:
+def passed(tracer: HeadTracer, model: Callable[[Tensor], Any], images: Tensor) -> ForwardPass:
+    """What a pass shows; InputError where its logits are no head's."""
     model(images)
     shown = tracer.peek()
     if shown is None:
@@ -182,9 +183,9 @@ def _logits_at(
     return next((entry.logits for entry in entries if entry.path == path), None)
 
 
-def _refusal(found: str) -> InputError:
+def _refusal(problem: str) -> InputError:
     expected = (
         "a head that is one layer on one feature vector a sample (linear, 1×1 convolution, parametrised, with a "
         "BatchNorm before it)"
     )
-    return InputError(Fault("", expected, found, "name such a layer by {head}, or take another model"))
+    return InputError(Fault("", expected, problem, "name such a layer by {head}, or take another model"))

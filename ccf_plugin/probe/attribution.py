@@ -49,8 +49,10 @@ def gradient_attribution(
         RuntimeError: the graph is gone, or there is none.
     """
     with torch.enable_grad():
-        own = logits[rows].gather(1, labels.unsqueeze(1)).sum()
-    slopes = torch.autograd.grad(own, list(features), retain_graph=True, allow_unused=True, materialize_grads=True)
+        true_logits = logits[rows].gather(1, labels.unsqueeze(1)).sum()
+    slopes = torch.autograd.grad(
+        true_logits, list(features), retain_graph=True, allow_unused=True, materialize_grads=True
+    )
     return [g.detach()[rows] * slope[rows] for g, slope in zip(features, slopes, strict=True)]
 
 
@@ -71,9 +73,14 @@ def class_attribution(features: Tensor, weight: Tensor, labels: Tensor) -> Tenso
     Returns:
         (K, n) of the features' dtype; the row of a class without samples is NaN.
     """
+    return class_means(*class_sums(features, weight, labels))
+
+
+def class_sums(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of A(x) over the samples of each class, (K, n), and how many there are, (K,) int64."""
     rows = attribution(features, weight, labels)
     sums = rows.new_zeros(weight.shape).index_add(0, labels, rows)
-    return class_means(sums, torch.bincount(labels, minlength=len(weight)))
+    return sums, torch.bincount(labels, minlength=len(weight))
 
 
 def correlation_matrix(vectors: Tensor) -> Tensor:
@@ -86,11 +93,16 @@ def correlation_matrix(vectors: Tensor) -> Tensor:
         (K, K) of the same dtype, symmetric, 1 on the diagonal; rows and columns of a class whose vector is NaN
         or has no length are NaN.
     """
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    defined = torch.isfinite(lengths) & (lengths > 0)
-    # Undefined rows become zeros before any product: NaN times a zero gradient would still be NaN.
-    units = _unit_rows(torch.where(defined, vectors, 0.0))
+    units, defined = defined_units(vectors)
     return torch.where(defined & defined.T, units @ units.T, torch.nan)
+
+
+def defined_units(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of (…, K, n) at length 1, and which have one, (…, K, 1) bool; rows that are NaN or zero become zeros."""
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    defined = torch.isfinite(lengths) & (lengths > 0)
+    # Before any product: NaN times a zero gradient would still be NaN.
+    return _unit_rows(torch.where(defined, vectors, 0.0)), defined
 
 
 def cas_contributions(matrix: Tensor) -> Tensor:
@@ -155,17 +167,17 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / torch.where(lengths > 0, lengths, 1.0)
 
 
 def _mean_pair_cosines(units: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """Mean cosine over all pairs of distinct samples, from one sum of unit vectors per class."""
     sums = units.new_zeros(len(counts), units.shape[1]).index_add(0, labels, units)
-    own = units.new_zeros(len(counts)).index_add(0, labels, units.square().sum(1))
+    self_products = units.new_zeros(len(counts)).index_add(0, labels, units.square().sum(1))
     numbers = counts.to(units.dtype)
     pairs = numbers.outer(numbers) - torch.diag(numbers)
-    totals = sums @ sums.T - torch.diag(own)
+    totals = sums @ sums.T - torch.diag(self_products)
     return torch.where(pairs > 0, totals / pairs.clamp(min=1), torch.nan)
 
 
@@ -222,13 +234,15 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
         row_best = block.view(stop - start, -1, size).amax(2).T  # (chunks from start on, rows)
         target = best[:, start:stop]
         for level in levels:
-            here = level[level >= start // size]
-            target[chunk_class[here]] = torch.maximum(target[chunk_class[here]], row_best[here - start // size])
+            reached = level[level >= start // size]
+            target[chunk_class[reached]] = torch.maximum(
+                target[chunk_class[reached]], row_best[reached - start // size]
+            )
         if stop < total:
             block[is_padding[start:stop]] = -torch.inf
             column_best = block[:, stop - start :].reshape(-1, size, total - stop).amax(1)  # (chunks, columns)
-            for of_class, values in zip(class_of[start // size : stop // size], column_best, strict=True):
-                torch.maximum(best[of_class, stop:], values, out=best[of_class, stop:])
+            for label, values in zip(class_of[start // size : stop // size], column_best, strict=True):
+                torch.maximum(best[label, stop:], values, out=best[label, stop:])
         del block  # before the next is made
     best[:, is_padding] = 0
     # a chunk's few cosines in their own dtype: summing as float64 at once would copy all of `best`
@@ -247,8 +261,8 @@ def _sum_of_nearest_in_products(attributions: Tensor, labels: Tensor, counts: Te
         block = units[start : start + rows] @ units.T
         block.diagonal(start).fill_(-torch.inf)
         columns = [
-            of_class.amax(1) if of_class.shape[1] else of_class.new_full((len(block),), -torch.inf)
-            for of_class in torch.split(block, sizes, 1)
+            class_block.amax(1) if class_block.shape[1] else class_block.new_full((len(block),), -torch.inf)
+            for class_block in torch.split(block, sizes, 1)
         ]
         sums.index_add_(0, classes[start : start + rows], torch.stack(columns, 1).to(sums.dtype))
         del block, columns  # before the next is made

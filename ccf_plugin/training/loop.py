@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
+from ccf_plugin.engine.forward import contiguous
+from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.modes import evaluation_mode
-from ccf_plugin.engine.switches import switches_put_back
+from ccf_plugin.engine.switches import preserve_global_state
 from ccf_plugin.engine.timing import part, part_of_each
 from ccf_plugin.errors import DivergedError
 from ccf_plugin.measuring.evaluate import Batches
+from ccf_plugin.probe.head_reader import ReadForward
 from ccf_plugin.runs.alarms import alarms, fall_p
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.folder import lock
@@ -59,7 +61,7 @@ class Reporter:
         """An epoch is evaluated and written."""
 
 
-@switches_put_back()
+@preserve_global_state()
 def train(
     recipe: Recipe,
     out: Path,
@@ -108,7 +110,7 @@ def train(
             "images": parts.fingerprints(),
         }
         run = open_run(
-            out, recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
+            out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
         )
         processes.start_tracking(recipe)
         reporter.started(run)
@@ -116,7 +118,6 @@ def train(
             saver = Saver(run, loop.state, processes, interruption)
             while not run.is_finished:
                 row = loop.epoch(run, saver, reporter)
-                processes.track(row)
                 reporter.epoch_finished(row)
         processes.finish()
     return run
@@ -143,7 +144,7 @@ class Loop:
         trained = time.perf_counter() - started
         images = max(0, len(self.parts.train) - skipped * recipe.optim.batch_size)
 
-        models = self._models()
+        models = self._models(epoch)
         measured: dict[str, Measured] = {}
         if _is_due(recipe.evaluate.every, epoch, recipe):
             for suffix, model in models.items():
@@ -173,6 +174,8 @@ class Loop:
             row = run.finish_epoch(row, snapshots, self.parts.describe_model(), write=self.processes.is_main)
             state.close_epoch()
             saver.save()
+            results = {suffix: of_weights.test for suffix, of_weights in measured.items()}
+            self.processes.track(row, results, pictures=is_kept and recipe.probe.pictures)
         return row
 
     def steps(self, epoch: int) -> Iterator[int]:
@@ -183,7 +186,7 @@ class Loop:
             torch.manual_seed((recipe.seed + 1) * 2_000_003 + epoch + 1_000_000_007 * self.processes.rank)
         state.model.train()
         for batch in part_of_each("data", self.method.batches.epoch(epoch, skip=state.step)):
-            with naming_the_batch("optim.batch_size", recipe.optim.batch_size):
+            with batch_size_errors("optim.batch_size", recipe.optim.batch_size):
                 self._step(epoch, batch)
             yield state.step
         averaged = [] if state.average is None else [state.average.averaged]
@@ -219,12 +222,18 @@ class Loop:
 
     def _loss(self, forward: nn.Module, epoch: int, batch: Batch, adversarial: Tensor) -> StepOutput:
         """The step's whole loss, scaled so that the processes' mean is the mean over the step's images."""
-        ensemble = self.state.ensemble
-        output = self.method.objective(forward, batch.images, adversarial, batch.labels)
+        ensemble, term = self.state.ensemble, self.method.term
+        with self.method.reading(forward, epoch) as read:
+            output = self.method.objective(read, batch.images, adversarial, batch.labels)
         loss = distilled(output, adversarial, self.method.teachers, epoch)
         if ensemble is not None and ensemble.weight(epoch):
             loss = loss + ensemble.loss(epoch, batch.indices, output.logits)
-        return replace(output, loss=loss if batch.share == 1 else loss * batch.share)
+        loss = loss if batch.share == 1 else loss * batch.share
+        if term is not None and (weight := term.weight(epoch)):
+            assert isinstance(read, ReadForward)  # noqa: S101  (the term has a weight)
+            features = read.features(output.logits)
+            loss = loss - weight * term.value(features, read.head, batch.labels, counts=batch.share > 0)
+        return replace(output, loss=loss)
 
     def _predict(self, ensemble: TemporalEnsemble, batch: Batch) -> None:
         """Take the predictions of the step's images into the ensemble."""
@@ -234,14 +243,15 @@ class Loop:
             ensemble.update(batch.indices, predictions)
             return
         # Every process needs the predictions of all, since the next epoch deals the images out anew.
-        for indices, theirs, share in self.processes.gather((batch.indices.cpu(), predictions.cpu(), batch.share)):
+        for indices, logits, share in self.processes.gather((batch.indices.cpu(), predictions.cpu(), batch.share)):
             if share:
-                ensemble.update(indices.to(predictions.device), theirs.to(predictions.device))
+                ensemble.update(indices.to(predictions.device), logits.to(predictions.device))
 
-    def _models(self) -> dict[str, nn.Module]:
+    def _models(self, epoch: int) -> dict[str, nn.Module]:
         """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
-        clean_batches = (batch.images for batch in self.method.clean_batches.epoch(0))
-        averaged = self.state.averaged_model(clean_batches)
+        averaged = self.state.averaged_model(
+            contiguous(batch.images) for batch in self.method.whole_batches.epoch(epoch)
+        )
         return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
 
     def _fall_p(self, measured: Mapping[str, Measured]) -> float | None:
@@ -267,12 +277,12 @@ class Loop:
         fault = f"a loss of {totals.loss:g}"
         if math.isfinite(totals.loss):
             fault = "weights that give no finite logits in eval mode"
-        kept = f"epoch {epoch - 1} remains in {weights_of(run.folder, 'last')}" if epoch > 1 else "nothing was kept"
+        survivor = f"epoch {epoch - 1} remains in {weights_of(run.folder, 'last')}" if epoch > 1 else "nothing was kept"
         raise DivergedError(
             f"expected a finite loss and finite weights, found {fault} in epoch {epoch}, step {totals.failed_at}, at "
-            f"learning rate {rate:g}; {kept}: lower optim.lr or use precision float32"
+            f"learning rate {rate:g}; {survivor}: lower optim.lr or use precision float32"
         )
 
 
-def _is_due(every: int, epoch: int, recipe: Recipe) -> bool:
-    return epoch % every == 0 or epoch == recipe.optim.epochs
+def _is_due(interval: int, epoch: int, recipe: Recipe) -> bool:
+    return epoch % interval == 0 or epoch == recipe.optim.epochs

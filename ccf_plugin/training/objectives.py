@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ccf_plugin.errors import CCFError, Fault, InputError, did_you_mean
+from ccf_plugin.probe.head_reader import ReadForward
 from ccf_plugin.zoo.python_code import failed, is_python, load_object
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Objective:
             keyword where it takes them.
         about: what it is, in a few words.
         attack: the torchattacks class that crafts ``adversarial``; None trains on clean images alone.
+        batchnorm: the mode of the model under that attack in the authors' code, "train" or "eval".
         beta: the default weight of its second term; None where it has none.
         takes_smoothing: whether it takes ``label_smoothing``; ``why_not`` says why it does not.
         takes_options: whether objective.options are its further keywords.
@@ -50,6 +52,7 @@ class Objective:
     loss: Callable[..., StepOutput]
     about: str = ""
     attack: str | None = "PGD"
+    batchnorm: Literal["train", "eval"] = "train"
     beta: float | None = None
     takes_smoothing: bool = True
     why_not: str = ""
@@ -57,7 +60,7 @@ class Objective:
 
     def faults(self, table: Mapping[str, Any]) -> Iterator[Fault]:
         """What of a recipe's [objective] this loss has no use for."""
-        name = f"loss {table.get('loss', 'madry')!r}" if self is not OWN_LOSS else "a loss of your own"
+        name = f"loss {table.get('loss', 'madry')!r}" if self is not CUSTOM_LOSS else "a loss of your own"
         if table.get("label_smoothing", 0) and not self.takes_smoothing:
             yield Fault("objective.label_smoothing", f"0 with {name}, {self.why_not}", "smoothing")
         if table.get("beta") is not None and self.beta is None:
@@ -67,8 +70,8 @@ class Objective:
 
 
 def find_objective(name: str) -> Objective | None:
-    """What is known of a loss: its entry of ``OBJECTIVES``, or ``OWN_LOSS``, whose code is not loaded for this."""
-    return OWN_LOSS if is_python(name) else OBJECTIVES.get(name)
+    """What is known of a loss: its entry of ``OBJECTIVES``, or ``CUSTOM_LOSS``, whose code is not loaded for this."""
+    return CUSTOM_LOSS if is_python(name) else OBJECTIVES.get(name)
 
 
 def loss_forms() -> str:
@@ -84,6 +87,9 @@ def build_objective(section: ObjectiveSection) -> Loss:
     (N, C, H, W) in [0, 1], ``labels`` int64 (N,). It returns a ``StepOutput``: the mean loss over these rows and the
     logits (N, K) of the adversarial images, which accuracies and teachers use. ``adversarial`` follows [attack].
 
+    Where it has parameters of these names, it also gets ``head``, W (K, n), and ``features``, which gives g(x) (N, n)
+    of the pass that gave the logits that it is called with; both with their graph.
+
     Raises:
         InputError: no such loss; at a step: it fails, or returns something else.
     """
@@ -97,8 +103,28 @@ def build_objective(section: ObjectiveSection) -> Loss:
         keywords["beta"] = objective.beta if section.beta is None else section.beta
     if objective.takes_smoothing:
         keywords["label_smoothing"] = section.label_smoothing
-    loss = partial(_checked_loss, section.loss, _load(section)) if objective is OWN_LOSS else objective.loss
-    return partial(loss, **keywords)
+    function = _load(section) if objective is CUSTOM_LOSS else objective.loss
+    loss = partial(_checked_loss, section.loss, function) if objective is CUSTOM_LOSS else function
+    wanted = _wanted_of_head(function)
+    return partial(_with_head, partial(loss, **keywords), wanted) if wanted else partial(loss, **keywords)
+
+
+def reads_head(loss: Loss) -> bool:
+    """Whether a loss that ``build_objective`` gave needs a forward pass that can be read (``ReadForward``)."""
+    return isinstance(loss, partial) and loss.func is _with_head
+
+
+def _wanted_of_head(function: Callable[..., StepOutput]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name in ("features", "head") if name in parameters)
+
+
+def _with_head(
+    loss: Loss, wanted: tuple[str, ...], forward: ReadForward, images: Tensor, adversarial: Tensor, labels: Tensor
+) -> StepOutput:
+    """The loss, given by name what it wants of the head."""
+    of_head: dict[str, Any] = {name: getattr(forward, name) for name in wanted}
+    return partial(loss, **of_head)(forward, images, adversarial, labels)
 
 
 def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
@@ -108,7 +134,8 @@ def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
         raise InputError(f"{section.loss}: expected a function, found {type(function).__name__}")
     signature = "forward, images, adversarial, labels"
     try:
-        inspect.signature(function).bind(*signature.split(", "), **section.options)
+        of_head = dict.fromkeys(_wanted_of_head(function))
+        inspect.signature(function).bind(*signature.split(", "), **section.options, **of_head)
     except TypeError as error:
         raise InputError(
             f"{section.loss}: expected a function of ({signature}) and objective.options, found one that refuses: "
@@ -206,7 +233,7 @@ def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 # The user's own, by python:package.module:function.
-OWN_LOSS = Objective(
+CUSTOM_LOSS = Objective(
     _checked_loss,
     "a loss of your own",
     takes_smoothing=False,
@@ -218,11 +245,16 @@ OBJECTIVES: dict[str, Objective] = {
     "standard": Objective(madry, "cross-entropy on clean images", attack=None),
     "madry": Objective(madry, "cross-entropy on adversarial images (Madry et al. 2018)"),
     "trades": Objective(
-        trades, "clean cross-entropy and β times the divergence (Zhang et al. 2019)", attack="TPGD", beta=6.0
+        trades,
+        "clean cross-entropy and β times the divergence (Zhang et al. 2019)",
+        attack="TPGD",
+        batchnorm="eval",
+        beta=6.0,
     ),
     "mart": Objective(
         mart,
         "boosted cross-entropy and β times the weighted divergence (Wang et al. 2020)",
+        batchnorm="eval",
         beta=5.0,
         takes_smoothing=False,
         why_not="whose terms need the one true class",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,14 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import Tensor, nn
 
 from ccf_plugin.engine.devices import job_device, resolve_device
-from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.errors import InputError, UnavailableError, missing_extra
+from ccf_plugin.integrations.trackers import class_figures, log_picture
 from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ccf_plugin.probe.result import CrossClassResult
 
 # What accelerate's environment may ask for that this loop cannot do: it splits the weights up.
 _SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
@@ -30,10 +34,11 @@ class Processes:
     def __init__(self, recipe: Recipe, trackers: Sequence[str], folder: Path) -> None:
         known = sorted(str(kind) for kind in get_available_trackers())
         for name in trackers:
+            if name == "tensorboard" and name not in known:
+                raise missing_extra("track", "tensorboard", "tensorboard")
             if name not in known:
                 raise UnavailableError(
-                    f"tracker {name!r}: expected one that is installed ({', '.join(known) or 'none is'}); "
-                    "`pip install ccf_plugin[tensorboard]` brings tensorboard"
+                    f"track: expected a tracker that is installed ({', '.join(known) or 'none is'}), found {name!r}"
                 )
         self._accelerator = _accelerator(recipe, trackers, folder)
         self.count: int = self._accelerator.num_processes
@@ -63,6 +68,15 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(tensor := tensor.clone())
         return tensor
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, on all of them; gradients pass through, those of all processes added."""
+        if self.count == 1:
+            return tensor
+        from torch.distributed.nn.functional import all_reduce  # not there in every build of torch
+
+        summed: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+        return summed
 
     def largest(self, value: int) -> int:
         """The largest of the processes' numbers, on all of them."""
@@ -96,12 +110,24 @@ class Processes:
             known = {
                 key: value if isinstance(value, int | float) else str(value) for key, value in recipe.flat().items()
             }
-            self._accelerator.init_trackers("ccf_plugin", config=known)
+            place = self._accelerator.logging_dir  # TensorBoard is there by itself
+            options = {"wandb": {"dir": place}}
+            self._accelerator.init_trackers("ccf_plugin", config=known, init_kwargs=options)
 
-    def track(self, row: EpochRow) -> None:
-        """Hand an epoch's figures to the trackers, if there are any."""
+    def track(self, row: EpochRow, results: Mapping[str, CrossClassResult], *, pictures: bool) -> None:
+        """Hand an epoch's figures to the trackers, if there are any.
+
+        Args:
+            results: of the weights that were measured, by the ending of their columns: each class's figures.
+            pictures: whether those of C go too.
+        """
         numbers = {key: value for key, value in row.as_dict().items() if isinstance(value, int | float)}
+        for ending, result in results.items() if self._accelerator.trackers else ():
+            numbers |= {name.replace("/", f"{ending}/", 1): value for name, value in class_figures(result).items()}
         self._accelerator.log(numbers, step=row.epoch)
+        for tracker in self._accelerator.trackers if pictures and self.is_main else ():
+            for ending, result in results.items():
+                log_picture(tracker, f"C{ending}", result, row.epoch)
 
     def finish(self) -> None:
         """Close the trackers, if there are any."""

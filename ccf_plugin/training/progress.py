@@ -8,7 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table as RichTable
 from rich.text import Text
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import Where, all_metrics, metric_of
 from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
+from ccf_plugin.tables import Cell, Table, Value
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
 from ccf_plugin.zoo.datasets import resolved
@@ -70,8 +71,8 @@ class ProgressReporter(Reporter):
             soft_wrap=True,
         )
         if unreached := run.recipe.unreached():
-            told = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
-            self._console.print(told, style="yellow", highlight=False, soft_wrap=True)
+            note = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
+            self._console.print(note, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
         self._total_epochs, self._epoch, self._seconds = total, run.epoch, []
@@ -130,20 +131,20 @@ class ProgressReporter(Reporter):
         self._alarm, self._epoch = row.alarm, row.epoch
         self._seconds.append(row.seconds)
         self._begin_epoch()
-        self._heartbeat.spoke()
+        self._heartbeat.line_printed()
         if not self._console.is_terminal:
             alarm = f" · alarm {row.alarm}" if row.alarm else ""
             self._console.print(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}", highlight=False, soft_wrap=True)
 
 
-def closing_table(run: Run) -> Table:
+def closing_table(run: Run) -> RichTable:
     """First, best and last epoch side by side, averaged weights' too.
 
     Beneath: every alarm and when it was raised, and the best epoch's RA on images that did not choose it.
     """
     duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
-    table = Table(
+    table = RichTable(
         title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
         caption=_caption(run),
         caption_justify="left",
@@ -153,12 +154,12 @@ def closing_table(run: Run) -> Table:
     if (averaged := run.best_of(AVERAGE)) is not None:
         shown |= {"best averaged": (averaged, AVERAGE), "last averaged": (last, AVERAGE)}
     figures = [_figures(row, "table", suffix) for row, suffix in shown.values()]
-    columns = [name for name in figures[0] if any(of_row[name] for of_row in figures)]
+    columns = [name for name in figures[0] if any(row_figures[name] for row_figures in figures)]
     table.add_column("")
     for name in ("epoch", *columns):
         table.add_column(name, justify="right")
-    for (name, (row, _)), of_row in zip(shown.items(), figures, strict=True):
-        table.add_row(name, str(row.epoch), *(of_row[column] for column in columns))
+    for (name, (row, _)), row_figures in zip(shown.items(), figures, strict=True):
+        table.add_row(name, str(row.epoch), *(row_figures[column] for column in columns))
     return table
 
 
@@ -176,21 +177,20 @@ def sweep_table(runs: Mapping[str, Run | None]) -> Table:
 
     None is a run that diverged.
     """
-    table = Table(Column("run", overflow="fold"), "best epoch", "best RA", "best CAS", "last RA", "last CAS")
+    shown = [metric_of(column) for column in ("test_robust_accuracy", "cas")]
+    rows: list[list[Cell]] = []
     for name, run in runs.items():
         if run is None:
-            table.add_row(name, "diverged")
+            rows.append([name, "diverged", None, None, None, None])
             continue
         averaged = run.best_of(AVERAGE)
         suffix = "" if averaged is None else AVERAGE
         best, last = averaged or run.best or run.rows[-1], run.rows[-1]
         figures = [
-            metric_of(column).on_terminal(getattr(row, column + suffix))
-            for row in (best, last)
-            for column in ("test_robust_accuracy", "cas")
+            Value(getattr(row, metric.name + suffix), metric.on_terminal) for row in (best, last) for metric in shown
         ]
-        table.add_row(f"{name}, averaged weights" if suffix else name, str(best.epoch), *figures)
-    return table
+        rows.append([f"{name}, averaged weights" if suffix else name, best.epoch, *figures])
+    return Table(("run", "best epoch", "best RA", "best CAS", "last RA", "last CAS"), rows)
 
 
 def _epochs(count: int) -> str:

@@ -50,8 +50,8 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     """Parts that do not go together, or could do nothing. Values of a wrong type are left to the schema."""
     from ccf_plugin.training.objectives import find_objective
 
-    objective, data, evaluate, average, ensembling = (
-        _table(content, name) for name in ("objective", "data", "evaluate", "average", "ensembling")
+    objective, data, evaluate, average = (
+        _table(content, name) for name in ("objective", "data", "evaluate", "average")
     )
     loss = objective.get("loss", "madry")
     if isinstance(loss, str) and (known := find_objective(loss)) is not None:
@@ -65,12 +65,13 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
     if isinstance(stop, int) and isinstance(start, int) and stop <= start:
         yield Fault("average.stop_epoch", f"an epoch after start_epoch {start}", str(stop))
-    if _ends_too_soon(ensembling.get("ramp")):
-        yield Fault("ensembling.ramp", "a ramp that ends after it starts", str(ensembling["ramp"]))
-    yield from _of_teachers(content)
+    for name in ("ensembling", "crossclass"):
+        if _ends_too_soon(ramp := _table(content, name).get("ramp")):
+            yield Fault(f"{name}.ramp", "a ramp that ends after it starts", str(ramp))
+    yield from _teacher_faults(content)
 
 
-def _of_teachers(content: Mapping[str, Any]) -> Iterator[Fault]:
+def _teacher_faults(content: Mapping[str, Any]) -> Iterator[Fault]:
     tables = content.get("distill")
     teachers = [table if isinstance(table, dict) else {} for table in tables] if isinstance(tables, list) else []
     total, epoch = max(_sums_of_weights(teachers), key=lambda sum_and_epoch: (sum_and_epoch[0], -sum_and_epoch[1]))
@@ -92,9 +93,9 @@ def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[fl
     for table in teachers:
         with contextlib.suppress(ValidationError):
             sections.append(DistillSection.model_validate(table))
-    edges = {edge + step for one in sections for edge in one.ramp or () for step in (-1, 0, 1)}
+    edges = {edge + step for section in sections for edge in section.ramp or () for step in (-1, 0, 1)}
     for epoch in {1, *edges} - {-1, 0}:
-        yield sum(one.weight_at(epoch) for one in sections), epoch
+        yield sum(section.weight_at(epoch) for section in sections), epoch
 
 
 def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError, one_line
+from ccf_plugin.errors import Fault, InputError, one_line
 from ccf_plugin.files import write_atomically
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import should_stop
@@ -167,9 +167,9 @@ class Run:
         self, row: EpochRow, suffix: str, snapshot: Snapshot, described: Mapping[str, Any]
     ) -> Callable[[], None]:
         """What writes a snapshot's files, the weights being those of now."""
-        epoch, every, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
+        epoch, interval, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
         paths = [weights_of(self.folder, "best", suffix)] * is_best
-        if every and epoch % every == 0:
+        if interval and epoch % interval == 0:
             paths.append(weights_of(self.folder, epoch, suffix))
         paths.append(weights_of(self.folder, "last", suffix))
         results = [result_of(self.folder, epoch, suffix)] * snapshot.is_kept
@@ -214,10 +214,9 @@ class Run:
         try:
             take(states, saved.step)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: expected the state of this run, found another or a damaged one ({one_line(error, 200)}); "
-                "start anew with --force"
-            ) from error
+            found = f"another or a damaged one ({one_line(error, 200)})"
+            fault = Fault(str(path), "the state of this run", found, "start anew with {force=True}")
+            raise InputError(fault) from error
 
     def _save_result(self, stems: Sequence[Path], weights: str, result: CrossClassResult) -> None:
         """Under each name, the picture being drawn once; ``weights`` are named in its title."""
@@ -242,14 +241,13 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
+    if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
+        flat_before["precision"] = read_environment(folder).get("precision", "auto")
     keys = sorted(flat_before.keys() | flat_now.keys())
     moved = {"data.root"}  # where data lie is no part of what the run is
     changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]
     forbidden = [key for key in changed if key not in allow_change]
     if forbidden:
         differences = ", ".join(f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed)
-        allowed = " ".join(f"--allow-change {key}" for key in forbidden)
-        raise InputError(
-            f"expected the recipe of the run in {folder}, found changes ({differences}); resume with {allowed}, or use "
-            "another --out"
-        )
+        remedy = f"resume with {{allow_change={forbidden}}}, or use another {{out}}"
+        raise InputError(Fault("", f"the recipe of the run in {folder}", f"changes ({differences})", remedy))

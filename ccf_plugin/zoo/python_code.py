@@ -1,7 +1,7 @@
 """The user's own code by spec, ``python:package.module:name``: models, data, attacks and losses come from here alone.
 
-Such a spec runs code, so the user gives it on the command line. A recipe file may hold one with ``--allow-code``
-only. One in a checkpoint or a saved result is not followed: the user is asked to type it.
+Such a spec runs code, so the user gives it on the command line. A recipe file may hold one only where
+``allow_code`` says so. One in a checkpoint or a saved result is not followed: the user is asked to type it.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def check_target(target: str) -> None:
         raise _not_a_name(f"{_PREFIX}{target}")
 
 
-def failed(what: str, error: Exception) -> InputError:
+def failed(source: str, error: Exception) -> InputError:
     """One line on an exception out of such code, with the place where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}, line {last.lineno}"
-    return InputError(f"{what}: expected it to run, found {one_line(error)} ({place}); correct the code")
+    return InputError(f"{source}: expected it to run, found {one_line(error)} ({place}); correct the code")
 
 
 @contextlib.contextmanager

@@ -148,6 +148,6 @@ def test_a_terminal_names_it_once_above_the_bars(run: Run) -> None:
 
 def test_a_sweep_s_long_names_are_folded_and_not_cut_off(run: Run) -> None:
     names = [f"attack.eps={eps}/255,distill=[{{teacher='average', weight=0.5, temperature=2.0}}]" for eps in (2, 4)]
-    shown = _shown(sweep_table(dict.fromkeys(names, run)))
+    shown = _shown(sweep_table(dict.fromkeys(names, run)).rich())
     folded = "".join(line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│"))
     assert "".join(name.replace(" ", "") for name in names) == folded.replace(" ", "")

@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
+from support.documents import page
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.threat import ThreatModel
@@ -33,6 +34,7 @@ def test_every_shipped_recipe_loads_and_opens_with_its_story(name: str) -> None:
     assert f"ccf train recipes/{name}.toml" in text.split("# Command:", 1)[1].splitlines()[0]
     for word in ("# Source:", "# Published:", "# Measured:"):
         assert word in text
+    assert ("# Precision:" in text) == (recipe.precision == "auto")
     what, source = describe_recipe(shipped_recipes()[name])
     assert 20 < len(what) < 120
     assert 5 < len(source) < 100
@@ -139,10 +141,19 @@ def test_the_written_recipe_spells_out_what_followed() -> None:
     assert (written["evaluate"]["name"], written["evaluate"]["step_size"]) == ("PGD", "eps/4")
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.startswith("preact_")])
-def test_reproductions_attack_in_train_mode_as_the_published_code_does(name: str) -> None:
-    assert load_recipe(name).attack.batchnorm == "train"
-    assert load_recipe(name, ["attack.batchnorm=eval"]).attack.batchnorm == "eval"
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.startswith(("digits", "cifar_small"))])
+def test_reproductions_attack_in_the_mode_of_the_published_code(name: str) -> None:
+    """PGD's in train mode, those of TRADES, MART and temporal ensembling in eval mode."""
+    expected = "eval" if any(part in name for part in ("trades", "mart", "_te")) else "train"
+    assert load_recipe(name).attack.batchnorm == expected
+    other = {"train": "eval", "eval": "train"}[expected]
+    assert load_recipe(name, [f"attack.batchnorm={other}"]).attack.batchnorm == other
+
+
+def test_a_loss_brings_the_mode_of_its_own_code_unless_the_recipe_says_otherwise() -> None:
+    assert load_recipe("preact_linf", ["objective.loss=trades"]).attack.batchnorm == "eval"
+    assert load_recipe("cifar_small", ["objective.loss=madry"]).attack.batchnorm == "eval"
+    assert load_recipe("preact_trades", ["objective={loss='madry'}"]).attack.batchnorm == "train"
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("_wake")])
@@ -166,7 +177,7 @@ def test_what_a_run_does_not_reach_is_named() -> None:
         "distill.0.ramp 150",
         "ensembling.ramp 101",
     ]
-    assert load_recipe("preact_linf_kdswa", ["optim.epochs=50"]).unreached()[1] == "average.start_epoch 100"
+    assert load_recipe("preact_linf_kdswa", ["optim.epochs=50"]).unreached()[1] == "average.start_epoch 55"
     assert load_recipe("digits", ["stop={on=['CAS falling'], patience=15}"]).unreached() == ["stop.patience 15"]
     cyclic = load_recipe("preact_linf", ["optim.epochs=5", "optim.schedule=cyclic", "optim.warmup_epochs=6"])
     assert cyclic.unreached() == ["optim.warmup_epochs 6"]
@@ -187,7 +198,7 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         load_recipe(str(recipe_file), faults)
     lines = str(caught.value).splitlines()
     assert len(lines) == len(faults)
-    assert all(line.startswith(f"{recipe_file} with --set: ") for line in lines)
+    assert all(line.startswith(f"{recipe_file} with its overrides: ") for line in lines)
     text = str(caught.value)
     for part in (
         "optim.epoch: expected a known key, found 'epoch'; did you mean 'epochs'",
@@ -251,8 +262,8 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ("average={kind='ema', deca=0.5}", "average.deca: expected a known key, found 'deca'; did you mean 'decay'"),
         ("probe.head=3", "probe.head: expected a valid string, found 3"),
         ("probe.output=1.5", "probe.output: expected a valid integer or a valid string, found 1.5"),
-        ("=3", "expected --set key=value"),
-        ("optim.epochs", "expected --set key=value"),
+        ("=3", "overrides: expected key=value"),
+        ("optim.epochs", "overrides: expected key=value"),
         ("model.name.x=3", "not a table"),
     ],
 )
@@ -292,7 +303,7 @@ def test_a_file_may_name_code_only_where_the_user_allows_it(tmp_path: Path) -> N
             load_recipe(str(tmp_path / f"{name}.toml"), ["attack.name=PGD"])
         lines = str(caught.value).splitlines()
         assert [line.split(": ")[1] for line in lines] == ["model.options.factory", "attack.name", "distill.0.teacher"]
-        assert all(line.endswith("if you trust it, add --allow-code") for line in lines)
+        assert all(line.endswith("if you trust it, add allow_code=True") for line in lines)
     with pytest.raises(InputError, match=r"attack.name: .* importing nowhere.at.all failed"):
         load_recipe(str(path), allow_code=True)
 
@@ -357,8 +368,7 @@ def _written(content: object, prefix: str = "") -> dict[str, object]:
 
 
 def test_the_documented_keys_and_defaults_are_the_schemas(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "recipes" / "README.md").read_text("utf-8")
-    block = text.split("<!-- every key -->\n```toml\n")[1].split("```")[0]
+    block = page("reference/recipe-keys.md").split("<!-- every key -->\n```toml\n")[1].split("```")[0]
     documented, schema = _written(tomllib.loads(block)), _keys(Recipe)
     assert documented.keys() == schema.keys()
     shown = {"objective.loss": "trades"}  # so that beta and TPGD stand beside it

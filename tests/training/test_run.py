@@ -24,6 +24,7 @@ from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
+from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import load_model
 
 
@@ -84,7 +85,8 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     header, *lines = (finished.folder / "log.csv").read_text().splitlines()
     assert header == (
         "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
-        "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p"
+        "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p,"
+        "train_clean_accuracy,test_clean_loss,test_robust_loss"
     )
     assert len(lines) == 3
     rows = read_log(finished.folder)
@@ -95,6 +97,9 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
         assert row.cas == pytest.approx(result.cas, rel=1e-5)
         assert row.cas_null == pytest.approx(result.null.cas_mean, rel=1e-5)
         assert row.cas_excess == pytest.approx(result.cas - result.null.cas_mean, abs=1e-4)
+        assert (row.test_clean_loss, row.test_robust_loss) == pytest.approx(
+            (result.clean_loss, result.robust_loss), rel=1e-5
+        )
         assert row.squared_lengths == pytest.approx((result.lengths**2).sum() / result.logit_variance, rel=1e-5)
         assert row.test_robust_accuracy == pytest.approx(result.robust_accuracy)
         assert result.counts.tolist() == [2] * 10
@@ -117,6 +122,18 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     assert run.best is not None
     kept = run.folder / "epochs" / f"{run.best.epoch:03}.safetensors"
     assert (run.folder / "best.safetensors").read_bytes() == kept.read_bytes()
+
+
+def test_train_clean_accuracy_is_that_of_plain_training_images_in_eval_mode(tmp_path: Path) -> None:
+    run = train(tiny("data.test_limit=50", "checkpoints.every=1", "precision=float32"), tmp_path / "run", Quiet())
+    digits = load_data("digits", train_per_class=6).train  # 60 images, of which as many as test images are measured
+    assert digits is not None
+    rows = [place * 60 // 50 for place in range(50)]
+    for epoch, row in enumerate(run.rows, 1):
+        model = load_model(str(run.folder / "epochs" / f"{epoch:03}.safetensors")).model
+        with torch.no_grad():
+            predicted = model(digits.images[rows].float() / 255).argmax(1)
+        assert row.train_clean_accuracy == float((predicted == digits.labels[rows]).double().mean())
 
 
 def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Run) -> None:
@@ -150,7 +167,7 @@ def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path)
 
 def test_an_existing_run_is_never_overwritten_by_accident(finished: Run) -> None:
     before = contents(finished.folder)
-    with pytest.raises(InputError, match=r"--resume.*--force.*--out"):
+    with pytest.raises(InputError, match=r"resume=True.*force=True.*out"):
         train(tiny(), finished.folder, Quiet())
     assert contents(finished.folder) == before
 
@@ -258,20 +275,31 @@ def test_stop_ends_a_run_on_its_alarm_and_it_stays_ended(tmp_path: Path, monkeyp
     assert reporter.rows == []
 
 
-def test_trackers_get_each_epochs_figures(tmp_path: Path) -> None:
+def test_trackers_get_each_epochs_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = train(tiny("optim.epochs=2"), tmp_path / "run", Quiet(), trackers=["tensorboard"])
+    pytest.importorskip("wandb")
+    for name, value in (("MODE", "offline"), ("SILENT", "true")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    recipe = tiny("optim.epochs=2", "average={kind='ema', decay=0.5}", "probe.pictures=true")
+    run = train(recipe, tmp_path / "run", Quiet(), trackers=["tensorboard", "wandb"])
     events = accumulator.EventAccumulator(str(run.folder / "trackers" / "ccf_plugin"))
     events.Reload()
     assert "cas" in events.Tags()["scalars"]
     assert [(event.step, event.value) for event in events.Scalars("cas")] == [
         (row.epoch, pytest.approx(row.cas)) for row in run.rows
     ]
+    for ending in ("", "_average"):
+        result = CrossClassResult.load(run.folder / "probe" / f"002{ending}")
+        assert result.class_accuracy is not None
+        logged = events.Scalars(f"class_accuracy{ending}/7")[-1]
+        assert (logged.step, logged.value) == (2, pytest.approx(result.class_accuracy[7]))
+        assert [image.step for image in events.Images(f"C{ending}")] == [1, 2]
+    assert len(list(run.folder.glob("trackers/wandb/offline-run-*/files/media/images/C_[0-9]*.png"))) == 2
     train(tiny("optim.epochs=1"), tmp_path / "run", Quiet(), force=True)
     assert not (run.folder / "trackers").exists()
 
 
 def test_a_tracker_that_is_not_installed_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="tracker 'wonderboard': expected one that is installed"):
+    with pytest.raises(UnavailableError, match=r"track: expected a tracker that is installed .*, found 'wonderboard'"):
         train(tiny(), tmp_path / "run", Quiet(), trackers=["wonderboard"])
     assert not (tmp_path / "run").exists()

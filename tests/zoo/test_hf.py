@@ -191,7 +191,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
 
 
 def _broken(second: object) -> Any:
-    good = {"bytes": (Path(__file__).parents[2] / "docs" / "theory.png").read_bytes(), "path": None}
+    good = {"bytes": (Path(__file__).parents[2] / "docs" / "pictures" / "theory.png").read_bytes(), "path": None}
     return datasets.Dataset.from_dict(
         {"picture": [good, second], "kind": [0, 1]},
         features=datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=NAMES)}),
@@ -240,7 +240,9 @@ def test_without_a_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch
         return datasets.DatasetDict(test=rows([10, 20], [0, 1]))
 
     before = datasets.config.HF_HUB_OFFLINE
-    with pytest.raises(UnavailableError, match=r"hf:nobody/nothing: expected it in datasets' cache.*add --download"):
+    with pytest.raises(
+        UnavailableError, match=r"hf:nobody/nothing: expected it in datasets' cache.*pass download=True"
+    ):
         load_data("hf:nobody/nothing")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load("hf:owner/set#config=small")[0].classes == tuple(NAMES)
@@ -251,7 +253,7 @@ def test_without_a_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UnavailableError, match=r"pip install 'ccf_plugin\[hf\]'"):
+    with pytest.raises(UnavailableError, match=r"datasets.* in a clone of ccf_plugin: pip install '\.\[hf\]'"):
         load_data("hf:owner/set")
 
 

@@ -15,7 +15,7 @@ from ccf_plugin.zoo.sources.source import Build, Load, LoadedModel, Source, chec
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 _CIFAR = (3, 32, 32)
 
@@ -74,22 +74,24 @@ def _is_count(value: object) -> bool:
 
 
 def _loading(build: Build) -> Load:
-    def load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+    def load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
         """Unless the user or the file says otherwise, for images of three channels and ten classes."""
-        from ccf_plugin.zoo.weights import OwnWeights, restored
+        from ccf_plugin.zoo.weights import CustomWeights, restored
 
-        own = checkpoint or OwnWeights()
-        if own.path is None and pretrained:
+        weights = checkpoint or CustomWeights()
+        if weights.path is None and pretrained:
             raise InputError(Fault("checkpoint", f"the weights of {name}", "none", "name their file in {checkpoint}"))
 
-        channels, sizes = _sizes_in(own.path) if own.path is not None and build is _narrow_preact_resnet18 else (3, {})
-        options = {**sizes, **own.options}
+        channels, sizes = 3, dict[str, Any]()
+        if weights.path is not None and build is _narrow_preact_resnet18:
+            channels, sizes = _sizes_in(weights.path)
+        options = {**sizes, **weights.options}
 
         def built(num_classes: int | None) -> nn.Module:
             size = (channels, *_CIFAR[1:])
             return build(name, num_classes=num_classes or 10, input_size=size, options=options)
 
-        model, is_normalized = restored(built, own)
+        model, is_normalized = restored(built, weights)
         return LoadedModel(model, name, name, is_normalized=is_normalized)
 
     return load

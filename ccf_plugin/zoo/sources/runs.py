@@ -7,31 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
+from ccf_plugin.zoo.folders import needs_code
 from ccf_plugin.zoo.python_code import code_in, is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
 
 if TYPE_CHECKING:
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 
-def _load(spec: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     """Of a folder the best weights, the averaged ones where the run averages."""
     from ccf_plugin.zoo.checkpoints import read_metadata
 
     path = checkpoint_at(spec)
     metadata = read_metadata(path)
     if metadata is None:
-        raise InputError(
-            f"{path}: a safetensors file without a description of its model; "
-            f"name its code with python:package.module:factory --checkpoint {path}"
-        )
+        raise needs_code(path, found="a safetensors file without one")
     _section(metadata, "model", path)
     if is_python(code := model_in(metadata)):
         # A file must not choose which code runs; the user names it.
-        raise InputError(f"{path}: a model of your own code; run it with {code} --checkpoint {path}")
+        raise needs_code(path, "a network of this package", "a model of your own code", str(code))
     if path.stem.endswith(AVERAGE):
         spec = str(path)  # so that whoever named the folder sees which weights they are
     return from_metadata(metadata, path, spec=spec, name=_run_name(path))
@@ -92,9 +90,9 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         threat = default_threat() | dict(metadata.get("threat") or {})
         threat_model(**threat)
     except CCFError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise error.within(str(path)) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint") from error
+        raise needs_code(path) from error
     apply_state(network, load_state(path), source=str(path))
     return LoadedModel(
         model=network.float().eval(),
@@ -115,26 +113,23 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
 def _section(metadata: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
     section = metadata.get(key)
     if not isinstance(section, Mapping):
-        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint")
+        raise needs_code(path)
     return section
 
 
 def checkpoint_at(spec: str) -> Path:
     """The file of weights that a path names. Raises InputError where there is none."""
-    path = given_path(spec)
+    path = expanded_path(spec)
     if path.is_dir():
         best = checkpoint_of(path, "best")
         if best.is_file():
             return best
-        found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no checkpoint"
-        raise InputError(f"{path}: expected a run folder with {best.name}, found {found}")
+        present = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no checkpoint"
+        raise InputError(f"{path}: expected a run folder with {best.name}, found {present}")
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise InputError(
-            f"{path}: expected a .safetensors checkpoint of a run; "
-            f"for another file use python:package.module:factory --checkpoint {path}"
-        )
+        raise needs_code(path, "a .safetensors checkpoint of a run", "another file")
     prefix, colon, _ = spec.partition(":")
     if colon and prefix not in SOURCES:
         raise InputError(f"model {spec!r}: no kind {prefix!r}; expected {forms(loadable())}{nearest(loadable(), spec)}")
