@@ -52,7 +52,7 @@ class Forward(nn.Module):
         self.output, self.classes = output, classes
         # The wrapper reports the mode of what it wraps, so that wrapping an evaluating model changes nothing.
         self.training = model.training
-        self._is_contiguous = model in _CONTIGUOUS
+        self._is_contiguous = any(module in _CONTIGUOUS for module in model.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
