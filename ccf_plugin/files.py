@@ -46,7 +46,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             with contextlib.suppress(OSError):  # where there is no folder, there is no file
                 aside.unlink()
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # a full disk names none, and nobody knows the one aside
+            error.filename = str(path)  # a full disk names no file, and the temporary one means nothing to the user
         raise
 
 

@@ -139,7 +139,7 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
     """Put two results side by side.
 
     Args:
-        bootstrap: resample the test images so many times for 95 % intervals of CAS, its excess and
+        bootstrap: how often to resample the test images for 95 % intervals of CAS, its excess and
             their differences, and for bands of all pairs at once (``measuring.paired``); no attack is run again.
 
     Raises:

@@ -49,7 +49,7 @@ def draw_comparison(
 
     Args:
         titles: what the two are called.
-        vmin, vmax: of the two matrices' colours; None is the paper's for so many classes.
+        vmin, vmax: of the two matrices' colours; None is the paper's for this number of classes.
         difference_scale: the same of the difference; the paper's by default. Where it goes below 0, colours go from
             red over white to blue.
         width: of all three, in inches.

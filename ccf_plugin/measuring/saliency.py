@@ -122,7 +122,7 @@ def saliency(
 
     Args:
         class_name: only images of this class, by name or index.
-        indices: these images instead, whatever the models make of them.
+        indices: these images instead, however the models classify them.
         pair: two classes, by name or index: also what they share in ``best`` (``shared_features``).
         features: how many features of the pair.
         layer: the layer to explain, where its own choice (``gradcam.find_layer``) is not wanted.

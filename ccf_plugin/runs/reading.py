@@ -43,7 +43,7 @@ class Track:
         best: the row of the best checkpoint, or None where no epoch was evaluated.
         matrices: C by epoch, each (K, K) float64.
         confusions: by epoch, and by the images that were classified ("clean", "under attack"), (K, K) int32.
-        counts: images by class, (K,) int64; None where nobody said.
+        counts: images by class, (K,) int64; None where unknown.
     """
 
     name: str

@@ -114,7 +114,7 @@ class ObjectiveSection(_Section):
 class DistillSection(_Section):
     """[[distill]]: a teacher's share λ = weight of the loss at a temperature T; teacher "average" is [average]'s.
 
-    A teacher with weights of one's own has checkpoint and the keys behind it, as zoo.models.load_model takes them.
+    A teacher with the user's weights has checkpoint and the keys behind it, as zoo.models.load_model takes them.
     With ramp = [start, end], λ is 0 up to epoch start and rises linearly until end; from there it is weight_after,
     or weight where that is silent.
     """
@@ -178,7 +178,7 @@ class EnsemblingSection(_Section):
 
 
 class PerturbationSection(_Section):
-    """[awp]: adversarial weight perturbation of relative size gamma, after so many epochs.
+    """[awp]: adversarial weight perturbation of relative size gamma, after start_epoch epochs.
 
     kind "sam" is sharpness-aware minimisation: all weights together, by gamma in their gradient's direction.
     """
@@ -247,13 +247,13 @@ class ProbeSection(_Section):
 
 
 class CheckpointSection(_Section):
-    """[checkpoints]: every so many epochs one is kept in epochs/, beside best and last; 0 for none."""
+    """[checkpoints]: a checkpoint in epochs/ at each multiple of ``every``, beside best and last; 0 for none."""
 
     every: Annotated[int, Field(ge=0)] = 0
 
 
 class StopSection(_Section):
-    """[stop]: end the run when one of these alarms stands at so many evaluated epochs in a row."""
+    """[stop]: end the run when one of these alarms stands at ``patience`` evaluated epochs in a row."""
 
     on: Annotated[list[Literal[tuple(ALARMS)]], Field(min_length=1)]  # type: ignore[valid-type]
     patience: Annotated[int, Field(ge=1)] = 1

@@ -85,11 +85,11 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
 
     Args:
         download: fetch the data set where it is missing.
-        processes: so many will share each batch.
+        processes: how many processes share each batch.
 
     Raises:
         InputError: all that can be wrong with a recipe's data, model and device is found here.
-        UnavailableError: what it needs is not to be had here.
+        UnavailableError: data or weights are not available here.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
