@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale
-from ccf_plugin.errors import UnavailableError
+from ccf_plugin.errors import UnavailableError, counted
 from ccf_plugin.report.accuracies import class_accuracies, confusions
 from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs
 from ccf_plugin.report.words import (
@@ -181,7 +181,7 @@ def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[s
     for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:
-            notes.append(f"{run.name} has {len(run.rows)} of {planned} epochs.")
+            notes.append(f"{run.name} has {len(run.rows)} of {counted(planned, 'epoch')}.")
     for track in tracks:
         if len(track["matrixEpochs"]) < track["matrixProbed"]:
             notes.append(

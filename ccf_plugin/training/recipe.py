@@ -229,7 +229,13 @@ class ProbeSection(_Section):
     inputs: Literal["adversarial", "clean"] = "adversarial"
     instances: bool = False
     every: Annotated[int, Field(ge=1)] = 1
-    pictures: bool = True
+    pictures: bool | tuple[Literal["png", "pdf", "svg"], ...] = True  # true is png
+
+    @property
+    def picture_endings(self) -> list[str]:
+        """Those of an epoch's pictures."""
+        formats = self.pictures if isinstance(self.pictures, tuple) else ("png",) * self.pictures
+        return [f".{name}" for name in formats]
 
 
 class CheckpointSection(_Section):
@@ -310,6 +316,11 @@ class Recipe(_Section):
     def training_threat(self) -> ThreatModel:
         """The threat model that training's attack follows."""
         return training_threat(self.attack.model_dump())
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch passes each image forward and backward: in the attack's steps, and for the loss."""
+        return 1 + self.training_threat().steps * self.objective.is_adversarial
 
     def evaluation_threat(self) -> ThreatModel:
         """The threat model that measures RA; norm and eps are the training attack's where silent."""

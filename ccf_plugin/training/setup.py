@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
-from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.errors import Fault, InputError, counted
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.measuring.provenance import images_fingerprint
@@ -132,7 +132,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         shared = "" if processes == 1 else f" and {processes} processes"
         raise InputError(
             f"optim.batch_size: expected one that leaves no batch of a single image, which BatchNorm refuses, found "
-            f"{batch_size} for {len(train)} images{shared}"
+            f"{batch_size} for {counted(len(train), 'image')}{shared}"
         )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
