@@ -96,9 +96,9 @@ def compare(
     if b is not None:
         check_names(a, b)
 
-    from ccf_plugin.drawing import PICTURES, colour_scale, figure_bytes
+    from ccf_plugin.drawing import colour_scale, figure_bytes
     from ccf_plugin.errors import Fault, InputError
-    from ccf_plugin.files import json_bytes
+    from ccf_plugin.files import PICTURES, json_bytes
     from ccf_plugin.measuring.compare import compare as compare_results
     from ccf_plugin.measuring.compare import comparison_provenance, load_sides, name_sides
     from ccf_plugin.measuring.pictures import draw_comparison

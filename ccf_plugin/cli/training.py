@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +93,7 @@ def sweep(
     quiet_libraries()
 
     from ccf_plugin.tables import FORMS
-    from ccf_plugin.training.sweep import command_of, plan_sweep
+    from ccf_plugin.training.sweep import plan_sweep
 
     common = overrides or []
     endings = [] if formats is None else endings_of(formats, known=tuple(FORMS))
@@ -101,7 +102,8 @@ def sweep(
     if print_only:
         flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
         for point in points:
-            print_result(command_of(point, recipe, common, flags))
+            sets = [word for override in (*common, *point.overrides) for word in ("--set", override)]
+            print_result(shlex.join(["ccf", "train", recipe, *sets, *flags, "--out", str(point.folder)]))
         return
     from ccf_plugin.training.interruption import Interrupted
     from ccf_plugin.training.loop import train as run_training

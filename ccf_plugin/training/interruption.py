@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from ccf_plugin.errors import CCFError
+from ccf_plugin.errors import CCFError, spelled
 
 
 class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, not a fault
@@ -17,9 +18,16 @@ class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, 
     """
 
     def __init__(self, where: str, signal_number: int, remedy: str) -> None:
-        super().__init__(f"{where}; {remedy}")
-        self.where, self.signal_number = where, signal_number
+        self.where, self.signal_number, self.remedy = where, signal_number, remedy
+        super().__init__()
         self.exit_code = 128 + signal_number
+
+    def lines(self, spell: Callable[[str], str] = str) -> list[str]:
+        """One line, see ``CCFError.lines``."""
+        return [f"{self.where}; {spelled(self.remedy, spell)}"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.signal_number, self.remedy)
 
 
 class Interruption:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.runs.folder import has_begun
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
@@ -79,14 +78,9 @@ def plan_sweep(
         points.append(Point(name, overrides, recipe, folder / re.sub(r"[^\w.=,+-]", "_", name), allow_change))
     folder, count = Counter(point.folder for point in points).most_common(1)[0]
     if count > 1:
-        raise InputError(f"expected a folder for each run, found {count} for {folder}; sweep them apart, with --out")
+        remedy = "sweep them apart, each with its own {out}"
+        raise InputError(Fault("", "a folder for each run", f"{count} for {folder}", remedy))
     return points
-
-
-def command_of(point: Point, name_or_path: str, common: Sequence[str], flags: Sequence[str] = ()) -> str:
-    """The shell command that does this run alone, for a cluster's array job; ``flags`` as in "--download"."""
-    sets = [part for override in (*common, *point.overrides) for part in ("--set", override)]
-    return shlex.join(["ccf", "train", name_or_path, *sets, *flags, "--out", str(point.folder)])
 
 
 def _split(text: str) -> list[str]:

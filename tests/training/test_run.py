@@ -167,7 +167,7 @@ def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path)
 
 def test_an_existing_run_is_never_overwritten_by_accident(finished: Run) -> None:
     before = contents(finished.folder)
-    with pytest.raises(InputError, match=r"--resume.*--force.*--out"):
+    with pytest.raises(InputError, match=r"resume=True.*force=True.*out"):
         train(tiny(), finished.folder, Quiet())
     assert contents(finished.folder) == before
 
