@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from ccf_plugin.drawing import PICTURES
 from ccf_plugin.files import flattened
 from ccf_plugin.runs.alarms import ALARMS
 from ccf_plugin.threat import Pixels, ThreatModel, threat_model
@@ -22,6 +23,13 @@ def _check_loss(name: str) -> str:
     if find_objective(name) is None:
         raise PydanticCustomError("loss", "Input should be " + loss_forms())
     return name
+
+
+def _check_pictures(formats: Any) -> bool | list[str]:
+    known = [ending.removeprefix(".") for ending in PICTURES]
+    if isinstance(formats, bool) or (isinstance(formats, list) and all(name in known for name in formats)):
+        return formats
+    raise PydanticCustomError("pictures", f"Input should be true, false or a list of some of {', '.join(known)}")
 
 
 def _ramped(weight: float, ramp: list[int] | None, epoch: int) -> float:
@@ -229,12 +237,12 @@ class ProbeSection(_Section):
     inputs: Literal["adversarial", "clean"] = "adversarial"
     instances: bool = False
     every: Annotated[int, Field(ge=1)] = 1
-    pictures: bool | tuple[Literal["png", "pdf", "svg"], ...] = True  # true is png
+    pictures: Annotated[bool | list[str], PlainValidator(_check_pictures)] = True
 
     @property
     def picture_endings(self) -> list[str]:
         """Those of an epoch's pictures."""
-        formats = self.pictures if isinstance(self.pictures, tuple) else ("png",) * self.pictures
+        formats = self.pictures if isinstance(self.pictures, list) else ["png"] * self.pictures
         return [f".{name}" for name in formats]
 
 
