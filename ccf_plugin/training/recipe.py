@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from ccf_plugin.drawing import PICTURES
-from ccf_plugin.files import flattened
+from ccf_plugin.files import PICTURES, flattened
 from ccf_plugin.runs.alarms import ALARMS
 from ccf_plugin.threat import Pixels, ThreatModel, threat_model
 
