@@ -202,7 +202,7 @@ def test_a_sweep_that_is_interrupted_says_how_it_goes_on(ccf: Ccf, monkeypatch: 
 def test_a_run_that_diverges_does_not_keep_a_sweep_from_the_others(ccf: Ccf) -> None:
     code, out, err = ccf("sweep", "digits", "optim.lr=1e30,0.1", *TINY)
     assert code == 1
-    assert err == "ccf: expected 2 runs to their ends, found that these diverged: optim.lr=1e30\n"
+    assert err == "ccf: expected 2 runs to the end, found that these diverged: optim.lr=1e30\n"
     assert "optim.lr=1e30: expected a finite loss" in out
     rows = [line.split("│") for line in out.splitlines() if line.startswith("│ optim.lr")]
     assert [row[2].strip() for row in rows] == ["diverged", rows[1][2].strip()]

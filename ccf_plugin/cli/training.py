@@ -11,7 +11,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, print_result, print_written, quiet_libraries
 from ccf_plugin.cli.places import endings_of
-from ccf_plugin.errors import CCFError, DivergedError, InputError
+from ccf_plugin.errors import CCFError, DivergedError, InputError, counted
 from ccf_plugin.files import expanded_path, write_together
 
 AllowChange = Annotated[
@@ -139,7 +139,9 @@ def sweep(
         write_together(files)
         print_written(console, list(files))
     if diverged:
-        raise CCFError(f"expected {len(points)} runs to their ends, found that these diverged: {'; '.join(diverged)}")
+        raise CCFError(
+            f"expected {counted(len(points), 'run')} to the end, found that these diverged: {'; '.join(diverged)}"
+        )
     leave_job()
 
 
