@@ -195,7 +195,7 @@ def _flops(parts: Parts) -> dict[str, float]:
     train, test = (_few_images(split) for split in (parts.train, parts.test))
     with copyable(parts.model):
         parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
-    steps = Loop(parts, Processes(parts.recipe, (), Path())).steps(1)
+    steps = Loop(parts, Processes(parts.recipe.device)).steps(1)
     with _FlopCounter() as training:
         next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):

@@ -241,7 +241,7 @@ class CrossClassProbe:
             raise InputError("expected a forward pass of the probed model before features, found none; call the model")
         return latest.features
 
-    def sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
+    def _sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
         """The sums of the latest pass alone, and its record: for those who add up themselves.
 
         The pass stays to be read by others; what this probe accumulated is forgotten.

@@ -95,7 +95,7 @@ def train(
     reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
     check_weights(recipe.model.weights, out)
-    processes = Processes(recipe, trackers, out)
+    processes = Processes(recipe.device, sync_batchnorm=recipe.sync_batchnorm, trackers=trackers, folder=out)
     resume = check_place(out, resume=resume, force=force)  # before the data are loaded for nothing
     if processes.device.type == "cpu":
         keep_freed_memory()
@@ -112,7 +112,7 @@ def train(
         run = open_run(
             out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
         )
-        processes.start_tracking(recipe)
+        processes.start_tracking(recipe.flat())
         reporter.started(run)
         with Interruption() as interruption, run.written_beside():
             saver = Saver(run, loop.state, processes, interruption)

@@ -66,7 +66,9 @@ class DataSection(_Section):
     A crop shows up to crop_padding pixels beyond the border: the image reflected there, or zeros. cutout is the side in
     pixels of a square that is blackened at a random place of each training image; validation is
     how many training images are held out, evenly over the classes and the last of each. downscale replaces squares of
-    so many pixels a side by their means.
+    so many pixels a side by their means. extra names further data, such as generated ones: of each batch
+    extra_share (0.5 where silent) are images of it, of its training split or else its only one, and an epoch still has
+    as many images as without.
     """
 
     name: str
@@ -80,6 +82,8 @@ class DataSection(_Section):
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     test_limit: Annotated[int, Field(ge=1)] | None = None
     downscale: Annotated[int, Field(ge=1)] = 1
+    extra: str | None = None
+    extra_share: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class AttackSection(_Section):
