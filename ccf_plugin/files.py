@@ -119,16 +119,15 @@ def expanded_path(text: str | Path) -> Path:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder with its parents; where the block fails, those that are new and still empty go again."""
+    """Make a folder with its parents; after the block those that are new and still empty go again."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
+    finally:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        raise
 
 
 def is_aside(path: Path) -> bool:

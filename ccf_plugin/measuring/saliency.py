@@ -19,6 +19,7 @@ from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.trace import GRADIENT
+from ccf_plugin.threat import threat_sentence
 from ccf_plugin.zoo.attacks import Attack
 
 _BATCH = 50
@@ -78,6 +79,12 @@ class Saliency:
     data: str
     threat: Mapping[str, Any] | None
     shared: SharedFeatures | None = None
+
+    @property
+    def attack(self) -> str:
+        """What made the images, in words."""
+        sentence = threat_sentence(self.threat)
+        return sentence if self.threat is None else f"attack: {sentence}, on each model itself"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without pixels."""

@@ -175,7 +175,7 @@ class Loop:
             state.close_epoch()
             saver.save()
             results = {suffix: of_weights.test for suffix, of_weights in measured.items()}
-            self.processes.track(row, results, pictures=is_kept and recipe.probe.pictures)
+            self.processes.track(row, results, pictures=is_kept and bool(recipe.probe.pictures))
         return row
 
     def steps(self, epoch: int) -> Iterator[int]:
