@@ -138,10 +138,12 @@ def _spell(reference: str) -> str:
 
 
 def _with_value(options: Sequence[str], opposites: Sequence[str], text: str) -> str:
-    """An option and its value, which Python writes as ``text``; a list is the option several times."""
+    """An option and its value, which Python writes as ``text``; a list or a mapping is the option several times."""
     value = ast.literal_eval(text)
     if isinstance(value, bool):
         return options[0] if value else opposites[0]
+    if isinstance(value, dict):
+        value = [f"{key}={entry}" for key, entry in value.items()]
     values = value if isinstance(value, list) else [value]
     return " ".join(f"{options[0]} {shlex.quote(str(value))}" for value in values)
 
