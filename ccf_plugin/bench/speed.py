@@ -58,7 +58,7 @@ def bench(
     Linf alone.
 
     Args:
-        reporter: is told what the loop tells.
+        reporter: receives the progress of the loop.
         quick: a few steps and test images instead of the recipe's.
 
     Returns:
@@ -154,7 +154,7 @@ class _Timer(Reporter):
 
 
 def _every_epoch(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with so many epochs, all of them evaluated and probed."""
+    """The recipe with ``epochs`` epochs, all of them evaluated and probed."""
     return recipe.model_copy(
         update={
             "optim": recipe.optim.model_copy(update={"epochs": epochs}),

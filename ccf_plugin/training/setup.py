@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
-from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.errors import Fault, InputError, counted
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.measuring.provenance import images_fingerprint, names_fingerprint
@@ -94,11 +94,11 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
 
     Args:
         download: fetch the data set where it is missing.
-        processes: so many will share each batch.
+        processes: how many processes share each batch.
 
     Raises:
         InputError: all that can be wrong with a recipe's data, model and device is found here.
-        UnavailableError: what it needs is not to be had here.
+        UnavailableError: data or weights are not available here.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -143,7 +143,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         shared = "" if processes == 1 else f" and {processes} processes"
         raise InputError(
             f"optim.batch_size: expected one that leaves no batch of a single image, which BatchNorm refuses, found "
-            f"{batch_size} for {len(train)} images{shared}"
+            f"{batch_size} for {counted(len(train), 'image')}{shared}"
         )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
