@@ -70,6 +70,7 @@ def train(
     force: bool = False,
     download: bool = False,
     trackers: Sequence[str] = (),
+    until: float | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
 
@@ -82,13 +83,14 @@ def train(
         force: replace the run in ``out``.
         download: fetch the data set where it is missing.
         trackers: names of accelerate's trackers, such as "tensorboard"; they write into ``out``/trackers.
+        until: end after the step at which ``time.monotonic`` gets there, the state saved.
 
     Raises:
         InputError: a fault in recipe, data or model, which may have no head or resist the evaluation's attack (nothing
             is written then), or an existing run in ``out``.
         UnavailableError: data, device or a tracker that are not to be had here.
         DivergedError: loss, weights or logits stopped being finite; the last finished epoch remains.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT or SIGTERM came, or the time is up; the state is saved.
     """
     reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
@@ -112,7 +114,7 @@ def train(
         )
         processes.start_tracking(recipe)
         reporter.started(run)
-        with Interruption() as interruption, run.written_beside():
+        with Interruption(until) as interruption, run.written_beside():
             saver = Saver(run, loop.state, processes, interruption)
             while not run.is_finished:
                 row = loop.epoch(run, saver, reporter)

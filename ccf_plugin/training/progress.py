@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from ccf_plugin.engine.heartbeat import Heartbeat, in_words
 from ccf_plugin.measuring.evaluate import Batches
+from ccf_plugin.measuring.study_results import cell, claim_in_words, shown_columns
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.metrics import Where, all_metrics, metric_of
+from ccf_plugin.runs.metrics import Where, all_metrics
 from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
+from ccf_plugin.training.study import Study
 from ccf_plugin.zoo.datasets import resolved
 
 
@@ -171,25 +174,61 @@ def _caption(run: Run) -> Text | None:
     return Text("\n").join(lines) if lines else None
 
 
-def sweep_table(runs: Mapping[str, Run | None]) -> Table:
-    """Best and last RA and CAS of several runs, by name: of the averaged weights where a run averages.
+def study_table(study: Mapping[str, Any]) -> Table:
+    """The figures of a study's runs, mean ± sd over seeds: of the averaged weights where a run averages.
 
-    None is a run that diverged.
+    Args:
+        study: the content of study.json.
     """
-    table = Table(Column("run", overflow="fold"), "best epoch", "best RA", "best CAS", "last RA", "last CAS")
-    for name, run in runs.items():
-        if run is None:
-            table.add_row(name, "diverged")
+    rows = {row["run"]: row for row in study["table"]}
+    columns = shown_columns(study["table"])
+    table = Table(Column("run", overflow="fold"), *(column.heading for column in columns))
+    for name in dict.fromkeys(run["name"] for run in study["runs"]):
+        statuses = [run["status"] for run in study["runs"] if run["name"] == name]
+        row, done = rows.get(name), statuses.count("finished")
+        if row is None:
+            table.add_row(name, " and ".join(sorted(set(statuses))))
             continue
-        averaged = run.best_of(AVERAGE)
-        suffix = "" if averaged is None else AVERAGE
-        best, last = averaged or run.best or run.rows[-1], run.rows[-1]
-        figures = [
-            metric_of(column).on_terminal(getattr(row, column + suffix))
-            for row in (best, last)
-            for column in ("test_robust_accuracy", "cas")
-        ]
-        table.add_row(f"{name}, averaged weights" if suffix else name, str(best.epoch), *figures)
+        seeds = (
+            ""
+            if len(statuses) == 1
+            else f", {done} of {len(statuses)} seeds"
+            if done < len(statuses)
+            else f", {done} seeds"
+        )
+        weights = ", averaged weights" if row["averaged"] else ""
+        table.add_row(f"{name}{weights}{seeds}", *(cell(column, row["figures"].get(column.name)) for column in columns))
+    return table
+
+
+def plan_table(study: Study) -> Table:
+    """The runs of a study, their epochs, and how long they may take by finished epochs, or by the study's word."""
+    done = {
+        member.folder: member.reopen(study.allow_change).rows if member.has_begun else [] for member in study.members
+    }
+    measured: dict[str, list[float]] = {}
+    for member in study.members:
+        measured.setdefault(member.name, []).extend(row.seconds for row in done[member.folder])
+    table = Table(Column("run", overflow="fold"), "after", "epochs", "done", "about")
+    total, is_whole = 0.0, True
+    for member in study.members:
+        rows, epochs = done[member.folder], member.recipe.optim.epochs
+        known = measured[member.name]
+        each = sum(known) / len(known) if known else member.seconds_per_epoch
+        left = None if each is None else each * (epochs - len(rows))
+        total, is_whole = total + (left or 0.0), is_whole and left is not None
+        teachers = ", ".join(teacher.name for teacher in member.teachers)
+        about = "not known" if left is None else in_words(left)
+        table.add_row(member.label, teachers, str(epochs), str(len(rows)), about)
+    table.add_row("all", "", "", "", in_words(total) if is_whole else "not known")
+    return table
+
+
+def claims_table(study: Mapping[str, Any]) -> Table:
+    """Each claim, its verdict, the test behind it, and whether it was stated before the runs."""
+    table = Table(Column("claim", overflow="fold"), "verdict", Column("by", overflow="fold"))
+    for claim in study["claims"]:
+        table.add_row(*claim_in_words(claim))
     return table
 
 

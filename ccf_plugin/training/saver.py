@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ccf_plugin.measuring.evaluate import Batches
-from ccf_plugin.training.interruption import Interrupted, Interruption
+from ccf_plugin.training.interruption import TIME_UP, Interrupted, Interruption
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.state import TrainingState
@@ -39,12 +39,13 @@ class Saver:
         """
         minutes = (time.monotonic() - self._saved) / 60
         is_due = self._processes.is_main and minutes > self._run.recipe.checkpoint_minutes
-        request = self._processes.largest(self._interruption.signal or (_DUE if is_due else 0))
+        request = self._processes.largest(self._interruption.request or (_DUE if is_due else 0))
         if request and not self._state.totals().failed_at:  # else the epoch's end will tell, and the good state stays
             self.save()
         if request > _DUE:
             self._run.wait()
-            where = f"{signal.Signals(request).name} in epoch {epoch}, saved after step {self._state.step}"
+            what = "time is up" if request == TIME_UP else signal.Signals(request).name
+            where = f"{what} in epoch {epoch}, saved after step {self._state.step}"
             raise Interrupted(where, request, f"continue with --resume (--out {self._run.folder})")
 
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -54,5 +55,5 @@ class Saver:
         """
         for batch in batches:
             yield batch
-            if self._processes.count == 1 and self._interruption.signal:
+            if self._processes.count == 1 and self._interruption.request:
                 self.between_steps(epoch)
