@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import write_atomically
+from ccf_plugin.files import write_together
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+PICTURES = (".png", ".pdf", ".svg")
 _MOST_LABELS = 25
 _MOST_NUMBERS = 12
 _MANY_CLASSES = 100
@@ -111,12 +112,36 @@ def draw_heatmap(
     return ax
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG, whole or not at all."""
+def figure_bytes(figure: Figure, ending: str = ".png", dpi: float | None = None) -> bytes:
+    """A figure as a file's content: PNG, PDF or SVG by the ending; the same figure gives the same bytes.
+
+    Fonts of a PDF are embedded as TrueType (type 42, which publishers accept); texts of an SVG are outlines, so that it
+    looks the same where the fonts are not.
+
+    Args:
+        dpi: of a PNG, and of the cells in the others; 150 and 300 by default.
+
+    Raises:
+        InputError: another ending.
+    """
+    import matplotlib as mpl
+
+    if ending not in PICTURES:
+        raise InputError(f"expected a picture's name to end in {', '.join(PICTURES)}, found {ending or 'no ending'!r}")
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(path, buffer.getvalue())
-    return path
+    if ending == ".png":
+        figure.savefig(buffer, format="png", dpi=dpi or 150)
+    else:
+        date = "CreationDate" if ending == ".pdf" else "Date"
+        with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "ccf"}):
+            figure.savefig(buffer, format=ending.removeprefix("."), dpi=dpi or 300, metadata={date: None})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, *paths: Path, dpi: float | None = None) -> list[Path]:
+    """Write a figure as what each name ends in (`figure_bytes`): all files whole, or none."""
+    write_together({path: figure_bytes(figure, path.suffix, dpi) for path in paths})
+    return list(paths)
 
 
 def drop_figure(figure: Figure) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 _LONGEST = 1200
+# How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for the clone's '.[{extra}]'.
+_INSTALL = "in a clone of ccf_plugin: pip install '.[{extra}]'"
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
 
@@ -66,6 +68,13 @@ class UnavailableError(CCFError, RuntimeError):
     """The request is fine but cannot be met here and now: no network, no device, a failed download."""
 
     exit_code = 1
+
+
+def missing_extra(what: str, library: str, extra: str) -> UnavailableError:
+    """The error of a part that needs a library of one of the package's extras."""
+    return UnavailableError(
+        f"{what}: expected the package {library}, found that it is not installed; {_INSTALL.format(extra=extra)}"
+    )
 
 
 class DivergedError(CCFError):

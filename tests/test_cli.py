@@ -145,7 +145,7 @@ def test_a_sweep_runs_each_combination_once_and_ends_in_a_table(ccf: Ccf, tmp_pa
 
     code, out, err = ccf("sweep", "digits", "attack.eps=4/255,8/255", *TINY, "--out", "mine")
     assert (code, err) == (0, "")
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"attack.eps=4_255", "attack.eps=8_255"}
+    assert {path.name for path in (tmp_path / "mine").glob("*/")} == {"attack.eps=4_255", "attack.eps=8_255"}
     for text in ("attack.eps=4/255", "attack.eps=8/255", "best CAS", "last RA"):
         assert text in out
     result = CrossClassResult.load(tmp_path / "mine" / "attack.eps=4_255" / "probe" / "002")
@@ -153,9 +153,13 @@ def test_a_sweep_runs_each_combination_once_and_ends_in_a_table(ccf: Ccf, tmp_pa
     assert (result.threat["eps"], result.threat["step_size"]) == (4 / 255, 1 / 255)  # evaluation follows
 
     before = (tmp_path / "mine" / "attack.eps=4_255" / "log.csv").read_bytes()
-    code, out, _ = ccf("sweep", "digits", "attack.eps=4/255,8/255", *TINY, "--out", "mine")
+    code, out, _ = ccf("sweep", "digits", "attack.eps=4/255,8/255", *TINY, "--out", "mine", "--format", "tex,csv")
     assert code == 0
     assert out.count("finished already") == 2
+    assert r"attack.eps=4/255 & " in (tmp_path / "mine" / "sweep.tex").read_text()
+    assert (tmp_path / "mine" / "sweep.csv").read_text().startswith("run,best epoch,best RA,")
+    code, _, err = ccf("sweep", "digits", "seed=0", *TINY, "--format", "png")
+    assert (code, err) == (2, "ccf: --format: expected some of tex, md, csv, with commas between, found 'png'\n")
     assert (tmp_path / "mine" / "attack.eps=4_255" / "log.csv").read_bytes() == before
 
 

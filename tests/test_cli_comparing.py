@@ -63,6 +63,41 @@ def test_a_run_s_best_against_its_last(ccf: Ccf, digits_run: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.glob("again*")} == {"again.json", "again.png"}
 
 
+BEGINNINGS = {".json": b"{", ".pdf": b"%PDF", ".svg": b"<?xml", ".png": b"\x89PNG", ".tex": b"% needs", ".md": b"|"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "endings"),
+    [
+        (("--out", "both", "--format", "pdf,tex, SVG"), {".pdf", ".tex", ".svg"}),
+        (("--out", "both.pdf"), {".pdf"}),
+        (("--out", "both.pdf", "--format", ".md"), {".md"}),
+    ],
+)
+def test_pictures_and_tables_are_what_their_names_say(
+    ccf: Ccf, tmp_path: Path, arguments: tuple[str, ...], endings: set[str]
+) -> None:
+    for name, accuracy in (("one", 0.75), ("two", 0.5)):
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), accuracy=accuracy).save(tmp_path / name)
+    code, out, err = ccf("compare", "one", "two", *arguments)
+    assert (code, err) == (0, "")
+    written = {path.suffix: path.read_bytes() for path in tmp_path.glob("both*")}
+    assert set(written) == endings | {".json"}
+    assert [ending for ending, content in written.items() if not content.startswith(BEGINNINGS[ending])] == []
+    assert all(f"both{ending}" in out for ending in written)
+
+
+@pytest.mark.parametrize("formats", ["jpg", "png,,bmp", ""])
+def test_a_format_that_there_is_not_is_said_before_anything_is_measured(ccf: Ccf, tmp_path: Path, formats: str) -> None:
+    for name in ("one", "two"):
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20)).save(tmp_path / name)
+    code, _, err = ccf("compare", "one", "two", "--format", formats)
+    assert (code, err) == (
+        2,
+        f"ccf: --format: expected some of png, pdf, svg, tex, md, csv, with commas between, found {formats!r}\n",
+    )
+
+
 def test_two_models_of_one_name_are_told_apart(ccf: Ccf, digits_run: Path) -> None:
     arguments = ("saliency", digits_run / "last.safetensors", digits_run / "last.safetensors", "--indices", "3")
     code, out, _ = ccf(*arguments, *QUICK, "--out", "s")

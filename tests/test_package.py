@@ -1,4 +1,4 @@
-"""What is installed: the version, the typing marker, the shipped recipes, and a README whose claims hold."""
+"""What is installed: the version, the typing marker, the shipped recipes, and documents that name what there is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from support.documents import PAGES
 
 import ccf_plugin
 from ccf_plugin.training.recipe_files import shipped_recipes
@@ -22,9 +23,8 @@ def test_the_names_that_are_promised_exist() -> None:
         ccf_plugin.CrossClassProbes  # noqa: B018
 
 
-def test_readme_and_guide_import_public_names_alone() -> None:
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    lines = [line.strip() for path in documents for line in path.read_text().splitlines()]
+def test_documents_import_public_names_alone() -> None:
+    lines = [line.strip() for path in PAGES for line in path.read_text("utf-8").splitlines()]
     imports = [line for line in lines if re.match(r"(from|import) ccf_plugin", line)]
     assert imports
     for line in imports:
@@ -68,9 +68,21 @@ def test_the_table_of_recipes_names_each_one() -> None:
         assert f"`{name}`" in table
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"ccf train (?:recipes/)?([a-z_0-9]+)", text):
-        assert name in shipped_recipes(), name
+def test_what_is_not_on_pypi_is_not_advised_as_if_it_were() -> None:
+    """Anyone could register the name: an extra is installed from a clone, as ``errors._INSTALL`` alone says."""
+    texts = [*PAGES, *(ROOT / "ccf_plugin").rglob("*.py"), *(ROOT / "recipes").rglob("*.toml")]
+    lines = [line.strip() for path in texts for line in path.read_text("utf-8").splitlines()]
+    advised = [line for line in lines if re.search(r"pip install\b.*\bccf_plugin(\[|\s|'|`|$)", line)]
+    assert [line for line in advised if "clone" not in line and "git+" not in line] == []
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "ccf_plugin").rglob("*.py"))
+    named = re.findall(r'missing_extra\("[^"]*", "([^"]*)", "([^"]*)"\)', sources)
+    assert len(named) == sources.count("missing_extra(") - 1  # its definition
+    for library, extra in named:
+        assert any(line.startswith(library) for line in extras[extra]), (library, extra)
+    advised = re.findall(r"\.\[([a-z]+)\]", "".join(path.read_text("utf-8") for path in PAGES))
+    assert advised
+    assert set(advised) <= set(extras)

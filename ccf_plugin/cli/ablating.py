@@ -19,7 +19,7 @@ from ccf_plugin.cli.console import (
     quiet_libraries,
     refuse_several_processes,
 )
-from ccf_plugin.cli.places import Place
+from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def ablate(
         int, typer.Option(min=0, help="Without --pair: how many of the strongest pairs to measure under attack too.")
     ] = 3,
     out: Annotated[
-        Path | None, options.out_option("Where to write <out>.json and .png. Default: results/<model>-ablation")
+        Path | None, options.out_option("Where <out>.json and the picture go. Default: results/<model>-ablation")
     ] = None,
+    formats: options.Formats = None,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the ablation's JSON and nothing else.")] = False,
 ) -> None:
@@ -63,9 +64,9 @@ def ablate(
     refuse_several_processes("ablate", "start it with python or ccf alone")
     check_names(model, checkpoint=settings.weights.checkpoint)
 
-    from ccf_plugin.drawing import save_figure
+    from ccf_plugin.drawing import figure_bytes
     from ccf_plugin.errors import Fault, InputError
-    from ccf_plugin.files import made_folder, write_json
+    from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.ablate import ablate as run_ablation
     from ccf_plugin.measuring.pictures import draw_ablation
     from ccf_plugin.measuring.subject import load_subject
@@ -73,13 +74,14 @@ def ablate(
     named = [pair_of(pair, key="pairs") for pair in pairs or ()]
     if named and settings.attack.clean:
         raise InputError(Fault("", "{clean} or {pairs}", "both", "all pairs are measured on clean images anyway"))
+    endings = endings_of(formats, out)
     subject = load_subject(model, settings)
     chosen = {"features": count, "pairs": [list(pair) for pair in named], "strongest": strongest}
     conditions = {**subject.provenance(), **chosen}
     place = None
     if out is not None or not as_json:
         name = f"{subject.loaded.name}-ablation"
-        place = Place(out, name, conditions, (".json", ".png"), force=force)
+        place = Place(out, name, conditions, (".json", *endings), force=force)
     console = open_console(stderr=as_json)
     ablation = run_ablation(
         subject,
@@ -93,9 +95,9 @@ def ablate(
     title = f"{subject.loaded.name}: margins of pairs of classes without some features"
     written: list[Path] = []
     if place is not None:
-        with made_folder(place.settle().parent):
-            write_json(place.file(".json"), described)
-            written += [place.file(".json"), save_figure(draw_ablation(ablation, title), place.file(".png"))]
+        figure = draw_ablation(ablation, title)
+        contents = {ending: figure_bytes(figure, ending) for ending in endings}
+        written = place.write({".json": json_bytes(described), **contents})
     if as_json:
         print_result(json.dumps(described, allow_nan=False))
         return

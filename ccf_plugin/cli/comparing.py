@@ -19,15 +19,18 @@ from ccf_plugin.cli.console import (
     refuse_several_processes,
 )
 from ccf_plugin.cli.help import DATA, MODEL, OUTPUT, PROBE
-from ccf_plugin.cli.places import Place
+from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from collections.abc import Callable
+
+    from rich.table import Table as RichTable
 
     from ccf_plugin.measuring.compare import Comparison, Pair, Side
     from ccf_plugin.measuring.evaluate import MeasuredSplit
     from ccf_plugin.measuring.saliency import Saliency
+    from ccf_plugin.tables import Table
 
 First = Annotated[
     str, typer.Argument(metavar="A", help="A model (as for `ccf probe`), a checkpoint, a run, or a saved result.")
@@ -79,8 +82,9 @@ def compare(
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None,
-        options.out_option("Where to write <out>.json and .png. Default: results/<A>-against-<B>-<attack or clean>"),
+        options.out_option("Where <out>.json and the picture go. Default: results/<A>-against-<B>-<attack or clean>"),
     ] = None,
+    formats: options.FormatsWithTable = None,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the comparison's JSON and nothing else.")] = False,
 ) -> None:
@@ -90,13 +94,14 @@ def compare(
     if b is not None:
         check_names(a, b)
 
-    from ccf_plugin.drawing import colour_scale, save_figure
+    from ccf_plugin.drawing import PICTURES, colour_scale, figure_bytes
     from ccf_plugin.errors import Fault, InputError
-    from ccf_plugin.files import made_folder, write_json
+    from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.compare import compare as compare_results
     from ccf_plugin.measuring.compare import comparison_provenance, load_sides, name_sides
     from ccf_plugin.measuring.pictures import draw_comparison
     from ccf_plugin.measuring.subject import Subject
+    from ccf_plugin.tables import FORMS
 
     if bootstrap is not None and bootstrap < 2:
         raise InputError(Fault("bootstrap", "2 or more", str(bootstrap)))
@@ -109,9 +114,10 @@ def compare(
     for scale in ((vmin, vmax), difference_scale):
         colour_scale(_number_of_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
     titles = _titles(sides, names)
+    endings = endings_of(formats, out, [*PICTURES, *FORMS])
     place = None
     if out is not None or not as_json:
-        suffixes = [".json", ".png"]
+        suffixes = [".json", *endings]
         for side, letter in zip(sides, "ab", strict=True):
             suffixes += [f"-{letter}.json", f"-{letter}.npz"] if isinstance(side, Subject) else []
         name = f"{titles[0]}-against-{titles[1]}-{_attack_part(sides[0])}"
@@ -124,19 +130,22 @@ def compare(
         for side, title in zip(sides, titles, strict=True)
     ]
     comparison = compare_results(results[0], results[1], bootstrap=bootstrap)
+    table = _table(comparison, titles)
     written: list[Path] = []
     if place is not None:
         figure = draw_comparison(comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale)
-        with made_folder(place.settle().parent):
-            for side, result, letter in zip(sides, results, "ab", strict=True):
-                if isinstance(side, Subject):
-                    written += result.save(place.file(f"-{letter}.json"))
-            write_json(place.file(".json"), comparison.to_json())
-            written += [place.file(".json"), save_figure(figure, place.file(".png"))]
+        contents = {".json": json_bytes(comparison.to_json())}
+        contents |= {
+            ending: FORMS[ending](table) if ending in FORMS else figure_bytes(figure, ending) for ending in endings
+        }
+        for side, result, letter in zip(sides, results, "ab", strict=True):
+            if isinstance(side, Subject):
+                contents |= {f"-{letter}{ending}": content for ending, content in result.contents().items()}
+        written = place.write(contents)
     if as_json:
         print_result(json.dumps(comparison.to_json(), allow_nan=False))
         return
-    console.print(_table(comparison, titles))
+    console.print(table.rich())
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
         console.print(_pairs_table(heading, moved, titles, comparison.bands(moved)))
     if comparison.paired is not None:
@@ -178,33 +187,35 @@ def _number_of_classes(side: Side) -> int:
 
 
 def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
-    from rich.table import Table
-
+    from ccf_plugin.tables import Cell, Table, Value
     from ccf_plugin.threat import threat_label
 
     first, second, bootstrap = comparison.first, comparison.second, comparison.bootstrap
-    table = Table("", *titles, "first − second")
+    rows: list[list[Cell]] = []
+
+    def add(label: str, name: str, form: str, difference_form: str | Callable[[float], str]) -> None:
+        difference = comparison.differences[name]
+        if difference is not None:
+            figures = (Value(getattr(side, name), form) for side in (first, second))
+            rows.append([label, *figures, Value(difference, difference_form)])
+
     robust = "RA" if first.threat is None else f"RA ({threat_label(first.threat)})"
     accuracies = {"clean_accuracy": "clean accuracy", "robust_accuracy": robust, "accuracy": "accuracy"}
     for name, label in accuracies.items():
-        a, b, difference = getattr(first, name), getattr(second, name), comparison.differences[name]
-        if difference is not None:
-            table.add_row(label, f"{a:.1%}", f"{b:.1%}", f"{difference * 100:+.1f} points")
-            _add_accuracy_intervals(table, comparison, name)
-    table.add_row("CAS", f"{first.cas:.2f}", f"{second.cas:.2f}", f"{comparison.differences['cas']:+.2f}")
+        add(label, name, ".1%", lambda difference: f"{difference * 100:+.1f} points")
+        if comparison.differences[name] is not None:
+            rows.append(["  95% interval", *_accuracy_intervals(comparison, name)])
+    add("CAS", "cas", ".2f", "+.2f")
     if bootstrap is not None:
-        table.add_row("  95% interval", *_spans(bootstrap.first, bootstrap.second, bootstrap.difference))
-    if (excess := comparison.differences["cas_excess"]) is not None:
-        table.add_row("CAS beyond chance", f"{first.cas_excess:.2f}", f"{second.cas_excess:.2f}", f"{excess:+.2f}")
-        if comparison.paired is not None:
-            table.add_row("  95% interval", *_spans(*comparison.paired.excess))
-    if comparison.differences["instance_cas"] is not None:
-        figures = (first.instance_cas, second.instance_cas)
-        table.add_row("I-CAS", *(f"{value:.2f}" for value in figures), f"{comparison.differences['instance_cas']:+.2f}")
-    return table
+        rows.append(["  95% interval", *_spans(bootstrap.first, bootstrap.second, bootstrap.difference)])
+    add("CAS beyond chance", "cas_excess", ".2f", "+.2f")
+    if comparison.paired is not None:
+        rows.append(["  95% interval", *_spans(*comparison.paired.excess)])
+    add("I-CAS", "instance_cas", ".2f", "+.2f")
+    return Table(("", *titles, "first − second"), rows)
 
 
-def _add_accuracy_intervals(table: Table, comparison: Comparison, name: str) -> None:
+def _accuracy_intervals(comparison: Comparison, name: str) -> list[str]:
     """Each model's interval of an accuracy, and that of the difference where both have records of the images."""
     sides = (comparison.first.interval(name), comparison.second.interval(name))
     test = comparison.accuracy_tests.get(name)
@@ -212,8 +223,7 @@ def _add_accuracy_intervals(table: Table, comparison: Comparison, name: str) -> 
     if test is not None:
         low, high = (100 * bound for bound in test.interval)
         paired = f"{low:+.1f} to {high:+.1f}, p = {test.p:.2g} (McNemar)"
-    shown = ("" if side is None else f"{side[0]:.1%} to {side[1]:.1%}" for side in sides)
-    table.add_row("  95% interval", *shown, paired)
+    return [*("" if side is None else f"{side[0]:.1%} to {side[1]:.1%}" for side in sides), paired]
 
 
 def _spans(*intervals: tuple[float, float]) -> list[str]:
@@ -222,12 +232,12 @@ def _spans(*intervals: tuple[float, float]) -> list[str]:
 
 def _pairs_table(
     heading: str, pairs: list[Pair], titles: tuple[str, str], bands: list[tuple[float, float]] | None
-) -> Table:
+) -> RichTable:
     """By what CAS loses or gains, which is the difference of positive parts; a band is of C itself."""
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
     columns = [f"pairs that {heading}", *titles, "of CAS, first − second"]
-    table = Table(*columns, *([] if bands is None else ["95% band of C, first − second", "differs"]), box=None)
+    table = RichTable(*columns, *([] if bands is None else ["95% band of C, first − second", "differs"]), box=None)
     for place, (name, other_name, first, second) in enumerate(pairs):
         cells = [f"{name} – {other_name}", f"{first:.2f}", f"{second:.2f}", f"{max(first, 0) - max(second, 0):+.2f}"]
         if bands is not None:
@@ -277,8 +287,9 @@ def saliency(
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None,
-        options.out_option("Where to write <out>.json and .png. Default: results/<BEST>-<LAST>-saliency-<attack>"),
+        options.out_option("Where <out>.json and the picture go. Default: results/<BEST>-<LAST>-saliency-<attack>"),
     ] = None,
+    formats: options.Formats = None,
     force: options.Force = False,
 ) -> None:
     """Show where BEST and LAST look (Grad-CAM) on adversarial examples that BEST classifies right and LAST wrong."""
@@ -287,9 +298,9 @@ def saliency(
     if last is not None:
         check_names(best, last)
 
-    from ccf_plugin.drawing import save_figure
+    from ccf_plugin.drawing import figure_bytes
     from ccf_plugin.errors import Fault, InputError
-    from ccf_plugin.files import made_folder, write_json
+    from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.compare import load_sides, name_sides
     from ccf_plugin.measuring.evaluate import versions
     from ccf_plugin.measuring.names import is_result
@@ -312,7 +323,9 @@ def saliency(
     asked = {"count": count, "class": class_name, "indices": chosen, "pair": two, "features": features, "layer": layer}
     sides = {"first": first.provenance(), "second": second.provenance()}
     provenance = with_command({**sides, **asked, "features": None if pair is None else features})
-    suffixes = [".json", ".png", *(["-features.png"] if pair is not None else [])]
+    endings = endings_of(formats, out)
+    pictures = ["", "-features"] if pair is not None else [""]
+    suffixes = [".json", *(name + ending for name in pictures for ending in endings)]
     name = f"{titles[0]}-{titles[1]}-saliency-{_attack_part(first)}"
     place = Place(out, name, provenance, suffixes, force=force)
     console = open_console()
@@ -327,30 +340,30 @@ def saliency(
         layer=layer,
         progress=lambda doing: progress_on(console, doing),
     )
-    figures = {".png": draw_saliency(seen, titles)}
+    figures = {"": draw_saliency(seen, titles)}
     if seen.shared is not None:
-        figures["-features.png"] = draw_shared_features(seen.shared, first.data, titles[0])
+        figures["-features"] = draw_shared_features(seen.shared, first.data, titles[0])
     for side in {side.loaded.spec: side for side in (first, second)}.values():
         side.warn()
-    with made_folder(place.settle().parent):
-        written = [save_figure(figure, place.file(suffix)) for suffix, figure in figures.items()]
-        write_json(place.file(), {**seen.to_json(), "provenance": provenance, "versions": versions()})
+    contents = {".json": json_bytes({**seen.to_json(), "provenance": provenance, "versions": versions()})}
+    contents |= {name + ending: figure_bytes(figure, ending) for name, figure in figures.items() for ending in endings}
+    written = place.write(contents)
     for table in _saliency_tables(seen, first.data, titles):
         console.print(table)
-    print_written(console, [*written, place.file()])
+    print_written(console, written)
 
 
-def _saliency_tables(seen: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[Table]:
-    from rich.table import Table
+def _saliency_tables(seen: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[RichTable]:
+    from rich.table import Table as RichTable
 
-    table = Table("image", "class", *(f"{title} says" for title in titles))
+    table = RichTable("image", "class", *(f"{title} says" for title in titles))
     for example in seen.examples:
         labels = (example.label, example.best.predicted, example.last.predicted)
         table.add_row(str(example.index), *(data.classes[label] for label in labels))
     if seen.shared is None:
         return [table]
     share = f"share of C = {seen.shared.correlation:.2f}"
-    features = Table("feature", share, "images that excite it most", title=seen.shared.heading(data.classes))
+    features = RichTable("feature", share, "images that excite it most", title=seen.shared.heading(data.classes))
     for feature in seen.shared.features:
         images = (f"{data.classes[int(data.split.labels[index])]} {index}" for index in feature.images[:5])
         features.add_row(str(feature.feature), f"{feature.share:+.3f}", ", ".join(images))

@@ -21,7 +21,7 @@ from ccf_plugin.cli.console import (
     with_interval,
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
-from ccf_plugin.cli.places import Place, named_file
+from ccf_plugin.cli.places import Place, endings_of, named_file
 from ccf_plugin.measuring.settings import OWN_WEIGHTS, Settings
 
 if TYPE_CHECKING:
@@ -134,8 +134,9 @@ def leaderboard(
     settings: Settings,
     out: Annotated[
         Path | None,
-        options.out_option("Where to write <out>.csv and .png. Default: results/leaderboard-<dataset>-<threat>"),
+        options.out_option("Where <out>.csv and the picture go. Default: results/leaderboard-<dataset>-<threat>"),
     ] = None,
+    formats: options.Formats = None,
     force: Annotated[
         bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Begin anew, whatever lies there.")
     ] = False,
@@ -155,6 +156,7 @@ def leaderboard(
     )
     from ccf_plugin.measuring.pictures import draw_leaderboard
 
+    endings = endings_of(formats, out)
     file = None if out is None else named_file(out, ".csv")
     if file is None:
         conditions = leaderboard_conditions(dataset, threat, settings)
@@ -190,12 +192,12 @@ def leaderboard(
             correlation = rank_correlation(probed)
             if correlation == correlation:  # not NaN
                 title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
-            picture = save_figure(draw_leaderboard(probed, title), file.with_suffix(".png"))
+            pictures = save_figure(draw_leaderboard(probed, title), *map(file.with_suffix, endings))
             console.print(title, highlight=False, soft_wrap=True)
     absent = len(rows) - len(probed)
     if absent:
         console.print(f"{absent} could not be measured; {file} says why, and a second call tries again")
-    print_written(console, [file, *([picture] if probed else [])])
+    print_written(console, [file, *(pictures if probed else [])])
 
 
 def _leaderboard_table(rows: list[Row]) -> Table:

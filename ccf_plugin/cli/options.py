@@ -133,6 +133,14 @@ def json_option(text: str) -> Any:
     return _option(OUTPUT, f"{text} Files are written with --out alone.", "--json")
 
 
+_FORMATS = "Of the picture: png, pdf, svg, with commas between{}. Default: --out's ending, else png."
+Formats = Annotated[str | None, _option(OUTPUT, _FORMATS.format(""), "--format", metavar="FORMATS")]
+FormatsWithTable = Annotated[
+    str | None,
+    _option(OUTPUT, _FORMATS.format("; and tex, md, csv of the table"), "--format", metavar="FORMATS"),
+]
+
+
 def out_option(text: str) -> Any:
     """``--out`` of a command whose files ``places.Place`` keeps apart."""
     return _option(OUTPUT, f"{text}, and what differs where that name is a result of other conditions.")

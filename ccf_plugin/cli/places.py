@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccf_plugin.drawing import PICTURES
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import given_path, made_folder, write_together
+from ccf_plugin.tables import FORMS
 
 Read = Callable[[Path], Mapping[str, Any] | None]
-_SUFFIXES = (".npz", ".json", ".png", ".csv")
+_SUFFIXES = (".npz", ".json", *PICTURES, *FORMS)
 
 
 def read_provenance(file: Path) -> Mapping[str, Any] | None:
@@ -21,6 +23,21 @@ def read_provenance(file: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return provenance if isinstance(provenance, dict) and provenance else None
+
+
+def endings_of(formats: str | None, out: Path | None = None, known: Sequence[str] = PICTURES) -> list[str]:
+    """The endings of the files that ``formats`` asks for, such as "pdf,png"; without, that of a picture at ``out``.
+
+    Raises:
+        InputError: another format.
+    """
+    endings = [f".{part.strip().lower().removeprefix('.')}" for part in (formats or "").split(",") if part.strip()]
+    if not set(endings) <= set(known) or (formats is not None and not endings):
+        expected = f"some of {', '.join(known)}, with commas between".replace(".", "")
+        raise InputError(Fault("formats", expected, repr(formats)))
+    if not endings:
+        endings = [out.suffix if out is not None and out.suffix in PICTURES else ".png"]
+    return list(dict.fromkeys(endings))
 
 
 class Place:
@@ -70,6 +87,14 @@ class Place:
         if not self._may_write(self.stem):
             self.stem = self._free(self.stem)
         return self.stem
+
+    def write(self, contents: Mapping[str, bytes]) -> list[Path]:
+        """Write the files of these suffixes, all or none; folders are made as needed."""
+        self.settle()
+        files = {self.file(suffix): content for suffix, content in contents.items()}
+        with made_folder(self.stem.parent):
+            write_together(files)
+        return list(files)
 
     def _check(self, stem: Path) -> None:
         parent = next(folder for folder in (stem.parent, *stem.parent.parents) if folder.exists())

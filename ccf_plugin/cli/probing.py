@@ -22,8 +22,7 @@ from ccf_plugin.cli.console import (
     with_interval,
 )
 from ccf_plugin.cli.help import PROBE
-from ccf_plugin.cli.places import Place
-from ccf_plugin.files import made_folder
+from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,8 +60,9 @@ def probe(
     vmax: options.VMax = None,
     out: Annotated[
         Path | None,
-        options.out_option("Where to write <out>.npz, .json and .png. Default: results/<model>-<attack or clean>"),
+        options.out_option("Where <out>.npz, .json and the picture go. Default: results/<model>-<attack or clean>"),
     ] = None,
+    formats: options.Formats = None,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the result's JSON and nothing else.")] = False,
 ) -> None:
@@ -70,13 +70,14 @@ def probe(
     quiet_libraries()
     check_names(model, checkpoint=settings.weights.checkpoint)
 
-    from ccf_plugin.drawing import colour_scale
-    from ccf_plugin.files import write_json
+    from ccf_plugin.drawing import colour_scale, figure_bytes, figure_of
+    from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.groups import check_groups, group_evidence
     from ccf_plugin.measuring.repeats import measure_with_seeds
     from ccf_plugin.measuring.subject import load_subject
     from ccf_plugin.threat import threat_file_part
 
+    endings = endings_of(formats, out)
     subject = load_subject(model, settings)
     colour_scale(len(subject.data.classes), vmin, vmax)  # says what is wrong with it before anything is measured
     if groups is not None:
@@ -86,7 +87,7 @@ def probe(
     place = None
     if out is not None or not as_json:
         name = f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}"
-        place = Place(out, name, conditions, (".json", ".npz", ".png"), force=force)
+        place = Place(out, name, conditions, (".json", ".npz", *endings), force=force)
     console = open_console(stderr=as_json)
     result = measure_with_seeds(
         subject,
@@ -96,17 +97,13 @@ def probe(
     )
     result = replace(result, provenance=conditions)
     if is_first_process():
-        written: list[Path] = []
-        if place is not None:
-            with made_folder(place.settle().parent):
-                written += [
-                    *result.save(place.file(".json")),
-                    result.save_picture(place.file(".png"), vmin=vmin, vmax=vmax),
-                ]
         evidence = None if groups is None else group_evidence(result, groups)
         described = result.to_json() | ({} if evidence is None else {"groups": evidence.to_json()})
-        if place is not None and evidence is not None:
-            write_json(place.file(".json"), described)
+        written: list[Path] = []
+        if place is not None:
+            figure = figure_of(result.plot(vmin=vmin, vmax=vmax))
+            contents = {ending: figure_bytes(figure, ending) for ending in endings}
+            written = place.write({**result.contents(), ".json": json_bytes(described), **contents})
         if as_json:
             print_result(json.dumps(described, allow_nan=False))
         else:

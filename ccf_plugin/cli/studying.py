@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, print_result, print_written, quiet_libraries
+from ccf_plugin.cli.places import endings_of
 from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import given_path
 
@@ -45,9 +47,9 @@ def study(
     if dry_run:
         from ccf_plugin.training.progress import plan_table
 
-        open_console().print(plan_table(planned))
+        open_console().print(plan_table(planned).rich())
         return
-    _do(planned, until, download, "ccf study", page)
+    _do(planned, until, download, "ccf study", page=page)
 
 
 def sweep(
@@ -58,6 +60,10 @@ def sweep(
         Path | None, typer.Option(help="Where the runs' folders go. Default: runs/<recipe's name>-sweep.")
     ] = None,
     minutes: Minutes = None,
+    formats: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMATS", help="Write the closing table, <out>/sweep.tex, .md or .csv."),
+    ] = None,
     allow_change: options.AllowChange = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the runs' commands instead, one a line.")] = False,
     download: options.Download = False,
@@ -66,9 +72,11 @@ def sweep(
     """Train by RECIPE once for each combination of values: a study in one line, which goes on where it was ended."""
     quiet_libraries()
 
+    from ccf_plugin.tables import FORMS
     from ccf_plugin.training.study import command_of, sweep_study
 
     until, common = _until(minutes), overrides or []
+    endings = [] if formats is None else endings_of(formats, known=tuple(FORMS))
     folder = given_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
     planned = sweep_study(recipe, settings, common, folder, allow_code=allow_code, allow_change=allow_change or [])
     if print_only:
@@ -76,7 +84,7 @@ def sweep(
         for member in planned.members:
             print_result(command_of(member, recipe, common, flags))
         return
-    _do(planned, until, download, "ccf sweep")
+    _do(planned, until, download, "ccf sweep", tables=[folder / f"sweep{ending}" for ending in endings])
 
 
 def _until(minutes: float | None) -> float | None:
@@ -85,9 +93,20 @@ def _until(minutes: float | None) -> float | None:
     return None if minutes is None else time.monotonic() + 60 * minutes
 
 
-def _do(planned: Study, until: float | None, download: bool, command: str, page: Path | None = None) -> None:
+def _do(
+    planned: Study,
+    until: float | None,
+    download: bool,
+    command: str,
+    *,
+    page: Path | None = None,
+    tables: Sequence[Path] = (),
+) -> None:
+    from ccf_plugin.files import write_together
+    from ccf_plugin.measuring.study_results import claims_table, study_table
+    from ccf_plugin.tables import FORMS
     from ccf_plugin.training.interruption import Interrupted
-    from ccf_plugin.training.progress import ProgressReporter, claims_table, study_table
+    from ccf_plugin.training.progress import ProgressReporter
     from ccf_plugin.training.study_run import run_study
 
     console = open_console()
@@ -99,9 +118,13 @@ def _do(planned: Study, until: float | None, download: bool, command: str, page:
         results = run_study(planned, lambda _: ProgressReporter(console), until=until, download=download, say=say)
     except Interrupted as error:
         raise Interrupted(error.where, error.signal_number, f"continue with the same {command}") from None
-    console.print(study_table(results))
+    table = study_table(results)
+    console.print(table.rich())
     if results["claims"]:
-        console.print(claims_table(results))
+        console.print(claims_table(results).rich())
+    if tables:
+        write_together({path: FORMS[path.suffix](table) for path in tables})
+        print_written(console, tables)
     if page is not None:
         from ccf_plugin.report.study_page import write_page
 

@@ -10,7 +10,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import open_console, print_result, print_written, progress_on, quiet_libraries
-from ccf_plugin.cli.places import Place
+from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.errors import CCFError
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def theory(
     samples: Annotated[int, typer.Option(help="Of the data, for each estimate and each training.")] = 60_000,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[
-        Path | None, options.out_option("Where to write <out>.csv, .json and .png. Default: results/theory")
+        Path | None, options.out_option("Where <out>.csv, .json and the picture go. Default: results/theory")
     ] = None,
+    formats: options.Formats = None,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the JSON and nothing else.")] = False,
 ) -> None:
@@ -43,14 +44,15 @@ def theory(
     from ccf_plugin.measuring.provenance import with_command
     from ccf_plugin.theory import SyntheticModel, run_study
     from ccf_plugin.theory.study import parameters_of
-    from ccf_plugin.theory.study_files import save_study
+    from ccf_plugin.theory.study_files import study_bytes
 
+    endings = endings_of(formats, out)
     console = open_console(stderr=as_json)
     model = SyntheticModel(mu=mu, sigma=sigma, lam=lam, beta=beta, features=features)
     provenance = with_command(parameters_of(model, points=points, samples=samples, seed=seed))
     place = None
     if out is not None or not as_json:
-        place = Place(out, "theory", provenance, (".json", ".csv", ".png"), force=force)
+        place = Place(out, "theory", provenance, (".json", ".csv", *endings), force=force)
     training = progress_on(console, "training", unit="setting")
     study = run_study(
         model,
@@ -59,7 +61,9 @@ def theory(
         seed=seed,
         progress=lambda settings: training(settings, len(settings)),  # type: ignore[arg-type]
     )
-    written = [] if place is None else save_study(study, place.settle(), {"provenance": provenance})
+    written: list[Path] = []
+    if place is not None:
+        written = place.write(study_bytes(study, endings, {"provenance": provenance}))
     if as_json:
         print_result(json.dumps({**study.to_json(), "provenance": provenance}, allow_nan=False))
     else:

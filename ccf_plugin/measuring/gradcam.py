@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
-from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean
+from ccf_plugin.errors import Fault, InputError, did_you_mean, missing_extra
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens, which stand before the grid's
 
@@ -62,9 +62,7 @@ def grad_cam(forward: Forward, images: Tensor, labels: Tensor, layer: Layer) -> 
     try:
         from captum.attr import LayerAttribution, LayerGradCam
     except ImportError as error:
-        raise UnavailableError(
-            "saliency needs captum, found that it is not installed; pip install 'ccf_plugin[saliency]'"
-        ) from error
+        raise missing_extra("saliency", "captum", "saliency") from error
     with evaluation_mode(forward), torch.enable_grad(), _grid_of(forward.model, layer) as grid:
         explained = LayerGradCam(forward, grid)
         maps = explained.attribute(images.clone().requires_grad_(), target=labels, relu_attributions=True)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ccf_plugin.errors import InputError, one_line
-from ccf_plugin.files import csv_bytes, json_bytes, write_together
+from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.measuring.claims import Comparison, Figure, runs_of
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, by_name
 from ccf_plugin.measuring.verdicts import Judgement, judge
-from ccf_plugin.runs.environment import running_command
 from ccf_plugin.runs.metrics import metric_of
+from ccf_plugin.tables import Cell, Table, Value
 
 STUDY, TABLE, DIFFERENCES, LATEX = "study.json", "table.csv", "differences.csv", "table.tex"
 _FORMAT = 1
@@ -30,27 +30,25 @@ class Column:
 
     name: str
     heading: str
-    latex: str
     column: str
     at: str
 
-    def write(self, value: float) -> str:
-        """A value, or its spread, in the figure's own unit."""
-        if self.column == "epoch":
-            return f"{value:.1f}".removesuffix(".0")
-        return metric_of(self.column).on_terminal(value)
+    def cell(self, figure: Mapping[str, Any] | None) -> Value:
+        """Mean and standard deviation of a figure; empty where it was not measured."""
+        form = ".3g" if self.column == "epoch" else metric_of(self.column).format
+        return Value(None) if figure is None else Value(figure["mean"], form, figure["sd"])
 
 
 COLUMNS = (
-    Column("best_epoch", "best epoch", "best epoch", "epoch", "best"),
-    Column("best_ra", "best RA", "best RA", "test_robust_accuracy", "best"),
-    Column("best_cas", "best CAS", "best CAS", "cas", "best"),
-    Column("last_ra", "last RA", "last RA", "test_robust_accuracy", "last"),
-    Column("last_cas", "last CAS", "last CAS", "cas", "last"),
-    Column("delta_ra", "ΔRA", r"$\Delta$RA", "test_robust_accuracy", "delta"),
-    Column("delta_cas", "ΔCAS", r"$\Delta$CAS", "cas", "delta"),
-    Column("best_icas", "best I-CAS", "best I-CAS", "instance_cas", "best"),
-    Column("last_icas", "last I-CAS", "last I-CAS", "instance_cas", "last"),
+    Column("best_epoch", "best epoch", "epoch", "best"),
+    Column("best_ra", "best RA", "test_robust_accuracy", "best"),
+    Column("best_cas", "best CAS", "cas", "best"),
+    Column("last_ra", "last RA", "test_robust_accuracy", "last"),
+    Column("last_cas", "last CAS", "cas", "last"),
+    Column("delta_ra", "ΔRA", "test_robust_accuracy", "delta"),
+    Column("delta_cas", "ΔCAS", "cas", "delta"),
+    Column("best_icas", "best I-CAS", "instance_cas", "best"),
+    Column("last_icas", "last I-CAS", "instance_cas", "last"),
 )
 _COMPARED = ("best_ra", "last_ra", "delta_ra", "delta_cas")
 
@@ -176,7 +174,6 @@ def describe_study(
     return {
         "format": _FORMAT,
         **described,
-        "command": running_command(),
         "finished": not any(unfinished.values()),
         "claims": claims,
         "table": [_row(name, of_name) for name, of_name in named.items()],
@@ -187,45 +184,54 @@ def describe_study(
 def save_study(folder: Path, study: Mapping[str, Any]) -> None:
     """Write study.json, the table as CSV and LaTeX, and the differences as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = shown_columns(study["table"])
-    names = [f"{column.name}_{what}" for column in columns for what in ("mean", "sd")]
-    rows = [
-        {"run": row["run"], "seeds": row["seeds"]}
-        | {f"{name}_{what}": figure[what] for name, figure in row["figures"].items() for what in ("mean", "sd")}
-        for row in study["table"]
-    ]
-    differences = [
-        one
-        | {
-            "difference": _mean(one["margins"]),
-            "low": (one["interval"] or [None])[0],
-            "high": (one["interval"] or [None])[-1],
-        }
-        for one in study["differences"]
-    ]
+    table = study_table(study)
     write_together(
         {
             folder / STUDY: json_bytes(study),
-            folder / TABLE: csv_bytes(["run", "seeds", *names], rows, digits=6),
-            folder / DIFFERENCES: csv_bytes(
-                ["run", "against", "figure", "difference", "low", "high", "p", "test", "why"], differences, digits=6
-            ),
-            folder / LATEX: latex_table(study).encode(),
+            folder / TABLE: table.csv(),
+            folder / LATEX: table.latex(),
+            folder / DIFFERENCES: differences_table(study).csv(),
         }
     )
 
 
-def shown_columns(table: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns that a run of the table has a figure for."""
-    return [column for column in COLUMNS if any(column.name in row["figures"] for row in table)]
+def study_table(study: Mapping[str, Any]) -> Table:
+    """The figures of a study's runs, mean ± sd over seeds: of the averaged weights where a run averages."""
+    rows = {row["run"]: row for row in study["table"]}
+    columns = [column for column in COLUMNS if any(column.name in row["figures"] for row in study["table"])]
+    runs: dict[str, list[str]] = {}
+    for run in study["runs"]:
+        runs.setdefault(run["name"], []).append(run["status"])
+    filled: list[list[Cell]] = []
+    for name, statuses in runs.items():
+        row = rows.get(name)
+        if row is None:
+            filled.append([name, " and ".join(sorted(set(statuses))), *[None] * len(columns)])
+            continue
+        done = row["seeds"] if row["seeds"] == len(statuses) else f"{row['seeds']} of {len(statuses)}"
+        figures = [column.cell(row["figures"].get(column.name)) for column in columns]
+        filled.append([f"{name}, averaged weights" if row["averaged"] else name, done, *figures])
+    return Table(("run", "seeds", *(column.heading for column in columns)), filled)
 
 
-def cell(column: Column, figure: Mapping[str, Any] | None, between: str = " ± ") -> str:
-    """Mean and standard deviation of a figure; "" where it was not measured."""
-    if figure is None:
-        return ""
-    mean = column.write(figure["mean"])
-    return mean if figure["sd"] is None else f"{mean.removesuffix('%')}{between}{column.write(figure['sd'])}"
+def claims_table(study: Mapping[str, Any]) -> Table:
+    """Each claim, its verdict, what decided it or kept it open, and whether it was stated before the runs."""
+    return Table(("claim", "verdict", "by"), [claim_in_words(claim) for claim in study["claims"]])
+
+
+def differences_table(study: Mapping[str, Any]) -> Table:
+    """Each run's figures less those of the baseline; those of RA in points."""
+    headings = {column.name: column for column in COLUMNS}
+    rows: list[list[Cell]] = []
+    for one in study["differences"]:
+        column = headings[one["figure"]]
+        unit = 100.0 if column.column == "test_robust_accuracy" else 1.0
+        name = f"{column.heading}, points" if unit > 1 else column.heading
+        found = [_mean(one["margins"]), *(one["interval"] or (None, None))]
+        values = [Value(None if value is None else unit * value, "+.2f") for value in found]
+        test = ", ".join(filter(None, [one["test"], one["why"]]))
+        rows.append([one["run"], name, *values, Value(one["p"], ".2g"), test])
+    return Table((f"less {study['baseline']}", "figure", "difference", "95 % from", "to", "p", "test"), rows)
 
 
 def claim_in_words(claim: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -243,27 +249,6 @@ def _grounds(part: Mapping[str, Any]) -> str:
         sides = f"{part['left']:.4g} and {part['right']:.4g}"
     test = "" if part["p"] is None else f"{part['test']}, p = {part['p']:.2g}"
     return ", ".join(filter(None, [sides, test, part["why"]]))
-
-
-def latex_table(study: Mapping[str, Any]) -> str:
-    """The table with booktabs' rules."""
-    columns = shown_columns(study["table"])
-    lines = [
-        "% \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
-        "\\toprule",
-        " & ".join(["run", *(column.latex for column in columns)]) + r" \\",
-        "\\midrule",
-    ]
-    for row in study["table"]:
-        cells = [cell(column, row["figures"].get(column.name), r" $\pm$ ").replace("%", r"\,\%") for column in columns]
-        lines.append(" & ".join([_escaped(row["run"]), *cells]) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(letter, f"\\{letter}" if letter in "_%&#${}" else letter) for letter in text)
 
 
 def _row(name: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class AblationLayer:
         tracer = HeadTracer(model, head, output)
         try:
             with evaluation_mode(model), torch.no_grad():
-                intact = _passed(tracer, model, images)
+                intact = passed(tracer, model, images)
                 record = tracer.take()
                 assert record is not None and intact.weight is not None  # noqa: PT018, S101  (it was read)
                 plan = tracer.plan_of(record)
@@ -162,7 +162,8 @@ def _replaced(features: Tensor, index: Tensor, values: Tensor, dimension: int) -
     return torch.where(where.view(shape), values.to(features).view(shape), features)
 
 
-def _passed(tracer: HeadTracer, model: nn.Module, images: Tensor) -> ForwardPass:
+def passed(tracer: HeadTracer, model: Callable[[Tensor], Any], images: Tensor) -> ForwardPass:
+    """What a pass shows; InputError where its logits are no head's."""
     model(images)
     shown = tracer.peek()
     if shown is None:

@@ -71,9 +71,14 @@ def class_attribution(features: Tensor, weight: Tensor, labels: Tensor) -> Tenso
     Returns:
         (K, n) of the features' dtype; the row of a class without samples is NaN.
     """
+    return class_means(*class_sums(features, weight, labels))
+
+
+def class_sums(features: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of A(x) over the samples of each class, (K, n), and how many there are, (K,) int64."""
     rows = attribution(features, weight, labels)
     sums = rows.new_zeros(weight.shape).index_add(0, labels, rows)
-    return class_means(sums, torch.bincount(labels, minlength=len(weight)))
+    return sums, torch.bincount(labels, minlength=len(weight))
 
 
 def correlation_matrix(vectors: Tensor) -> Tensor:
@@ -86,11 +91,16 @@ def correlation_matrix(vectors: Tensor) -> Tensor:
         (K, K) of the same dtype, symmetric, 1 on the diagonal; rows and columns of a class whose vector is NaN
         or has no length are NaN.
     """
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    defined = torch.isfinite(lengths) & (lengths > 0)
-    # Undefined rows become zeros before any product: NaN times a zero gradient would still be NaN.
-    units = _unit_rows(torch.where(defined, vectors, 0.0))
+    units, defined = defined_units(vectors)
     return torch.where(defined & defined.T, units @ units.T, torch.nan)
+
+
+def defined_units(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of (…, K, n) at length 1, and which have one, (…, K, 1) bool; rows that are NaN or zero become zeros."""
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    defined = torch.isfinite(lengths) & (lengths > 0)
+    # Before any product: NaN times a zero gradient would still be NaN.
+    return _unit_rows(torch.where(defined, vectors, 0.0)), defined
 
 
 def cas_contributions(matrix: Tensor) -> Tensor:
@@ -155,7 +165,7 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / torch.where(lengths > 0, lengths, 1.0)
 
 

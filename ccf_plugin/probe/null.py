@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.attribution import class_attribution_similarity, correlation_matrix
+from ccf_plugin.probe.attribution import class_attribution_similarity, correlation_matrix, defined_units
 from ccf_plugin.probe.result_files import plain
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _RANKED = 99  # with so many and more, p is the share of them that are as large
 _ENTRIES = 2**23  # that all permutations together permute: 0.1 s
 _PRODUCTS = 2**34  # of all permutations together: 1 s of one core
 _AT_ONCE = 2**22  # numbers in memory
+_CERTAIN = 12.0  # standard deviations; beyond, a normal variable's sign is known, and no gradient is infinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,19 +149,18 @@ def expected_cas(vectors: Tensor) -> Tensor:
     It is too small where a few features carry all.
 
     Args:
-        vectors: class attributions, (…, K, n) float64; rows that are NaN or zero are left out.
+        vectors: class attributions, (…, K, n) float; rows that are NaN or zero are left out.
 
     Returns:
-        (…) float64.
+        (…) of the same dtype; it keeps gradients.
     """
     features = vectors.shape[-1]
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    units = torch.where(torch.isfinite(lengths) & (lengths > 0), vectors / lengths, 0.0)
+    units, _ = defined_units(vectors)
     means = units.mean(-1, keepdim=True)
     mean_root = math.sqrt(features) * means[..., 0]
     sd_root = torch.linalg.vector_norm(units - means, dim=-1) / max(features - 1, 1) ** 0.25
     mean, sd = (root[..., :, None] * root[..., None, :] for root in (mean_root, sd_root))
-    z = mean / sd.clamp(min=torch.finfo(sd.dtype).tiny)
+    z = (mean / sd.clamp(min=1e-12)).clamp(-_CERTAIN, _CERTAIN)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
     expected = mean * torch.special.ndtr(z) + sd * density
     off_diagonal = expected - torch.diag_embed(expected.diagonal(dim1=-2, dim2=-1))

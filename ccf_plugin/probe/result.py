@@ -18,7 +18,7 @@ from ccf_plugin.probe.confidence import Confidence, Interval, Samples, wilson
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.null import PermutationNull, permutation_null
-from ccf_plugin.probe.result_files import ARRAYS, BITS, FORMAT, plain, read_result, write_result
+from ccf_plugin.probe.result_files import ARRAYS, BITS, FORMAT, plain, read_result, result_bytes, write_result
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -346,6 +346,13 @@ class CrossClassResult:
             "format": FORMAT,
         }
 
+    def contents(self) -> dict[str, bytes]:
+        """What ``save`` writes, by the files' endings."""
+        arrays = {name: getattr(self, name) for name in (*ARRAYS, *BITS)}
+        if len(self.matrix) > _LISTED_NULL:
+            arrays |= {"null_mean_root": self.null.mean_root, "null_sd_root": self.null.sd_root}
+        return result_bytes(self.to_json(), arrays)
+
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write ``path``.npz (the arrays) and ``path``.json (the rest); return both paths.
 
@@ -354,10 +361,7 @@ class CrossClassResult:
         Raises:
             OSError: the folder is missing or not writable; nothing half-written remains.
         """
-        arrays = {name: getattr(self, name) for name in (*ARRAYS, *BITS)}
-        if len(self.matrix) > _LISTED_NULL:
-            arrays |= {"null_mean_root": self.null.mean_root, "null_sd_root": self.null.sd_root}
-        return write_result(path, self.to_json(), arrays)
+        return write_result(path, self.contents())
 
     @classmethod
     def load(cls, path: str | Path) -> CrossClassResult:

@@ -88,20 +88,23 @@ def plain(values: Any, most_rows: int | None = None) -> Any:
     return array.tolist()
 
 
-def write_result(
-    path: str | Path, described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | None]
-) -> tuple[Path, Path]:
-    """Write the .npz of these arrays (those that are None are left out) and the .json of ``described``, together.
+def result_bytes(described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | None]) -> dict[str, bytes]:
+    """The .npz of these arrays (those that are None are left out) and the .json of ``described``, by ending."""
+    buffer = BytesIO()
+    given = {name: array for name, array in arrays.items() if array is not None}
+    packed: dict[str, Any] = {name: np.packbits(array) if name in BITS else array for name, array in given.items()}
+    np.savez_compressed(buffer, **packed)
+    return {".npz": buffer.getvalue(), ".json": json_bytes(described)}
+
+
+def write_result(path: str | Path, contents: Mapping[str, bytes]) -> tuple[Path, Path]:
+    """Write both files of `result_bytes`, together.
 
     Raises:
         OSError: the folder is missing or not writable; nothing half-written remains.
     """
     npz, description = _paths(path)
-    buffer = BytesIO()
-    given = {name: array for name, array in arrays.items() if array is not None}
-    packed: dict[str, Any] = {name: np.packbits(array) if name in BITS else array for name, array in given.items()}
-    np.savez_compressed(buffer, **packed)
-    write_together({npz: buffer.getvalue(), description: json_bytes(described)})
+    write_together({npz: contents[".npz"], description: contents[".json"]})
     return npz, description
 
 

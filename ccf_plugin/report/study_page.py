@@ -20,10 +20,10 @@ from ccf_plugin.measuring.study_results import (
     LATEX,
     STUDY,
     TABLE,
-    cell,
-    claim_in_words,
+    claims_table,
+    differences_table,
     read_study,
-    shown_columns,
+    study_table,
 )
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
@@ -107,12 +107,7 @@ def _lines(study: Path, described: Mapping[str, Any], runs: Sequence[FinishedRun
         yield f"**Not finished: {len(runs)} of {number} runs.**"
         yield ""
     if described["claims"]:
-        yield "| claim | verdict | by |"
-        yield "|---|---|---|"
-        for claim in described["claims"]:
-            text, verdict, grounds = map(_in_cell, claim_in_words(claim))
-            yield f"| {text} | **{verdict}** | {grounds} |"
-        yield ""
+        yield claims_table(described).markdown().decode()
         yield (
             "A claim is held, or not held, where a test finds its margin above, or below, 0 (two-sided p < 0.05); "
             f"else it is undecided. Stated on {_days(described)}, before the first run, but for those marked."
@@ -120,24 +115,13 @@ def _lines(study: Path, described: Mapping[str, Any], runs: Sequence[FinishedRun
         yield ""
     yield f"![RA and CAS along the epochs]({name}.png)"
     yield ""
-    columns = shown_columns(described["table"])
-    yield f"| run | seeds | {' | '.join(column.heading for column in columns)} |"
-    yield f"|---|---|{'---|' * len(columns)}"
-    for row in described["table"]:
-        weights = ", averaged weights" if row["averaged"] else ""
-        cells = [cell(column, row["figures"].get(column.name)) for column in columns]
-        yield f"| {_in_cell(row['run'])}{weights} | {row['seeds']} | {' | '.join(cells)} |"
-    yield ""
+    yield study_table(described).markdown().decode()
     yield "Mean ± standard deviation over seeds; Δ is best − last; in the figure the bands are the range over seeds."
     yield ""
     if described["differences"]:
-        yield f"| difference from {_in_cell(described['baseline'])} | figure | mean | 95 % | p | test |"
-        yield "|---|---|---|---|---|---|"
-        for one in described["differences"]:
-            yield _difference(one)
-        yield ""
+        yield differences_table(described).markdown().decode()
     yield "```bash"
-    yield _command(described["command"])
+    yield shlex.join(map(str, described["command"]))
     yield "```"
     yield ""
     yield from _machines(runs)
@@ -146,27 +130,9 @@ def _lines(study: Path, described: Mapping[str, Any], runs: Sequence[FinishedRun
     yield ""
 
 
-def _in_cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
-
-
 def _days(described: Mapping[str, Any]) -> str:
     days = sorted({claim["stated"][:10] for claim in described["claims"] if claim["stated_before"]})
     return " and ".join(days) or "no day"
-
-
-def _difference(one: Mapping[str, Any]) -> str:
-    unit = 100.0 if one["figure"].endswith("_ra") else 1.0
-    sign = " points" if unit > 1 else ""
-    mean = "" if not one["margins"] else f"{unit * float(np.mean(one['margins'])):+.2f}{sign}"
-    interval = "" if not one["interval"] else " to ".join(f"{unit * bound:+.2f}" for bound in one["interval"])
-    p = "" if one["p"] is None else f"{one['p']:.2g}"
-    test = ", ".join(filter(None, [one["test"], one["why"]]))
-    return f"| {_in_cell(one['run'])} | {one['figure']} | {mean} | {interval} | {p} | {test} |"
-
-
-def _command(command: Sequence[str]) -> str:
-    return shlex.join(str(word) for word in command)
 
 
 def _machines(runs: Sequence[FinishedRun]) -> Iterator[str]:

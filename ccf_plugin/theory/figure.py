@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +12,15 @@ from ccf_plugin.theory.closed_forms import PAIRS, correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from ccf_plugin.theory.study import Study
 
 _COLOURS = ("C0", "C1")  # without and with label smoothing; in the last panel ε below and above ε₀
 
 
-def draw(study: Study) -> bytes:
-    """The figure as a PNG: lines are closed forms, dots are trained weights and the CAS that the probe measured."""
+def draw(study: Study) -> Figure:
+    """Lines are closed forms, dots are trained weights and the CAS that the probe measured."""
     figure = new_figure(14, 4.4)
     weights_ax, cas_ax, theorem_2_ax = figure.subplots(1, 3)
     _draw_along_eps(study, weights_ax, cas_ax)
@@ -31,9 +31,7 @@ def draw(study: Study) -> bytes:
         f"lines: closed form, dots: trained and probed on {study.samples} samples",
         fontsize=10,
     )
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return figure
 
 
 def _draw_along_eps(study: Study, weights_ax: Axes, cas_ax: Axes) -> None:

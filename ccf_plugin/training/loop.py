@@ -19,6 +19,7 @@ from ccf_plugin.engine.switches import switches_put_back
 from ccf_plugin.engine.timing import part, part_of_each
 from ccf_plugin.errors import DivergedError
 from ccf_plugin.measuring.evaluate import Batches
+from ccf_plugin.probe.head_reader import ReadForward
 from ccf_plugin.runs.alarms import alarms, fall_p
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.folder import lock
@@ -221,12 +222,18 @@ class Loop:
 
     def _loss(self, forward: nn.Module, epoch: int, batch: Batch, adversarial: Tensor) -> StepOutput:
         """The step's whole loss, scaled so that the processes' mean is the mean over the step's images."""
-        ensemble = self.state.ensemble
-        output = self.method.objective(forward, batch.images, adversarial, batch.labels)
+        ensemble, term = self.state.ensemble, self.method.term
+        with self.method.reading(forward, epoch) as read:
+            output = self.method.objective(read, batch.images, adversarial, batch.labels)
         loss = distilled(output, adversarial, self.method.teachers, epoch)
         if ensemble is not None and ensemble.weight(epoch):
             loss = loss + ensemble.loss(epoch, batch.indices, output.logits)
-        return replace(output, loss=loss if batch.share == 1 else loss * batch.share)
+        loss = loss if batch.share == 1 else loss * batch.share
+        if term is not None and (weight := term.weight(epoch)):
+            assert isinstance(read, ReadForward)  # noqa: S101  (the term has a weight)
+            features = read.features(output.logits)
+            loss = loss - weight * term.value(features, read.head, batch.labels, counts=batch.share > 0)
+        return replace(output, loss=loss)
 
     def _predict(self, ensemble: TemporalEnsemble, batch: Batch) -> None:
         """Take the predictions of the step's images into the ensemble."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from ccf_plugin.engine.compilation import CompiledForward, build_forward
+from ccf_plugin.engine.modes import seeded
+from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.probe.head_reader import HeadReader, ReadForward
 from ccf_plugin.training.batches import TrainingBatches
+from ccf_plugin.training.cross_class import CrossClassTerm
 from ccf_plugin.training.distillation import Teacher, load_teacher
-from ccf_plugin.training.objectives import build_objective
+from ccf_plugin.training.objectives import build_objective, reads_head
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.setup import Parts
@@ -27,6 +35,7 @@ class Method:
         forward: the bare model's pass, for the attack and the perturbation; compiled where that pays.
         trained_forward: the pass whose gradients train the weights.
         attack, objective, teachers: what crafts the images, the loss, and what softens its labels.
+        term: CAS as a part of the loss, where the recipe has it.
     """
 
     def __init__(self, parts: Parts, processes: Processes, state: TrainingState) -> None:
@@ -35,11 +44,14 @@ class Method:
             recipe.optim.batch_size * rank // processes.count for rank in (processes.rank, processes.rank + 1)
         )
         is_adversarial = recipe.objective.is_adversarial
+        self.objective = build_objective(recipe.objective)
+        self.term = None if recipe.crossclass is None else CrossClassTerm(recipe.crossclass, processes)
+        self._reader = _head_reader(parts, state.model) if self.term or reads_head(self.objective) else None
         self.forward = build_forward(
             state.model,
             precision=parts.precision,
             device=parts.device,
-            compiled=recipe.compile,
+            compiled=recipe.compile if self._reader is None else False,  # its hook would compile every pass anew
             batch_size=end - first,
             work=parts.work(),
             is_replayed=is_adversarial and is_replayed(recipe.attack.name, recipe.training_threat()),
@@ -50,7 +62,6 @@ class Method:
         self.trained_forward = self.forward if is_bare else parts.forward(state.trained)
         self.is_compiled = isinstance(self.forward, CompiledForward)
         torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
-        self.objective = build_objective(recipe.objective)
         self.attack = build_attack(
             recipe.attack.name,
             self.forward,
@@ -75,6 +86,30 @@ class Method:
             processes=processes.count,
         )
         self.teachers = [_teacher(section, parts, state) for section in recipe.distill]
+
+    @contextlib.contextmanager
+    def reading(self, forward: nn.Module, epoch: int) -> Iterator[nn.Module | ReadForward]:
+        """The pass as the step's loss takes it: one that tells what the head reads, where something asks for it."""
+        asks = reads_head(self.objective) or (self.term is not None and self.term.weight(epoch))
+        with self._reader.reading(forward) if self._reader and asks else nullcontext(forward) as read:
+            yield read
+
+
+def _head_reader(parts: Parts, model: nn.Module) -> HeadReader:
+    recipe, images = parts.recipe, next(iter(parts.test.batches(2, parts.device)))[0]
+    key = "crossclass" if recipe.crossclass is not None else "objective.loss"
+    if recipe.compile is True:
+        raise InputError(Fault("compile", f"false or 'auto' with {key}, which reads the head in each pass", "true"))
+    try:
+        with seeded(recipe.evaluate.seed, parts.device):
+            return HeadReader(model, images, head=recipe.probe.head, output=recipe.probe.output)
+    except InputError as error:
+        raise InputError(*(_placed(fault, key) for fault in error.faults)) from error
+
+
+def _placed(fault: Fault | str, key: str) -> Fault | str:
+    remedy = "name such a layer by probe.head, or take another model"
+    return f"{key}: {fault}" if isinstance(fault, str) else replace(fault, key=key, remedy=remedy)
 
 
 def _teacher(section: DistillSection, parts: Parts, state: TrainingState) -> Teacher:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ccf_plugin.errors import CCFError, Fault, InputError, did_you_mean
+from ccf_plugin.probe.head_reader import ReadForward
 from ccf_plugin.zoo.python_code import failed, is_python, load_object
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ def build_objective(section: ObjectiveSection) -> Loss:
     (N, C, H, W) in [0, 1], ``labels`` int64 (N,). It returns a ``StepOutput``: the mean loss over these rows and the
     logits (N, K) of the adversarial images, which accuracies and teachers use. ``adversarial`` follows [attack].
 
+    Where it has parameters of these names, it also gets ``head``, W (K, n), and ``features``, which gives g(x) (N, n)
+    of the pass that gave the logits that it is called with; both with their graph.
+
     Raises:
         InputError: no such loss; at a step: it fails, or returns something else.
     """
@@ -97,8 +101,28 @@ def build_objective(section: ObjectiveSection) -> Loss:
         keywords["beta"] = objective.beta if section.beta is None else section.beta
     if objective.takes_smoothing:
         keywords["label_smoothing"] = section.label_smoothing
-    loss = partial(_checked_loss, section.loss, _load(section)) if objective is OWN_LOSS else objective.loss
-    return partial(loss, **keywords)
+    function = _load(section) if objective is OWN_LOSS else objective.loss
+    loss = partial(_checked_loss, section.loss, function) if objective is OWN_LOSS else function
+    wanted = _wanted_of_head(function)
+    return partial(_with_head, partial(loss, **keywords), wanted) if wanted else partial(loss, **keywords)
+
+
+def reads_head(loss: Loss) -> bool:
+    """Whether a loss that ``build_objective`` gave needs a forward pass that can be read (``ReadForward``)."""
+    return isinstance(loss, partial) and loss.func is _with_head
+
+
+def _wanted_of_head(function: Callable[..., StepOutput]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name in ("features", "head") if name in parameters)
+
+
+def _with_head(
+    loss: Loss, wanted: tuple[str, ...], forward: ReadForward, images: Tensor, adversarial: Tensor, labels: Tensor
+) -> StepOutput:
+    """The loss, given by name what it wants of the head."""
+    of_head: dict[str, Any] = {name: getattr(forward, name) for name in wanted}
+    return partial(loss, **of_head)(forward, images, adversarial, labels)
 
 
 def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
@@ -108,7 +132,8 @@ def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
         raise InputError(f"{section.loss}: expected a function, found {type(function).__name__}")
     signature = "forward, images, adversarial, labels"
     try:
-        inspect.signature(function).bind(*signature.split(", "), **section.options)
+        of_head = dict.fromkeys(_wanted_of_head(function))
+        inspect.signature(function).bind(*signature.split(", "), **section.options, **of_head)
     except TypeError as error:
         raise InputError(
             f"{section.loss}: expected a function of ({signature}) and objective.options, found one that refuses: "

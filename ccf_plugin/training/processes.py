@@ -15,7 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import Tensor, nn
 
 from ccf_plugin.engine.devices import job_device, resolve_device
-from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.errors import InputError, UnavailableError, missing_extra
 from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
@@ -30,10 +30,11 @@ class Processes:
     def __init__(self, recipe: Recipe, trackers: Sequence[str], folder: Path) -> None:
         known = sorted(str(kind) for kind in get_available_trackers())
         for name in trackers:
+            if name == "tensorboard" and name not in known:
+                raise missing_extra("track", "tensorboard", "tensorboard")
             if name not in known:
                 raise UnavailableError(
-                    f"tracker {name!r}: expected one that is installed ({', '.join(known) or 'none is'}); "
-                    "`pip install ccf_plugin[tensorboard]` brings tensorboard"
+                    f"track: expected a tracker that is installed ({', '.join(known) or 'none is'}), found {name!r}"
                 )
         self._accelerator = _accelerator(recipe, trackers, folder)
         self.count: int = self._accelerator.num_processes
@@ -63,6 +64,15 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(tensor := tensor.clone())
         return tensor
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, on all of them; gradients pass through, those of all processes added."""
+        if self.count == 1:
+            return tensor
+        from torch.distributed.nn.functional import all_reduce  # not there in every build of torch
+
+        summed: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+        return summed
 
     def largest(self, value: int) -> int:
         """The largest of the processes' numbers, on all of them."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table as RichTable
 from rich.text import Text
 from torch import Tensor
 
 from ccf_plugin.engine.heartbeat import Heartbeat, in_words
 from ccf_plugin.measuring.evaluate import Batches
-from ccf_plugin.measuring.study_results import cell, claim_in_words, shown_columns
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import Where, all_metrics
 from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
+from ccf_plugin.tables import Cell, Table
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.study import Study
@@ -139,14 +138,14 @@ class ProgressReporter(Reporter):
             self._console.print(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}", highlight=False, soft_wrap=True)
 
 
-def closing_table(run: Run) -> Table:
+def closing_table(run: Run) -> RichTable:
     """First, best and last epoch side by side, averaged weights' too.
 
     Beneath: every alarm and when it was raised, and the best epoch's RA on images that did not choose it.
     """
     duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
-    table = Table(
+    table = RichTable(
         title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
         caption=_caption(run),
         caption_justify="left",
@@ -174,33 +173,6 @@ def _caption(run: Run) -> Text | None:
     return Text("\n").join(lines) if lines else None
 
 
-def study_table(study: Mapping[str, Any]) -> Table:
-    """The figures of a study's runs, mean ± sd over seeds: of the averaged weights where a run averages.
-
-    Args:
-        study: the content of study.json.
-    """
-    rows = {row["run"]: row for row in study["table"]}
-    columns = shown_columns(study["table"])
-    table = Table(Column("run", overflow="fold"), *(column.heading for column in columns))
-    for name in dict.fromkeys(run["name"] for run in study["runs"]):
-        statuses = [run["status"] for run in study["runs"] if run["name"] == name]
-        row, done = rows.get(name), statuses.count("finished")
-        if row is None:
-            table.add_row(name, " and ".join(sorted(set(statuses))))
-            continue
-        seeds = (
-            ""
-            if len(statuses) == 1
-            else f", {done} of {len(statuses)} seeds"
-            if done < len(statuses)
-            else f", {done} seeds"
-        )
-        weights = ", averaged weights" if row["averaged"] else ""
-        table.add_row(f"{name}{weights}{seeds}", *(cell(column, row["figures"].get(column.name)) for column in columns))
-    return table
-
-
 def plan_table(study: Study) -> Table:
     """The runs of a study, their epochs, and how long they may take by finished epochs, or by the study's word."""
     done = {
@@ -209,7 +181,7 @@ def plan_table(study: Study) -> Table:
     measured: dict[str, list[float]] = {}
     for member in study.members:
         measured.setdefault(member.name, []).extend(row.seconds for row in done[member.folder])
-    table = Table(Column("run", overflow="fold"), "after", "epochs", "done", "about")
+    planned: list[list[Cell]] = []
     total, is_whole = 0.0, True
     for member in study.members:
         rows, epochs = done[member.folder], member.recipe.optim.epochs
@@ -219,17 +191,9 @@ def plan_table(study: Study) -> Table:
         total, is_whole = total + (left or 0.0), is_whole and left is not None
         teachers = ", ".join(teacher.name for teacher in member.teachers)
         about = "not known" if left is None else in_words(left)
-        table.add_row(member.label, teachers, str(epochs), str(len(rows)), about)
-    table.add_row("all", "", "", "", in_words(total) if is_whole else "not known")
-    return table
-
-
-def claims_table(study: Mapping[str, Any]) -> Table:
-    """Each claim, its verdict, the test behind it, and whether it was stated before the runs."""
-    table = Table(Column("claim", overflow="fold"), "verdict", Column("by", overflow="fold"))
-    for claim in study["claims"]:
-        table.add_row(*claim_in_words(claim))
-    return table
+        planned.append([member.label, teachers, epochs, len(rows), about])
+    planned.append(["all", None, None, None, in_words(total) if is_whole else "not known"])
+    return Table(("run", "after", "epochs", "done", "about"), planned)
 
 
 def _epochs(count: int) -> str:

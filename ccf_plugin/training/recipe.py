@@ -24,6 +24,14 @@ def _check_loss(name: str) -> str:
     return name
 
 
+def _ramped(weight: float, ramp: list[int] | None, epoch: int) -> float:
+    """0 up to the ramp's first epoch, rising linearly to the whole weight at its second; the whole without a ramp."""
+    start, end = ramp or (0, 0)
+    if ramp is None or epoch >= end:
+        return weight
+    return weight * (epoch - start) / (end - start) if epoch > start else 0.0
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -119,14 +127,24 @@ class DistillSection(_Section):
 
     def weight_at(self, epoch: int) -> float:
         """λ in an epoch (counted from 1): λ_t of the supplement's Algorithm 2, weight_after standing for its 1."""
-        if self.ramp is None:
-            return self.weight
-        start, end = self.ramp
-        if epoch <= start:
-            return 0.0
-        if epoch < end:
-            return self.weight * (epoch - start) / (end - start)
-        return self.weight if self.weight_after is None else self.weight_after
+        if self.weight_after is not None and self.ramp is not None and epoch >= self.ramp[1]:
+            return self.weight_after
+        return _ramped(self.weight, self.ramp, epoch)
+
+
+class CrossClassSection(_Section):
+    """[crossclass]: CAS of the step's images over K(K - 1), or what of it is beyond chance, as a term of the loss.
+
+    The loss falls by ``weight`` times it: above 0 training is to share more, below 0 less. ramp is as in [[distill]].
+    """
+
+    term: Literal["cas", "excess"] = "cas"
+    weight: float
+    ramp: Ramp | None = None
+
+    def weight_at(self, epoch: int) -> float:
+        """The weight in an epoch (counted from 1)."""
+        return _ramped(self.weight, self.ramp, epoch)
 
 
 class AverageSection(_Section):
@@ -262,6 +280,7 @@ class Recipe(_Section):
     average: AverageSection | None = None
     ensembling: EnsemblingSection | None = None
     awp: PerturbationSection | None = None
+    crossclass: CrossClassSection | None = None
     optim: OptimSection = OptimSection()
     evaluate: EvaluateSection = EvaluateSection()
     probe: ProbeSection = ProbeSection()
@@ -289,6 +308,7 @@ class Recipe(_Section):
         within = {"optim.warmup_epochs": [optim.warmup_epochs]}
         within |= {f"distill.{place}.ramp": one.ramp or [] for place, one in enumerate(self.distill)}
         within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
+        within |= {"crossclass.ramp": (self.crossclass.ramp or []) if self.crossclass else []}
         within |= {} if self.stop is None else {"stop.patience": [self.stop.patience]}
         late = {name: [epoch for epoch in epochs if epoch >= last] for name, epochs in after.items()}
         late |= {name: [epoch for epoch in epochs if epoch > last] for name, epochs in within.items()}

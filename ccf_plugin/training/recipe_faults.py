@@ -50,8 +50,8 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     """Parts that do not go together, or could do nothing. Values of a wrong type are left to the schema."""
     from ccf_plugin.training.objectives import find_objective
 
-    objective, data, evaluate, average, ensembling = (
-        _table(content, name) for name in ("objective", "data", "evaluate", "average", "ensembling")
+    objective, data, evaluate, average = (
+        _table(content, name) for name in ("objective", "data", "evaluate", "average")
     )
     loss = objective.get("loss", "madry")
     if isinstance(loss, str) and (known := find_objective(loss)) is not None:
@@ -65,8 +65,9 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
     if isinstance(stop, int) and isinstance(start, int) and stop <= start:
         yield Fault("average.stop_epoch", f"an epoch after start_epoch {start}", str(stop))
-    if _ends_too_soon(ensembling.get("ramp")):
-        yield Fault("ensembling.ramp", "a ramp that ends after it starts", str(ensembling["ramp"]))
+    for name in ("ensembling", "crossclass"):
+        if _ends_too_soon(ramp := _table(content, name).get("ramp")):
+            yield Fault(f"{name}.ramp", "a ramp that ends after it starts", str(ramp))
     yield from _of_teachers(content)
 
 

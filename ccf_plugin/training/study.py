@@ -100,6 +100,7 @@ class Study:
         members: the runs.
         claims: the comparisons that each is true with.
         baseline: the run that the others are compared with.
+        command: by which all of it is done.
         allow_change: keys that may differ from those of runs that are there already (``Run.reopen``).
     """
 
@@ -109,6 +110,7 @@ class Study:
     members: Sequence[Member]
     claims: Mapping[str, Sequence[Comparison]]
     baseline: str
+    command: Sequence[str]
     allow_change: Sequence[str] = field(default_factory=tuple)
 
     @cached_property
@@ -166,8 +168,16 @@ def load_study(
         raise InputError(*faults)
     by_seed = sorted(members, key=lambda member: seeds[member.name].index(member.seed))
     baseline = file.baseline or next(iter(file.runs))
+    command = ["ccf", "study", name_or_path, *(word for one in common for word in ("--set", one))]
     return Study(
-        path.stem, file.title or path.stem, folder, _teachers_first(path, by_seed), claims, baseline, allow_change
+        name=path.stem,
+        title=file.title or path.stem,
+        folder=folder,
+        members=_teachers_first(path, by_seed),
+        claims=claims,
+        baseline=baseline,
+        command=command,
+        allow_change=allow_change,
     )
 
 
@@ -213,7 +223,14 @@ def sweep_study(
     if count > 1:
         raise InputError(f"expected a folder for each run, found {count} for {twice}; sweep them apart, with --out")
     return Study(
-        folder.name, f"{name_or_path}: {' '.join(settings)}", folder, members, {}, members[0].name, allow_change
+        name=folder.name,
+        title=f"{name_or_path}: {' '.join(settings)}",
+        folder=folder,
+        members=members,
+        claims={},
+        baseline=members[0].name,
+        command=["ccf", "sweep", name_or_path, *settings, *(word for one in common for word in ("--set", one))],
+        allow_change=allow_change,
     )
 
 

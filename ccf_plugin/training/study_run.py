@@ -126,6 +126,7 @@ def update(study: Study, statuses: Mapping[Path, Status]) -> dict[str, Any]:
         "name": study.name,
         "title": study.title,
         "baseline": study.baseline,
+        "command": list(study.command),
         "runs": [
             {
                 "name": member.name,

@@ -1,4 +1,4 @@
-"""The training methods side by side on a few thousand CIFAR-10 images: the runs behind the table in recipes/README.md.
+"""The training methods side by side on a few thousand CIFAR-10 images: the table in docs/results/small-runs.md.
 
     python tests/benchmarks/compare_methods.py --data folder:PATH --out runs/methods --seeds 0 1 2
 

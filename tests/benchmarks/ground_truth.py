@@ -1,6 +1,6 @@
 """Does CAS measure what it claims? Images whose classes share known parts, from none to all, and the CAS found.
 
-    python tests/benchmarks/ground_truth.py --seeds 0 1 2 --out docs/cas_ground_truth.png
+    python tests/benchmarks/ground_truth.py --seeds 0 1 2 --out docs/pictures/cas_ground_truth.png
 
 Six classes of 16×16 images. A class is five glyphs of 4×4 pixels; an image shows three of them, in three of its 16
 cells, with noise. The dial says how many of a class's five glyphs it shares: with one other class (layout "pairs"; at 5

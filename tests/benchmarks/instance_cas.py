@@ -1,4 +1,4 @@
-"""I-CAS against one full product of all samples' similarities: the row of README's speed table.
+"""I-CAS against one full product of all samples' similarities: a row of docs/results/speed.md.
 
     python tests/benchmarks/instance_cas.py --out tests/benchmarks/results/instance_cas.json
 

@@ -1,4 +1,4 @@
-"""What the probe stores, sends and takes as classes K and features n grow: the figures of README's section on scaling.
+"""What the probe stores, sends and takes as classes K and features n grow: the figures of docs/how-to/machines.md.
 
     python tests/benchmarks/scaling.py 10x512 1000x2048 10000x1024
 

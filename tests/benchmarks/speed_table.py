@@ -1,4 +1,4 @@
-"""The README's speed table, from the files in ``results/``: `python tests/benchmarks/speed_table.py` prints it.
+"""The table of docs/results/speed.md, from the files in ``results/``: this program prints it.
 
 Each file is what its command wrote; a row without one is "not measured".
 """

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
+from support.documents import page
 
 from .speed_table import gpu_table, table
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
-
-def test_the_readme_has_the_tables_of_the_results() -> None:
-    assert table() in README
-    assert gpu_table() in README
+def test_the_page_has_the_tables_of_the_results() -> None:
+    assert table() in page("results/speed.md")
+    assert gpu_table() in page("results/speed.md")

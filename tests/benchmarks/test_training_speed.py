@@ -1,6 +1,6 @@
 """Speed of training and evaluation as ratios within one run, PreActResNet-18 with batches of 128 (minutes each).
 
-The images are made up, since speed does not depend on what they show. The figures in the README come from ``ccf bench``
+The images are made up, since speed does not depend on what they show. Documented figures come from ``ccf bench``
 and are in ``results/``.
 """
 

@@ -1,4 +1,4 @@
-"""How much faster two CPU processes of one thread each train than one: the row of README's speed table.
+"""How much faster two CPU processes of one thread each train than one: a row of docs/results/speed.md.
 
     python tests/benchmarks/two_processes.py --data folder:PATH --rounds 3
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support.documents import page
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
@@ -311,7 +312,7 @@ def test_golden_figures(golden_changes: tuple[np.ndarray, dict[str, np.ndarray]]
     np.testing.assert_allclose(ranks, (0.75, 0.05), atol=0.005)
 
 
-def test_the_figures_in_the_readme_are_those_of_the_command(
+def test_the_figures_on_the_page_are_those_of_the_command(
     golden_changes: tuple[np.ndarray, dict[str, np.ndarray]],
 ) -> None:
     """The committed file, which the command wrote of the network itself, against the golden features."""
@@ -320,14 +321,14 @@ def test_the_figures_in_the_readme_are_those_of_the_command(
     for kind, of_pairs in changes.items():
         figures = written["mean_change"][kind]
         np.testing.assert_allclose(of_pairs.mean(0), (figures["rest"], figures["between"]), atol=1e-3)
-    readme = (RESULTS.parents[2] / "README.md").read_text("utf-8")
+    shown = page("results/resnet18.md")
     (attacked,) = written["attacked"]
     for name, change in (("clean", written["mean_change"]), ("attacked", attacked["removals"])):
         for kind in ("shared", "specific", "matched", "random"):
             figures = change[kind] if name == "clean" else change[kind]["change"]
             rounded = [f"{round(figures[margin], 2) + 0.0:.2f}" for margin in ("rest", "between")]
             cells = " | ".join(rounded).replace("-", "−")
-            assert f"| {cells} |" in readme
+            assert f"| {cells} |" in shown
 
 
 REFUSED = {

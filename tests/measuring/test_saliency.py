@@ -144,7 +144,7 @@ def test_models_without_convolution_or_tokens_are_refused() -> None:
 def test_captum_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     model, images = SmallCNN(), torch.rand(1, 1, 6, 6)
-    with pytest.raises(UnavailableError, match=r"pip install 'ccf_plugin\[saliency\]'"):
+    with pytest.raises(UnavailableError, match=r"captum.* in a clone of ccf_plugin: pip install '\.\[saliency\]'"):
         grad_cam(Forward(model), images, torch.tensor([0]), find_layer(Forward(model), images))
 
 

@@ -191,7 +191,7 @@ def test_golden_decomposition(network: Golden) -> None:
 
 
 def test_golden_cas_and_what_changes_it(network: Golden) -> None:
-    """The figures of README's *Compare like with like*: these are one classifier, each with the same predictions."""
+    """The figures of docs/results/resnet18.md: these are one classifier, each with the same predictions."""
     weight, features = network.weight, network.features
     cas = network.probed(weight).cas
     confusion = network.probed(weight).confusion

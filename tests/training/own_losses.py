@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from ccf_plugin import class_attribution, class_attribution_similarity, correlation_matrix
 from ccf_plugin.training.objectives import StepOutput
 
 
@@ -46,3 +47,26 @@ def unfit(model: object) -> None:
 
 
 NUMBER = 3
+
+
+def scaled(forward: Callable[[Tensor], Tensor], images: Tensor, adversarial: Tensor, labels: Tensor) -> StepOutput:
+    """Its logits are not those of a pass."""
+    logits = 2 * forward(adversarial)
+    return StepOutput(F.cross_entropy(logits, labels), logits)
+
+
+def keeping_cross_class_features(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    *,
+    features: Callable[[Tensor], Tensor],
+    head: Tensor,
+    weight: float = 1.0,
+) -> StepOutput:
+    """Cross-entropy less CAS of the batch, as README shows it."""
+    logits = forward(adversarial)
+    matrix = correlation_matrix(class_attribution(features(logits), head, labels))
+    share = class_attribution_similarity(matrix) / (len(head) * (len(head) - 1))
+    return StepOutput(F.cross_entropy(logits, labels) - weight * share, logits)

@@ -140,6 +140,7 @@ METHODS = {
     "trades": ["objective.loss=trades", "attack.name=PGD"],  # its own attack starts at random
     "mart": ["objective.loss=mart"],
     "weight perturbation": ["awp={gamma=0.01}"],
+    "cross-class term": ["crossclass={weight=4.0, term='excess'}", "awp={gamma=0.01}"],
     "ensembling": ["ensembling={weight=5.0, decay=0.5, ramp=[1, 2]}"],
     "average teacher": ["average={kind='ema', decay=0.9}", "distill=[{teacher='average', weight=0.5}]"],
 }

@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
+from support.documents import page
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.threat import ThreatModel
@@ -357,8 +358,7 @@ def _written(content: object, prefix: str = "") -> dict[str, object]:
 
 
 def test_the_documented_keys_and_defaults_are_the_schemas(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "recipes" / "README.md").read_text("utf-8")
-    block = text.split("<!-- every key -->\n```toml\n")[1].split("```")[0]
+    block = page("reference/recipe-keys.md").split("<!-- every key -->\n```toml\n")[1].split("```")[0]
     documented, schema = _written(tomllib.loads(block)), _keys(Recipe)
     assert documented.keys() == schema.keys()
     shown = {"objective.loss": "trades"}  # so that beta and TPGD stand beside it

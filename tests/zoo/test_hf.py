@@ -191,7 +191,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
 
 
 def _broken(second: object) -> Any:
-    good = {"bytes": (Path(__file__).parents[2] / "docs" / "theory.png").read_bytes(), "path": None}
+    good = {"bytes": (Path(__file__).parents[2] / "docs" / "pictures" / "theory.png").read_bytes(), "path": None}
     return datasets.Dataset.from_dict(
         {"picture": [good, second], "kind": [0, 1]},
         features=datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=NAMES)}),
@@ -251,7 +251,7 @@ def test_without_a_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UnavailableError, match=r"pip install 'ccf_plugin\[hf\]'"):
+    with pytest.raises(UnavailableError, match=r"datasets.* in a clone of ccf_plugin: pip install '\.\[hf\]'"):
         load_data("hf:owner/set")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
-from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, one_line, some_of
+from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, missing_extra, one_line, some_of
 from ccf_plugin.files import given_path
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 from ccf_plugin.zoo.split_names import TEST, find_splits
@@ -68,9 +68,7 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Ar
     try:
         import datasets
     except ImportError as error:
-        raise UnavailableError(
-            "hf: needs the package datasets, found that it is not installed; pip install 'ccf_plugin[hf]'"
-        ) from error
+        raise missing_extra("hf", "datasets", "hf") from error
     target, choices = _parsed(name)
     spec = f"hf:{target}"
     loaded = _load(spec, target, choices.get("config"), download=download)

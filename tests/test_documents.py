@@ -1,0 +1,183 @@
+"""What README, guide and documentation show is so: each snippet runs as it stands, in a process of its own, each
+command and option exists, and each file that a page shows does what the page says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from support.commands import run, sets
+from support.documents import PAGES, Block, blocks, titled
+
+from ccf_plugin.cli.app import app
+from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
+from ccf_plugin.zoo.checkpoints import save_checkpoint
+from ccf_plugin.zoo.models import build_model
+
+# A block with a title is a file, which the test named here uses; all others run, or load, as they stand.
+FILES = {
+    "my_losses.py": "test_the_loss_trains",
+    "my_attacks.py": "test_the_loss_and_the_attack_are_what_the_package_takes",
+    "my_data.py": "test_the_data_train",
+    "my_entry.py": "test_a_run_becomes_an_entry_of_robustbench",
+}
+SNIPPETS = [block for block in blocks("python") if not block.title]
+RECIPES = [block for block in blocks("toml") if not block.title]
+
+# RobustBench's snippet downloads weights and images: random ones stand in, behind the same two functions.
+OFFLINE = """
+import torch
+from ccf_plugin.zoo.robustbench_models import import_robustbench
+import_robustbench()
+import robustbench.data, robustbench.utils
+from robustbench.model_zoo import model_dicts
+from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+def load_model(name, *, dataset, threat_model):
+    torch.manual_seed(0)
+    return model_dicts[BenchmarkDataset(dataset)][ThreatModel(threat_model)][name]["model"]().eval()
+robustbench.utils.load_model = load_model
+robustbench.data.load_cifar10 = lambda n_examples: (torch.rand(n_examples, 3, 32, 32), torch.arange(n_examples) % 10)
+"""
+
+
+def test_each_file_that_a_page_shows_is_tested() -> None:
+    shown = sorted(block.title for language in ("python", "toml") for block in blocks(language) if block.title)
+    assert shown == sorted(FILES)
+    assert set(FILES.values()) <= set(globals())
+
+
+@pytest.mark.parametrize("block", SNIPPETS, ids=str)
+def test_snippet_runs(block: Block, tmp_path: Path) -> None:
+    code = block.code
+    prelude = "import torch; torch.set_num_threads(1)\n" + (OFFLINE if "robustbench" in code else "")
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d", done.stdout)  # each prints what it measured
+    says_robust = re.search(r"\bRA( \(\S+\))? = ", done.stdout) is not None
+    assert says_robust == ("attack(images" in code or "run(" in code)
+
+
+@pytest.mark.parametrize("block", RECIPES, ids=str)
+def test_recipe_loads(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(block.code)
+    load_recipe(str(tmp_path / "mine.toml"))
+
+
+def test_each_command_and_option_exists() -> None:
+    """In blocks and within sentences: ``ccf NAME`` with its options, as far as the line goes."""
+    known = {
+        name: {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+    lines = [line for block in blocks("bash") for line in block.code.replace("\\\n", " ").splitlines()]
+    lines += [code for path in PAGES for code in re.findall(r"`(ccf [^`]+)`", path.read_text("utf-8"))]
+    found = [match for line in lines for match in re.finditer(r"\bccf(?:_plugin)? ([a-z][\w-]*)([^#&|]*)", line)]
+    assert len(found) > 50
+    for match in found:
+        assert match[1] in known, match[0]
+        options = {word.split("=")[0] for word in re.findall(r"(?<!\S)--[\w-]+", match[2])}
+        assert options <= known[match[1]] | {"--help"}, match[0]
+
+
+def test_each_recipe_that_is_named_is_shipped() -> None:
+    text = "".join(path.read_text("utf-8") for path in PAGES)
+    named = set(re.findall(r"ccf (?:train|sweep) (?:recipes/)?([a-z_0-9]+)\b(?!/)", text))
+    assert named
+    assert named <= set(shipped_recipes())
+
+
+def test_links_lead_to_files() -> None:
+    for path in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text("utf-8")):
+            assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_loss_and_the_attack_are_what_the_package_takes() -> None:
+    found: dict[str, Any] = {}
+    exec(titled("my_losses.py") + titled("my_attacks.py"), found)
+    images, labels = torch.rand(4, 3, 2, 2), torch.arange(4) % 3
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    output = found["margin"](network, images, images, labels, gap=0.5)
+    assert output.loss.requires_grad
+    assert torch.equal(output.logits, network(images))
+    adversarial = found["reflected"](network, 0.1)(images, labels)
+    torch.testing.assert_close((adversarial - images).abs(), torch.full_like(images, 0.1))
+
+
+def test_the_data_train(tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(titled("my_data.py"))
+    settings = ["data.name=python:my_data:noise", "optim.epochs=1", "evaluate.steps=1", "attack.steps=1"]
+    code, _, err = run("train", "digits", "--out", "run", *sets(settings), cwd=tmp_path)
+    assert code == 0, err
+    with np.load(tmp_path / "run" / "probe" / "001.npz") as result:
+        assert result["matrix"].shape == (3, 3)
+
+
+def test_the_loss_trains(tmp_path: Path) -> None:
+    (tmp_path / "my_losses.py").write_text(titled("my_losses.py"))
+    settings = ["objective.loss=python:my_losses:margin", "objective.options.gap=2.0", "optim.epochs=1"]
+    settings += ["data.train_per_class=5", "data.test_limit=20", "evaluate.steps=1"]
+    code, _, err = run("train", "digits", "--out", "run", *sets(settings), cwd=tmp_path)
+    assert code == 0, err
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A network as a run of preact_linf saves it, and what RobustBench's ``load_model`` makes of the page's entry."""
+    recipe = load_recipe("preact_linf").model
+    torch.manual_seed(0)
+    model = build_model(recipe.name, num_classes=10, input_size=(3, 32, 32), mean=recipe.mean, std=recipe.std)
+    model(torch.rand(8, 3, 32, 32))  # moves BatchNorm's statistics
+    description = {"model": recipe.model_dump(), "classes": list("0123456789"), "input_size": [3, 32, 32]}
+    save_checkpoint(tmp_path / "runs/preact_linf/best.safetensors", model.eval(), description)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(titled("my_entry.py"), names)
+
+    import robustbench
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    entries = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf]
+    monkeypatch.setitem(entries, "Mine", {"model": names["Mine"], "gdrive_id": "none"})
+    return model, robustbench.load_model("Mine", dataset="cifar10", threat_model="Linf")
+
+
+def test_a_run_becomes_an_entry_of_robustbench(entry: tuple[torch.nn.Module, torch.nn.Module]) -> None:
+    model, loaded = entry
+    images = torch.rand(4, 3, 32, 32)
+    assert not loaded.training
+    torch.testing.assert_close(loaded(images), model(images))
+
+
+@pytest.mark.slow
+def test_robustbench_s_benchmark_takes_it(
+    entry: tuple[torch.nn.Module, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import robustbench
+
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        labels = entry[0](images).argmax(dim=1)
+    labels[:2] = (labels[:2] + 1) % 10
+    monkeypatch.setattr("robustbench.eval.load_clean_dataset", lambda *_: (images, labels))
+    for network in entry:
+        figures = robustbench.benchmark(network, n_examples=4, dataset="cifar10", threat_model="Linf", eps=0.1)
+        assert figures == (0.5, 0.0)
