@@ -85,6 +85,8 @@ for command in (
 _INTERRUPTED = 130
 _RESUMABLE = {
     "train": "; continue from the last saved state with --resume",
+    "study": "; the same command goes on",
+    "sweep": "; the same command goes on",
     "evaluate": "; run it again to continue after the last finished batch",
     "leaderboard": "; run it again to continue after the last finished model",
 }

@@ -170,8 +170,10 @@ class _Reader:
         self._text, self._runs = text, runs
 
     def read(self, node: ast.expr) -> Node:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and abs(node.value) < 1e300:
-            return Number(float(node.value))
+        value = getattr(node, "value", None)
+        is_number = isinstance(node, ast.Constant) and isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and abs(value) < 1e300:
+            return Number(float(value))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return Call(np.negative, (self.read(node.operand),))
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:

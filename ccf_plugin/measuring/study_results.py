@@ -202,16 +202,18 @@ def study_table(study: Mapping[str, Any]) -> Table:
     runs: dict[str, list[str]] = {}
     for run in study["runs"]:
         runs.setdefault(run["name"], []).append(run["status"])
+    has_seeds = any(len(statuses) > 1 for statuses in runs.values())
+    headings = ["seeds"] * has_seeds + [column.heading for column in columns] or ["status"]
     filled: list[list[Cell]] = []
     for name, statuses in runs.items():
         row = rows.get(name)
         if row is None:
-            filled.append([name, " and ".join(sorted(set(statuses))), *[None] * len(columns)])
+            filled.append([name, " and ".join(sorted(set(statuses))), *[None] * (len(headings) - 1)])
             continue
         done = row["seeds"] if row["seeds"] == len(statuses) else f"{row['seeds']} of {len(statuses)}"
         figures = [column.cell(row["figures"].get(column.name)) for column in columns]
-        filled.append([f"{name}, averaged weights" if row["averaged"] else name, done, *figures])
-    return Table(("run", "seeds", *(column.heading for column in columns)), filled)
+        filled.append([f"{name}, averaged weights" if row["averaged"] else name, *[done] * has_seeds, *figures])
+    return Table(("run", *headings), filled)
 
 
 def claims_table(study: Mapping[str, Any]) -> Table:

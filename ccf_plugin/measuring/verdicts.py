@@ -102,7 +102,7 @@ def _margins(
 
         pair = [float(value_of(side, value)) for side in (comparison.left, comparison.right)]
         if not np.isfinite(pair).all():
-            raise NotMeasuredError(f"{comparison.text} is not a finite number")
+            raise NotMeasuredError(f"{comparison.text} is no finite number")
         sides.append(pair)
     both = np.array(sides).reshape(-1, 2)
     margins = comparison.sign * (both[:, 0] - both[:, 1])

@@ -39,7 +39,9 @@ def write_page(study: Path, into: Path) -> list[Path]:
     Raises:
         InputError: no study with a finished run is in the folder; what would be kept takes 2 MB or more.
     """
-    name = read_study(study)["name"]
+    described = read_study(study)
+    _finished(study, described)
+    name = described["name"]
     kept = into / name
     if kept.resolve() != study.resolve():
         _keep(study, kept)
@@ -53,17 +55,14 @@ def build_page(study: Path) -> tuple[str, bytes]:
     """The page of a study's folder as Markdown, and its figure as a PNG; the page looks for it beside itself."""
     described = read_study(study)
     runs = _finished(study, described)
-    if not runs:
-        raise InputError(f"expected a study with a finished run in {study}, found none; go on with it first")
     return "\n".join(_lines(study, described, runs)), _picture(described, runs)
 
 
 def _finished(study: Path, described: Mapping[str, Any]) -> list[FinishedRun]:
-    return [
-        FinishedRun.read(run["name"], run["seed"], study / run["folder"])
-        for run in described["runs"]
-        if run["status"] == "finished"
-    ]
+    finished = [run for run in described["runs"] if run["status"] == "finished"]
+    if not finished:
+        raise InputError(f"expected a study with a finished run in {study}, found none; go on with it first")
+    return [FinishedRun.read(run["name"], run["seed"], study / run["folder"]) for run in finished]
 
 
 def _keep(study: Path, kept: Path) -> None:

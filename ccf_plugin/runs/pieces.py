@@ -224,7 +224,7 @@ def _joined(folder: Path) -> tuple[Mapping[str, Any], bytes]:
     whole = b"".join(parts[place] for place in sorted(parts))
     if len(whole) != first["bytes"] or hashlib.sha256(whole).hexdigest() != first["sha256"]:
         raise InputError(
-            f"expected the pieces of {_where(first)} in {folder} as they were, found damaged ones; copy anew"
+            f"expected the pieces of {_where(first)} in {folder} unharmed, found damaged ones; copy them anew"
         )
     return first, whole
 

@@ -71,7 +71,7 @@ def train(
     force: bool = False,
     download: bool = False,
     trackers: Sequence[str] = (),
-    until: float | None = None,
+    interruption: Interruption | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
 
@@ -84,7 +84,7 @@ def train(
         force: replace the run in ``out``.
         download: fetch the data set where it is missing.
         trackers: names of accelerate's trackers, such as "tensorboard"; they write into ``out``/trackers.
-        until: end after the step at which ``time.monotonic`` gets there, the state saved.
+        interruption: entered already by the caller, whom signals and a time limit concern beyond this run.
 
     Raises:
         InputError: a fault in recipe, data or model, which may have no head or resist the evaluation's attack (nothing
@@ -115,8 +115,8 @@ def train(
         )
         processes.start_tracking(recipe)
         reporter.started(run)
-        with Interruption(until) as interruption, run.written_beside():
-            saver = Saver(run, loop.state, processes, interruption)
+        with nullcontext(interruption) if interruption else Interruption() as ending, run.written_beside():
+            saver = Saver(run, loop.state, processes, ending)
             while not run.is_finished:
                 row = loop.epoch(run, saver, reporter)
                 processes.track(row)

@@ -315,7 +315,11 @@ def _member(
         teachers.append(folder / f"{other}-{seed if seed in theirs else theirs[0]}")
         return str(teachers[-1])
 
-    content = merged(base_content(base, path.parent), _with_runs(changes, folder_of))
+    try:
+        below = base_content(base, path.parent)
+    except InputError as error:
+        raise InputError(*(f"{source}.base: {fault}" for fault in error.args)) from None
+    content = merged(below, _with_runs(changes, folder_of))
     if isinstance(published := content.get("published"), dict) and changes:
         published["changed"] = [*published.get("changed", []), *changes]
     recipe = build_recipe({**content, "seed": seed}, source, common, allow_code=allow_code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +16,7 @@ from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.measuring.finished_runs import FinishedRun
 from ccf_plugin.measuring.study_results import describe_study, save_study, state_claims
 from ccf_plugin.runs.folder import LockedError, lock
-from ccf_plugin.training.interruption import Interrupted
+from ccf_plugin.training.interruption import TIME_UP, Interrupted, Interruption
 from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.study import Member, Study
 
@@ -48,38 +48,42 @@ def run_study(
         if statuses.known[one.folder] == "finished":
             say(f"{one.label}: finished already in {one.folder}")
     elsewhere: set[Path] = set()
-    while (member := statuses.next_one(elsewhere)) is not None:
-        if until is not None and time.monotonic() >= until:
-            break
-        try:
-            with lock(member.folder) if _is_alone() else contextlib.nullcontext():
-                if statuses.look(member) != "finished":  # by another process, since
-                    with reporting(member) as reporter:
-                        train(
-                            member.recipe,
-                            member.folder,
-                            reporter,
-                            resume=member.has_begun,
-                            allow_change=study.allow_change,
-                            download=download,
-                            until=until,
-                        )
-                statuses.known[member.folder] = "finished"
-        except LockedError:
-            say(f"{member.label}: another process trains it")
-            elsewhere.add(member.folder)
-        except DivergedError as error:  # the others are worth having
-            statuses.known[member.folder] = "diverged"
-            say(f"{member.label}: {error}")
-        except Interrupted as error:
-            statuses.known[member.folder] = "begun"
-            update(study, statuses.all())
-            if not error.is_time_up:
-                where = f"{member.label}: {error.where}"
-                raise Interrupted(where, error.signal_number, "run the study again to go on") from None
-            say(f"{member.label}: {error.where}")
-            break
-        results = update(study, statuses.all())
+    with Interruption(until) as interruption:
+        while (member := statuses.next_one(elsewhere)) is not None:
+            if request := interruption.request:
+                if request == TIME_UP:
+                    break
+                where = f"{signal.Signals(request).name} before {member.label}"
+                raise Interrupted(where, request, "run the study again to go on")
+            try:
+                with lock(member.folder) if _is_alone() else contextlib.nullcontext():
+                    if statuses.look(member) != "finished":  # by another process, since
+                        with reporting(member) as reporter:
+                            train(
+                                member.recipe,
+                                member.folder,
+                                reporter,
+                                resume=member.has_begun,
+                                allow_change=study.allow_change,
+                                download=download,
+                                interruption=interruption,
+                            )
+                    statuses.known[member.folder] = "finished"
+            except LockedError:
+                say(f"{member.label}: another process trains it")
+                elsewhere.add(member.folder)
+            except DivergedError as error:  # the others are worth having
+                statuses.known[member.folder] = "diverged"
+                say(f"{member.label}: {error}")
+            except Interrupted as error:
+                statuses.known[member.folder] = "begun"
+                results = update(study, statuses.all())
+                if not error.is_time_up:
+                    where = f"{member.label}: {error.where}"
+                    raise Interrupted(where, error.signal_number, "run the study again to go on") from None
+                say(f"{member.label}: {error.where}")
+                break
+            results = update(study, statuses.all())
     return update(study, statuses.all()) if elsewhere else results
 
 
