@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 _LONGEST = 1200
-# How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for the clone's '.[{extra}]'.
+# How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for '.[{extra}]'.
 _INSTALL = "in a clone of ccf_plugin: pip install '.[{extra}]'"
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
@@ -101,8 +101,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     typed = name.lower()
     close = get_close_matches(typed, by_lower, n=3, cutoff=0.55)
     begun = [option for option in by_lower if len(typed) > 2 and option.startswith(typed) and option not in close]
-    near = [by_lower[match] for match in (close + begun)[:3]]
-    return f"; did you mean {' or '.join(repr(option) for option in near)}?" if near else ""
+    nearest = [by_lower[match] for match in (close + begun)[:3]]
+    return f"; did you mean {' or '.join(repr(option) for option in nearest)}?" if nearest else ""
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:

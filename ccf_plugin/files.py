@@ -104,7 +104,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def given_path(text: str | Path) -> Path:
+def expanded_path(text: str | Path) -> Path:
     """A path from a recipe or the command line: one with ``~`` or ``..`` made absolute, so that all who name it show
     where it leads; another as it is."""
     path = Path(text)

@@ -16,9 +16,14 @@ import pytest
 import torch
 import typer
 from support.commands import run, sets
-from support.documents import PAGES, Block, blocks, titled
+from support.documents import PAGES, Block, blocks, page, titled
 
+import ccf_plugin
+from ccf_plugin import CrossClassProbe
 from ccf_plugin.cli.app import app
+from ccf_plugin.probe.result_files import ARRAYS, BITS
+from ccf_plugin.runs import layout
+from ccf_plugin.runs.log import column_names
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
@@ -107,6 +112,27 @@ def test_links_lead_to_files() -> None:
     for path in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_page_of_files_names_every_field_of_a_result_and_every_column() -> None:
+    sections = re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", page("reference/files.md"), re.M | re.S)
+    cells = {heading: " ".join(re.findall(r"^\| (`.*?) \|", part, re.M)) for heading, part in sections}
+    named = {heading: re.findall(r"`(.*?)`", found) for heading, found in cells.items()}
+    model = torch.nn.Linear(4, 3)
+    with CrossClassProbe(model) as probe:
+        model(torch.rand(3, 4))
+        probe.update(torch.arange(3))
+        result = probe.compute()
+    assert sorted(named["A result: .json"]) == sorted(result.to_json())
+    assert sorted(named["A result: .npz"]) == sorted((*ARRAYS, *BITS))
+    assert sorted(named["log.csv"]) == sorted(column_names(averaged=False, validated=False))
+    for name in (layout.RECIPE, layout.ENVIRONMENT, layout.LOG, "best.safetensors", "last_average.safetensors"):
+        assert name in named["A run's folder"]
+
+
+def test_the_api_page_has_each_public_name_once() -> None:
+    listed = re.findall(r"^::: ccf_plugin\.(\w+)$", page("reference/api.md"), re.M)
+    assert sorted([*listed, "__version__"]) == sorted(ccf_plugin.__all__)
 
 
 def test_the_loss_and_the_attack_are_what_the_package_takes() -> None:

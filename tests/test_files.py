@@ -11,8 +11,8 @@ from bad_inputs.cases import SET
 
 from ccf_plugin.files import (
     csv_bytes,
+    expanded_path,
     flattened,
-    given_path,
     json_bytes,
     made_folder,
     read_csv,
@@ -26,13 +26,13 @@ def test_a_path_that_leads_elsewhere_is_made_absolute(tmp_path: Path, monkeypatc
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert given_path("data/x") == Path("data/x")
-    assert given_path("data/../../x") == tmp_path / "x"
-    assert given_path("~/x") == tmp_path / "home" / "x"
-    assert given_path("~nobody_of_this_name/x") == Path("~nobody_of_this_name/x")
+    assert expanded_path("data/x") == Path("data/x")
+    assert expanded_path("data/../../x") == tmp_path / "x"
+    assert expanded_path("~/x") == tmp_path / "home" / "x"
+    assert expanded_path("~nobody_of_this_name/x") == Path("~nobody_of_this_name/x")
     (tmp_path / "here" / "loop").symlink_to("loop")
-    assert given_path("loop/../x").is_absolute()
-    assert given_path("..\0") == Path("..\0")
+    assert expanded_path("loop/../x").is_absolute()
+    assert expanded_path("..\0") == Path("..\0")
 
 
 @pytest.mark.parametrize("spec", ["folder:../up", "npz:../up", "folder:~/up"])

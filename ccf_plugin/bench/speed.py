@@ -21,7 +21,7 @@ from ccf_plugin.engine.compilation import compiling_pays
 from ccf_plugin.engine.devices import resolve_device
 from ccf_plugin.engine.modes import copyable
 from ccf_plugin.engine.precision import matrix_rate
-from ccf_plugin.engine.switches import switches_put_back
+from ccf_plugin.engine.switches import preserve_global_state
 from ccf_plugin.engine.timing import Stopwatch, now
 from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.probe import CrossClassProbe
@@ -41,7 +41,7 @@ _COUNTED_IMAGES = 16
 _MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 
 
-@switches_put_back()
+@preserve_global_state()
 def bench(
     recipe: Recipe,
     reporter: Reporter,

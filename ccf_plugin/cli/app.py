@@ -24,7 +24,7 @@ from ccf_plugin.cli import (
     theory,
     training,
 )
-from ccf_plugin.cli.console import output_put_back, set_volume
+from ccf_plugin.cli.console import preserve_stdout, set_volume
 from ccf_plugin.cli.help import Command, Group
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.zoo.python_code import ends_program
@@ -98,7 +98,7 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding lacks our × and ·
             stream.reconfigure(errors="backslashreplace")
     try:
-        with output_put_back():
+        with preserve_stdout():
             code = app(standalone_mode=False, prog_name="ccf")
         if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
             raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ccf_plugin.cli.console import open_console, quiet_libraries
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 
 
 class Weights(Enum):
@@ -43,7 +43,9 @@ def pack(
     from ccf_plugin.runs.pieces import Precision, pack
 
     precision = Precision(weights.value, momentum.value)  # type: ignore[arg-type]
-    pieces = pack(given_path(folder), given_path(into), precision=precision, megabytes=megabytes, state_only=state_only)
+    pieces = pack(
+        expanded_path(folder), expanded_path(into), precision=precision, megabytes=megabytes, state_only=state_only
+    )
     size = sum(path.stat().st_size for path in pieces)
     exact = "exact" if precision == Precision() else "not exact"
     said = f"Wrote {len(pieces)} pieces to {into}, {size / 2**20:.1f} MB; {exact}"
@@ -59,6 +61,6 @@ def unpack(
 
     from ccf_plugin.runs.pieces import unpack
 
-    stand = unpack(given_path(pieces), given_path(folder))
+    stand = unpack(expanded_path(pieces), expanded_path(folder))
     runs = ", ".join(f"{name or folder.name} at epoch {epoch}" for name, (epoch, _) in stand.items())
     open_console().print(f"{folder}: {runs}", highlight=False, soft_wrap=True)

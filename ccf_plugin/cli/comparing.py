@@ -312,7 +312,7 @@ def saliency(
     if settings.probe.head is not None and pair is None:
         expected = "{head} beside {pair}, whose features are its"
         raise InputError(Fault("", expected, "it alone", "name a {pair}"))
-    chosen, two = None if indices is None else _numbers(indices), None if pair is None else pair_of(pair)
+    chosen, chosen_pair = None if indices is None else _numbers(indices), None if pair is None else pair_of(pair)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:
@@ -320,51 +320,58 @@ def saliency(
     first, second = load_sides(*names, settings, checkpoint or [])
     assert isinstance(first, Subject) and isinstance(second, Subject)  # noqa: PT018, S101  (neither is a result)
     titles = _titles((first, second), names)
-    asked = {"count": count, "class": class_name, "indices": chosen, "pair": two, "features": features, "layer": layer}
+    choices = {
+        "count": count,
+        "class": class_name,
+        "indices": chosen,
+        "pair": chosen_pair,
+        "features": features,
+        "layer": layer,
+    }
     sides = {"first": first.provenance(), "second": second.provenance()}
-    provenance = with_command({**sides, **asked, "features": None if pair is None else features})
+    provenance = with_command({**sides, **choices, "features": None if pair is None else features})
     endings = endings_of(formats, out)
     pictures = ["", "-features"] if pair is not None else [""]
     suffixes = [".json", *(name + ending for name in pictures for ending in endings)]
     name = f"{titles[0]}-{titles[1]}-saliency-{_attack_part(first)}"
     place = Place(out, name, provenance, suffixes, force=force)
     console = open_console()
-    seen = find_saliency(
+    result = find_saliency(
         first,
         second,
         count=count,
         class_name=class_name,
         indices=chosen,
-        pair=two,
+        pair=chosen_pair,
         features=features,
         layer=layer,
         progress=lambda doing: progress_on(console, doing),
     )
-    figures = {"": draw_saliency(seen, titles)}
-    if seen.shared is not None:
-        figures["-features"] = draw_shared_features(seen.shared, first.data, titles[0])
+    figures = {"": draw_saliency(result, titles)}
+    if result.shared is not None:
+        figures["-features"] = draw_shared_features(result.shared, first.data, titles[0])
     for side in {side.loaded.spec: side for side in (first, second)}.values():
         side.warn()
-    contents = {".json": json_bytes({**seen.to_json(), "provenance": provenance, "versions": versions()})}
+    contents = {".json": json_bytes({**result.to_json(), "provenance": provenance, "versions": versions()})}
     contents |= {name + ending: figure_bytes(figure, ending) for name, figure in figures.items() for ending in endings}
     written = place.write(contents)
-    for table in _saliency_tables(seen, first.data, titles):
+    for table in _saliency_tables(result, first.data, titles):
         console.print(table)
     print_written(console, written)
 
 
-def _saliency_tables(seen: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[RichTable]:
+def _saliency_tables(result: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[RichTable]:
     from rich.table import Table as RichTable
 
     table = RichTable("image", "class", *(f"{title} says" for title in titles))
-    for example in seen.examples:
+    for example in result.examples:
         labels = (example.label, example.best.predicted, example.last.predicted)
         table.add_row(str(example.index), *(data.classes[label] for label in labels))
-    if seen.shared is None:
+    if result.shared is None:
         return [table]
-    share = f"share of C = {seen.shared.correlation:.2f}"
-    features = RichTable("feature", share, "images that excite it most", title=seen.shared.heading(data.classes))
-    for feature in seen.shared.features:
+    share = f"share of C = {result.shared.correlation:.2f}"
+    features = RichTable("feature", share, "images that excite it most", title=result.shared.heading(data.classes))
+    for feature in result.shared.features:
         images = (f"{data.classes[int(data.split.labels[index])]} {index}" for index in feature.images[:5])
         features.add_row(str(feature.feature), f"{feature.share:+.3f}", ", ".join(images))
     return [table, features]

@@ -81,7 +81,7 @@ _kept: list[TextIO] = []  # the standard output that a command began with, while
 def quiet_libraries() -> None:
     """Keep what a user's own code and libraries say apart from a command's results; every command begins with it.
 
-    What they print goes to standard error, so that standard output holds results alone (`output_put_back` ends that).
+    What they print goes to standard error, so that standard output holds results alone (`preserve_stdout` ends that).
     Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line.
     """
     if not _kept:
@@ -96,7 +96,7 @@ def quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def output_put_back() -> Iterator[None]:
+def preserve_stdout() -> Iterator[None]:
     """Afterwards standard output is what it was."""
     before = sys.stdout
     try:
@@ -129,7 +129,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 def check_names(*models: str, checkpoint: Path | None = None) -> None:
     """Raise InputError for models and weights that are not there, before torch is imported."""
-    from ccf_plugin.files import given_path
+    from ccf_plugin.files import expanded_path
     from ccf_plugin.measuring.names import check_model, is_result
     from ccf_plugin.zoo.folders import check_file
 
@@ -137,7 +137,7 @@ def check_names(*models: str, checkpoint: Path | None = None) -> None:
         if not is_result(model):
             check_model(model)
     if checkpoint is not None:
-        check_file(given_path(checkpoint))
+        check_file(expanded_path(checkpoint))
 
 
 def with_interval(share: float, interval: tuple[float, float] | None) -> str:

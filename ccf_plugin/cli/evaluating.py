@@ -22,7 +22,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.cli.places import Place, endings_of, named_file
-from ccf_plugin.measuring.settings import OWN_WEIGHTS, Settings
+from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +118,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
 
-@options.with_settings("clean", "attack", "norm", *OWN_WEIGHTS, "pretrained", "downscale")
+@options.with_settings("clean", "attack", "norm", *WEIGHT_SETTINGS, "pretrained", "downscale")
 def leaderboard(
     dataset: Annotated[
         str, typer.Option(rich_help_panel=DATA, help="RobustBench's: cifar10, cifar100 or imagenet.")
@@ -167,7 +167,7 @@ def leaderboard(
             conditions,
             (".csv",),
             force=force,
-            read=lambda there: conditions_of(there, conditions),
+            read=lambda path: conditions_of(path, conditions),
         ).file()
     console = open_console()
     measured = measure_leaderboard(

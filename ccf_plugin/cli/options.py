@@ -26,12 +26,12 @@ def _index_or_key(text: str) -> int | str:
         return text
 
 
-def _as_options(given: list[str] | None) -> dict[str, Any] | None:
+def _parse_options(texts: list[str] | None) -> dict[str, Any] | None:
     """Values are read as TOML, else as text."""
-    return dict(_as_option(text) for text in given) if given else None
+    return dict(_parse_option(text) for text in texts) if texts else None
 
 
-def _as_option(text: str) -> tuple[str, Any]:
+def _parse_option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise typer.BadParameter(f"expected KEY=VALUE, found {text!r}")
@@ -41,7 +41,7 @@ def _as_option(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def _as_numbers(text: str | None) -> tuple[float, ...] | None:
+def _parse_numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -147,7 +147,7 @@ def out_option(text: str) -> Any:
 
 
 # In the order in which help lists them within their panels.
-_OF_SETTINGS: dict[str, Any] = {
+_SETTING_OPTIONS: dict[str, Any] = {
     "checkpoint": Checkpoint,
     "checkpoint_key": CheckpointKey,
     "options": ModelOptions,
@@ -179,7 +179,7 @@ _OF_SETTINGS: dict[str, Any] = {
 
 
 # What typer cannot make of a text.
-_READ: dict[str, Callable[[Any], Any]] = {"options": _as_options, "mean": _as_numbers, "std": _as_numbers}
+_READ: dict[str, Callable[[Any], Any]] = {"options": _parse_options, "mean": _parse_numbers, "std": _parse_numbers}
 
 
 def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -192,7 +192,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     defaults = Settings().flat()
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=option)
-        for name, option in _OF_SETTINGS.items()
+        for name, option in _SETTING_OPTIONS.items()
         if name not in left_out
     ]
 

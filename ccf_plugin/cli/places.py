@@ -9,7 +9,7 @@ from typing import Any
 
 from ccf_plugin.drawing import PICTURES
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import given_path, made_folder, write_together
+from ccf_plugin.files import expanded_path, made_folder, write_together
 from ccf_plugin.tables import FORMS
 
 Read = Callable[[Path], Mapping[str, Any] | None]
@@ -106,13 +106,13 @@ class Place:
         if not self._may_write(stem):  # before anything is measured
             from ccf_plugin.measuring.provenance import in_words
 
-            there = self._there(stem)
-            found = (
-                "another file" if there is None else f"one of other conditions ({in_words(there, self._provenance)})"
+            saved = self._there(stem)
+            problem = (
+                "another file" if saved is None else f"one of other conditions ({in_words(saved, self._provenance)})"
             )
-            taken = next(file for file in self._files(stem) if file.exists())
+            existing = next(file for file in self._files(stem) if file.exists())
             remedy = "choose another {out}, or replace it by {force}"
-            raise InputError(Fault(str(taken), "no file yet, or a result of the same conditions", found, remedy))
+            raise InputError(Fault(str(existing), "no file yet, or a result of the same conditions", problem, remedy))
 
     def _free(self, stem: Path) -> Path:
         return next(candidate for candidate in self._candidates(stem) if self._may_write(candidate))
@@ -121,8 +121,8 @@ class Place:
         from ccf_plugin.measuring.provenance import conditions_hash, name_parts
 
         yield stem
-        there = self._there(stem)
-        parts = [] if there is None else name_parts(there, self._provenance)
+        saved = self._there(stem)
+        parts = [] if saved is None else name_parts(saved, self._provenance)
         if parts:
             yield stem.with_name("-".join([stem.name, *parts]))
         parts.append(conditions_hash(self._provenance))
@@ -138,8 +138,8 @@ class Place:
 
         if self._force or not any(file.exists() or file.is_symlink() for file in self._files(stem)):
             return True
-        there = self._there(stem)
-        return there is not None and not differences(there, self._provenance)
+        saved = self._there(stem)
+        return saved is not None and not differences(saved, self._provenance)
 
     def _there(self, stem: Path) -> Mapping[str, Any] | None:
         return self._read(self._file(stem, self._suffixes[0]))
@@ -159,5 +159,5 @@ def named_file(out: Path, suffix: str) -> Path:
 
 
 def _stem(out: Path, suffixes: Sequence[str]) -> Path:
-    stem = given_path(out)
+    stem = expanded_path(out)
     return stem.with_suffix("") if suffixes != ("",) and stem.suffix in _SUFFIXES else stem

@@ -113,7 +113,7 @@ def probe(
 
 
 # Mean and standard deviation over seeds, by figure.
-_OF_SEEDS = {"robust_accuracy": ("RA", ".1%"), "cas": ("CAS", ".2f"), "instance_cas": ("I-CAS", ".2f")}
+_SEED_FIGURES = {"robust_accuracy": ("RA", ".1%"), "cas": ("CAS", ".2f"), "instance_cas": ("I-CAS", ".2f")}
 
 
 def _print_result(console: Console, result: CrossClassResult, groups: GroupEvidence | None) -> None:
@@ -151,7 +151,7 @@ def _print_result(console: Console, result: CrossClassResult, groups: GroupEvide
     if result.average_instance_cas is not None:
         table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
     for name, (mean, deviation) in result.spread.items():
-        label, form = _OF_SEEDS[name]
+        label, form = _SEED_FIGURES[name]
         table.add_row(f"{label}, {len(result.repeats)} seeds", f"{mean:{form}} ± {deviation:{form}}")
     table.add_row("strongest pairs", "\n".join(f"{a} – {b}  {value:.2f}" for a, b, value in result.top_pairs()))
     if result.left_out:

@@ -13,7 +13,7 @@ from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, print_result, print_written, quiet_libraries
 from ccf_plugin.cli.places import endings_of
 from ccf_plugin.errors import CCFError, Fault, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 
 if TYPE_CHECKING:
     from ccf_plugin.training.study import Study
@@ -77,7 +77,7 @@ def sweep(
 
     until, common = _until(minutes), overrides or []
     endings = [] if formats is None else endings_of(formats, known=tuple(FORMS))
-    folder = given_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
+    folder = expanded_path(out or Path("runs") / f"{Path(recipe).stem}-sweep")
     planned = sweep_study(recipe, settings, common, folder, allow_code=allow_code, allow_change=allow_change or [])
     if print_only:
         flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
@@ -128,7 +128,7 @@ def _do(
     if page is not None:
         from ccf_plugin.report.study_page import write_page
 
-        print_written(console, write_page(planned.folder, given_path(page)))
+        print_written(console, write_page(planned.folder, expanded_path(page)))
     _end(results, command)
 
 

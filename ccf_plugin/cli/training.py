@@ -10,7 +10,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
     with ProgressReporter(console) as reporter:
         run = run_training(
             loaded,
-            given_path(out or Path("runs") / Path(recipe).stem),
+            expanded_path(out or Path("runs") / Path(recipe).stem),
             reporter,
             resume=resume,
             allow_change=allow_change or [],
@@ -71,8 +71,8 @@ def recipes() -> None:
 
     table = Table.grid("name", "story", padding=(0, 2))
     for name, path in shipped_recipes().items():
-        what, source = describe_recipe(path)
-        table.add_row(name, Text.assemble(what, "\n", (f"from {source}", "dim")))
+        title, source = describe_recipe(path)
+        table.add_row(name, Text.assemble(title, "\n", (f"from {source}", "dim")))
     console = open_console()
     console.print(table)
     console.print("\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME", highlight=False)

@@ -64,16 +64,16 @@ class Forward(nn.Module):
         They are those of plain convolutions and linear layers, which stand at their cast values meanwhile.
         """
         cast = self._cast_by_autocast() if self.precision == "bf16" else []
-        kept = [parameter.data for parameter in cast]
-        values = [torch.empty_like(original, dtype=torch.bfloat16) for original in kept]
+        originals = [parameter.data for parameter in cast]
+        values = [torch.empty_like(original, dtype=torch.bfloat16) for original in originals]
         if cast:
-            torch._foreach_copy_(values, kept)
+            torch._foreach_copy_(values, originals)
         try:
             for parameter, value in zip(cast, values, strict=True):
                 parameter.data = value
             yield
         finally:
-            for parameter, value in zip(cast, kept, strict=True):
+            for parameter, value in zip(cast, originals, strict=True):
                 parameter.data = value
 
     def _cast_by_autocast(self) -> list[nn.Parameter]:

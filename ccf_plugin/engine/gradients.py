@@ -56,8 +56,10 @@ class GradientWatch:
         """
         is_broken_off = error is not None and any(words in str(error) for words in _BROKEN_OFF)
         if is_broken_off or (self.asked and not self._reached):
-            found = "that none reaches them: a step of it runs without (no_grad, inference_mode, detach, NumPy, argmax)"
-            fault = Fault("", "a model that passes a gradient to its images", found, remedy)
+            problem = (
+                "that none reaches them: a step of it runs without (no_grad, inference_mode, detach, NumPy, argmax)"
+            )
+            fault = Fault("", "a model that passes a gradient to its images", problem, remedy)
             raise NoGradientError(fault) from error
         if error is None and self._moves is not None and not bool(self._moves):
             warnings.warn(

@@ -31,7 +31,7 @@ _WAITS = "called a synchronizing CUDA operation"  # what torch warns of in its s
 class Graphs(Protocol):
     """What records and replays."""
 
-    def serve(self, inputs: tuple[Tensor, ...]) -> bool:
+    def can_record(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether a function of these tensors can be recorded at present."""
 
     def watch(self) -> contextlib.AbstractContextManager[list[str]]:
@@ -60,10 +60,10 @@ class Replayed:
     ) -> None:
         self._function, self._name, self._state, self._graphs = function, name, state, graphs
         self._known: OrderedDict[Hashable, _Recording | _Watched] = OrderedDict()
-        self._has_told = False
+        self._has_logged = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if not self._graphs.serve(inputs):
+        if not self._graphs.can_record(inputs):
             return self._function(*inputs)
         kind = self._kind(inputs)
         known = self._known.get(kind, _Watched(0, "it has not run yet"))
@@ -86,7 +86,7 @@ class Replayed:
             self._known.popitem(last=False)
         self._known[kind] = _Watched(calls, "; ".join(left_out))
         if left_out and calls == _TRIES:
-            self._tell("; ".join(left_out))
+            self._log_once("; ".join(left_out))
         return result
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recording | _Watched:
@@ -95,13 +95,13 @@ class Replayed:
         except Exception as error:  # whatever CUDA or the function refuses; run as it is, it will tell by itself
             first = error.__context__ or error  # ending a recording that failed fails too
             reason = f"{type(first).__name__}: {' '.join(str(first).split())[:200]}"
-            self._tell(reason)
+            self._log_once(reason)
             return _Watched(_TRIES, reason)
 
-    def _tell(self, reason: str) -> None:
-        if not self._has_told:
+    def _log_once(self, reason: str) -> None:
+        if not self._has_logged:
             _log.debug("%s is not replayed as a CUDA graph: %s", self._name, reason)
-        self._has_told = True
+        self._has_logged = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._places: dict[torch.device, tuple[Any, torch.cuda.Stream]] = {}  # a pool of memory, a stream
 
-    def serve(self, inputs: tuple[Tensor, ...]) -> bool:
+    def can_record(self, inputs: tuple[Tensor, ...]) -> bool:
         return all(tensor.is_cuda for tensor in inputs) and not torch.cuda.is_current_stream_capturing()
 
     @contextlib.contextmanager

@@ -57,7 +57,7 @@ class Heartbeat:
             self._total = self._total if total is None else total
         self.look()
 
-    def spoke(self) -> None:
+    def line_printed(self) -> None:
         """Something else has printed a line."""
         with self._lock:
             self._last = self._clock()

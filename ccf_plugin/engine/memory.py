@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _TOP_PAD}
-    return all(mallopt(what, value) for what, value in settings.items())
+    return all(mallopt(option, value) for option, value in settings.items())
 
 
 def host_bytes() -> float:
@@ -41,7 +41,7 @@ def host_bytes() -> float:
         return float("inf")
 
 
-def batch_that_fits(forward: nn.Module, size: tuple[int, int, int], device: torch.device) -> int:
+def largest_batch_size(forward: nn.Module, size: tuple[int, int, int], device: torch.device) -> int:
     """How many images an attack takes at once where nobody says: as many as fill half of a GPU's free memory.
 
     At most 1000, beyond which a GPU is no faster; off CUDA 250.
@@ -57,13 +57,13 @@ def batch_that_fits(forward: nn.Module, size: tuple[int, int, int], device: torc
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         torch.autograd.grad(forward(images).sum(), images)
-        each = (torch.cuda.max_memory_allocated() - before) / _TRIED
+        per_image = (torch.cuda.max_memory_allocated() - before) / _TRIED
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return max(1, min(_LARGEST_BATCH, int(free / 2 / each)))
+    return max(1, min(_LARGEST_BATCH, int(free / 2 / per_image)))
 
 
 @contextlib.contextmanager
-def naming_the_batch(setting: str, batch_size: int) -> Iterator[None]:
+def batch_size_errors(setting: str, batch_size: int) -> Iterator[None]:
     """Turn running out of memory inside into an error that names the batch size and the one to try.
 
     Args:

@@ -44,7 +44,7 @@ class PerImageNoise(TorchFunctionMode):
         self._draws = 0
 
     @contextlib.contextmanager
-    def left(self) -> Iterator[None]:
+    def suspended(self) -> Iterator[None]:
         """Inside it does nothing; it must be the innermost mode."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
@@ -55,13 +55,13 @@ class PerImageNoise(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         draw = _DRAWS.get(function)
-        if draw is None or kwargs.get("generator") is not None or not self._serves(args[0]):
+        if draw is None or kwargs.get("generator") is not None or not self._applies_to(args[0]):
             return function(*args, **kwargs)
         return draw(self._numbers(args[0]), *args, **kwargs)
 
-    def _serves(self, like: Tensor) -> bool:
-        rows, of_rows = like.shape[:1].numel(), like.ndim == 2 or like.ndim >= 4
-        return of_rows and like.is_floating_point() and rows > 0 and rows % len(self._keys) == 0
+    def _applies_to(self, like: Tensor) -> bool:
+        rows, has_rows = like.shape[:1].numel(), like.ndim == 2 or like.ndim >= 4
+        return has_rows and like.is_floating_point() and rows > 0 and rows % len(self._keys) == 0
 
     def _numbers(self, like: Tensor) -> Tensor:
         """Whole numbers below 2²⁴, evenly, in float32 of the tensor's shape."""

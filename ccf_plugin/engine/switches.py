@@ -11,7 +11,7 @@ import torch
 
 
 @contextlib.contextmanager
-def switches_put_back() -> Iterator[None]:
+def preserve_global_state() -> Iterator[None]:
     """Afterwards torch's number of threads, cuDNN's choices and every generator's state are what they were.
 
     Inside they are the caller's to set. It can decorate a function.

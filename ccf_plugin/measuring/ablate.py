@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccf_plugin.engine.memory import naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.measuring.ablation_result import (
@@ -147,9 +147,9 @@ def margins(logits: Tensor, labels: Tensor, pair: Pair) -> Margins:
     i, j = pair
     others = torch.ones(logits.shape[1], dtype=torch.bool)
     others[[i, j]] = False
-    of_pair, is_first = logits[:, [i, j]], labels == i
-    between = torch.where(is_first, of_pair[:, 0] - of_pair[:, 1], of_pair[:, 1] - of_pair[:, 0])
-    rest = of_pair.amax(1) - logits[:, others].amax(1)
+    pair_logits, is_first = logits[:, [i, j]], labels == i
+    between = torch.where(is_first, pair_logits[:, 0] - pair_logits[:, 1], pair_logits[:, 1] - pair_logits[:, 0])
+    rest = pair_logits.amax(1) - logits[:, others].amax(1)
     return Margins(rest.double().numpy(), between.double().numpy())
 
 
@@ -197,7 +197,7 @@ class _Clean(NamedTuple):
 
         chosen = choose(self.result, pair, count, seed)
         sets = {kind: columns[:draws] for kind, columns in chosen.items()}
-        removed = {kind: (columns, [without(each) for each in columns]) for kind, columns in sets.items()}
+        removed = {kind: (columns, [without(draw) for draw in columns]) for kind, columns in sets.items()}
         return _Outcome(pair, margins(logits, labels, pair), removed)
 
 
@@ -212,9 +212,9 @@ def _measure_clean(subject: Subject, progress: Progress) -> _Clean:
     with CrossClassProbe(
         model, head=options.head, output=options.output, inputs="clean", class_names=subject.data.classes
     ) as probe:
-        with naming_the_batch("batch_size", subject.batch_size), evaluation_mode(model), torch.no_grad():
+        with batch_size_errors("batch_size", subject.batch_size), evaluation_mode(model), torch.no_grad():
             batches = split.batches(subject.batch_size, subject.device)
-            for images, labels in subject.noted(progress(batches, split.count_batches(subject.batch_size))):
+            for images, labels in subject.with_warning(progress(batches, split.count_batches(subject.batch_size))):
                 logits.append(_logits(subject, images))
                 features.append(probe.features().cpu())
                 probe.update(labels)
@@ -231,14 +231,14 @@ def _remove_under_attack(
     part = subject.data.split.subset(clean.rows(pair))
     names = " – ".join(subject.data.classes[index] for index in pair)
 
-    def without(columns: list[int], what: str) -> Margins:
+    def without(columns: list[int], label: str) -> Margins:
         with clean.layer.replacing(columns, clean.means):
             attack, logits = subject.build_attack(), []
             assert attack is not None and subject.attack is not None  # noqa: PT018, S101  (asked for by ``ablate``)
             batches = part.batches(subject.batch_size, subject.device)
-            shown = progress(f"attacking {names}, {what}")(batches, part.count_batches(subject.batch_size))
+            shown = progress(f"attacking {names}, {label}")(batches, part.count_batches(subject.batch_size))
             with (
-                naming_the_batch("batch_size", subject.batch_size),
+                batch_size_errors("batch_size", subject.batch_size),
                 evaluation_mode(subject.loaded.model),
                 seeded(subject.attack.seed, subject.device),
             ):
@@ -263,7 +263,7 @@ def _tested(outcomes: list[_Outcome], result: CrossClassResult) -> list[PairAbla
             for name in MARGINS:
                 tests[pair, kind, name] = wilcoxon(getattr(left[SHARED], name) - getattr(left[kind], name))
     corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
-    found = []
+    ablations = []
     for pair, intact, removed in outcomes:
         mass, before = _mass(result.class_attribution[list(pair)]), intact.figures()
         removals = {
@@ -275,13 +275,13 @@ def _tested(outcomes: list[_Outcome], result: CrossClassResult) -> list[PairAbla
             )
             for kind, (draws, left) in removed.items()
         }
-        found.append(PairAblation(pair, float(result.matrix[pair]), len(intact.rest), before, removals))
-    return found
+        ablations.append(PairAblation(pair, float(result.matrix[pair]), len(intact.rest), before, removals))
+    return ablations
 
 
 def _doses(clean: _Clean, pairs: list[Pair], count: int, seed: int) -> tuple[Dose, ...]:
     doses = sorted({min(max(1, round(count * times)), len(clean.by_feature) // 2) for times in _DOSES})
-    found = []
+    results = []
     for dose in doses:
         changes: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
         for pair in pairs:
@@ -289,8 +289,8 @@ def _doses(clean: _Clean, pairs: list[Pair], count: int, seed: int) -> tuple[Dos
             for kind, (_, left) in outcome.removed.items():
                 changes[kind].append(_mean_figures(left).minus(outcome.intact.figures()))
         means = [{k: float(np.mean([getattr(c, name) for c in changes[k]])) for k in KINDS} for name in MARGINS]
-        found.append(Dose(dose, *means))
-    return tuple(found)
+        results.append(Dose(dose, *means))
+    return tuple(results)
 
 
 def _mean_margins(draws: list[Margins]) -> Margins:

@@ -38,7 +38,7 @@ class Figures:
 
     def minus(self, other: Figures) -> Figures:
         """The differences, figure by figure."""
-        return Figures(*(mine - its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Figures(*(left - right for left, right in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)

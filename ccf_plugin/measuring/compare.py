@@ -22,7 +22,7 @@ from ccf_plugin.measuring.paired import (
     paired_intervals,
 )
 from ccf_plugin.measuring.provenance import fingerprint, with_command
-from ccf_plugin.measuring.settings import OWN_WEIGHTS, Settings
+from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
@@ -42,7 +42,7 @@ Pair = tuple[str, str, float, float]  # two classes, what they share in the firs
 
 _ATTACK = ("attack", "norm", "eps", "step_size", "steps")
 # Settings that say where things lie and how fast to measure: nothing about what a result holds.
-_NOT_MEASURED = (*OWN_WEIGHTS, "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
+_NOT_MEASURED = (*WEIGHT_SETTINGS, "pretrained", "model_dir", "data_root", "download", "batch_size", "device")
 _FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_excess", "cas_normalised", "instance_cas")
 
 
@@ -105,7 +105,7 @@ class Comparison:
         if self.paired is None:
             return None
         names = self.first.names
-        return [self.paired.bands.of_pair(names.index(name), names.index(other)) for name, other, _, _ in pairs]
+        return [self.paired.bands.band(names.index(name), names.index(other)) for name, other, _, _ in pairs]
 
     def to_json(self, pairs: int = 10) -> dict[str, Any]:
         """The comparison as plain JSON values; NaN becomes null."""
@@ -218,8 +218,8 @@ def load_sides(
     results = {name: CrossClassResult.load(name) for name in names if is_result(name)}
     if len(results) == len(set(names)):
         defaults = Settings().flat()
-        given = [name for name, value in settings.flat().items() if value != defaults[name]]
-        useless = [f"{{{name}}}" for name in given if name not in _NOT_MEASURED]
+        changed = [name for name, value in settings.flat().items() if value != defaults[name]]
+        useless = [f"{{{name}}}" for name in changed if name not in _NOT_MEASURED]
         if useless:
             expected = f"a model to measure with {', '.join(useless)}"
             raise InputError(Fault("", expected, "two results that are measured already"))
@@ -228,8 +228,8 @@ def load_sides(
     files = iter(checkpoint)
     sides: list[Side] = []
     for name in names:
-        own = {"checkpoint": next(files, None)} if name in takers else dict.fromkeys(OWN_WEIGHTS)
-        sides.append(results.get(name) or load_subject(name, settings.but(**own)))
+        weights = {"checkpoint": next(files, None)} if name in takers else dict.fromkeys(WEIGHT_SETTINGS)
+        sides.append(results.get(name) or load_subject(name, settings.with_values(**weights)))
     check_alike(*sides)
     return sides[0], sides[1]
 
@@ -256,14 +256,14 @@ def _like(result: CrossClassResult, settings: Settings) -> Settings:
         known = {"data": result.data.get("name"), "limit": result.data.get("count")}
         known["downscale"] = result.data.get("downscale", 1)
     if result.threat is None:
-        known["clean"] = settings.attack.clean or not settings.attack.given
+        known["clean"] = settings.attack.clean or not settings.attack.stated
     elif not settings.attack.clean:
         known |= {name: result.threat.get(name) for name in _ATTACK}
     is_open = {name: value is None or value is False for name, value in settings.flat().items()}
-    taken = {name: value for name, value in known.items() if is_open[name]}
-    for name, code in code_in(taken):
+    missing = {name: value for name, value in known.items() if is_open[name]}
+    for name, code in code_in(missing):
         raise InputError(Fault("", "no code named by a file", code, f"if you trust it, add {{{name}}} {code}"))
-    return settings.but(**taken)
+    return settings.with_values(**missing)
 
 
 def _conditions(side: Side) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def find_layer(forward: Forward, images: Tensor, name: str | None = None) -> Lay
             handle.remove()
     convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
     convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
-    grids = [(layer, out) for place, module, out in outputs if (layer := _as_layer(place, module, out, convolved))]
+    grids = [(layer, out) for place, module, out in outputs if (layer := _grid_layer(place, module, out, convolved))]
     if name is not None:
         grids = [(layer, out) for layer, out in grids if layer.name == name][-1:]
         if not grids:
@@ -120,7 +120,7 @@ def find_layer(forward: Forward, images: Tensor, name: str | None = None) -> Lay
     )
 
 
-def _as_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tuple[int, ...]]) -> Layer | None:
+def _grid_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tuple[int, ...]]) -> Layer | None:
     """The output as a grid, judged by the shapes that convolutions gave; None where it is none."""
     if not convolved:
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccf_plugin.errors import Fault, InputError, some_of
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.result import CrossClassResult
@@ -56,19 +56,19 @@ NAMED: Mapping[str, Mapping[str, str]] = {"cifar10": _CIFAR10, "cifar100": _CIFA
 
 @dataclass(frozen=True)
 class Grouping:
-    """Groups of classes: ``of_class`` has the group of each of K classes, by name.
+    """Groups of classes: ``group_of`` has the group of each of K classes, by name.
 
     ``is_from_matrix``: they were found from C itself, so that a test of C by them means nothing.
     """
 
     name: str
-    of_class: tuple[str, ...]
+    group_of: tuple[str, ...]
     is_from_matrix: bool = False
 
     def members(self, names: Sequence[str]) -> dict[str, list[str]]:
         """The classes of each group."""
         members: dict[str, list[str]] = {}
-        for group, name in zip(self.of_class, names, strict=True):
+        for group, name in zip(self.group_of, names, strict=True):
             members.setdefault(group, []).append(name)
         return members
 
@@ -106,7 +106,7 @@ class GroupEvidence:
 
     def rows(self) -> list[tuple[str, str]]:
         """What a table shows: a heading and a text each."""
-        groups = f"{self.difference.statistic:+.3f} in {len(set(self.grouping.of_class))} groups ({self.grouping.name})"
+        groups = f"{self.difference.statistic:+.3f} in {len(set(self.grouping.group_of))} groups ({self.grouping.name})"
         if self.grouping.is_from_matrix:
             parts = (some_of(members) for members in self.grouping.members(self.names).values())
             meaning = f"found from C itself, so no p: {'; '.join(parts)}"
@@ -142,8 +142,8 @@ def group_evidence(result: CrossClassResult, groups: str, *, seed: int = 0) -> G
     """
     grouping = read_groups(groups, result.names, result.matrix)
     permutations = min(max(_ENTRIES // len(result.matrix) ** 2, _FEWEST), _MOST)
-    _check_kinds_of_pairs(grouping)
-    difference = within_minus_between(result.matrix, grouping.of_class, permutations=permutations, seed=seed)
+    _check_group_sizes(grouping)
+    difference = within_minus_between(result.matrix, grouping.group_of, permutations=permutations, seed=seed)
     confusion, why_not = None, "the result has no confusion matrix"
     if result.confusion is not None:
         try:
@@ -158,14 +158,14 @@ def check_groups(text: str, names: Sequence[str]) -> None:
     if _is_cluster(text):
         _number_of_clusters(text, len(names))
     else:
-        _check_kinds_of_pairs(read_groups(text, names))
+        _check_group_sizes(read_groups(text, names))
 
 
-def _check_kinds_of_pairs(grouping: Grouping) -> None:
-    sizes = Counter(grouping.of_class).values()
+def _check_group_sizes(grouping: Grouping) -> None:
+    sizes = Counter(grouping.group_of).values()
     if max(sizes) < 2 or len(sizes) < 2:
-        found = f"groups of {', '.join(map(str, sizes))}"
-        raise InputError(Fault(_KEY, "groups of which some have two classes, and two groups or more", found))
+        problem = f"groups of {', '.join(map(str, sizes))}"
+        raise InputError(Fault(_KEY, "groups of which some have two classes, and two groups or more", problem))
 
 
 def _is_cluster(text: str) -> bool:
@@ -193,25 +193,25 @@ def read_groups(text: str, names: Sequence[str], matrix: NDArray[np.float64] | N
         lines, name = [f"{group}: {members}" for group, members in NAMED[text].items()], text
     else:
         lines, name = _lines(text)
-    of_class: dict[int, str] = {}
+    group_of: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         label, _, members = line.rpartition(":") if line.count(":") == 1 else ("", "", line)
         for member in filter(None, map(str.strip, members.split(","))):
             index = class_index(names, member, key=_KEY)
-            if index in of_class:
+            if index in group_of:
                 raise InputError(Fault(_KEY, "each class in one group", f"{names[index]!r} twice"))
-            of_class[index] = label.strip() or str(number)
-    missing = [name for index, name in enumerate(names) if index not in of_class]
+            group_of[index] = label.strip() or str(number)
+    missing = [name for index, name in enumerate(names) if index not in group_of]
     if missing:
         raise InputError(Fault(_KEY, f"a group for each of {len(names)} classes", f"none for {some_of(missing)}"))
-    return Grouping(name, tuple(of_class[index] for index in range(len(names))))
+    return Grouping(name, tuple(group_of[index] for index in range(len(names))))
 
 
 def _lines(text: str) -> tuple[list[str], str]:
     """The groups as they are written, and what the grouping is called."""
     name = "given"
     if not {",", ";"} & set(text):
-        file = given_path(Path(text))
+        file = expanded_path(Path(text))
         try:
             text, name = file.read_text(encoding="utf-8"), file.name
         except (OSError, UnicodeDecodeError):
@@ -238,14 +238,14 @@ def _clusters(matrix: NDArray[np.float64], text: str) -> tuple[str, ...]:
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
-    kept = np.flatnonzero(~np.isnan(np.diagonal(matrix)))
-    number = _number_of_clusters(text, len(kept))
-    distances = 1 - (matrix[np.ix_(kept, kept)] + matrix[np.ix_(kept, kept)].T) / 2
+    classes = np.flatnonzero(~np.isnan(np.diagonal(matrix)))
+    number = _number_of_clusters(text, len(classes))
+    distances = 1 - (matrix[np.ix_(classes, classes)] + matrix[np.ix_(classes, classes)].T) / 2
     np.fill_diagonal(distances, 0.0)
     merges = linkage(squareform(distances, checks=False), "average")
     steps = np.diff(merges[:, 2])  # before the last merge there are two groups, before the one before three, …
-    found = fcluster(merges, number or len(kept) - 1 - int(steps.argmax()), "maxclust")
+    cluster_of = fcluster(merges, number or len(classes) - 1 - int(steps.argmax()), "maxclust")
     labels = [f"without a row {index}" for index in range(len(matrix))]
-    for index, label in zip(kept, found, strict=True):
+    for index, label in zip(classes, cluster_of, strict=True):
         labels[index] = str(label)
     return tuple(labels)

@@ -28,7 +28,7 @@ def note_normalization(model: nn.Module, data: MeasuredSplit, *, device: torch.d
     rows = torch.arange(0, len(data.split), max(1, len(data.split) // _IMAGES))[:_IMAGES]
     some = data.split.subset(rows)
     normalized = with_normalization(model, *USUAL[name], channels=3).to(device)
-    plain, behind = (_accuracy(each, some, device) for each in (model, normalized))
+    plain, behind = (_accuracy(network, some, device) for network in (model, normalized))
     if plain is not None and behind is not None and behind > plain + _JUMP:
         warnings.warn(
             f"clean accuracy is {plain:.1%} on {len(some)} test images, and {behind:.1%} where they are normalised as "

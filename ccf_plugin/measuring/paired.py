@@ -79,7 +79,7 @@ class PairBands:
         """Which pairs differ: those whose band does not hold 0, (K, K) bool."""
         return np.abs(self.difference) > self.half_width
 
-    def of_pair(self, i: int, j: int) -> Interval:
+    def band(self, i: int, j: int) -> Interval:
         """The band of two classes."""
         middle, half = float(self.difference[i, j]), float(self.half_width[i, j])
         return middle - half, middle + half
@@ -162,11 +162,13 @@ def paired_intervals(
     half_width = np.full((classes, classes), np.nan)
     half_width[rows, columns] = half_width[columns, rows] = float(np.quantile(largest, level)) * spread.numpy()
     bands = PairBands(np.asarray(first.matrix - second.matrix), half_width, level, bootstrap)
-    found = torch.tensor(excess, dtype=torch.float64)
+    excesses = torch.tensor(excess, dtype=torch.float64)
     measured = (first.cas_excess, second.cas_excess)
-    intervals = [interval_around(found[:, side], measured[side], level, classes, signed=True) for side in (0, 1)]
-    apart = interval_around(found[:, 0] - found[:, 1], measured[0] - measured[1], level, classes, signed=True)
-    return PairedIntervals((intervals[0], intervals[1], apart), bands)
+    intervals = [interval_around(excesses[:, side], measured[side], level, classes, signed=True) for side in (0, 1)]
+    difference_interval = interval_around(
+        excesses[:, 0] - excesses[:, 1], measured[0] - measured[1], level, classes, signed=True
+    )
+    return PairedIntervals((intervals[0], intervals[1], difference_interval), bands)
 
 
 def _both(samples: list[Samples | None]) -> list[Samples]:

@@ -68,13 +68,13 @@ def draw_comparison(
     return figure
 
 
-def draw_saliency(seen: Saliency, titles: tuple[str, str]) -> Figure:
+def draw_saliency(result: Saliency, titles: tuple[str, str]) -> Figure:
     """A column for each example: the test image, and where the best and the last model look on their own attack's.
 
     Args:
         titles: what the two models are called.
     """
-    examples, classes = seen.examples, seen.classes
+    examples, classes = result.examples, result.classes
     figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
     axes = figure.subplots(3, len(examples), squeeze=False)
     labels, font = class_labels(tuple(classes))
@@ -175,7 +175,7 @@ def draw_ablation(ablation: Ablation, title: str) -> Figure:
 def _name_points(ax: Axes, names: Sequence[str], cas: NDArray[Any], robust: NDArray[Any]) -> None:
     figure_of(ax).canvas.draw()  # settles where in the picture everything is
     points = ax.transData.transform(np.column_stack([cas, robust]))
-    kept: list[Any] = []
+    placed: list[Any] = []
     for index in _named(cas, robust):
         for offset, side in ((6, "left"), (-6, "right")):
             text = ax.annotate(
@@ -183,8 +183,8 @@ def _name_points(ax: Axes, names: Sequence[str], cas: NDArray[Any], robust: NDAr
             )
             box = text.get_window_extent()
             inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
-            if inside and not any(box.overlaps(other) for other in kept) and not box.count_contains(points):
-                kept.append(box)
+            if inside and not any(box.overlaps(other) for other in placed) and not box.count_contains(points):
+                placed.append(box)
                 break
             text.remove()
 

@@ -22,7 +22,13 @@ from ccf_plugin.runs.environment import running_command
 from ccf_plugin.threat import file_pixels, show_pixels
 from ccf_plugin.zoo.datasets import Split
 
-_TOLD_BY = {"checkpoint": "weights", "device": "weights", "data": "images", "limit": "images", "downscale": "images"}
+_IDENTIFIED_BY = {
+    "checkpoint": "weights",
+    "device": "weights",
+    "data": "images",
+    "limit": "images",
+    "downscale": "images",
+}
 _OF_IMAGES = ("data", "limit", "downscale")
 _LOOKED_AT = 256  # of images that stay on disk
 _PIXELS = ("eps", "step_size")
@@ -68,32 +74,32 @@ def with_command(conditions: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
     """The conditions in which two provenances differ, by dotted name."""
-    old, new = _conditions(there), _conditions(now)
+    old, new = _conditions(saved), _conditions(now)
     return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
 
 
-def in_words(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def in_words(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two provenances, such as "limit 3 there, none now; other weights"."""
-    old, new = flattened(there), flattened(now)
-    told = []
-    for name, (before, after) in differences(there, now).items():
+    old, new = flattened(saved), flattened(now)
+    sentences = []
+    for name, (before, after) in differences(saved, now).items():
         prefix, field = _split(name)
         if field in ("weights", "images"):
             described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else _OF_IMAGES)]
             known = [other for other in described if old.get(other) != new.get(other)]
-            told.append(f"other {_label(name)}")
-            told += [_there_and_now(other, old.get(other), new.get(other)) for other in known]
+            sentences.append(f"other {_label(name)}")
+            sentences += [_change_in_words(other, old.get(other), new.get(other)) for other in known]
         else:
-            told.append(_there_and_now(name, before, after))
-    return "; ".join(dict.fromkeys(told))
+            sentences.append(_change_in_words(name, before, after))
+    return "; ".join(dict.fromkeys(sentences))
 
 
-def name_parts(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def name_parts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a file's name says of a provenance to tell it from another: ["limit3", "seed2"]."""
-    old, new = flattened(there), flattened(now)
-    return list(dict.fromkeys(_part(name, old, new) for name in differences(there, now)))
+    old, new = flattened(saved), flattened(now)
+    return list(dict.fromkeys(_part(name, old, new) for name in differences(saved, now)))
 
 
 def conditions_hash(provenance: Mapping[str, Any]) -> str:
@@ -109,7 +115,7 @@ def _conditions(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _only_describes(name: str, fields: Mapping[str, Any]) -> bool:
     prefix, field = _split(name)
-    return field == "command" or f"{prefix}{_TOLD_BY.get(field)}" in fields
+    return field == "command" or f"{prefix}{_IDENTIFIED_BY.get(field)}" in fields
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -125,8 +131,8 @@ def _label(name: str) -> str:
     return field.replace("_", " ") + side
 
 
-def _there_and_now(name: str, there: Any, now: Any) -> str:
-    return f"{_label(name)} {_shown(name, there)} there, {_shown(name, now)} now"
+def _change_in_words(name: str, saved: Any, now: Any) -> str:
+    return f"{_label(name)} {_shown(name, saved)} there, {_shown(name, now)} now"
 
 
 def _shown(name: str, value: Any) -> str:
@@ -140,8 +146,8 @@ def _part(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     value = new.get(name)
     if field == "weights":
         checkpoint = new.get(f"{prefix}checkpoint")
-        is_told = checkpoint not in (None, old.get(f"{prefix}checkpoint"))
-        return _slug(PurePath(str(checkpoint)).stem) if is_told else f"weights-{str(value)[:8]}"
+        is_named = checkpoint not in (None, old.get(f"{prefix}checkpoint"))
+        return _slug(PurePath(str(checkpoint)).stem) if is_named else f"weights-{str(value)[:8]}"
     if field == "images":
         parts = []
         if old.get(f"{prefix}data") != new.get(f"{prefix}data"):

@@ -114,7 +114,7 @@ def evaluate(
     for name, craft in crafts.items():
         _log.info("%s: %d of %d batches are done", name, state.batches(name), total)
         batches = progress(name)(split.batches(size, subject.device), total)
-        for number, (images, labels) in enumerate(subject.noted(batches) if name == CLEAN else batches):
+        for number, (images, labels) in enumerate(subject.with_warning(batches) if name == CLEAN else batches):
             if number >= state.batches(name):
                 state.add(name, _correct(subject, craft, images, labels, attack.seed + number), notes)
     accuracies = {name: state.correct(name) / len(split) for name in crafts}
@@ -183,13 +183,13 @@ def describe_evaluation(subject: Subject, attack: AttackSettings) -> dict[str, A
     threat, split = attack.threat, subject.data
     measured = subject.provenance()
     # The attacks' names and steps are those of the figures; every batch has a seed of its own.
-    told = {name: measured[name] for name in measured if name not in ("attack", "instances", "head")}
+    conditions = {name: measured[name] for name in measured if name not in ("attack", "instances", "head")}
     settled = {"norm": threat.norm, "eps": threat.eps, "step_size": threat.step_size, "per_image_noise": True}
     return {
         "model": subject.loaded.spec,
         "data": split.describe(),
         "threat": settled,
-        "provenance": {**told, "attack": {**settled, "options": {}}, "batch_size": subject.batch_size},
+        "provenance": {**conditions, "attack": {**settled, "options": {}}, "batch_size": subject.batch_size},
         "versions": versions(),
     }
 
@@ -208,8 +208,8 @@ def _read(file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"format {saved['format']!r}")
         differing = differences(saved["provenance"], provenance)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        found = f"something else ({type(error).__name__})"
-        raise InputError(Fault(str(file), "an evaluation to continue", found, remedy)) from error
+        problem = f"something else ({type(error).__name__})"
+        raise InputError(Fault(str(file), "an evaluation to continue", problem, remedy)) from error
     if differing:
         words = in_words(saved["provenance"], provenance)
         raise InputError(Fault(str(file), "to continue the same evaluation", f"another ({words})", remedy))

@@ -154,9 +154,9 @@ def saliency(
     chosen = list(attacked)
     if not chosen:
         expected = "test images that the first model classifies right under attack and the second wrong"
-        of_class = "" if label is None else f" of class {classes[label]!r}"
+        suffix = "" if label is None else f" of class {classes[label]!r}"
         remedy = "take more images, another class, or name some by {indices}"
-        raise UnavailableError(Fault("", expected, f"no test image{of_class} among {len(rows)}", remedy))
+        raise UnavailableError(Fault("", expected, f"no test image{suffix} among {len(rows)}", remedy))
     shown = [row.index for row in chosen]
     labels = split.labels[shown]
     views = [
@@ -254,8 +254,8 @@ def _predict(side: Subject, images: Tensor) -> Tensor:
 
 def _images(side: Subject, rows: Iterable[int]) -> Tensor:
     """The test images of these rows that there are, (N, C, H, W) float in [0, 1] on the model's device."""
-    there = torch.tensor([row for row in rows if row < len(side.data.split)], dtype=torch.int64)
-    return side.data.split.images[there].to(side.device).float() / 255
+    inside = torch.tensor([row for row in rows if row < len(side.data.split)], dtype=torch.int64)
+    return side.data.split.images[inside].to(side.device).float() / 255
 
 
 def _class_by_class(side: Subject, label: int | None) -> list[int]:

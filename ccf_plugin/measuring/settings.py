@@ -12,7 +12,7 @@ from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.threat import ThreatModel, threat_model
 
 # What is said of a model with weights of the user's own.
-OWN_WEIGHTS = ("checkpoint", "checkpoint_key", "options", "num_classes", "mean", "std", "normalize")
+WEIGHT_SETTINGS = ("checkpoint", "checkpoint_key", "options", "num_classes", "mean", "std", "normalize")
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ class AttackChoice:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise InputError(Fault("seed", f"0 to {2**32 - 1}", str(self.seed)))
-        if self.clean and self.given:
-            others = " and ".join(f"{{{name}}}" for name in self.given)
+        if self.clean and self.stated:
+            others = " and ".join(f"{{{name}}}" for name in self.stated)
             raise InputError(Fault("", "{clean} or an attack", "both", f"leave one out: {{clean}}, or {others}"))
 
     @property
-    def given(self) -> dict[str, Any]:
+    def stated(self) -> dict[str, Any]:
         """What of the attack is said, by name."""
         names = ("attack", "norm", "eps", "step_size", "steps")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def threat_model(self, own: Mapping[str, Any]) -> ThreatModel | None:
+    def threat_model(self, default: Mapping[str, Any]) -> ThreatModel | None:
         """The threat model, or None for clean images.
 
         Args:
@@ -101,10 +101,10 @@ class AttackChoice:
         """
         if self.clean:
             return None
-        known = dict(own) if self.norm in (None, own.get("norm")) else {}
+        known = dict(default) if self.norm in (None, default.get("norm")) else {}
         if self.eps is not None:
             known.pop("step_size", None)
-        return threat_model(**known | {name: value for name, value in self.given.items() if name != "attack"})
+        return threat_model(**known | {name: value for name, value in self.stated.items() if name != "attack"})
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ class Settings:
     @classmethod
     def of(cls, **values: Any) -> Self:
         """Settings of these values, by the names of ``flat``; the others have their defaults."""
-        return cls().but(**values)
+        return cls().with_values(**values)
 
-    def but(self, **values: Any) -> Self:
+    def with_values(self, **values: Any) -> Self:
         """These settings with other values, by the names of ``flat``."""
         unknown = values.keys() - self.flat().keys()
         if unknown:

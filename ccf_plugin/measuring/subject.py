@@ -14,7 +14,7 @@ import torch
 
 from ccf_plugin.engine.devices import job_device
 from ccf_plugin.engine.forward import Forward
-from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
@@ -39,7 +39,7 @@ _SETTLED = {
     *("instances", "batch_size", "checkpoint", "pretrained", "device", "model_dir", "data_root", "download"),
 }
 # Of these (in Linf) the examples of an image do not depend on its batch, on a CPU; of others that is not assumed.
-_WHATEVER_THE_BATCHES = ("FGSM", "BIM", "PGD")
+_BATCH_INDEPENDENT = ("FGSM", "BIM", "PGD")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Subject:
 
     def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
         """One pass over the test images (``measuring.evaluate.measure``)."""
-        with naming_the_batch("batch_size", self.batch_size):
+        with batch_size_errors("batch_size", self.batch_size):
             result = measure(
                 self.loaded.model,
                 self.data,
@@ -67,7 +67,7 @@ class Subject:
                 model_name=self.loaded.spec,
                 probe=replace(self.probe, instances=instances),
                 batch_size=self.batch_size,
-                progress=lambda batches, total: self.noted(progress(batches, total)),
+                progress=lambda batches, total: self.with_warning(progress(batches, total)),
             )
         return replace(result, provenance=self.provenance(instances=instances))
 
@@ -81,7 +81,7 @@ class Subject:
         by_batch = self.device.type != "cpu"
         if attack is not None and settings is not None:
             described = {**attack.describe(), "options": dict(settings.options)}
-            by_batch |= attack.name not in _WHATEVER_THE_BATCHES
+            by_batch |= attack.name not in _BATCH_INDEPENDENT
         return with_command(
             {
                 "model": self.loaded.spec if find(SOURCES, self.loaded.spec) else None,  # a file says it of itself
@@ -103,7 +103,7 @@ class Subject:
             }
         )
 
-    def noted(self, batches: Batches) -> Batches:
+    def with_warning(self, batches: Batches) -> Batches:
         """The batches; after the first, which found nothing wrong, a warning says where weights may be random."""
         for number, batch in enumerate(batches):
             yield batch
@@ -114,8 +114,10 @@ class Subject:
         """Warn where the weights are those that the user's own code makes."""
         spec = self.loaded.spec
         if is_python(spec) and self.chosen.get("checkpoint") is None:
-            told = f"{spec} without a checkpoint has the weights that its code makes: random ones, unless it loads some"
-            warnings.warn(told, stacklevel=2)
+            message = (
+                f"{spec} without a checkpoint has the weights that its code makes: random ones, unless it loads some"
+            )
+            warnings.warn(message, stacklevel=2)
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:

@@ -183,9 +183,9 @@ def _logits_at(
     return next((entry.logits for entry in entries if entry.path == path), None)
 
 
-def _refusal(found: str) -> InputError:
+def _refusal(problem: str) -> InputError:
     expected = (
         "a head that is one layer on one feature vector a sample (linear, 1×1 convolution, parametrised, with a "
         "BatchNorm before it)"
     )
-    return InputError(Fault("", expected, found, "name such a layer by {head}, or take another model"))
+    return InputError(Fault("", expected, problem, "name such a layer by {head}, or take another model"))

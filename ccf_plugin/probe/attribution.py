@@ -49,8 +49,10 @@ def gradient_attribution(
         RuntimeError: the graph is gone, or there is none.
     """
     with torch.enable_grad():
-        own = logits[rows].gather(1, labels.unsqueeze(1)).sum()
-    slopes = torch.autograd.grad(own, list(features), retain_graph=True, allow_unused=True, materialize_grads=True)
+        true_logits = logits[rows].gather(1, labels.unsqueeze(1)).sum()
+    slopes = torch.autograd.grad(
+        true_logits, list(features), retain_graph=True, allow_unused=True, materialize_grads=True
+    )
     return [g.detach()[rows] * slope[rows] for g, slope in zip(features, slopes, strict=True)]
 
 
@@ -172,10 +174,10 @@ def _unit_rows(rows: Tensor) -> Tensor:
 def _mean_pair_cosines(units: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """Mean cosine over all pairs of distinct samples, from one sum of unit vectors per class."""
     sums = units.new_zeros(len(counts), units.shape[1]).index_add(0, labels, units)
-    own = units.new_zeros(len(counts)).index_add(0, labels, units.square().sum(1))
+    self_products = units.new_zeros(len(counts)).index_add(0, labels, units.square().sum(1))
     numbers = counts.to(units.dtype)
     pairs = numbers.outer(numbers) - torch.diag(numbers)
-    totals = sums @ sums.T - torch.diag(own)
+    totals = sums @ sums.T - torch.diag(self_products)
     return torch.where(pairs > 0, totals / pairs.clamp(min=1), torch.nan)
 
 
@@ -232,13 +234,15 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
         row_best = block.view(stop - start, -1, size).amax(2).T  # (chunks from start on, rows)
         target = best[:, start:stop]
         for level in levels:
-            here = level[level >= start // size]
-            target[chunk_class[here]] = torch.maximum(target[chunk_class[here]], row_best[here - start // size])
+            reached = level[level >= start // size]
+            target[chunk_class[reached]] = torch.maximum(
+                target[chunk_class[reached]], row_best[reached - start // size]
+            )
         if stop < total:
             block[is_padding[start:stop]] = -torch.inf
             column_best = block[:, stop - start :].reshape(-1, size, total - stop).amax(1)  # (chunks, columns)
-            for of_class, values in zip(class_of[start // size : stop // size], column_best, strict=True):
-                torch.maximum(best[of_class, stop:], values, out=best[of_class, stop:])
+            for label, values in zip(class_of[start // size : stop // size], column_best, strict=True):
+                torch.maximum(best[label, stop:], values, out=best[label, stop:])
         del block  # before the next is made
     best[:, is_padding] = 0
     # a chunk's few cosines in their own dtype: summing as float64 at once would copy all of `best`
@@ -257,8 +261,8 @@ def _sum_of_nearest_in_products(attributions: Tensor, labels: Tensor, counts: Te
         block = units[start : start + rows] @ units.T
         block.diagonal(start).fill_(-torch.inf)
         columns = [
-            of_class.amax(1) if of_class.shape[1] else of_class.new_full((len(block),), -torch.inf)
-            for of_class in torch.split(block, sizes, 1)
+            class_block.amax(1) if class_block.shape[1] else class_block.new_full((len(block),), -torch.inf)
+            for class_block in torch.split(block, sizes, 1)
         ]
         sums.index_add_(0, classes[start : start + rows], torch.stack(columns, 1).to(sums.dtype))
         del block, columns  # before the next is made

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.outputs import Entry
-from ccf_plugin.probe.tensors import as_plain
+from ccf_plugin.probe.tensors import to_plain
 
 REDUCED_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -53,11 +53,11 @@ class LayerCall:
     is_function: bool = False
     gathered: bool = False
 
-    def as_plain(self) -> LayerCall:
+    def to_plain(self) -> LayerCall:
         """The run with ordinary tensors: sharded ones gathered, quantised ones dequantised."""
-        tensors = {name: as_plain(tensor) for name, tensor in self.tensors.items()}
-        inputs = None if self.inputs is None else as_plain(self.inputs)
-        output = as_plain(self.output) if isinstance(self.output, Tensor) else self.output
+        tensors = {name: to_plain(tensor) for name, tensor in self.tensors.items()}
+        inputs = None if self.inputs is None else to_plain(self.inputs)
+        output = to_plain(self.output) if isinstance(self.output, Tensor) else self.output
         gathered = any(hasattr(tensor, "full_tensor") for tensor in self.tensors.values())
         return replace(self, tensors=tensors, inputs=inputs, output=output, gathered=self.gathered or gathered)
 
@@ -74,11 +74,11 @@ class LayerCall:
     def positions(self) -> Tensor:
         """The input as (N, T, n): T is 1 where the layer runs once per sample."""
         assert self.inputs is not None  # noqa: S101  (only asked of runs whose input was kept)
-        return as_positions(self.inputs, self.channel_first)
+        return to_positions(self.inputs, self.channel_first)
 
     def output_positions(self) -> Tensor:
         """The output as (N, T, K)."""
-        return as_positions(self.output, self.channel_first)
+        return to_positions(self.output, self.channel_first)
 
     def reduced_precision(self) -> torch.dtype | None:
         """The dtype of less than float32's precision that took part, if one did."""
@@ -140,7 +140,7 @@ def is_channel_first(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
-def as_positions(tensor: Tensor, channel_first: bool) -> Tensor:
+def to_positions(tensor: Tensor, channel_first: bool) -> Tensor:
     """(N, n), (N, …, n) or channel-first (N, n, …) as (N, T, n)."""
     if channel_first:
         return tensor.flatten(2).transpose(1, 2)

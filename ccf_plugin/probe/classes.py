@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def class_index(names: Sequence[str], wanted: str | int, *, key: str = "") -> int:
+def class_index(names: Sequence[str], name: str | int, *, key: str = "") -> int:
     """The index of a class that is named, or given by its index (as digits too, where no class has that name).
 
     Args:
@@ -22,13 +22,13 @@ def class_index(names: Sequence[str], wanted: str | int, *, key: str = "") -> in
     Raises:
         InputError: there is no such class; what is near is named.
     """
-    if isinstance(wanted, int) and 0 <= wanted < len(names):
-        return wanted
+    if isinstance(name, int) and 0 <= name < len(names):
+        return name
     for known in (list(names), [str(index) for index in range(len(names))]):
-        if isinstance(wanted, str) and wanted in known:
-            return known.index(wanted)
-    found = f"{wanted!r}{did_you_mean(str(wanted), names)}"
-    raise InputError(Fault(key, f"a class's name or its index below {len(names)}", found))
+        if isinstance(name, str) and name in known:
+            return known.index(name)
+    problem = f"{name!r}{did_you_mean(str(name), names)}"
+    raise InputError(Fault(key, f"a class's name or its index below {len(names)}", problem))
 
 
 def top_pairs(values: NDArray[Any], count: int, *, above: float = -np.inf) -> list[tuple[int, int]]:

@@ -58,8 +58,10 @@ class Samples:
         their shift, which comes from a resample's repeated images. It says how far other images would move a figure
         at THIS number of images a class; it does not correct what few images do to the figure itself.
         """
-        measured, found = self.resampled(classes, bootstrap=bootstrap, level=level, seed=seed, instances=instances)
-        intervals = [interval_around(found[:, index], figure, level, classes) for index, figure in enumerate(measured)]
+        measured, resampled = self.resampled(classes, bootstrap=bootstrap, level=level, seed=seed, instances=instances)
+        intervals = [
+            interval_around(resampled[:, index], figure, level, classes) for index, figure in enumerate(measured)
+        ]
         return Confidence(intervals[0], intervals[1] if instances else None, level, bootstrap)
 
     def resampled(
@@ -73,12 +75,12 @@ class Samples:
         _check_resampling(bootstrap, level)
         rows, labels, counts = self._by_class(classes)
         whole = torch.arange(len(labels), device=labels.device).unsqueeze(0)
-        found = [
+        all_figures = [
             figures
             for chosen in (whole, *_draws(labels, counts, rows.shape[1], bootstrap, seed))
             for figures in _figures(rows, labels, counts, chosen, instances)
         ]
-        return found[0], torch.tensor(found[1:], dtype=torch.float64)
+        return all_figures[0], torch.tensor(all_figures[1:], dtype=torch.float64)
 
     def resampled_means(self, classes: int, *, bootstrap: int, seed: int) -> Iterator[Tensor]:
         """The class attributions of the resamples of ``resampled``, some (b, K, n) float64 at a time."""
@@ -106,11 +108,11 @@ def difference_of_cas(
     if not torch.equal(first.labels, second.labels):
         raise InputError("expected both models' samples of the same images in the same order, found other labels")
     options: Any = {"bootstrap": bootstrap, "level": level, "seed": seed, "instances": False}
-    (first_measured, first_found), (second_measured, second_found) = (
+    (first_measured, first_resampled), (second_measured, second_resampled) = (
         samples.resampled(classes, **options) for samples in (first, second)
     )
     measured = first_measured[0] - second_measured[0]
-    return interval_around((first_found - second_found)[:, 0], measured, level, classes, signed=True)
+    return interval_around((first_resampled - second_resampled)[:, 0], measured, level, classes, signed=True)
 
 
 def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
@@ -234,24 +236,26 @@ def _means(rows: Tensor, counts: Tensor, chosen: Tensor) -> Tensor:
     times.scatter_add_(1, chosen, times.new_ones(()).expand_as(chosen))
     parts = zip(torch.split(times, counts.tolist(), 1), torch.split(rows, counts.tolist()), strict=True)
     sums = torch.stack([often @ part.double() for often, part in parts], 1)
-    return torch.stack([class_means(of_resample, counts) for of_resample in sums])
+    return torch.stack([class_means(class_sums, counts) for class_sums in sums])
 
 
 def _figures(rows: Tensor, labels: Tensor, counts: Tensor, chosen: Tensor, instances: bool) -> list[list[float]]:
     """CAS, and I-CAS where asked, of the rows that each of ``chosen`` (b, N) names."""
     means = _means(rows, counts, chosen)
-    found = [[float(class_attribution_similarity(correlation_matrix(of_resample)))] for of_resample in means]
+    results = [[float(class_attribution_similarity(correlation_matrix(vectors)))] for vectors in means]
     if instances:
-        for figures, order in zip(found, chosen, strict=True):
+        for figures, order in zip(results, chosen, strict=True):
             figures.append(float(class_attribution_similarity(instance_matrix(rows[order], labels, len(counts)))))
-    return found
+    return results
 
 
-def interval_around(found: Tensor, measured: float, level: float, classes: int, *, signed: bool = False) -> Interval:
+def interval_around(
+    resampled: Tensor, measured: float, level: float, classes: int, *, signed: bool = False
+) -> Interval:
     """The interval of a figure as measured, of the spread of resampled ones but without their shift.
 
     Args:
-        found: the resampled figures, (B,) float64.
+        resampled: the resampled figures, (B,) float64.
         measured: the figure.
         level: the interval's probability.
         classes: K; no figure is above K(K-1).
@@ -259,6 +263,6 @@ def interval_around(found: Tensor, measured: float, level: float, classes: int, 
     """
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     bound = float(classes * (classes - 1))
-    around = measured + torch.quantile(found, tails) - found.median()
+    around = measured + torch.quantile(resampled, tails) - resampled.median()
     low, high = around.clamp(-bound if signed else 0.0, bound).tolist()
     return low, high

@@ -25,10 +25,10 @@ def rank() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
-def gather_objects(own: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """A small picklable object of every process, in the order of ranks."""
     gathered: list[Any] = [None] * num_processes()
-    dist.all_gather_object(gathered, own)
+    dist.all_gather_object(gathered, value)
     return gathered
 
 
@@ -39,15 +39,15 @@ def sum_over_processes(sums: Sums | None) -> Sums | None:
         InputError: (in every process) the processes' heads differ in shape.
     """
     shapes = gather_objects(None if sums is None else tuple(sums.attributions.shape))
-    found = sorted({shape for shape in shapes if shape is not None})
-    if not found:
+    distinct = sorted({shape for shape in shapes if shape is not None})
+    if not distinct:
         return None
-    if len(found) > 1:
-        raise InputError(f"expected heads of one shape (K, n) in every process, found {found}")
-    own = Sums.zeros(found[0], torch.device("cpu")) if sums is None else sums
+    if len(distinct) > 1:
+        raise InputError(f"expected heads of one shape (K, n) in every process, found {distinct}")
+    local = Sums.zeros(distinct[0], torch.device("cpu")) if sums is None else sums
     added: dict[str, Any] = {}
-    for field in fields(own):
-        value = getattr(own, field.name)
+    for field in fields(local):
+        value = getattr(local, field.name)
         if value is None:  # in no process, since the shapes are the same
             added[field.name] = None
             continue
@@ -64,8 +64,8 @@ def gather_rows(rows: Tensor | None, labels: Tensor | None, max_bytes: int) -> t
     Raises:
         InputError: (in every process) together they take more than ``max_bytes``.
     """
-    own = None if rows is None else (tuple(rows.shape), rows.dtype)
-    described = gather_objects(own)
+    local = None if rows is None else (tuple(rows.shape), rows.dtype)
+    described = gather_objects(local)
     present = [entry for entry in described if entry is not None]
     counts = [0 if entry is None else entry[0][0] for entry in described]
     width, dtype = present[0][0][1], _widest(entry[1] for entry in present)

@@ -43,7 +43,7 @@ _probing = threading.local()
 
 
 @contextlib.contextmanager
-def unnoted() -> Iterator[None]:
+def not_recorded() -> Iterator[None]:
     """Products in this block are a probe's own: another probe of the model, whose pass goes on, does not note them."""
     before, _probing.now = getattr(_probing, "now", False), True
     try:
@@ -104,7 +104,7 @@ class ProductMode(TorchFunctionMode):
         return output
 
 
-def as_features_and_matrix(name: str, first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def split_operands(name: str, first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The ways to read a product's operands as features (N, …, n) and a matrix of (K, n) or (n, K)."""
     if name in ("conv1d", "conv2d"):
         # a 1×1 kernel on (N, n, …): its channels stand second

@@ -49,28 +49,28 @@ def within_minus_between(
     Raises:
         InputError: another number of groups than classes; no pair within groups, or none between.
     """
-    values, kept = _off_diagonal(matrix)
-    if len(groups) != len(kept):
-        raise InputError(f"expected the groups of {len(kept)} classes, found {len(groups)}; give one for each class")
+    values, has_row = _off_diagonal(matrix)
+    if len(groups) != len(has_row):
+        raise InputError(f"expected the groups of {len(has_row)} classes, found {len(groups)}; give one for each class")
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    of_class = np.array([numbers[group] for group in groups])[kept]
-    sizes = np.bincount(of_class)
+    group_of = np.array([numbers[group] for group in groups])[has_row]
+    sizes = np.bincount(group_of)
     pairs_within = int((sizes * (sizes - 1)).sum())
-    pairs_between = len(of_class) * (len(of_class) - 1) - pairs_within
+    pairs_between = len(group_of) * (len(group_of) - 1) - pairs_within
     if not pairs_within or not pairs_between:
         raise InputError("expected pairs of classes within groups and between them, found one kind; group otherwise")
     total = values.sum()
 
-    def statistic(of_class: NDArray[np.int64]) -> float:
-        within = values[of_class[:, None] == of_class].sum()
+    def statistic(group_of: NDArray[np.int64]) -> float:
+        within = values[group_of[:, None] == group_of].sum()
         return float(within / pairs_within - (total - within) / pairs_between)
 
-    number = math.factorial(len(of_class)) // math.prod(math.factorial(size) for size in sizes.tolist())
+    number = math.factorial(len(group_of)) // math.prod(math.factorial(size) for size in sizes.tolist())
     if number <= _MOST_GROUPINGS:
-        measured = statistic(of_class)
-        as_large = sum(statistic(other) >= measured - _ROUNDING for other in _groupings(sizes.tolist(), len(of_class)))
+        measured = statistic(group_of)
+        as_large = sum(statistic(other) >= measured - _ROUNDING for other in _groupings(sizes.tolist(), len(group_of)))
         return Association(measured, as_large / number, number, exact=True)
-    return _by_permutations(statistic, of_class, permutations, seed)
+    return _by_permutations(statistic, group_of, permutations, seed)
 
 
 def mantel(
@@ -98,14 +98,14 @@ def mantel(
         InputError: matrices of different shapes; fewer than three classes; values that are all the same.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
-    values, kept = _off_diagonal(matrix)
-    if confusion.shape != (len(kept), len(kept)) or kept.sum() < 3:
+    values, has_row = _off_diagonal(matrix)
+    if confusion.shape != (len(has_row), len(has_row)) or has_row.sum() < 3:
         raise InputError(
             f"expected two matrices of the same three classes or more, found shapes {np.shape(matrix)} and "
-            f"{confusion.shape}, of which {kept.sum()} classes have a row in C"
+            f"{confusion.shape}, of which {has_row.sum()} classes have a row in C"
         )
     rates = confusion / np.maximum(confusion.sum(1, keepdims=True), np.finfo(np.float64).tiny)
-    rates = rates[np.ix_(kept, kept)]
+    rates = rates[np.ix_(has_row, has_row)]
     upper = np.triu_indices(len(values), 1)
     scale = _ranks if method == "spearman" else np.asarray
     first, second = (_standardised(scale(((m + m.T) / 2)[upper])) for m in (values, rates))
@@ -127,9 +127,9 @@ def _off_diagonal(matrix: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np
     if values.ndim != 2 or values.shape[0] != values.shape[1]:
         raise InputError(f"expected a matrix of shape (K, K), found {values.shape}; give result.matrix")
     np.fill_diagonal(values, np.nan)
-    kept = np.array(~np.isnan(values).all(axis=1))
+    has_row = np.array(~np.isnan(values).all(axis=1))
     np.fill_diagonal(values, 0.0)
-    return values[np.ix_(kept, kept)], kept
+    return values[np.ix_(has_row, has_row)], has_row
 
 
 def _by_permutations(
@@ -149,8 +149,8 @@ def _groupings(sizes: list[int], classes: int) -> Iterator[NDArray[np.int64]]:
             yield {}
             return
         for members in combinations(free, sizes[group]):
-            left = tuple(index for index in free if index not in members)
-            for others in rest(left, group + 1):
+            remaining = tuple(index for index in free if index not in members)
+            for others in rest(remaining, group + 1):
                 yield {**dict.fromkeys(members, group), **others}
 
     for group_of in rest(tuple(range(classes)), 0):
@@ -159,9 +159,9 @@ def _groupings(sizes: list[int], classes: int) -> Iterator[NDArray[np.int64]]:
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks from 1; equal values share the mean of theirs."""
-    _, which, times = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, times = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(times)
-    return np.asarray((last - (times - 1) / 2)[which])
+    return np.asarray((last - (times - 1) / 2)[inverse])
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64] | None:

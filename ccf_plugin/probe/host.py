@@ -18,7 +18,7 @@ def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]
     Raises:
         InputError: the batch is neither a pair (or more), nor a mapping with keys of the usual names.
     """
-    found: tuple[Any, Any] | None = None
+    pair: tuple[Any, Any] | None = None
     if isinstance(batch, Mapping):
         images, labels = (next((key for key in keys if key in batch), None) for keys in (_IMAGES, _LABELS))
         if images is None or labels is None:
@@ -26,19 +26,19 @@ def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]
                 f"expected batches with one of the keys {', '.join(_IMAGES)} and one of {', '.join(_LABELS)}, found "
                 f"{', '.join(map(str, batch))}; give a loader of (images, labels)"
             )
-        found = batch[images], batch[labels]
+        pair = batch[images], batch[labels]
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        found = batch[0], batch[1]
-    if found is None or not all(isinstance(part, Tensor) for part in found):
-        kinds = type(batch).__name__ if found is None else " and ".join(type(part).__name__ for part in found)
+        pair = batch[0], batch[1]
+    if pair is None or not all(isinstance(part, Tensor) for part in pair):
+        kinds = type(batch).__name__ if pair is None else " and ".join(type(part).__name__ for part in pair)
         raise InputError(f"expected batches of images and labels as tensors, found {kinds}; give a loader of such")
-    if found[0].ndim < 2:
+    if pair[0].ndim < 2:
         raise InputError(
-            f"expected batches of images and labels, in this order, found tensors of shape {tuple(found[0].shape)} and "
-            f"{tuple(found[1].shape)}; give a loader of such"
+            f"expected batches of images and labels, in this order, found tensors of shape {tuple(pair[0].shape)} and "
+            f"{tuple(pair[1].shape)}; give a loader of such"
         )
     # copies of tensors that were made in inference mode may take part in an attack's gradients
-    first, second = (part.clone() if part.is_inference() else part for part in found)
+    first, second = (part.clone() if part.is_inference() else part for part in pair)
     return first.to(device), second.to(device)
 
 
@@ -57,27 +57,27 @@ def attacked(
     """
     with torch.enable_grad():
         adversarial = _watched(images, labels, attack, model) if first else attack(images, labels)
-    wanted = f"expected the attack to return images, a {images.dtype} tensor of shape {tuple(images.shape)}, found"
+    expected = f"expected the attack to return images, a {images.dtype} tensor of shape {tuple(images.shape)}, found"
     if isinstance(adversarial, (tuple, list)):
         raise InputError(
-            f"{wanted} a {type(adversarial).__name__} of {len(adversarial)}; pass the part that holds the images, such "
-            "as lambda x, y: attack(x, y)[0]"
+            f"{expected} a {type(adversarial).__name__} of {len(adversarial)}; pass the part that holds the images, "
+            "such as lambda x, y: attack(x, y)[0]"
         )
     if adversarial is None:
-        raise InputError(f"{wanted} None; let it return the adversarial images")
+        raise InputError(f"{expected} None; let it return the adversarial images")
     if not isinstance(adversarial, Tensor):
         raise InputError(
-            f"{wanted} {type(adversarial).__name__}; convert it, such as lambda x, y: torch.from_numpy(attack(x, y))"
+            f"{expected} {type(adversarial).__name__}; convert it, such as lambda x, y: torch.from_numpy(attack(x, y))"
         )
-    found = f"{wanted} one of {adversarial.dtype} and shape {tuple(adversarial.shape)}"
+    problem = f"{expected} one of {adversarial.dtype} and shape {tuple(adversarial.shape)}"
     if adversarial.shape != images.shape:
-        raise InputError(f"{found}; let it return one image for each that it got")
+        raise InputError(f"{problem}; let it return one image for each that it got")
     if not adversarial.is_floating_point():
         raise InputError(
-            f"{found}; images are in [0, 1]: convert it, such as lambda x, y: attack(x, y).to(x.dtype) / 255"
+            f"{problem}; images are in [0, 1]: convert it, such as lambda x, y: attack(x, y).to(x.dtype) / 255"
         )
     if adversarial.dtype != images.dtype:
-        raise InputError(f"{found}; convert it, such as lambda x, y: attack(x, y).to(x.dtype)")
+        raise InputError(f"{problem}; convert it, such as lambda x, y: attack(x, y).to(x.dtype)")
     return adversarial.detach().to(images.device)
 
 
@@ -110,8 +110,8 @@ def describe_attack(attack: object) -> dict[str, Any]:
     describe = getattr(attack, "describe", None)
     if callable(describe):
         return dict(describe())
-    found = {key: getattr(attack, name) for key, name in _TORCHATTACKS_NAMES.items() if hasattr(attack, name)}
-    return {"attack": getattr(attack, "__name__", type(attack).__name__), **found}
+    attributes = {key: getattr(attack, name) for key, name in _TORCHATTACKS_NAMES.items() if hasattr(attack, name)}
+    return {"attack": getattr(attack, "__name__", type(attack).__name__), **attributes}
 
 
 _TORCHATTACKS_NAMES = {"eps": "eps", "step_size": "alpha", "steps": "steps"}

@@ -58,10 +58,10 @@ class InstanceRows:
     def collect(self) -> tuple[Tensor, Tensor]:
         """All rows (N, n) and their labels (N,)."""
         if self._capped is not None and self._seen is not None:
-            kept = self._seen.clamp(max=self._cap)
-            taken = torch.arange(self._capped.shape[1], device=kept.device) < kept.unsqueeze(1)
-            labels = torch.arange(self._num_classes, device=kept.device).unsqueeze(1).expand_as(taken)
-            return self._capped[taken], labels[taken]
+            per_class = self._seen.clamp(max=self._cap)
+            mask = torch.arange(self._capped.shape[1], device=per_class.device) < per_class.unsqueeze(1)
+            labels = torch.arange(self._num_classes, device=per_class.device).unsqueeze(1).expand_as(mask)
+            return self._capped[mask], labels[mask]
         device = self._rows[-1].device
         return (
             torch.cat([rows.to(device) for rows in self._rows]),

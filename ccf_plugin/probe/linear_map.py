@@ -96,20 +96,22 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
-    allowed, of_class = _tolerance(values, shares, factors, wanted)
+    allowed, class_tolerance = _tolerance(values, shares, factors, wanted)
     biases = tuple((value.bias, factors[..., t]) for t, value in enumerate(values) if value.bias is not None)
-    beside = residual - _sum_of(biases, dtype)
+    beside = residual - _sum_biases(biases, dtype)
     if len(wanted) == 1:
         # One sample alone is explained by any constant row: there it must be known.
         difference = (beside - (0.0 if offset is None else offset)).abs()
-        missed = ~(difference <= allowed + of_class).all()
+        missed = ~(difference <= allowed + class_tolerance).all()
     else:
         centred = residual - residual[:1]  # the constant row first, whose size would round the mean
         difference = (centred - centred.mean(0)).abs()
-        missed = ~(difference <= allowed + of_class).all() | _is_masked(made, beside[0], allowed, of_class)
+        missed = ~(difference <= allowed + class_tolerance).all() | _is_masked(
+            made, beside[0], allowed, class_tolerance
+        )
     for index, first in enumerate(plan.alike):  # what was a copy must be one in this pass
         if first != index and values[first].sources != values[index].sources:
-            features_of = [values[one].features.to(dtype) for one in (first, index)]
+            features_of = [values[term].features.to(dtype) for term in (first, index)]
             missed = missed | (features_of[0] != features_of[1]).any()
     return Reading(
         features=features,
@@ -121,11 +123,11 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
         refitted=refitted,
         beside=beside,
         made=made,
-        allowed=allowed + of_class,
+        allowed=allowed + class_tolerance,
     )
 
 
-def _sum_of(biases: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor | float:
+def _sum_biases(biases: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor | float:
     """The constant row that these biases make, (K,); 0 where there is none."""
     rows = [bias.to(dtype) * factor for bias, factor in biases]
     return torch.stack(rows).sum(0) if rows else 0.0
@@ -152,9 +154,9 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     roundoff = torch.finfo(logits.dtype).eps ** 2 * equations
     if fitted_number == 1:
         return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff)
-    which = "k" if plan.per_class else ""
-    gram = torch.einsum(f"nka,nkb->{which}ab", columns, columns)
-    shares = torch.einsum(f"nka,nk->{which}a", columns, wanted)
+    class_index = "k" if plan.per_class else ""
+    gram = torch.einsum(f"nka,nkb->{class_index}ab", columns, columns)
+    shares = torch.einsum(f"nka,nk->{class_index}a", columns, wanted)
     least = torch.finfo(logits.dtype).eps * 100
     ridge = gram.diagonal(dim1=-2, dim2=-1).mean(-1) * least + torch.finfo(logits.dtype).tiny
     ridged = gram + ridge[..., None, None] * torch.eye(number, dtype=gram.dtype, device=gram.device)
@@ -175,8 +177,8 @@ def _fit_one(planned: Tensor, wanted: Tensor, column: Tensor, roundoff: float) -
     """`_fit` of one factor, in few kernels: (1,), from centred (N K,) vectors."""
     length, share, whole = torch.dot(column, column), torch.dot(column, wanted), torch.dot(wanted, wanted)
     fitted = share / length
-    left = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * whole
-    better = (fitted - planned).square() * length > _CLEARLY_BETTER * left  # never where the length is 0
+    residual = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * whole
+    better = (fitted - planned).square() * length > _CLEARLY_BETTER * residual  # never where the length is 0
     return torch.where(better, fitted, planned), better[0]
 
 
@@ -286,9 +288,9 @@ def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, lo
     return allowed, of_largest * logits.abs().amax(0)
 
 
-def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, of_class: Tensor) -> Tensor:
+def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, class_tolerance: Tensor) -> Tensor:
     """Whether something added to some class, (K,) beside the layers' biases, leaves nothing of g Wᵀ in it; () bool."""
     varied = (made - made[:1]).abs().amax(0)
-    is_hidden = (varied > 4 * allowed.amax(0)) & (varied < 4 * of_class)
-    is_large = beside.abs() > torch.maximum(_MASK * made.abs().amax(), 4 * of_class)
+    is_hidden = (varied > 4 * allowed.amax(0)) & (varied < 4 * class_tolerance)
+    is_large = beside.abs() > torch.maximum(_MASK * made.abs().amax(), 4 * class_tolerance)
     return (is_hidden & is_large).any()

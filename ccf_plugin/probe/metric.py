@@ -62,7 +62,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
     attributions: Tensor
     counts: Tensor
     faults: Tensor
-    own_bits: Tensor
+    identity_bits: Tensor
 
     def __init__(
         self, model: nn.Module, num_classes: int, num_features: int, *, head: str | None = None, **options: Any
@@ -78,7 +78,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         # A collection updates one metric of those whose states were once equal, as they are of a model and its average
         # before they part; metrics of two models are never the same.
         bits = uuid4().int
-        self.add_state("own_bits", torch.tensor([bits >> place & 1 for place in range(128)]), dist_reduce_fx="max")
+        self.add_state("identity_bits", torch.tensor([bits >> place & 1 for place in range(128)]), dist_reduce_fx="max")
 
     def update(
         self, preds: Tensor | None = None, target: Tensor | None = None, *, labels: Tensor | None = None
@@ -93,11 +93,13 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         Raises:
             InputError: as there, and where the head is not of the K and n that were announced; no labels, or two.
         """
-        given = [one for one in (labels, target) if one is not None] or [one for one in (preds,) if one is not None]
-        if len(given) != 1:
-            found = "none" if not given else "labels and target"
-            raise InputError(f"expected labels once, as update(labels) or update(preds, target), found {found}")
-        sums, record = self._probe.sums_of_latest(given[0], None if self._latest is None else self._latest())
+        candidates = [value for value in (labels, target) if value is not None] or [
+            value for value in (preds,) if value is not None
+        ]
+        if len(candidates) != 1:
+            problem = "none" if not candidates else "labels and target"
+            raise InputError(f"expected labels once, as update(labels) or update(preds, target), found {problem}")
+        sums, record = self._probe.sums_of_latest(candidates[0], None if self._latest is None else self._latest())
         self._latest = weakref.ref(record)
         if sums.attributions.shape != self.attributions.shape:
             raise InputError(
@@ -154,7 +156,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         if model is self._probe.model:
             copy._probe = self._probe
         copy._latest = self._latest
-        for name in self._defaults.keys() - {"own_bits"}:
+        for name in self._defaults.keys() - {"identity_bits"}:
             setattr(copy, name, getattr(self, name).clone())
         copy._update_count = self._update_count
         return copy

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ccf_plugin.probe.calls import LayerCall, as_positions
+from ccf_plugin.probe.calls import LayerCall, to_positions
 from ccf_plugin.probe.tensors import memory, same_memory, snapshot, version
 
 # Until the head is known, what layers read is kept to the end of the pass. Beyond this the oldest are let go; should
@@ -99,9 +99,9 @@ class Notes:
     def _root_of(self, tensor: Tensor) -> int:
         if torch.compiler.is_compiling():
             return 0
-        place, seen = memory(tensor), set()
-        while place in self._copied_from and place not in seen:
-            seen.add(place)
+        place, visited = memory(tensor), set()
+        while place in self._copied_from and place not in visited:
+            visited.add(place)
             place = self._copied_from[place]
         return place
 
@@ -117,9 +117,9 @@ class Notes:
         """The input as it is kept: copied once, where several layers read it."""
         if self._keeps_graph:  # a view of the same numbers has a gradient of its own
             return inputs
-        kept = self.calls[source].inputs if source < len(self.calls) else None
-        if kept is not None and self._raw[source].read.shape == inputs.shape:
-            return kept
+        copied = self.calls[source].inputs if source < len(self.calls) else None
+        if copied is not None and self._raw[source].read.shape == inputs.shape:
+            return copied
         return snapshot(inputs) if copies else inputs.detach()
 
     def maker_of(self, tensor: Tensor) -> int | None:
@@ -134,18 +134,18 @@ class Notes:
 
     def origin_of(self, tensor: Tensor) -> int | None:
         """The serial of the run whose output is nearest behind a tensor in its graph, where it has one."""
-        made = {
+        serial_of = {
             raw.made.grad_fn: call.serial
             for call, raw in zip(self.calls, self._raw, strict=True)
             if isinstance(raw.made, Tensor) and raw.made.grad_fn is not None and not call.is_function
         }
-        seen, front = set(), [tensor.grad_fn]
-        while made and front:
-            found = [made[node] for node in front if node in made]
-            if found:
-                return found[-1] if len(found) == 1 else None
-            seen.update(front)
-            front = [node for at in front if at is not None for node, _ in at.next_functions if node not in seen]
+        visited, front = set(), [tensor.grad_fn]
+        while serial_of and front:
+            serials = [serial_of[node] for node in front if node in serial_of]
+            if serials:
+                return serials[-1] if len(serials) == 1 else None
+            visited.update(front)
+            front = [node for at in front if at is not None for node, _ in at.next_functions if node not in visited]
         return None
 
     def _keep(self, inputs: Tensor, output: Any) -> None:
@@ -178,7 +178,7 @@ def _same_rows(first: Tensor, first_channels: bool, second: Tensor, second_chann
     layouts = [
         (rows.data_ptr(), [(size, step) for size, step in zip(rows.shape, rows.stride(), strict=True) if size > 1])
         for tensor, channel_first in ((first, first_channels), (second, second_channels))
-        for rows in [as_positions(tensor, channel_first and tensor.ndim > 2)]
+        for rows in [to_positions(tensor, channel_first and tensor.ndim > 2)]
     ]
     return layouts[0] == layouts[1]
 

@@ -124,7 +124,7 @@ class CrossClassProbe:
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._miss_was_told = self._others_were_told = False
+        self._has_reported_miss = self._has_warned_of_others = False
         self._attach_later = False
         self._attach()
         self.reset()
@@ -181,9 +181,9 @@ class CrossClassProbe:
         self._records: ImageRecords | None = None  # of a run
         self._places: list[tuple[int, str]] = []  # from which batch on the head was where
         self._reason = ""  # why a batch's logits were no head's
-        if self._miss_was_told and self._tracer is not None:
+        if self._has_reported_miss and self._tracer is not None:
             self._tracer.search_again()
-        self._miss_was_told = False
+        self._has_reported_miss = False
 
     def detach(self) -> None:
         """Remove the hooks. What was accumulated can still be computed."""
@@ -224,7 +224,7 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
-            self._tell_of_others(record)
+            self._warn_of_other_passes(record)
             if self._counted != self._inputs:  # what a run counted is still there
                 self._counted = None
             self._records = None  # nobody knows these images' order
@@ -273,22 +273,24 @@ class CrossClassProbe:
                 were not g Wᵀ and one constant row of the head, nor of another of its shape.
         """
         together = sync and num_processes() > 1
-        own = self._head_with_history() if self._sums is not None else None
+        local_head = self._head_with_history() if self._sums is not None else None
         share = None if self._weight is None else float(mean_row_share(self._weight))
         known = (None, None) if self._records is None else self._records.before_and_counted(self._counted == "clean")
-        this = _Process(own, self._seen, share, *known)
+        this = _Process(local_head, self._seen, share, *known)
         processes = gather_objects(this) if together else [this]
         sums = sum_over_processes(self._sums) if together else self._sums
         if sums is None:
             raise InputError(NOTHING_ADDED)
-        self._miss_was_told = bool(sums.has_faults()[2])
-        vectors = sums.checked_means("" if own is None else own.name or "the model itself", self._reason)
+        self._has_reported_miss = bool(sums.has_faults()[2])
+        vectors = sums.checked_means("" if local_head is None else local_head.name or "the model itself", self._reason)
         classes, total = len(vectors), int(sums.counts.sum())
         accuracy = int(sums.correct) / total
-        clean_accuracy = int(sums.clean_correct) / total if sums.clean_batches == sums.batches else None
+        loss, clean_accuracy, clean_loss = float(sums.loss) / total, None, None
+        if sums.clean_batches == sums.batches:
+            clean_accuracy, clean_loss = int(sums.clean_correct) / total, float(sums.clean_loss) / total
         samples = self._samples(together) if self._instances else None
         confusion, confusion_clean = sums.confusions()
-        seen = set().union(*(process.passes for process in processes))
+        passes = set().union(*(process.passes for process in processes))
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
             class_attribution=vectors.numpy(),
@@ -298,6 +300,8 @@ class CrossClassProbe:
             clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
             robust_accuracy=accuracy if self._counted == "adversarial" else None,
             accuracy=accuracy if self._counted is None else None,
+            clean_loss=loss if self._counted == "clean" else clean_loss,
+            robust_loss=loss if self._counted == "adversarial" else None,
             confusion_clean=confusion if self._counted == "clean" else confusion_clean,
             confusion_adversarial=confusion if self._counted == "adversarial" else None,
             confusion_unnamed=confusion if self._counted is None else None,
@@ -308,8 +312,8 @@ class CrossClassProbe:
             centred=self._centre,
             class_names=self._names(classes),
             head=next((process.head for process in processes if process.head is not None), None),
-            model_mode=_only({mode for mode, _ in seen}),
-            precision=_only({precision for _, precision in seen}),
+            model_mode=_only({mode for mode, _ in passes}),
+            precision=_only({precision for _, precision in passes}),
             versions={"torch": torch.__version__, "numpy": np.__version__, **installed_versions(["ccf_plugin"])},
             samples=None if samples is None else samples.on_host(),
         )
@@ -394,21 +398,21 @@ class CrossClassProbe:
 
     def _take_record(self) -> PassRecord:
         tracer = self._attached()
-        taken, inside = (self._captured, True) if self._captures else (tracer.take(), False)
+        record, inside = (self._captured, True) if self._captures else (tracer.take(), False)
         self._captured, self._captures = None, False
         tracer.drop()
-        if taken is None:
+        if record is None:
             failure = tracer.watcher.failure()
             where = "inside capture()" if inside else "of the probed model"
             raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
         if inside:
-            taken.alike = 0  # it was named
-        return taken
+            record.alike = 0  # it was named
+        return record
 
-    def _tell_of_others(self, record: PassRecord) -> None:
+    def _warn_of_other_passes(self, record: PassRecord) -> None:
         """Once: that other passes might have been meant, such as TRADES' adversarial one before its clean one."""
-        if record.alike > 1 and not self._others_were_told:
-            self._others_were_told = True
+        if record.alike > 1 and not self._has_warned_of_others:
+            self._has_warned_of_others = True
             mode = "train" if record.training else "eval"
             warnings.warn(
                 f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
@@ -450,7 +454,7 @@ class CrossClassProbe:
                 labels,
                 logits=logits,
                 is_bad=is_bad,
-                clean_predicted=clean.argmax(1) if clean is not None and clean.shape[1] == classes else None,
+                clean=clean if clean is not None and clean.shape[1] == classes else None,
                 check=None if reading is None else (reading.missed, reading.error, reading.refitted),
             )
             if self._instances:
@@ -467,10 +471,10 @@ class CrossClassProbe:
         history = [f"from batch {batch} on: {place}" for batch, place in self._places]
         refits = int(self._sums.refits)
         several = " + " in (self._places[-1][1] if self._places else "")
-        told = history if len(history) > 1 or self._places[-1][1].endswith(OWN_OUTPUT) else []
+        lines = history if len(history) > 1 or self._places[-1][1].endswith(OWN_OUTPUT) else []
         if refits and several:
-            told = [*history, f"factors of its parts fitted anew in {refits} of {self._sums.batches} batches"]
-        return replace(head, history=tuple(told))
+            lines = [*history, f"factors of its parts fitted anew in {refits} of {self._sums.batches} batches"]
+        return replace(head, history=tuple(lines))
 
     def _sums_for(self, latest: ForwardPass) -> Sums:
         shape, device = latest.shape, latest.features.device

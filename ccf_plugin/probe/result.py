@@ -41,6 +41,7 @@ class CrossClassResult:
         instance_matrix: C_I (Section 5.3), (K, K) float64, or None where it was not asked for.
         clean_accuracy, robust_accuracy: fractions, or None where not measured.
         accuracy: a fraction; set instead of these two where nobody said whether the images were clean or adversarial.
+        clean_loss, robust_loss: the mean cross-entropy of the logits, or None where not measured.
         confusion_clean, confusion_adversarial: samples by true class (rows) and predicted class, (K, K) int64;
             ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
         correct_clean, correct: whether each image was classified right, clean and in the passes that counted, (N,) bool
@@ -75,6 +76,8 @@ class CrossClassResult:
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     accuracy: float | None = None
+    clean_loss: float | None = None
+    robust_loss: float | None = None
     confusion_clean: NDArray[np.int64] | None = None
     confusion_adversarial: NDArray[np.int64] | None = None
     confusion_unnamed: NDArray[np.int64] | None = None
@@ -218,9 +221,9 @@ class CrossClassResult:
     @property
     def left_out(self) -> str:
         """Why which classes are without a row in C, in words (ten names of each kind at most); "" where none is."""
-        missing, seen = self._undefined, self.counts > 0
-        kinds = {"no samples of": missing & ~seen, "attribution is zero for": missing & seen}
-        named = {why: [self.names[index] for index in np.flatnonzero(which)] for why, which in kinds.items()}
+        missing, has_samples = self._undefined, self.counts > 0
+        kinds = {"no samples of": missing & ~has_samples, "attribution is zero for": missing & has_samples}
+        named = {why: [self.names[index] for index in np.flatnonzero(mask)] for why, mask in kinds.items()}
         return "; ".join(f"{why} {some_of(names, 10)}" for why, names in named.items() if names)
 
     def top_pairs(self, count: int = 5) -> list[tuple[str, str, float]]:
@@ -238,14 +241,15 @@ class CrossClassResult:
         The shares of all features add up to C[i, j].
 
         Args:
-            first, second: two classes, by name or index.
+            first: a class, by name or index.
+            second: another.
 
         Raises:
             InputError: an unknown class, or one without samples.
         """
         units = []
-        for wanted in (first, second):
-            index = class_index(self.names, wanted)
+        for name in (first, second):
+            index = class_index(self.names, name)
             vector = self.class_attribution[index]
             length = float(np.linalg.norm(vector))
             if not np.isfinite(length) or length == 0:
@@ -270,12 +274,12 @@ class CrossClassResult:
     @property
     def spread(self) -> dict[str, tuple[float, float]]:
         """Mean and (sample) standard deviation of every figure over the repeats; empty where nothing was repeated."""
-        found = {}
+        spread = {}
         for name in ("robust_accuracy", "cas", "instance_cas"):
             values = [repeat[name] for repeat in self.repeats if repeat[name] is not None]
             if len(values) > 1:
-                found[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
-        return found
+                spread[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
+        return spread
 
     def confidence(
         self, *, bootstrap: int = 200, level: float = 0.95, seed: int = 0, instances: bool = True
@@ -317,6 +321,8 @@ class CrossClassResult:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "accuracy": self.accuracy,
+            "clean_loss": plain(self.clean_loss),
+            "robust_loss": plain(self.robust_loss),
             "intervals": self.intervals(),
             "cas": self.cas,
             "cas_normalised": self.cas_normalised,

@@ -39,6 +39,8 @@ _PLAIN_FIELDS: dict[str, Any] = {
     "clean_accuracy": _NUMBER,
     "robust_accuracy": _NUMBER,
     "accuracy": _NUMBER,
+    "clean_loss": _NUMBER,
+    "robust_loss": _NUMBER,
     "average_instance_cas": _NUMBER,
     "logit_variance": _NUMBER,
     "mean_row_share": _NUMBER,
@@ -64,6 +66,8 @@ _OTHER_FIELDS = {
 # What files of older versions lack, and what it was for them.
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
+    "clean_loss": None,
+    "robust_loss": None,
     "repeats": [],
     "average_instance_cas": None,
     "logit_variance": None,
@@ -171,12 +175,12 @@ def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 def _check_fields(described: Mapping[str, Any], classes: int) -> None:
     """Raise ValueError, KeyError or TypeError where the JSON of a result of K classes is not what was written."""
-    found = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
+    checks = [(name, described[name], kind) for name, kind in _PLAIN_FIELDS.items()]
     for group, kinds in _INSIDE.items():
         inside = described[group]
         if isinstance(inside, dict):
-            found += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
-    for name, value, kind in found:
+            checks += [(f"{group}.{name}", inside.get(name), kind) for name, kind in kinds.items()]
+    for name, value, kind in checks:
         if not isinstance(value, kind):
             raise ValueError(f"{name} of {value!r}")
     json.dumps(

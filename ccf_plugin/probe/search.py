@@ -49,10 +49,10 @@ class Search:
         self._record, self._wanted, self.path, self._maker = record, wanted, path, maker
         self._samples, self._classes = wanted.shape
         self._runs: dict[int, int] = {}
-        seen: dict[str, int] = {}
+        latest_run: dict[str, int] = {}
         for call in reversed(record.calls):
-            seen[call.name] = seen.get(call.name, 0) - 1
-            self._runs[call.serial] = seen[call.name]
+            latest_run[call.name] = latest_run.get(call.name, 0) - 1
+            self._runs[call.serial] = latest_run[call.name]
         self.is_constant = self._samples > 1 and not bool((wanted - wanted.mean(0)).any())
         # what a refusal tells: layers with K outputs and how far each is off, and whether any has several positions
         self.errors: dict[str, float] = {}
@@ -78,7 +78,10 @@ class Search:
         for call, term in terms:
             first.setdefault(call.serial, term)
         separately = [first[serial] for serial in sorted(first)]
-        together = [*averaged, *(term for term in separately if not any(_same_layer(term, one) for one in averaged))]
+        together = [
+            *averaged,
+            *(term for term in separately if not any(_same_layer(term, average) for average in averaged)),
+        ]
         for several in (separately, together):
             if plan := self._combined(several):
                 return plan
@@ -204,14 +207,14 @@ class Search:
                 (
                     first
                     for first in range(index)
-                    if own is not None
+                    if call is not None
                     and (other := read[first]) is not None
                     and terms[first].position == terms[index].position
-                    and self._reads_the_same(own, other)
+                    and self._reads_the_same(call, other)
                 ),
                 index,
             )
-            for index, own in enumerate(read)
+            for index, call in enumerate(read)
         )
 
     def _reads_the_same(self, first: LayerCall, second: LayerCall) -> bool:
@@ -265,21 +268,21 @@ class Search:
 
         B is 1 where a term has one factor, and K where it has one for each class.
         """
-        kept = list(range(len(terms)))
+        chosen = list(range(len(terms)))
         factors, error = _least_squares(left, right)
         scale = float(right.abs().amax())
         for nearly, negligible in ((1e-4, 1e-7), (3e-2, 1e-3)):  # as far as float32 or half precision may put it
             if error > nearly * scale:
                 continue
             for index in range(len(terms)):
-                without = [other for other in kept if other != index]
+                without = [other for other in chosen if other != index]
                 if not without:
                     break
                 fewer, further = _least_squares(left[..., without], right)
                 if further <= max(4 * error, negligible * scale):
-                    kept, factors = without, fewer
+                    chosen, factors = without, fewer
             shares = [tuple(share) if len(right) > 1 else share[0] for share in factors.T.tolist()]
-            return self._holds(tuple(terms[index] for index in kept), tuple(shares))
+            return self._holds(tuple(terms[index] for index in chosen), tuple(shares))
         return None
 
     def _made(self, term: Term) -> Tensor:
@@ -301,7 +304,7 @@ class Search:
                     by_height.setdefault(height, []).append(term)
         for terms in by_height.values():
             for term in reversed(terms):
-                if plan := self._own_outputs(term):
+                if plan := self._layer_outputs(term):
                     return plan
         for number in range(1, len(by_height) + 1):
             if number > 1 and math.prod(sorted(by_height)[:number]) > _CHOICES:
@@ -314,7 +317,7 @@ class Search:
                         return plan
         return None
 
-    def _own_outputs(self, term: Term) -> Plan | None:
+    def _layer_outputs(self, term: Term) -> Plan | None:
         """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
         made = self._made_by_head(term)
         rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
@@ -324,7 +327,7 @@ class Search:
         """The terms at the mean of their positions, and at each single position that they share."""
         yield terms
         rows = {term: self._innermost(term).positions() for term in terms}
-        for places in sorted({one.shape[1] for one in rows.values()} - {1}):
+        for places in sorted({positions.shape[1] for positions in rows.values()} - {1}):
             if heights != (self._classes,) and places * math.prod(heights) > _CHOICES:
                 continue
             some = [term for term in terms if rows[term].shape[1] in (1, places)]
@@ -338,19 +341,19 @@ class Search:
             return None
         wanted = self._wanted - self._wanted.mean(0)
         made = [outputs - outputs.mean(0) for outputs in map(self._made, terms)]
-        which = [heights.index(outputs.shape[1]) for outputs in made]
+        height_index = [heights.index(outputs.shape[1]) for outputs in made]
         all_classes = torch.arange(self._classes)
         any_rows = torch.cartesian_prod(*map(torch.arange, heights)).view(-1, len(heights))
         if set(heights) == {self._classes} and (
             plan := self._with_rows(terms, [all_classes] * len(terms), made, wanted)
         ):
             return plan
-        choices = any_rows[:, which]
+        choices = any_rows[:, height_index]
         first = wanted.square().sum(0).argmax()  # of one class it is soon known that there are none
         if float(_best_rows(made, choices, wanted[:, first : first + 1])[1].detach()) > _UNEXPLAINED:
             return None
         best = any_rows[_best_rows(made, choices, wanted)[0]]
-        return self._with_rows(terms, [best[:, index] for index in which], made, wanted)
+        return self._with_rows(terms, [best[:, index] for index in height_index], made, wanted)
 
     def _with_rows(self, terms: list[Term], rows: list[Tensor], made: list[Tensor], wanted: Tensor) -> Plan | None:
         """The terms with these rows, and one factor each, or one for each class."""
@@ -398,12 +401,12 @@ def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Te
     step = max(1, _NUMBERS_AT_ONCE // (len(wanted) * len(made) + wanted.shape[1]))
     for start in range(0, len(rows), step):
         some = rows[start : start + step].T.to(wanted.device)
-        columns = torch.stack([one[:, at] for one, at in zip(made, some, strict=True)], 2)
+        columns = torch.stack([outputs[:, at] for outputs, at in zip(made, some, strict=True)], 2)
         directions = torch.linalg.qr(F.normalize(columns, dim=0).transpose(0, 1))[0]  # (choices, N, m)
         lengths = wanted.square().sum(0).clamp(min=torch.finfo(wanted.dtype).tiny)
-        left, index = (1 - (directions.mT @ wanted).square().sum(1) / lengths).min(0)
-        best = torch.where((left < least).cpu(), index.cpu() + start, best)
-        least = torch.minimum(left, least)
+        unexplained, index = (1 - (directions.mT @ wanted).square().sum(1) / lengths).min(0)
+        best = torch.where((unexplained < least).cpu(), index.cpu() + start, best)
+        least = torch.minimum(unexplained, least)
     return best, least
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
@@ -29,6 +30,8 @@ class Sums:
     clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
     confusion: Tensor | None  # (K K,) int64, row by row: true class, predicted class; None for too many classes
     clean_confusion: Tensor | None  # the same before the attack
+    loss: Tensor  # () : Σ over samples of the cross-entropy
+    clean_loss: Tensor  # () : the same before the attack
     logit_spread: Tensor  # () : Σ over samples of the variance of each one's logits over the classes
     first_faults: Tensor  # (3,) int64: the first batch with a label out of range, features not finite, logits missed
     largest_miss: Tensor  # () : by how much they were not, relative to the largest logit
@@ -49,6 +52,8 @@ class Sums:
             clean_correct=number.clone(),
             confusion=confusion,
             clean_confusion=None if confusion is None else confusion.clone(),
+            loss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
+            clean_loss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
             logit_spread=torch.zeros((), dtype=accumulator_dtype(device), device=device),
             first_faults=torch.full((3,), _NO_BATCH, dtype=torch.int64, device=device),
             largest_miss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
@@ -62,7 +67,7 @@ class Sums:
         *,
         logits: Tensor,
         is_bad: Tensor,
-        clean_predicted: Tensor | None = None,
+        clean: Tensor | None = None,
         check: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Add a batch; return which samples were classified right, (N,) bool, and before the attack where known.
@@ -72,7 +77,7 @@ class Sums:
             labels: (N,) int64 in 0..K-1.
             logits: (N, K).
             is_bad: () bool, whether some of the batch's labels were others, see `within_classes`.
-            clean_predicted: the classes that were predicted before the attack, (N,) int64, where there was such a pass.
+            clean: the logits before the attack, (N, K), where there was such a pass.
             check: whether the pass's logits were not the head's, () bool, how far off they were, relative to the
                 largest logit, and () bool, whether its factors were fitted anew.
         """
@@ -91,10 +96,14 @@ class Sums:
         correct, clean_correct = predicted == labels, None
         self.correct += correct.sum()
         if len(logits):  # var warns of none
-            self.logit_spread += logits.to(self.logit_spread.dtype).var(1, correction=0).sum()
+            wide = logits.to(self.logit_spread.dtype)
+            self.logit_spread += wide.var(1, correction=0).sum()
+            self.loss += F.cross_entropy(wide, labels, reduction="sum")
         if self.confusion is not None:
             self.confusion.index_add_(0, torch.add(predicted, labels, alpha=len(self.counts)), ones)
-        if clean_predicted is not None:
+        if clean is not None:
+            clean_predicted = clean.argmax(1)
+            self.clean_loss += F.cross_entropy(clean.to(self.clean_loss.dtype), labels, reduction="sum")
             clean_correct = clean_predicted == labels
             self.clean_correct += clean_correct.sum()
             if self.clean_confusion is not None:

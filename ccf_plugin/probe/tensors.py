@@ -17,11 +17,11 @@ def snapshot(tensor: Tensor) -> Tensor:
         if _is_freed(tensor):  # a copy of it would read what is not there
             return torch.empty_like(tensor, device="meta")
         return tensor.detach().clone()
-    except Exception:  # a subclass without it: what can be read of it is decided by `as_plain`
+    except Exception:  # a subclass without it: what can be read of it is decided by `to_plain`
         return tensor
 
 
-def as_plain(tensor: Tensor) -> Tensor:
+def to_plain(tensor: Tensor) -> Tensor:
     """The values as an ordinary tensor: sharded ones are gathered, quantised ones dequantised.
 
     Gathering is a collective: every process of the tensor's mesh must ask.

@@ -89,9 +89,9 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     features = _at(positions, term.position, weight, bias, logits, factor)
     spread = _spread(features, weight, logits.dtype)
     if len(links) > 1 and outer.inputs is not None:  # what a chain cancels is rounded all the same
-        own = matrix_of(term.links[0], outer)
-        own = own if term.rows is None else own.index_select(0, _index(term.rows, own))
-        spread = spread + _spread(at_mean(outer.positions()), own, logits.dtype)
+        matrix = matrix_of(term.links[0], outer)
+        matrix = matrix if term.rows is None else matrix.index_select(0, _index(term.rows, matrix))
+        spread = spread + _spread(at_mean(outer.positions()), matrix, logits.dtype)
     return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
 
 

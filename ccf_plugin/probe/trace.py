@@ -83,7 +83,7 @@ class HeadTracer:
     def __init__(self, model: nn.Module, head: str | LinearHead | None = None, output: Choice | None = None) -> None:
         model = unwrapped(model)
         self._gradient = head == GRADIENT
-        self._given = isinstance(head, LinearHead)
+        self._has_explicit_weight = isinstance(head, LinearHead)
         self._by_hand = head.features if isinstance(head, LinearHead) else None if self._gradient else head
         self._output = output
         self._head: Head | None = None
@@ -91,10 +91,10 @@ class HeadTracer:
         self._offsets: dict[Any, Tensor] = {}  # what the constant row was beside the layers' own biases, likewise
         weight = None
         if isinstance(head, LinearHead):
-            given = head.weight
+            source = head.weight
 
             def weight() -> Tensor | str:
-                return _given_weight(given, model)
+                return _given_weight(source, model)
 
         self.watcher = PassWatcher(
             model,
@@ -114,9 +114,9 @@ class HeadTracer:
 
     def take(self) -> PassRecord | None:
         """The latest pass since the last `take` or `drop`, or None where none came."""
-        taken, self.watcher.latest = self.watcher.latest, None
+        record, self.watcher.latest = self.watcher.latest, None
         self.watcher.alike = {True: 0, False: 0}
-        return taken
+        return record
 
     def peek(self) -> ForwardPass | None:
         """What the latest pass shows; it stays to be taken. Raises InputError where it cannot be measured."""
@@ -155,15 +155,15 @@ class HeadTracer:
         try:
             return self._read(record, shape)
         except InputError as error:
-            raise self._to_be_found_next(error, record, shape is not None) from error
+            raise self._refuse_and_search_again(error, record, shape is not None) from error
         except Exception as error:  # whatever it is, it is told as what it is: a pass that cannot be read
-            what = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise InputError(
                 f"expected a pass that the probe can read, found one where it fails ({type(error).__name__}: "
-                f"{what}); name the head by hand with head='its.name' or head=LinearHead(features=…, weight=…)"
+                f"{message}); name the head by hand with head='its.name' or head=LinearHead(features=…, weight=…)"
             ) from error
 
-    def _to_be_found_next(self, error: InputError, record: PassRecord, counted: bool) -> InputError:
+    def _refuse_and_search_again(self, error: InputError, record: PassRecord, counted: bool) -> InputError:
         """The refusal of a pass, in the words that fit; what is watched changes so that the next may show the head."""
         message = str(error)
         if failure := self.watcher.failure():
@@ -189,7 +189,7 @@ class HeadTracer:
     def _read(self, record: PassRecord, shape: tuple[int, int] | None) -> ForwardPass:
         if record.fault:
             raise InputError(record.fault)
-        record.calls = [call.as_plain() for call in record.calls]
+        record.calls = [call.to_plain() for call in record.calls]
         with torch.set_grad_enabled(self._gradient):
             if self._gradient:
                 return self._read_members(record)
@@ -258,7 +258,7 @@ class HeadTracer:
     def _detect_by_hand(self, record: PassRecord) -> Plan:
         name = self._by_hand
         runs = record.runs(name or "")
-        if self._given and runs and runs[-1].inputs is not None:
+        if self._has_explicit_weight and runs and runs[-1].inputs is not None:
             width = runs[-1].positions().shape[2]
             matrix = runs[-1].tensors["weight"]
             if matrix.shape[1] != width:
@@ -274,12 +274,12 @@ class HeadTracer:
                 return detect_head(record, entry.logits, entry.path, origin)
             except InputError as error:
                 refusal = refusal or error
-        if self._given:
+        if self._has_explicit_weight:
             raise refusal or detect_failure(record)
-        own = runs[-1]
-        if not isinstance(own.output, Tensor) or own.output.ndim < 2:
-            raise InputError(f"expected layer {name!r} to give (N, K) logits, found {describe_output(own.output)}")
-        made = at_mean(own.output_positions())
+        call = runs[-1]
+        if not isinstance(call.output, Tensor) or call.output.ndim < 2:
+            raise InputError(f"expected layer {name!r} to give (N, K) logits, found {describe_output(call.output)}")
+        made = at_mean(call.output_positions())
         narrower = [entry.logits.shape[1] for entry in record.entries if entry.logits.shape[1] < made.shape[1]]
         if narrower and all(len(entry.logits) == len(made) for entry in record.entries):
             raise InputError(
@@ -287,7 +287,7 @@ class HeadTracer:
                 f"found that they are not; which class is which cannot be told: probe the part of the model whose "
                 f"output {name!r} makes"
             )
-        return replace(detect_head(record, made, None, own.serial), path=None)
+        return replace(detect_head(record, made, None, call.serial), path=None)
 
     def _logits(self, plan: Plan, record: PassRecord) -> Tensor:
         """The model's (N, K); a head named by hand may have other classes than the model's output: then its own."""
@@ -385,16 +385,16 @@ class HeadTracer:
         return " + ".join(names), " + ".join(record.runs(name)[-1].kind for name in names)
 
 
-def _given_weight(given: Tensor | Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor | str:
+def _given_weight(source: Tensor | Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor | str:
     """A copy of the weight that a user gave, or why there is none."""
-    if isinstance(given, Tensor):
-        value = given
+    if isinstance(source, Tensor):
+        value = source
     elif torch.compiler.is_compiling():
-        value = given(model)
+        value = source(model)
     else:
         try:
             with torch.no_grad():
-                value = given(model)
+                value = source(model)
         except Exception as error:
             return f"a function that fails ({type(error).__name__}: {' '.join(str(error).split())})"
     if not isinstance(value, Tensor):

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ccf_plugin.engine.outputs import Choice, Entry, describe_output, output_entries
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import PassRecord, is_channel_first, is_matrix
-from ccf_plugin.probe.functions import COPY, ProductMode, as_features_and_matrix, unnoted
+from ccf_plugin.probe.functions import COPY, ProductMode, not_recorded, split_operands
 from ccf_plugin.probe.hook import Hook, remove_copied_hooks
 from ccf_plugin.probe.layers import (
     NORMS,
@@ -82,9 +82,9 @@ class PassWatcher:
         if name is not None:
             modules = watched if weight is None else dict(model.named_modules())
             if name not in modules:
-                what = "a layer with a matrix (as nn.Linear or a 1×1 convolution has)" if weight is None else "a layer"
+                kind = "a layer with a matrix (as nn.Linear or a 1×1 convolution has)" if weight is None else "a layer"
                 raise InputError(
-                    f"expected head to name {what}, found {name!r}"
+                    f"expected head to name {kind}, found {name!r}"
                     f"{did_you_mean(name, modules) or '; see model.named_modules()'}"
                 )
             watched = {name: modules[name]}
@@ -97,8 +97,8 @@ class PassWatcher:
     def failure(self) -> str:
         """Why something of the latest pass could not be noted, in words; "" where all could."""
         if self._failure is not None:
-            what = " ".join(str(self._failure).split())
-            return f"not all of the pass could be noted, for {type(self._failure).__name__}: {what}"
+            message = " ".join(str(self._failure).split())
+            return f"not all of the pass could be noted, for {type(self._failure).__name__}: {message}"
         scripted = [name for name, module in self._model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
         return f"{scripted[0]!r} is TorchScript, which shows nothing to hooks" if scripted else ""
 
@@ -114,17 +114,17 @@ class PassWatcher:
             features: n.
             products: whether the head is a function's product.
         """
-        kept = {*names, *(name for name, (module, _) in self._layers.items() if _has_matrix(module, sizes))}
+        watched = {*names, *(name for name, (module, _) in self._layers.items() if _has_matrix(module, sizes))}
         # low-rank branches that have not run yet: what a layer of K outputs and other than n features may read from
-        ranks = {size for name in kept if name in self._layers for size in _widths(self._layers[name][0])} - sizes
-        kept |= {name for name, (module, _) in self._layers.items() if _has_matrix(module, ranks - {features})}
+        ranks = {size for name in watched if name in self._layers for size in _widths(self._layers[name][0])} - sizes
+        watched |= {name for name, (module, _) in self._layers.items() if _has_matrix(module, ranks - {features})}
         for call in reversed(record.calls):
             if any(sizes & set(matrix.shape) for _, matrix in call.matrices()):
-                kept.add(call.name)
-            if call.name in kept and (before := record.by_serial(call.reads)) is not None:
-                kept.add(before.name)
-        self._unwatch(kept)
-        record.calls = [call for call in record.calls if call.name in kept and (products or not call.is_function)]
+                watched.add(call.name)
+            if call.name in watched and (before := record.by_serial(call.reads)) is not None:
+                watched.add(before.name)
+        self._unwatch(watched)
+        record.calls = [call for call in record.calls if call.name in watched and (products or not call.is_function)]
         self._wants_products, self._narrow = products, True
 
     def widen(self) -> list[str]:
@@ -134,7 +134,7 @@ class PassWatcher:
             return []
         built = list(self._unconsidered())
         present = dict(candidates(self._model))
-        self._unwatch({name for name in self._layers if self._is_watched_as_it_is(name, present.get(name))})
+        self._unwatch({name for name in self._layers if self._is_watched_unchanged(name, present.get(name))})
         for name, module in present.items():
             if name not in self._layers:
                 self._layers[name] = module, list(self._watch(name, module))
@@ -145,7 +145,7 @@ class PassWatcher:
         modules = ((name, self._layers[name][0]) for name in names if name in self._layers)
         return any(_submodule(self._model, name) is not module for name, module in modules)
 
-    def _is_watched_as_it_is(self, name: str, module: nn.Module | None) -> bool:
+    def _is_watched_unchanged(self, name: str, module: nn.Module | None) -> bool:
         watched, hooks = self._layers[name]
         return watched is module and len(hooks) == 1 + len(parametrizations(watched))
 
@@ -172,19 +172,19 @@ class PassWatcher:
         self._forget()
         self.latest = None
 
-    def _unwatch(self, kept: set[str]) -> None:
-        for name in set(self._layers) - kept:
+    def _unwatch(self, names: set[str]) -> None:
+        for name in set(self._layers) - names:
             for hook in self._layers.pop(name)[1]:
                 hook.remove()
 
     def _unconsidered(self) -> dict[str, nn.Module]:
         """The layers that may be a head and were not there at the last look, by name."""
-        found = {}
+        layers = {}
         for name, module in candidates(self._model):
             if module not in self._considered:
                 self._considered.add(module)
-                found[name] = module
-        return found
+                layers[name] = module
+        return layers
 
     def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
         hook = Hook(call, self._fail).on(register, **options)
@@ -269,7 +269,7 @@ class PassWatcher:
             return
         copies = self._copies_at_once()
         known = next((self._memory_names[m] for m in map(memory, (second, first)) if m in self._memory_names), "")
-        for features, matrix in as_features_and_matrix(name, first, second):
+        for features, matrix in split_operands(name, first, second):
             notes.add(
                 features,
                 output,
@@ -302,8 +302,8 @@ class PassWatcher:
         self._sharded = not self._narrow and is_sharded(self._model)
         self._thread = threading.get_ident()
         if self._wants_products and _may_use_modes(self._model):
-            own = (*self._model.named_parameters(), *self._model.named_buffers())
-            self._memory_names = {memory(tensor): name for name, tensor in own}
+            tensors = (*self._model.named_parameters(), *self._model.named_buffers())
+            self._memory_names = {memory(tensor): name for name, tensor in tensors}
             ProductMode(self._note_products).__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
@@ -361,7 +361,7 @@ class PassWatcher:
         if not fresh:
             return
         if not _is_capturing():
-            with _disable_current_modes(), unnoted():  # such as one that counts the host's operations
+            with _disable_current_modes(), not_recorded():  # such as one that counts the host's operations
                 self._completed(record)
         if not self._keeps_graph:
             record.calls = copied_calls(record.calls)

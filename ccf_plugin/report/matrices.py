@@ -41,8 +41,8 @@ def embedded_epochs(track: Track, tracks: int) -> list[int]:
     room = max(3, _CHARACTERS // (tracks * len(encode(track, epochs[:1]))))
     if len(epochs) <= room:
         return epochs
-    kept = {epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, room - 1)}
-    return sorted(kept | ({track.probed(track.best.epoch)} if track.best is not None else set()))
+    embedded = {epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, room - 1)}
+    return sorted(embedded | ({track.probed(track.best.epoch)} if track.best is not None else set()))
 
 
 def pairs_along_epochs(track: Track, count: int) -> dict[str, Any]:

@@ -174,10 +174,10 @@ def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[s
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")
     for run in runs:
-        for one in run.tracks:
-            accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, one.suffix)
-            if accuracy is not None and one.best is not None:
-                notes.append(f"{one.name}: {selection_free_in_words(accuracy, one.best, one.suffix)}.")
+        for note in run.tracks:
+            accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, note.suffix)
+            if accuracy is not None and note.best is not None:
+                notes.append(f"{note.name}: {selection_free_in_words(accuracy, note.best, note.suffix)}.")
     for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:

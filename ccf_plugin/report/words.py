@@ -10,8 +10,10 @@ from typing import Any
 from ccf_plugin.files import flattened
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics
+from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics, metric_of
 from ccf_plugin.runs.reading import RunFiles, Track
+
+_Said = Mapping[int | str, Mapping[str, Any]]  # a source's figures by their place
 
 
 def headline() -> list[Metric]:
@@ -31,10 +33,10 @@ def describe_saliency(picture: Path) -> str:
                 f"The images that excite most the features which carry C[{', '.join(pair['classes'])}] = "
                 f"{pair['correlation']:.2f}: {shares}."
             )
-        seen = (
+        result = (
             f"{image['class']} {image['index']}: {image['best']}, {image['last']}" for image in described["examples"]
         )
-        return f"Test images, where the first and the second model look, and what they say. {'; '.join(seen)}."
+        return f"Test images, where the first and the second model look, and what they say. {'; '.join(result)}."
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
@@ -54,13 +56,13 @@ def summarise(run: RunFiles, track: Track) -> str:
         f"{track.name}: best at {at(track.best)} by {run.selected_by.replace('_', ' ')}",
         f"last evaluated at {at(last)}",
     ]
-    parts += what_moved(track, last)
+    parts += changes_after_best(track, last)
     if not track.suffix:
         parts += alarms_in_words(track.rows) or ["no alarm in the log"]
     return "; ".join(parts) + "."
 
 
-def what_moved(track: Track, last: EpochRow) -> list[str]:
+def changes_after_best(track: Track, last: EpochRow) -> list[str]:
     """From the best epoch to the last: CAS, how much of that chance is, and the shared part beside the lengths.
 
     CAS is the shared part with the lengths divided out, so that it also falls where only these grow.
@@ -120,33 +122,66 @@ def against_published(run: RunFiles, track: Track) -> dict[str, Any]:
     """
     is_output = track is run.tracks[-1]
     published: Mapping[str, Any] = run.recipe.get("published", {}) if is_output else {}
-    by_place: dict[int | str, Mapping[str, float]] = {entry["at"]: entry for entry in published.get("figures", ())}
+    sources = {"published": published} | {source["name"]: source for source in published.get("also", ())}
+    said: dict[str, _Said] = {
+        name: {entry["at"]: entry for entry in source.get("figures", ())} for name, source in sources.items()
+    }
     evaluated = track.evaluated
-    places: dict[int | str, EpochRow | None] = {row.epoch: row for row in evaluated if row.epoch in by_place}
-    places |= {place: None for place in by_place if isinstance(place, int) and place not in places}
+    epochs = {place for by_place in said.values() for place in by_place if isinstance(place, int)}
+    places: dict[int | str, EpochRow | None] = dict.fromkeys(epochs)
+    places |= {row.epoch: row for row in evaluated if row.epoch in epochs}
     rows = dict(sorted(places.items(), key=lambda pair: int(pair[0])))
     rows |= {"best": track.best, "last": evaluated[-1] if evaluated else None}
     figures = headline()
-    compared = [metric for metric in figures if any(metric.published in entry for entry in by_place.values())]
+    compared = [
+        (name, metric)
+        for name, by_place in said.items()
+        for metric in figures
+        if any(metric.published in entry for entry in by_place.values())
+    ]
     return {
         "name": track.name,
         "columns": [
             "epoch",
             *(metric.heading for metric in figures),
-            *(f"published {metric.heading}" for metric in compared),
+            *(f"{name} {metric.heading}" for name, metric in compared),
         ],
         "rows": [
             [
                 _place(place, row),
                 *(metric.in_report(_measured(track, row, metric)) for metric in figures),
-                *(_published(by_place.get(place, {}), _measured(track, row, metric), metric) for metric in compared),
+                *(
+                    _published(said[name].get(place, {}), _measured(track, row, metric), metric)
+                    for name, metric in compared
+                ),
             ]
             for place, row in rows.items()
         ],
         "is_output": is_output,
         "source": published.get("source"),
+        "also": [f"{source['name']}: {source['source']}" for source in published.get("also", ())],
+        "standing": _standing(track, said, published.get("also", ())),
         "changed": published.get("changed", []),
     }
+
+
+def _standing(track: Track, said: Mapping[str, _Said], also: Sequence[Mapping[str, Any]]) -> str:
+    """How far the best RA lies from each source's, the nearest first, and why these differ; "" for fewer than two."""
+    metric = metric_of("test_robust_accuracy")
+    known = {
+        name: value for name, by_place in said.items() if (value := by_place.get("best", {}).get("robust_accuracy"))
+    }
+    measured = _measured(track, track.best, metric)
+    if measured is None or len(known) < 2:
+        return ""
+    nearest = sorted(known, key=lambda name: abs(measured - known[name]))
+    distances = [
+        f"{_signed((measured - known[name]) * metric.unit, '.1f')} points from the {metric.in_report(known[name])} of "
+        f"{'the source above' if name == 'published' else name}"
+        for name in nearest
+    ]
+    reasons = [f" {source['why']}." for source in also if source.get("why")]
+    return f"The best RA, {metric.in_report(measured)}, stands {' and '.join(distances)}.{''.join(reasons)}"
 
 
 def _place(place: int | str, row: EpochRow | None) -> str:

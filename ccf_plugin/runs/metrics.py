@@ -7,6 +7,7 @@ A new figure is one more entry at its end. Code that uses this package may appen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -55,7 +56,7 @@ class Metric:
     dash: str = "longdash"
     place: int | None = None
     published: str | None = None
-    split: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation", "train"] = "test"
 
     @property
     def heading(self) -> str:
@@ -92,11 +93,11 @@ class Metric:
         )
 
 
-_ACCURACY, _CAS, _VARIANCES = "accuracy", "CAS", "logit variances"  # axes
+_ACCURACY, _LOSS, _CAS, _VARIANCES = "accuracy", "loss", "CAS", "logit variances"  # axes
 # In the order of log.csv and of the terminal.
 METRICS: list[Metric] = [
     Metric("lr", "learning rate", ".3g", terminal=()),
-    Metric("train_loss", "loss", ".3f", terminal=("bar", "line", "table")),
+    Metric("train_loss", "train loss", ".3f", short="loss", terminal=("bar", "line", "table"), axis=_LOSS, dash="dot"),
     Metric("train_robust_accuracy", "train RA", ".1%", axis=_ACCURACY, dash="dot", place=0),
     Metric(
         "test_clean_accuracy",
@@ -188,13 +189,45 @@ METRICS: list[Metric] = [
         dash="dot",
     ),
     Metric("robust_fall_p", "p of RA's fall", ".1e", terminal=()),
+    Metric(
+        "train_clean_accuracy",  # of as many training images as there are test images, unaugmented, in eval mode
+        "train clean accuracy",
+        ".1%",
+        lambda result: result.clean_accuracy,
+        terminal=(),
+        axis=_ACCURACY,
+        dash="dashdot",
+        split="train",
+    ),
+    Metric(
+        "test_clean_loss",
+        "test clean loss",
+        ".3f",
+        lambda result: _finite(result.clean_loss),
+        averaged=True,
+        validation="logged",
+        terminal=(),
+        axis=_LOSS,
+        dash="dash",
+    ),
+    Metric(
+        "test_robust_loss",
+        "test robust loss",
+        ".3f",
+        lambda result: _finite(result.robust_loss),
+        averaged=True,
+        validation="logged",
+        terminal=(),
+        axis=_LOSS,
+        dash="solid",
+    ),
 ]
 _IN_FIRST_LOGS = 9  # so many were there when log.csv got its order; the columns of a later one follow all of theirs
 
 
-def _finite(value: float) -> float | None:
-    """A number, or None for NaN."""
-    return None if value != value else value
+def _finite(value: float | None) -> float | None:
+    """A number, or None for one that is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _in_logit_units(result: CrossClassResult) -> tuple[float | None, float | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import flattened, given_path
+from ccf_plugin.files import expanded_path, flattened
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import AVERAGE, LOG, PROBE, RECIPE, SALIENCY, result_of
@@ -89,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
     Raises:
         InputError: a folder that is no run, has no results, or has a damaged file; runs of different classes or data.
     """
-    resolved = [Path(os.path.realpath(given_path(folder))) for folder in folders]
+    resolved = [Path(os.path.realpath(expanded_path(folder))) for folder in folders]
     twice = next((folder for place, folder in enumerate(resolved) if folder in resolved[:place]), None)
     if twice is not None:
         raise InputError(f"expected each run once, found {twice} twice")
@@ -186,7 +186,8 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} = {values[key]!r}")
     if (select := values.get("evaluate.select", "test")) not in ("test", "validation"):
         raise ValueError(f"evaluate.select = {select!r}")
-    for entry in recipe.get("published", {}).get("figures", ()):
+    published = recipe.get("published", {})
+    for entry in (entry for source in (published, *published.get("also", ())) for entry in source.get("figures", ())):
         figures = [value for key, value in entry.items() if key != "at"]
         if not isinstance(entry["at"], int | str) or not all(map(math.isfinite, figures)):
             raise ValueError(f"published.figures with {entry!r}")
@@ -208,8 +209,10 @@ def _check_same(
             f"expected results of the same classes, found {len(classes)} in {name} and {len(other_classes)} in {other}"
         )
     if classes != other_classes:
-        here, there = next(pair for pair in zip(classes, other_classes, strict=True) if pair[0] != pair[1])
-        raise InputError(f"expected results of the same classes, found {here!r} in {name} and {there!r} in {other}")
+        first_class, other_class = next(pair for pair in zip(classes, other_classes, strict=True) if pair[0] != pair[1])
+        raise InputError(
+            f"expected results of the same classes, found {first_class!r} in {name} and {other_class!r} in {other}"
+        )
     if data != other_data:
         raise InputError(
             f"expected results on the same images, found {describe_data(data)} in {name} and "

@@ -47,9 +47,9 @@ def head_weight(weights: Tensor) -> Tensor:
 
 def losses(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
     """Per sample (N,): the margin loss (eq. 10), label smoothed where β > 0 (eq. 13)."""
-    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    true_class = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     highest = logits.masked_fill(_EXCLUSIVE[labels].bool(), -torch.inf).amax(1)
-    return (1 - beta) * (highest - own) - beta / 2 * (logits.sum(1) - own)
+    return (1 - beta) * (highest - true_class) - beta / 2 * (logits.sum(1) - true_class)
 
 
 def estimate(

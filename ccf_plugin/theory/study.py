@@ -171,7 +171,7 @@ def _seeds(seed: int, row: int) -> list[int]:
 def _row(model: SyntheticModel, eps: float, samples: int, seeds: list[int]) -> StudyRow:
     optimum = model.optimal_weights(eps)
     trained = train(model, eps, samples=samples, seed=seeds[0])
-    found = estimate(model, optimum, eps, samples=samples, seed=seeds[1])
+    estimates = estimate(model, optimum, eps, samples=samples, seed=seeds[1])
     c = correlation(optimum)
     pairwise, joint = model.pairwise_probability(optimum, eps), model.joint_probability(optimum, eps)
     return StudyRow(
@@ -186,13 +186,13 @@ def _row(model: SyntheticModel, eps: float, samples: int, seeds: list[int]) -> S
         cas=PAIRS * c,
         probe_cas=probe_cas(model, trained, eps, samples=samples, seed=seeds[2]),
         loss=model.loss(optimum, eps),
-        loss_mc=found["loss"].mean,
-        loss_se=found["loss"].standard_error,
+        loss_mc=estimates["loss"].mean,
+        loss_se=estimates["loss"].standard_error,
         pairwise=pairwise,
-        pairwise_mc=found["pairwise"].mean,
+        pairwise_mc=estimates["pairwise"].mean,
         pairwise_se=_standard_error(pairwise, samples),
         joint=joint,
-        joint_mc=found["joint"].mean,
+        joint_mc=estimates["joint"].mean,
         joint_se=_standard_error(joint, samples),
     )
 

@@ -29,8 +29,8 @@ class WeightAverage:
             self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
         self._evaluated: nn.Module | None = None
         norms = (norm for norm in self.averaged.modules() if isinstance(norm, nn.modules.batchnorm._NormBase))
-        of_norms = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-        self._statistics = [statistic for statistic in of_norms if statistic is not None]
+        statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        self._statistics = [statistic for statistic in statistics if statistic is not None]
 
     def after_step(self, model: nn.Module, epoch: int, *, is_last: bool) -> None:
         """A training step of an epoch (counted from 1) is done, perhaps its last."""
@@ -53,11 +53,11 @@ class WeightAverage:
         """Whether there is an average yet."""
         return bool(self.averaged.n_averaged)
 
-    def for_evaluation(self, clean_batches: Iterable[Tensor]) -> nn.Module:
-        """A copy in eval mode, its BatchNorm statistics estimated anew on clean training images; always one."""
+    def for_evaluation(self, batches: Iterable[Tensor]) -> nn.Module:
+        """A copy in eval mode, its BatchNorm statistics estimated anew on these clean images; always the same copy."""
         if self._evaluated is None:
             with copyable(self.averaged.module):
                 self._evaluated = copy.deepcopy(self.averaged.module)
         self._evaluated.load_state_dict(self.averaged.module.state_dict())
-        update_bn(clean_batches, self._evaluated)
+        update_bn(batches, self._evaluated)
         return self._evaluated.eval()

@@ -45,8 +45,9 @@ class TrainingBatches:
     Args:
         images: (N, C, H, W) uint8, on the device that trains, or in host memory or on disk.
         labels: (N,) int64, on the device that trains.
-        augmentation: "none", "crop" (random crop with reflected borders) or "crop-flip" (and a random flip).
+        augmentation: "none", "crop" (random crop) or "crop-flip" (and a random flip).
         padding: pixels that a crop may be shifted by.
+        border: what a crop shows beyond the image: the image reflected ("reflect"), or zeros ("zero").
         cutout: side in pixels of a square of zeros around a random pixel of each image, cut off at the borders
             (DeVries and Taylor 2017); 0 for none.
         rank, processes: which part of every batch is this process's. Together they are exactly the batches of one
@@ -59,6 +60,7 @@ class TrainingBatches:
     seed: int
     augmentation: Literal["none", "crop", "crop-flip"] = "none"
     padding: int = 4
+    border: Literal["reflect", "zero"] = "reflect"
     cutout: int = 0
     rank: int = 0
     processes: int = 1
@@ -93,7 +95,7 @@ class TrainingBatches:
         for (place, share), raw in zip(pieces, fetched, strict=True):
             images, chosen = raw.to(device), order[place]
             if self.augmentation != "none":
-                images = shift_and_flip(images, shifts[place], flips[place])
+                images = shift_and_flip(images, shifts[place], flips[place], self.border)
             if self.cutout:
                 images = cut_out(images, centres[place], self.cutout)
             yield Batch(images.float() / 255, self.labels[chosen], chosen, share)
@@ -105,10 +107,12 @@ class TrainingBatches:
         return slice(start + first, start + max(end, first + 1)), (end - first) * self.processes / size
 
 
-def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Crop each image shifted by its own (rows, columns), borders reflected, then flip it left to right.
+def shift_and_flip(
+    images: Tensor, shifts: Tensor, flips: Tensor, border: Literal["reflect", "zero"] = "reflect"
+) -> Tensor:
+    """Crop each image shifted by its own (rows, columns), then flip it left to right.
 
-    Equal to padding by reflection, cropping at (padding + shift) and flipping, image by image.
+    Equal to padding by reflection or by zeros, cropping at (padding + shift) and flipping, image by image.
 
     Args:
         images: (N, C, H, W) of any dtype.
@@ -116,13 +120,16 @@ def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
         flips: (N,) bool.
     """
     count, _, height, width = images.shape
-    rows = _reflected(torch.arange(height, device=images.device) + shifts[:, :1], height)
+    rows = torch.arange(height, device=images.device) + shifts[:, :1]
     columns = torch.arange(width, device=images.device).expand(count, width)
-    columns = torch.where(flips.unsqueeze(1), width - 1 - columns, columns)
-    columns = _reflected(columns + shifts[:, 1:], width)
-    which = torch.arange(count, device=images.device)
-    channels_last = images.permute(0, 2, 3, 1)
-    return channels_last[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    columns = torch.where(flips.unsqueeze(1), width - 1 - columns, columns) + shifts[:, 1:]
+    which = torch.arange(count, device=images.device)[:, None, None]
+    seen = _reflected(rows, height)[:, :, None], _reflected(columns, width)[:, None, :]
+    shifted = images.permute(0, 2, 3, 1)[(which, *seen)].permute(0, 3, 1, 2)
+    if border == "reflect":
+        return shifted
+    inside = _within(rows, height)[:, None, :, None] & _within(columns, width)[:, None, None, :]
+    return shifted.masked_fill(~inside, 0)
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
@@ -140,3 +147,7 @@ def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
 def _reflected(index: Tensor, size: int) -> Tensor:
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _within(index: Tensor, size: int) -> Tensor:
+    return (index >= 0) & (index < size)

@@ -17,7 +17,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.outputs import logits_of
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError, some_of
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.objectives import StepOutput, divergence
@@ -79,7 +79,7 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
     """
     faults = []
     for section in sections:
-        path = given_path(section.checkpoint or section.teacher)
+        path = expanded_path(section.checkpoint or section.teacher)
         is_run = section.checkpoint is None
         if is_run and (":" in section.teacher or section.teacher == "average" or find(loadable(), section.teacher)):
             continue
@@ -88,7 +88,7 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
         elif not path.exists():
             folder = path.parent if path.suffix == ".safetensors" else path
             name = folder.name if folder.name in shipped_recipes() else "RECIPE"
-            place = "" if folder == given_path(f"runs/{name}") else f" --out {folder}"
+            place = "" if folder == expanded_path(f"runs/{name}") else f" --out {folder}"
             faults.append(f"expected the teacher's run at {path}, found none; make it with `ccf train {name}{place}`")
         elif path.resolve().is_relative_to(out.resolve()):
             faults.append(f"expected a teacher outside the run's own folder {out}, found {path}; choose another --out")
@@ -112,7 +112,7 @@ def load_teacher(
     spec = section.teacher
     loaded = load_model(
         spec,
-        checkpoint=None if section.checkpoint is None else given_path(section.checkpoint),
+        checkpoint=None if section.checkpoint is None else expanded_path(section.checkpoint),
         checkpoint_key=section.checkpoint_key,
         options=section.options,
         mean=section.mean,

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ccf_plugin.engine.memory import keep_freed_memory, naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.modes import evaluation_mode
-from ccf_plugin.engine.switches import switches_put_back
+from ccf_plugin.engine.switches import preserve_global_state
 from ccf_plugin.engine.timing import part, part_of_each
 from ccf_plugin.errors import DivergedError
 from ccf_plugin.measuring.evaluate import Batches
@@ -60,7 +60,7 @@ class Reporter:
         """An epoch is evaluated and written."""
 
 
-@switches_put_back()
+@preserve_global_state()
 def train(
     recipe: Recipe,
     out: Path,
@@ -111,7 +111,7 @@ def train(
             "images": parts.fingerprints(),
         }
         run = open_run(
-            out, recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
+            out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
         )
         processes.start_tracking(recipe)
         reporter.started(run)
@@ -146,7 +146,7 @@ class Loop:
         trained = time.perf_counter() - started
         images = max(0, len(self.parts.train) - skipped * recipe.optim.batch_size)
 
-        models = self._models()
+        models = self._models(epoch)
         measured: dict[str, Measured] = {}
         if _is_due(recipe.evaluate.every, epoch, recipe):
             for suffix, model in models.items():
@@ -186,7 +186,7 @@ class Loop:
             torch.manual_seed((recipe.seed + 1) * 2_000_003 + epoch + 1_000_000_007 * self.processes.rank)
         state.model.train()
         for batch in part_of_each("data", self.method.batches.epoch(epoch, skip=state.step)):
-            with naming_the_batch("optim.batch_size", recipe.optim.batch_size):
+            with batch_size_errors("optim.batch_size", recipe.optim.batch_size):
                 self._step(epoch, batch)
             yield state.step
         averaged = [] if state.average is None else [state.average.averaged]
@@ -243,14 +243,13 @@ class Loop:
             ensemble.update(batch.indices, predictions)
             return
         # Every process needs the predictions of all, since the next epoch deals the images out anew.
-        for indices, theirs, share in self.processes.gather((batch.indices.cpu(), predictions.cpu(), batch.share)):
+        for indices, logits, share in self.processes.gather((batch.indices.cpu(), predictions.cpu(), batch.share)):
             if share:
-                ensemble.update(indices.to(predictions.device), theirs.to(predictions.device))
+                ensemble.update(indices.to(predictions.device), logits.to(predictions.device))
 
-    def _models(self) -> dict[str, nn.Module]:
+    def _models(self, epoch: int) -> dict[str, nn.Module]:
         """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
-        clean_batches = (batch.images for batch in self.method.clean_batches.epoch(0))
-        averaged = self.state.averaged_model(clean_batches)
+        averaged = self.state.averaged_model(batch.images for batch in self.method.whole_batches.epoch(epoch))
         return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
 
     def _fall_p(self, measured: Mapping[str, Measured]) -> float | None:
@@ -276,12 +275,12 @@ class Loop:
         fault = f"a loss of {totals.loss:g}"
         if math.isfinite(totals.loss):
             fault = "weights that give no finite logits in eval mode"
-        kept = f"epoch {epoch - 1} remains in {weights_of(run.folder, 'last')}" if epoch > 1 else "nothing was kept"
+        survivor = f"epoch {epoch - 1} remains in {weights_of(run.folder, 'last')}" if epoch > 1 else "nothing was kept"
         raise DivergedError(
             f"expected a finite loss and finite weights, found {fault} in epoch {epoch}, step {totals.failed_at}, at "
-            f"learning rate {rate:g}; {kept}: lower optim.lr or use precision float32"
+            f"learning rate {rate:g}; {survivor}: lower optim.lr or use precision float32"
         )
 
 
-def _is_due(every: int, epoch: int, recipe: Recipe) -> bool:
-    return epoch % every == 0 or epoch == recipe.optim.epochs
+def _is_due(interval: int, epoch: int, recipe: Recipe) -> bool:
+    return epoch % interval == 0 or epoch == recipe.optim.epochs

@@ -31,7 +31,7 @@ class Method:
 
     Attributes:
         batches: this process's part of the training batches, augmented.
-        clean_batches: all training images, as they are.
+        whole_batches: those batches, with the parts of all processes.
         forward: the bare model's pass, for the attack and the perturbation; compiled where that pays.
         trained_forward: the pass whose gradients train the weights.
         attack, objective, teachers: what crafts the images, the loss, and what softens its labels.
@@ -71,20 +71,17 @@ class Method:
             num_classes=len(parts.classes),
             fresh_noise=True,
         )
-        self.clean_batches = TrainingBatches(
+        self.whole_batches = TrainingBatches(
             on_device(parts.train.images, parts.device),
             parts.train.labels.to(parts.device),
             batch_size=recipe.optim.batch_size,
             seed=recipe.seed,
-            padding=recipe.data.crop_padding,
-        )
-        self.batches = replace(
-            self.clean_batches,
             augmentation=recipe.data.augmentation,
+            padding=recipe.data.crop_padding,
+            border=recipe.data.crop_border,
             cutout=recipe.data.cutout,
-            rank=processes.rank,
-            processes=processes.count,
         )
+        self.batches = replace(self.whole_batches, rank=processes.rank, processes=processes.count)
         self.teachers = [_teacher(section, parts, state) for section in recipe.distill]
 
     @contextlib.contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ccf_plugin.engine.gradients import NoGradientError
-from ccf_plugin.engine.memory import batch_that_fits, naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors, largest_batch_size
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's result on the test split and, where there is one, on the validation split.
+    """A model's result on the test split, on clean training images and, where there is such a split, on validation's.
 
+    ``train`` is of as many training images as there are test images, evenly over the training set, unaugmented.
     ``withstands`` (N,) bool says of each test image whether it is classified right under attack.
     """
 
     test: CrossClassResult
+    train: CrossClassResult
     validation: CrossClassResult | None
     withstands: NDArray[np.bool_] | None = None
 
@@ -44,6 +48,8 @@ class Monitor:
         self._parts = parts
         self._attacks: dict[nn.Module, Attack] = {}
         self._batch_size = parts.recipe.evaluate.batch_size
+        count = min(len(parts.train), len(parts.test))
+        self._trained_on = parts.train.subset(torch.arange(count) * len(parts.train) // count)
 
     def measure(self, model: nn.Module, progress: Progress) -> Measured:
         """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
@@ -52,7 +58,7 @@ class Monitor:
             self._attacks[model] = _build_attack(parts, model)
         if self._batch_size is None:
             with evaluation_mode(model):
-                self._batch_size = batch_that_fits(parts.forward(model), parts.input_size, parts.device)
+                self._batch_size = largest_batch_size(parts.forward(model), parts.input_size, parts.device)
         size = self._batch_size
 
         def on(split: Split, name: str, attack: AttackSettings | None) -> CrossClassResult:
@@ -69,13 +75,16 @@ class Monitor:
             )
 
         attack = _attack(parts)
-        with naming_the_batch("evaluate.batch_size", size):
+        with batch_size_errors("evaluate.batch_size", size):
             test = on(parts.test, "test", attack)
             withstands = test.correct
             if recipe.probe.inputs == "clean":
-                test = replace(on(parts.test, "test", None), robust_accuracy=test.robust_accuracy)
+                clean = on(parts.test, "test", None)
+                test = replace(clean, robust_accuracy=test.robust_accuracy, robust_loss=test.robust_loss)
+            with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
+                train = on(self._trained_on, "train", None)
             validation = None if parts.validation is None else on(parts.validation, "validation", attack)
-            return Measured(test, validation, withstands)
+            return Measured(test, train, validation, withstands)
 
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
@@ -151,9 +160,9 @@ def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:
     """An epoch row's figures, by the suffix of the weights measured: "" for the raw ones."""
     return {
         metric.name + suffix: metric.take(result)
-        for suffix, of_weights in measured.items()
+        for suffix, models_result in measured.items()
         for metric in all_metrics()
         if metric.take is not None
         and (metric.averaged or not suffix)
-        and (result := of_weights.test if metric.split == "test" else of_weights.validation) is not None
+        and (result := getattr(models_result, metric.split)) is not None
     }

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ class Objective:
             keyword where it takes them.
         about: what it is, in a few words.
         attack: the torchattacks class that crafts ``adversarial``; None trains on clean images alone.
+        batchnorm: the mode of the model under that attack in the authors' code, "train" or "eval".
         beta: the default weight of its second term; None where it has none.
         takes_smoothing: whether it takes ``label_smoothing``; ``why_not`` says why it does not.
         takes_options: whether objective.options are its further keywords.
@@ -51,6 +52,7 @@ class Objective:
     loss: Callable[..., StepOutput]
     about: str = ""
     attack: str | None = "PGD"
+    batchnorm: Literal["train", "eval"] = "train"
     beta: float | None = None
     takes_smoothing: bool = True
     why_not: str = ""
@@ -58,7 +60,7 @@ class Objective:
 
     def faults(self, table: Mapping[str, Any]) -> Iterator[Fault]:
         """What of a recipe's [objective] this loss has no use for."""
-        name = f"loss {table.get('loss', 'madry')!r}" if self is not OWN_LOSS else "a loss of your own"
+        name = f"loss {table.get('loss', 'madry')!r}" if self is not CUSTOM_LOSS else "a loss of your own"
         if table.get("label_smoothing", 0) and not self.takes_smoothing:
             yield Fault("objective.label_smoothing", f"0 with {name}, {self.why_not}", "smoothing")
         if table.get("beta") is not None and self.beta is None:
@@ -68,8 +70,8 @@ class Objective:
 
 
 def find_objective(name: str) -> Objective | None:
-    """What is known of a loss: its entry of ``OBJECTIVES``, or ``OWN_LOSS``, whose code is not loaded for this."""
-    return OWN_LOSS if is_python(name) else OBJECTIVES.get(name)
+    """What is known of a loss: its entry of ``OBJECTIVES``, or ``CUSTOM_LOSS``, whose code is not loaded for this."""
+    return CUSTOM_LOSS if is_python(name) else OBJECTIVES.get(name)
 
 
 def loss_forms() -> str:
@@ -101,8 +103,8 @@ def build_objective(section: ObjectiveSection) -> Loss:
         keywords["beta"] = objective.beta if section.beta is None else section.beta
     if objective.takes_smoothing:
         keywords["label_smoothing"] = section.label_smoothing
-    function = _load(section) if objective is OWN_LOSS else objective.loss
-    loss = partial(_checked_loss, section.loss, function) if objective is OWN_LOSS else function
+    function = _load(section) if objective is CUSTOM_LOSS else objective.loss
+    loss = partial(_checked_loss, section.loss, function) if objective is CUSTOM_LOSS else function
     wanted = _wanted_of_head(function)
     return partial(_with_head, partial(loss, **keywords), wanted) if wanted else partial(loss, **keywords)
 
@@ -231,7 +233,7 @@ def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 # The user's own, by python:package.module:function.
-OWN_LOSS = Objective(
+CUSTOM_LOSS = Objective(
     _checked_loss,
     "a loss of your own",
     takes_smoothing=False,
@@ -243,11 +245,16 @@ OBJECTIVES: dict[str, Objective] = {
     "standard": Objective(madry, "cross-entropy on clean images", attack=None),
     "madry": Objective(madry, "cross-entropy on adversarial images (Madry et al. 2018)"),
     "trades": Objective(
-        trades, "clean cross-entropy and β times the divergence (Zhang et al. 2019)", attack="TPGD", beta=6.0
+        trades,
+        "clean cross-entropy and β times the divergence (Zhang et al. 2019)",
+        attack="TPGD",
+        batchnorm="eval",
+        beta=6.0,
     ),
     "mart": Objective(
         mart,
         "boosted cross-entropy and β times the weighted divergence (Wang et al. 2020)",
+        batchnorm="eval",
         beta=5.0,
         takes_smoothing=False,
         why_not="whose terms need the one true class",

@@ -72,8 +72,8 @@ class ProgressReporter(Reporter):
             soft_wrap=True,
         )
         if unreached := run.recipe.unreached():
-            told = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
-            self._console.print(told, style="yellow", highlight=False, soft_wrap=True)
+            note = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
+            self._console.print(note, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
         self._total_epochs, self._epoch, self._seconds = total, run.epoch, []
@@ -132,7 +132,7 @@ class ProgressReporter(Reporter):
         self._alarm, self._epoch = row.alarm, row.epoch
         self._seconds.append(row.seconds)
         self._begin_epoch()
-        self._heartbeat.spoke()
+        self._heartbeat.line_printed()
         if not self._console.is_terminal:
             alarm = f" · alarm {row.alarm}" if row.alarm else ""
             self._console.print(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}", highlight=False, soft_wrap=True)
@@ -155,12 +155,12 @@ def closing_table(run: Run) -> RichTable:
     if (averaged := run.best_of(AVERAGE)) is not None:
         shown |= {"best averaged": (averaged, AVERAGE), "last averaged": (last, AVERAGE)}
     figures = [_figures(row, "table", suffix) for row, suffix in shown.values()]
-    columns = [name for name in figures[0] if any(of_row[name] for of_row in figures)]
+    columns = [name for name in figures[0] if any(row_figures[name] for row_figures in figures)]
     table.add_column("")
     for name in ("epoch", *columns):
         table.add_column(name, justify="right")
-    for (name, (row, _)), of_row in zip(shown.items(), figures, strict=True):
-        table.add_row(name, str(row.epoch), *(of_row[column] for column in columns))
+    for (name, (row, _)), row_figures in zip(shown.items(), figures, strict=True):
+        table.add_row(name, str(row.epoch), *(row_figures[column] for column in columns))
     return table
 
 

@@ -56,7 +56,8 @@ class DataSection(_Section):
 
     root is where named data sets lie (None: CCF_DATA, else data); classes is a file of class names, one a line.
 
-    cutout is the side in pixels of a square that is blackened at a random place of each training image; validation is
+    A crop shows up to crop_padding pixels beyond the border: the image reflected there, or zeros. cutout is the side in
+    pixels of a square that is blackened at a random place of each training image; validation is
     how many training images are held out, evenly over the classes and the last of each. downscale replaces squares of
     so many pixels a side by their means.
     """
@@ -66,6 +67,7 @@ class DataSection(_Section):
     classes: str | None = None
     augmentation: Literal["none", "crop-flip", "crop"] = "none"
     crop_padding: Annotated[int, Field(ge=1)] = 4
+    crop_border: Literal["reflect", "zero"] = "reflect"
     cutout: Annotated[int, Field(ge=0)] = 0
     validation: Annotated[int, Field(ge=1)] | None = None
     train_per_class: Annotated[int, Field(ge=1)] | None = None
@@ -74,7 +76,10 @@ class DataSection(_Section):
 
 
 class AttackSection(_Section):
-    """[attack]: the inner maximisation of training, a torchattacks class."""
+    """[attack]: the inner maximisation of training, a torchattacks class.
+
+    batchnorm is the model's mode meanwhile; where it is silent, a recipe's file means that of the loss's own code.
+    """
 
     name: str | None = None
     norm: Literal["Linf", "L2"] = "Linf"
@@ -161,12 +166,13 @@ class AverageSection(_Section):
 
 
 class EnsemblingSection(_Section):
-    """[ensembling]: temporal ensembling, an additional loss of this weight towards each image's own past predictions.
+    """[ensembling]: temporal ensembling, an additional loss of this weight towards each image's own past predictions:
+    the squared difference, averaged over images and classes.
 
     They are averaged with ``decay`` from epoch ramp[0] on; the weight rises from there and is full at ramp[1].
     """
 
-    weight: Annotated[float, Field(ge=0)] = 30.0
+    weight: Annotated[float, Field(ge=0)] = 300.0
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     ramp: Ramp = [90, 150]
 
@@ -248,6 +254,15 @@ class PublishedFigures(_Section):
     cas: Annotated[float, Field(ge=0)] | None = None
 
 
+class FurtherPublished(_Section):
+    """[[published.also]]: what another source says of the same setting, by a short name; why says why it may differ."""
+
+    name: str
+    source: str
+    why: str | None = None
+    figures: Annotated[list[PublishedFigures], Field(min_length=1)]
+
+
 class PublishedSection(_Section):
     """[published]: the figures to compare with. They belong to their own file: one that builds on it has none of them.
 
@@ -256,11 +271,15 @@ class PublishedSection(_Section):
 
     source: str
     figures: Annotated[list[PublishedFigures], Field(min_length=1)]
+    also: list[FurtherPublished] = []
     changed: list[str] = []
 
 
 class Recipe(_Section):
-    """A training run, fully determined. ``threads`` (CPU) is torch's own choice where silent.
+    """A training run: with the data, one machine and one set of versions it determines every bit of it.
+
+    Where ``device``, ``precision``, ``compile`` or ``threads`` (CPU; torch's own choice where silent) are left open,
+    the machine settles them, and environment.json says how; ``precision`` is written into the run's own recipe.toml.
 
     The state that --resume needs is saved at every epoch's end and within it every ``checkpoint_minutes``.
     """
@@ -301,12 +320,12 @@ class Recipe(_Section):
         optim, last = self.optim, self.optim.epochs
         after = {"optim.decay_epochs": optim.decay_epochs if optim.schedule == "multistep" else []}
         after |= {
-            f"{name}.start_epoch": [section.start_epoch]
-            for name, section in (("average", self.average), ("awp", self.awp))
-            if section is not None
+            f"{name}.start_epoch": [part.start_epoch]
+            for name, part in (("average", self.average), ("awp", self.awp))
+            if part is not None
         }
         within = {"optim.warmup_epochs": [optim.warmup_epochs]}
-        within |= {f"distill.{place}.ramp": one.ramp or [] for place, one in enumerate(self.distill)}
+        within |= {f"distill.{place}.ramp": part.ramp or [] for place, part in enumerate(self.distill)}
         within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
         within |= {"crossclass.ramp": (self.crossclass.ramp or []) if self.crossclass else []}
         within |= {} if self.stop is None else {"stop.patience": [self.stop.patience]}
@@ -327,14 +346,14 @@ class Recipe(_Section):
 
 def training_threat(attack: Mapping[str, Any]) -> ThreatModel:
     """The threat model of an [attack] table, which may still be unchecked; raises InputError where it is impossible."""
-    given = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
-    return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **given)
+    stated = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
+    return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **stated)
 
 
 def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
     """That of an [evaluate] table beside an [attack] table."""
     norm = evaluate.get("norm") or attack.get("norm", "Linf")
-    given = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
+    stated = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
     if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
-        given.setdefault("eps", attack["eps"])
-    return threat_model(norm=norm, steps=evaluate.get("steps", 20), **given)
+        stated.setdefault("eps", attack["eps"])
+    return threat_model(norm=norm, steps=evaluate.get("steps", 20), **stated)

@@ -68,10 +68,10 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     for name in ("ensembling", "crossclass"):
         if _ends_too_soon(ramp := _table(content, name).get("ramp")):
             yield Fault(f"{name}.ramp", "a ramp that ends after it starts", str(ramp))
-    yield from _of_teachers(content)
+    yield from _teacher_faults(content)
 
 
-def _of_teachers(content: Mapping[str, Any]) -> Iterator[Fault]:
+def _teacher_faults(content: Mapping[str, Any]) -> Iterator[Fault]:
     tables = content.get("distill")
     teachers = [table if isinstance(table, dict) else {} for table in tables] if isinstance(tables, list) else []
     total, epoch = max(_sums_of_weights(teachers), key=lambda sum_and_epoch: (sum_and_epoch[0], -sum_and_epoch[1]))
@@ -93,9 +93,9 @@ def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[fl
     for table in teachers:
         with contextlib.suppress(ValidationError):
             sections.append(DistillSection.model_validate(table))
-    edges = {edge + step for one in sections for edge in one.ramp or () for step in (-1, 0, 1)}
+    edges = {edge + step for section in sections for edge in section.ramp or () for step in (-1, 0, 1)}
     for epoch in {1, *edges} - {-1, 0}:
-        yield sum(one.weight_at(epoch) for one in sections), epoch
+        yield sum(section.weight_at(epoch) for section in sections), epoch
 
 
 def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:

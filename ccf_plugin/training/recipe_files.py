@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.threat import DEFAULT_STEP_SIZE
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
@@ -35,7 +35,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
         InputError: no such recipe, not TOML, code that is not allowed, or faults in it (all of them, one per line).
     """
     path = find_recipe(name_or_path)
-    return build_recipe(_with_base(path, seen=()), str(path), overrides, allow_code=allow_code)
+    return build_recipe(_with_base(path, visited=()), str(path), overrides, allow_code=allow_code)
 
 
 def build_recipe(
@@ -77,7 +77,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def find_recipe(name_or_path: str) -> Path:
     """The recipe's file: a path that exists, or the name of a shipped recipe."""
-    path = given_path(name_or_path)
+    path = expanded_path(name_or_path)
     if path.is_file():
         return path
     shipped = shipped_recipes()
@@ -100,18 +100,18 @@ def shipped_recipes() -> dict[str, Path]:
 def describe_recipe(path: Path) -> tuple[str, str]:
     """What a recipe is, in one line, and where it is from: its first comment line, and its source's first clause."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-    what, *rest = (line.lstrip("# ").rstrip() for line in lines)
+    title, *rest = (line.lstrip("# ").rstrip() for line in lines)
     source = re.search(
         r"Source: *(.*?) *([;:]|\.(?=\s+[A-Z]|$)|$)", " ".join(rest)
     )  # the dot of "et al. 2020" ends none
-    return what.rstrip("."), source[1] if source else ""
+    return title.rstrip("."), source[1] if source else ""
 
 
-def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
     """The file's tables over those of its ``base``, which is a path beside it or a shipped recipe's name."""
-    if path.resolve() in seen:
+    if path.resolve() in visited:
         raise InputError(f"expected recipes to build on others without a circle, found one at {path}; remove a base")
-    if len(seen) > _MOST_BASES:
+    if len(visited) > _MOST_BASES:
         raise InputError(f"expected a base of at most {_MOST_BASES} others, found more at {path}; join some of them")
     content = read_toml(path)
     base = content.pop("base", None)
@@ -119,7 +119,7 @@ def _with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return content
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
-    below = _with_base(_find_base(base, path.parent), (*seen, path.resolve()))
+    below = _with_base(_find_base(base, path.parent), (*visited, path.resolve()))
     below.pop("published", None)  # they were not published of what this file makes of it
     return merged(below, content)
 
@@ -130,7 +130,7 @@ def base_content(base: str, folder: Path) -> dict[str, Any]:
 
 
 def _find_base(base: str, folder: Path) -> Path:
-    beside = given_path(folder / (base if base.endswith(".toml") else f"{base}.toml"))
+    beside = expanded_path(folder / (base if base.endswith(".toml") else f"{base}.toml"))
     return beside if beside.is_file() else find_recipe(base)
 
 
@@ -168,7 +168,7 @@ def _check_values(content: Mapping[str, Any], source: str) -> None:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InputError(f"{source}: {key}: expected less than 2^63 in size, found a larger number")
         items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-        inside += [(f"{key}.{name}".lstrip("."), one, depth + 1) for name, one in items]
+        inside += [(f"{key}.{name}".lstrip("."), item, depth + 1) for name, item in items]
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,15 +206,17 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
-    """The content with what other keys decide where it is silent: the attack that a loss is made for, and step sizes.
+    """The content with what other keys decide where it is silent: the attack that a loss is made for, the mode of the
+    model under it, and step sizes.
 
-    What is no table or no norm is left to the faults. Without ``by_method`` silence means PGD and steps by the norm,
-    as it did in the recipes that runs of earlier versions wrote.
+    What is no table or no norm is left to the faults. Without ``by_method`` silence means PGD in train mode and steps
+    by the norm, as it did in the recipes that runs of earlier versions wrote.
     """
     attack, evaluate, objective = (content.get(name, {}) for name in ("attack", "evaluate", "objective"))
     if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
         return dict(content)
-    attack = {"name": _fitting_attack(objective) if by_method else "PGD", **attack}
+    name, mode = _fitting_attack(objective) if by_method else ("PGD", "train")
+    attack = {"name": name, "batchnorm": mode, **attack}
     norm = attack.get("norm", "Linf")
     step_sizes = {
         "attack": _step_size(norm, attack["name"] if by_method else None),
@@ -227,15 +229,15 @@ def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dic
     return {**content, **filled}
 
 
-def _fitting_attack(objective: Mapping[str, Any]) -> str:
-    """The attack that a loss is made for."""
+def _fitting_attack(objective: Mapping[str, Any]) -> tuple[str, str]:
+    """The attack that a loss is made for, and the mode of the model under it."""
     from ccf_plugin.training.objectives import find_objective
 
     known = find_objective(str(objective.get("loss", "madry")))
-    return "PGD" if known is None or known.attack is None else known.attack
+    return ("PGD", "train") if known is None or known.attack is None else (known.attack, known.batchnorm)
 
 
 def _step_size(norm: object, attack: object = None) -> str | None:
     """That of an attack by its paper, or else of the norm by this one; None where the norm is none."""
-    of_norm = next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
-    return _STEP_SIZE_OF_ATTACK.get(str(attack).upper(), of_norm)
+    default = next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
+    return _STEP_SIZE_OF_ATTACK.get(str(attack).upper(), default)

@@ -167,9 +167,9 @@ class Run:
         self, row: EpochRow, suffix: str, snapshot: Snapshot, described: Mapping[str, Any]
     ) -> Callable[[], None]:
         """What writes a snapshot's files, the weights being those of now."""
-        epoch, every, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
+        epoch, interval, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
         paths = [weights_of(self.folder, "best", suffix)] * is_best
-        if every and epoch % every == 0:
+        if interval and epoch % interval == 0:
             paths.append(weights_of(self.folder, epoch, suffix))
         paths.append(weights_of(self.folder, "last", suffix))
         results = [result_of(self.folder, epoch, suffix)] * snapshot.is_kept
@@ -242,6 +242,8 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
+    if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
+        flat_before["precision"] = read_environment(folder).get("precision", "auto")
     keys = sorted(flat_before.keys() | flat_now.keys())
     moved = {"data.root"}  # where data lie is no part of what the run is
     changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]

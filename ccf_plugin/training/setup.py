@@ -14,7 +14,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.measuring.provenance import images_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
@@ -28,7 +28,7 @@ from ccf_plugin.zoo.weights import load_weights
 class Parts:
     """The data, the model as training starts from it, on its device, and the precision.
 
-    ``validation`` is None where none is held out.
+    ``recipe`` has this precision in place of "auto". ``validation`` is None where none is held out.
     """
 
     recipe: Recipe
@@ -136,6 +136,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
+    recipe = recipe.model_copy(update={"precision": precision})  # what the run records
     return Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
 
 
@@ -166,7 +167,7 @@ def start_from(model: nn.Module, path: Path, *, key: str | None = None) -> None:
 
 
 def _file_of(weights: str) -> Path:
-    path = given_path(weights)
+    path = expanded_path(weights)
     return checkpoint_of(path, "best") if path.is_dir() else path
 
 

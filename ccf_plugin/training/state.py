@@ -84,15 +84,15 @@ class TrainingState:
         """The next step will be another epoch's first."""
         self.step, self._sums = 0, _Sums.zeros(self._parts.device)
 
-    def averaged_model(self, clean_batches: Iterable[Tensor]) -> nn.Module | None:
+    def averaged_model(self, batches: Iterable[Tensor]) -> nn.Module | None:
         """The averaged model as it is measured, or None where there is none yet.
 
         Args:
-            clean_batches: training images, by which its BatchNorm statistics are estimated.
+            batches: augmented training images, by which its BatchNorm statistics are estimated.
         """
         if self.average is None or not self.average.has_moved:
             return None
-        return self.average.for_evaluation(clean_batches)
+        return self.average.for_evaluation(batches)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """By part and name; every process must ask."""

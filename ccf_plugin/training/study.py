@@ -30,7 +30,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.runs.folder import has_begun
 from ccf_plugin.training.recipe import Recipe, Seed
@@ -149,7 +149,7 @@ def load_study(
         raise InputError("expected seeds in the study's file, found one that changes all runs; edit its seeds")
     path = _find_study(name_or_path)
     file = _checked(path, read_toml(path))
-    folder = given_path(folder or Path("runs") / path.stem)
+    folder = expanded_path(folder or Path("runs") / path.stem)
     seeds = {name: _seeds(path, name, file) for name in file.runs}
     members, faults = [], []
     for name, table in file.runs.items():
@@ -241,7 +241,7 @@ def command_of(member: Member, name_or_path: str, common: Sequence[str], flags: 
 
 
 def _find_study(name_or_path: str) -> Path:
-    path = given_path(name_or_path)
+    path = expanded_path(name_or_path)
     if path.is_file():
         return path
     shipped = shipped_studies()

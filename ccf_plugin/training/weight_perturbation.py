@@ -35,7 +35,7 @@ def perturbed_weights(
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     gradients = mean(list(torch.autograd.grad(step().loss, weights)))
-    kept = [weight.detach().clone() for weight in weights]
+    originals = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
@@ -45,5 +45,5 @@ def perturbed_weights(
         yield
     finally:
         with torch.no_grad():
-            for weight, original in zip(weights, kept, strict=True):
+            for weight, original in zip(weights, originals, strict=True):
                 weight.copy_(original)

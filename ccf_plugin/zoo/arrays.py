@@ -38,14 +38,14 @@ def checked_arrays(
             notes.append(f"{names[split][1]} of one-hot rows {pair[1].shape} taken as class numbers")
             count = max(count, pair[1].shape[1])
         labels[split] = _labels(spec, *names[split], pair[0], column)
-    highest = max(int(of_split.max()) for of_split in labels.values())
+    highest = max(int(column.max()) for column in labels.values())
     if arrays.classes is None and highest >= _MOST_CLASSES:
         raise InputError(f"{spec}: expected labels under {_MOST_CLASSES:,}, found {highest}; number the classes from 0")
     count = max(count, highest + 1)
     classes = tuple(map(str, range(count) if arrays.classes is None else arrays.classes))
     if count > len(classes):
         raise InputError(f"{spec}: expected labels 0 to {len(classes) - 1} (see classes), found {count - 1}")
-    return classes, {split: (of_split, labels[split]) for split, of_split in images.items()}
+    return classes, {split: (split_images, labels[split]) for split, split_images in images.items()}
 
 
 def _images(

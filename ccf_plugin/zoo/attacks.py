@@ -121,13 +121,13 @@ class Attack:
         self._gradients: GradientWatch | None = GradientWatch(model)  # until the first batch that asks for some
         self._seed = seed if name in _PER_IMAGE else None
         self._has_seed = seed is not None
-        self._craft: Callable[..., Tensor] = self._craft_as_it_is
+        self._craft: Callable[..., Tensor] = self._craft_eagerly
         if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
             self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs or CUDA_GRAPHS)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        first = not self._checked  # checked once per attack, so that no later step waits for the device
-        if first:
+        is_first_call = not self._checked  # checked once per attack, so that no later step waits for the device
+        if is_first_call:
             check_images(images, f"attack {self.name}")
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
@@ -147,20 +147,20 @@ class Attack:
             self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS)
             if self._gradients.asked:
                 self._gradients = None
-        if first and is_python(self.name):
+        if is_first_call and is_python(self.name):
             if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
-                shape, found = tuple(images.shape), getattr(adversarial, "shape", None)
-                found = type(adversarial).__name__ if found is None else tuple(found)
-                raise InputError(f"attack {self.name}: expected images of shape {shape} from it, found {found}")
+                shape, description = tuple(images.shape), getattr(adversarial, "shape", None)
+                description = type(adversarial).__name__ if description is None else tuple(description)
+                raise InputError(f"attack {self.name}: expected images of shape {shape} from it, found {description}")
             check_images(adversarial, f"what attack {self.name} returns")
         self._checked = True
         return adversarial.detach()
 
-    def _craft_as_it_is(self, images: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+    def _craft_eagerly(self, images: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
         """``keys``: of the images' own random numbers, int64 (N,); without, they are torch's next."""
         with (
             torch.enable_grad(),
-            self._own_rng(),
+            self._preserved_rng(),
             self._only_input_gradients(),
             self._weights_cast_once(),
             self._noise(keys),
@@ -168,13 +168,13 @@ class Attack:
             try:
                 adversarial: Tensor = self._attack(images, labels)
             except Exception as error:
-                what = f"attack {self.name}"
+                label = f"attack {self.name}"
                 if self._gradients is not None:
                     self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS, error)
                 if is_python(self.name) and not isinstance(error, InputError | torch.OutOfMemoryError):
-                    raise failed(what, error) from error
+                    raise failed(label, error) from error
                 if isinstance(error, IndexError):  # the DLR loss of APGD and AutoAttack sorts four logits
-                    raise InputError(f"{what} cannot attack this model: {one_line(error)}; use PGD") from error
+                    raise InputError(f"{label} cannot attack this model: {one_line(error)}; use PGD") from error
                 raise
         return adversarial
 
@@ -221,7 +221,7 @@ class Attack:
     def _weights_cast_once(self) -> contextlib.AbstractContextManager[None]:
         return self._model.weights_cast_once() if isinstance(self._model, Forward) else contextlib.nullcontext()
 
-    def _own_rng(self) -> contextlib.AbstractContextManager[None]:
+    def _preserved_rng(self) -> contextlib.AbstractContextManager[None]:
         # The attacks with a ``seed`` (APGD, FAB, Square, …) set torch's global seed at every call, which would give
         # each batch of a training run the same augmentation. The others draw from the caller's stream as it is.
         devices = [torch.cuda.current_device()] if self._seeds and torch.cuda.is_available() else []
@@ -252,7 +252,7 @@ class _Facade(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
             images.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]  # see Attack.__call__
-        with contextlib.nullcontext() if self.noise is None else self.noise.left():
+        with contextlib.nullcontext() if self.noise is None else self.noise.suspended():
             logits: Tensor = self.model(images)
         return logits
 
@@ -346,10 +346,10 @@ def attack_names() -> list[str]:
 def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
     """The attack's exact name and its class, or the user's own callable. Raises InputError where there is none."""
     if is_python(name):
-        own = load_object(name)
-        if not callable(own):
-            raise InputError(f"attack {name}: expected a class or function, found {type(own).__name__}")
-        return name, own
+        function = load_object(name)
+        if not callable(function):
+            raise InputError(f"attack {name}: expected a class or function, found {type(function).__name__}")
+        return name, function
     import torchattacks
 
     from ccf_plugin.zoo.trades_l2 import TPGDL2
@@ -360,8 +360,8 @@ def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
     if name.lower() not in known:
         raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
     exact = known[name.lower()]
-    found: type = TPGDL2 if exact == "TPGDL2" else getattr(torchattacks, exact)
-    return exact, found
+    class_: type = TPGDL2 if exact == "TPGDL2" else getattr(torchattacks, exact)
+    return exact, class_
 
 
 def _checked(

@@ -114,7 +114,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         "of another shape": [key for key in expected if key in state and expected[key].shape != state[key].shape],
     }
     if any(differences.values()):
-        raise InputError(of_another_architecture(source, differences))
+        raise InputError(architecture_mismatch(source, differences))
     for key, value in state.items():
         if expected[key].is_floating_point() and not value.is_floating_point():
             raise InputError(f"{source}: expected floating-point numbers in {key!r}, found {value.dtype}; convert them")
@@ -127,7 +127,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     check_finite(model, source)
 
 
-def of_another_architecture(source: str, differences: Mapping[str, Sequence[str]]) -> str:
+def architecture_mismatch(source: str, differences: Mapping[str, Sequence[str]]) -> str:
     """The message for weights that do not fit; ``differences`` are keys under what is wrong with them."""
     parts = [f"{len(keys)} {kind} ({some_of(keys)})" for kind, keys in differences.items() if keys]
     return (

@@ -66,8 +66,8 @@ def read_class_names(path: Path) -> list[str]:
         InputError: no such file, not UTF-8, an empty line among the names, or nothing in it.
     """
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: expected class names, one a line, found {found}; check the path")
+        content = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: expected class names, one a line, found {content}; check the path")
     if (size := path.stat().st_size) > _LARGEST_FILE:
         raise InputError(f"{path}: expected class names, one a line, found {size:,} bytes; is it another file?")
     try:
@@ -76,8 +76,8 @@ def read_class_names(path: Path) -> list[str]:
         raise InputError(f"{path}: expected text in UTF-8, found other bytes; convert the file") from error
     names = [line.strip() for line in text.rstrip().split("\n")]
     if "\0" in text or names == [""]:
-        found = "nothing" if names == [""] else "bytes that are no text"
-        raise InputError(f"{path}: expected class names, one a line, found {found}; is it another file?")
+        content = "nothing" if names == [""] else "bytes that are no text"
+        raise InputError(f"{path}: expected class names, one a line, found {content}; is it another file?")
     if "" in names:
         line = names.index("") + 1
         raise InputError(f"{path}: expected a class name in each line, found none in line {line}; remove the line")
@@ -85,9 +85,9 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def matched(
-    spec: str, own: Sequence[str], given: Sequence[str], source: str, readable: Sequence[str] = ()
+    spec: str, data_names: Sequence[str], chosen: Sequence[str], source: str, readable: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[int]]:
-    """The names that are ``given``, and for each of them the index of its class in ``own``.
+    """The names that are ``chosen``, and for each of them the index of its class in ``data_names``.
 
     They are the data's own names (or the ``readable`` forms of those) in any order; or, where the data's own are whole
     numbers, as many other names, in the order of the numbers.
@@ -95,15 +95,15 @@ def matched(
     Raises:
         InputError: other names, or another number of them.
     """
-    for known in (own, readable):
-        if len(set(given)) == len(given) and sorted(given) == sorted(known):
+    for known in (data_names, readable):
+        if len(set(chosen)) == len(chosen) and sorted(chosen) == sorted(known):
             index = {name: place for place, name in enumerate(known)}
-            return tuple(given), [index[name] for name in given]
-    if len(given) == len(own) and all(map(_is_number, own)) and not set(given) & set(own):
-        return _told_apart(given), list(range(len(own)))
+            return tuple(chosen), [index[name] for name in chosen]
+    if len(chosen) == len(data_names) and all(map(_is_number, data_names)) and not set(chosen) & set(data_names):
+        return _with_unique_names(chosen), list(range(len(data_names)))
     raise InputError(
-        f"{source}: expected the names of the {len(own)} classes of {spec} in their order ({some_of(own)}), "
-        f"found {_difference(own, given)}; correct the names, or choose other data"
+        f"{source}: expected the names of the {len(data_names)} classes of {spec} in their order "
+        f"({some_of(data_names)}), found {_difference(data_names, chosen)}; correct the names, or choose other data"
     )
 
 
@@ -141,20 +141,20 @@ def _first_word(name: str) -> str:
     return name.split(",")[0].strip().lower().replace("_", " ")
 
 
-def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+def _with_unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """Two classes of one name, as ImageNet's "crane", get their numbers."""
     count = Counter(names)
     return tuple(name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
 
 
-def _difference(own: Sequence[str], given: Sequence[str]) -> str:
-    twice = [name for name, count in Counter(given).items() if count > 1]
-    other = [name for name in given if name not in set(own)]
-    missing = [name for name in own if name not in set(given)]
-    parts = [f"{len(given)} names"]
+def _difference(data_names: Sequence[str], chosen: Sequence[str]) -> str:
+    twice = [name for name, count in Counter(chosen).items() if count > 1]
+    other = [name for name in chosen if name not in set(data_names)]
+    missing = [name for name in data_names if name not in set(chosen)]
+    parts = [f"{len(chosen)} names"]
     parts += [
-        f"{what}: {some_of(names)}"
-        for what, names in (("twice", twice), ("not theirs", other), ("missing", missing))
+        f"{kind}: {some_of(names)}"
+        for kind, names in (("twice", twice), ("not theirs", other), ("missing", missing))
         if names
     ]
     return "; ".join(parts) if len(parts) == 1 else f"{parts[0]} ({'; '.join(parts[1:])})"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ccf_plugin.errors import InputError, check_at_least, did_you_mean, some_of
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.arrays import LabelledImages, checked_arrays
 from ccf_plugin.zoo.classes import listed, matched, order_of_known_list, printable, read_class_names
 from ccf_plugin.zoo.folders import DATA_FOLDER, folder_from
@@ -54,8 +54,8 @@ class Split:
         batches = [torch.arange(start, min(start + batch_size, len(self))) for start in starts]
         read = self.images.__getitem__
         images = map(read, batches) if isinstance(self.images, Tensor) else read_ahead(read, batches)
-        for rows, of_rows in zip(batches, images, strict=True):
-            yield of_rows.to(device).float() / scale, self.labels[rows].to(device)
+        for rows, batch in zip(batches, images, strict=True):
+            yield batch.to(device).float() / scale, self.labels[rows].to(device)
 
     def subset(self, rows: Tensor | slice) -> Split:
         """The images of ``rows``, int64 (B,)."""
@@ -163,9 +163,9 @@ def load_data(
 
 
 def resolved(spec: str) -> str:
-    """The spec, its path made absolute where it has ``~`` or ``..`` (``files.given_path``)."""
+    """The spec, its path made absolute where it has ``~`` or ``..`` (``files.expanded_path``)."""
     entry = find(READERS, spec)
-    return f"{entry[0].prefix}:{given_path(entry[1])}" if entry is not None and entry[0].is_path else spec
+    return f"{entry[0].prefix}:{expanded_path(entry[1])}" if entry is not None and entry[0].is_path else spec
 
 
 def check_spec(spec: str) -> None:
@@ -196,7 +196,7 @@ class _Order:
     def of(cls, classes: str | Path | Sequence[str]) -> _Order:
         if not isinstance(classes, str | Path):
             return cls(classes, "the classes given")
-        path = given_path(classes)
+        path = expanded_path(classes)
         return cls(read_class_names(path), str(path))
 
 
@@ -240,8 +240,8 @@ def _images_of(files: Sequence[Path], skipped: list[Path]) -> list[Path]:
             "some or remove the folder"
         )
     if len(images) < len(files):
-        kept = set(images)
-        skipped += [file for file in files if file not in kept]
+        chosen = set(images)
+        skipped += [file for file in files if file not in chosen]
     return images
 
 
@@ -301,6 +301,6 @@ def _decoded(splits: _Listed, limits: _Limits, preprocess: Preprocess | None, *,
     # Together, so that both splits agree on the channels.
     images = open_images(files, preprocess, colour=colour)
     both = Split(images, torch.from_numpy(np.concatenate(labels)))
-    ends = np.cumsum([len(of_split) for of_split in labels]).tolist()
+    ends = np.cumsum([len(split_labels) for split_labels in labels]).tolist()
     spans = map(slice, [0, *ends], ends)
     return {split: both.subset(part) for split, part in zip(splits, spans, strict=True)}

@@ -6,24 +6,24 @@ import os
 from pathlib import Path
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 
 # The variable, and the folder where it is not set.
 DATA_FOLDER = ("CCF_DATA", "data")
 MODEL_FOLDER = ("CCF_MODELS", "models")
 
 
-def folder_from(given: str | Path | None, default: tuple[str, str]) -> Path:
+def folder_from(path: str | Path | None, default: tuple[str, str]) -> Path:
     """The path that was given; where that is None, the variable's, and where it is not set or empty, the default."""
     variable, folder = default
-    return given_path(given if given is not None else os.environ.get(variable) or folder)
+    return expanded_path(path if path is not None else os.environ.get(variable) or folder)
 
 
 def check_file(path: Path) -> None:
     """Raise InputError unless a file that may be a checkpoint lies there."""
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise InputError(f"{path}: expected a checkpoint file, found {found}; check the path")
+        kind = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"{path}: expected a checkpoint file, found {kind}; check the path")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: expected a checkpoint file, found an empty one; download or save it again")
     if is_web_page(path):

@@ -74,16 +74,16 @@ def image_files(folder: Path) -> list[Path]:
     Raises InputError where none is, and where links lead back to a folder that was there already.
     """
     files: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     folders = [folder]
     while folders:
         inside = folders.pop()
         state = inside.stat()
-        if (state.st_dev, state.st_ino) in seen:
+        if (state.st_dev, state.st_ino) in visited:
             raise InputError(
                 f"{inside}: expected each folder once, found a circle of links to folders; remove the link"
             )
-        seen.add((state.st_dev, state.st_ino))
+        visited.add((state.st_dev, state.st_ino))
         with os.scandir(inside) as entries:
             for entry in entries:
                 if is_litter(entry.name):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.sources import LoadedModel, Source, buildable, loadable
 from ccf_plugin.zoo.specs import find, forms, nearest
@@ -42,8 +42,9 @@ def load_model(
         checkpoint_key: which of several state dicts in it, such as "swa_state_dict".
         options: of the code that makes the network.
         num_classes: of the network; None: as many as the checkpoint's.
-        mean, std: for a network that was trained on (images − mean) / std, per channel, of images in [0, 1]. None: the
-            checkpoint's own normalisation, timm's own of a timm model, or none.
+        mean: with ``std``, for a network that was trained on (images − mean) / std, per channel, of images in [0, 1].
+            None: the checkpoint's own normalisation, timm's own of a timm model, or none.
+        std: see ``mean``.
         model_dir: where RobustBench's weights lie; None: CCF_MODELS, else "models".
 
     Raises:
@@ -52,8 +53,14 @@ def load_model(
     """
     sources = loadable()
     source, name = find(sources, spec) or (sources[""], spec)
-    given = {"checkpoint": checkpoint, "options": options or None, "num_classes": num_classes, "mean": mean, "std": std}
-    surplus = [argument for argument, value in given.items() if value is not None]
+    optional = {
+        "checkpoint": checkpoint,
+        "options": options or None,
+        "num_classes": num_classes,
+        "mean": mean,
+        "std": std,
+    }
+    surplus = [argument for argument, value in optional.items() if value is not None]
     if surplus and not source.takes_checkpoint:
         takers = forms({prefix: other for prefix, other in sources.items() if other.takes_checkpoint})
         raise InputError(Fault(surplus[0], f"none, or a model with weights of your own ({takers})", repr(spec)))
@@ -61,13 +68,13 @@ def load_model(
         raise InputError(Fault("checkpoint_key", "a checkpoint that it is a key of", "none", "name it in {checkpoint}"))
     source.check(name)
     assert source.load is not None  # noqa: S101  (for mypy: it is loadable)
-    own = None
+    custom = None
     if surplus:
-        from ccf_plugin.zoo.weights import OwnWeights
+        from ccf_plugin.zoo.weights import CustomWeights
 
-        path = None if checkpoint is None else given_path(checkpoint)
-        own = OwnWeights(path, checkpoint_key, options or {}, num_classes, mean, std)
-    return source.load(name, pretrained=pretrained, checkpoint=own, model_dir=folder_from(model_dir, MODEL_FOLDER))
+        path = None if checkpoint is None else expanded_path(checkpoint)
+        custom = CustomWeights(path, checkpoint_key, options or {}, num_classes, mean, std)
+    return source.load(name, pretrained=pretrained, checkpoint=custom, model_dir=folder_from(model_dir, MODEL_FOLDER))
 
 
 def takes_checkpoint(spec: str) -> bool:

@@ -35,12 +35,14 @@ def with_normalization(
     """
     if mean is None and std is None:
         return network
-    for what, values in (("mean", mean), ("std", std)):
-        found = "nothing" if values is None else f"{len(values)} values"
+    for parameter, values in (("mean", mean), ("std", std)):
+        count = "nothing" if values is None else f"{len(values)} values"
         if values is None or len(values) != channels:
-            raise InputError(f"{what}: expected {channels} values, one per channel, found {found}")
-        if not all(_is_number(value) and (what == "mean" or value > 0) for value in values):
-            raise InputError(f"{what}: expected {'finite' if what == 'mean' else 'positive'} numbers, found {values}")
+            raise InputError(f"{parameter}: expected {channels} values, one per channel, found {count}")
+        if not all(_is_number(value) and (parameter == "mean" or value > 0) for value in values):
+            raise InputError(
+                f"{parameter}: expected {'finite' if parameter == 'mean' else 'positive'} numbers, found {values}"
+            )
     layers = OrderedDict(normalize=Normalize(mean or (), std or ()), model=network)
     return nn.Sequential(layers)
 

@@ -53,11 +53,11 @@ def check_target(target: str) -> None:
         raise _not_a_name(f"{_PREFIX}{target}")
 
 
-def failed(what: str, error: Exception) -> InputError:
+def failed(source: str, error: Exception) -> InputError:
     """One line on an exception out of such code, with the place where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}, line {last.lineno}"
-    return InputError(f"{what}: expected it to run, found {one_line(error)} ({place}); correct the code")
+    return InputError(f"{source}: expected it to run, found {one_line(error)} ({place}); correct the code")
 
 
 @contextlib.contextmanager

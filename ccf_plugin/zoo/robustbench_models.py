@@ -80,13 +80,13 @@ def import_robustbench() -> ModuleType:
             importlib.import_module("robustbench.data")
             evaluation: Any = importlib.import_module("robustbench.eval")
             if "log_path" not in inspect.signature(evaluation.AutoAttack).parameters:
-                evaluation.AutoAttack = _as_benchmark_calls(evaluation.AutoAttack)
+                evaluation.AutoAttack = _with_benchmark_interface(evaluation.AutoAttack)
             return importlib.import_module("robustbench")
     except Exception as error:
         raise UnavailableError(f"robustbench cannot be imported ({one_line(error)}); reinstall it") from error
 
 
-def _as_benchmark_calls(attack: Any) -> Any:
+def _with_benchmark_interface(attack: Any) -> Any:
     """pyautoattack's AutoAttack with the arguments and the result that robustbench's ``benchmark`` expects."""
 
     class AutoAttack(attack):  # type: ignore[misc]
@@ -181,11 +181,11 @@ def _zoo() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     return {dataset.value: {threat.value: rows for threat, rows in by.items()} for dataset, by in model_dicts.items()}
 
 
-def _exact(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
+def _exact(kind: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
     for option in known:
         if option.lower() == name.lower():
             return option
-    raise InputError(f"RobustBench has no {what} {name!r}; it has {', '.join(known)}")
+    raise InputError(f"RobustBench has no {kind} {name!r}; it has {', '.join(known)}")
 
 
 def _build(entry: Entry) -> nn.Module:

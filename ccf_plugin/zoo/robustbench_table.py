@@ -53,7 +53,7 @@ def local_files(dataset: str, threat: str, name: str, model_dir: Path | None) ->
 
 
 def _read_tables(text: str) -> dict[tuple[str, str], dict[str, Published]]:
-    found: dict[tuple[str, str], dict[str, Published]] = {}
+    published: dict[tuple[str, str], dict[str, Published]] = {}
     dataset = threat = ""
     for line in text.splitlines():
         heading = re.match(r"^(#{3,4}) +(.+)$", line.strip())
@@ -68,5 +68,5 @@ def _read_tables(text: str) -> dict[tuple[str, str], dict[str, Published]]:
         clean, robust = (_PERCENT.search(row[key]) for key in ("clean", "robust"))
         if clean and robust:
             figures = Published(round(float(clean[1]) / 100, 6), round(float(robust[1]) / 100, 6))
-            found.setdefault((dataset, threat), {})[row["name"].strip()] = figures
-    return found
+            published.setdefault((dataset, threat), {})[row["name"].strip()] = figures
+    return published

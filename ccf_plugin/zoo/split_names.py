@@ -17,11 +17,11 @@ def find_splits(by_name: Mapping[str, T], splits: Sequence[str]) -> tuple[dict[s
 
     Where nothing is called test, the validation split stands for it, which a note says if ``splits`` has "test".
     """
-    found, notes = {}, []
+    chosen, notes = {}, []
     for split, names in (("train", TRAIN), ("test", TEST + VALIDATION)):
-        name = next((given for known in names for given in by_name if given.lower() == known), None)
+        name = next((key for known in names for key in by_name if key.lower() == known), None)
         if name is not None:
-            found[split] = by_name[name]
+            chosen[split] = by_name[name]
             if split in splits and name.lower() in VALIDATION:
                 notes.append(f"no test split: {name} is taken for it")
-    return found, notes
+    return chosen, notes

@@ -49,9 +49,9 @@ class StreamedImages:
         images = torch.from_numpy(read_images(files, self.preprocess))
         channels, *size = self.image_shape
         if list(images.shape[2:]) != size or images.shape[1] > channels:
-            expected, found = ("×".join(map(str, shape)) for shape in (self.image_shape, images.shape[1:]))
+            expected, actual = ("×".join(map(str, shape)) for shape in (self.image_shape, images.shape[1:]))
             raise InputError(
-                f"expected images of {expected} as {self.files[0]} is, found {found} among {files[0]} and "
+                f"expected images of {expected} as {self.files[0]} is, found {actual} among {files[0]} and "
                 f"{len(files) - 1} others; convert them"
             )
         return images.expand(-1, channels, -1, -1)

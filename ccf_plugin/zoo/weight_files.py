@@ -25,7 +25,7 @@ _TORCH_SUFFIXES = {".pt", ".pth", ".th", ".ckpt", ".bin", ".tar"}
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")  # torch's archives, and its pickles before torch 1.6
 _DEEPEST = 8
 # What torch.compile, FSDP and activation checkpointing put into keys, wherever the module that they wrap stands.
-_OF_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def read_content(path: Path) -> Any:
@@ -47,35 +47,35 @@ def read_content(path: Path) -> Any:
 
 def state_dicts(content: object) -> StateDicts:
     """Each mapping of ``content`` that holds tensors, outermost first, with those; keys as ``plain_key`` has them."""
-    found: StateDicts = {}
-    seen: set[int] = set()
+    dicts: StateDicts = {}
+    visited: set[int] = set()
 
     def walk(value: object, place: tuple[str, ...]) -> None:
-        if not isinstance(value, Mapping | list | tuple) or id(value) in seen or len(place) > _DEEPEST:
+        if not isinstance(value, Mapping | list | tuple) or id(value) in visited or len(place) > _DEEPEST:
             return
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, Mapping):
             tensors = {plain_key(str(key)): entry for key, entry in value.items() if isinstance(entry, Tensor)}
             if tensors:
-                found[place] = tensors
+                dicts[place] = tensors
         for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
             walk(entry, (*place, str(key)))
 
     walk(content, ())
-    return found
+    return dicts
 
 
 def plain_key(key: str) -> str:
     """A state dict's key without what torch.compile, FSDP and activation checkpointing put into it."""
-    return _OF_WRAPPERS.sub("", key)
+    return _WRAPPER_PARTS.sub("", key)
 
 
 def refusal(error: BaseException, path: Path | None = None) -> str:
     """Why ``torch.load(weights_only=True)`` refused a file, and the way out, in a few words."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if found:
+    match = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if match:
         return (
-            f"it holds the Python object {found.group(1)}, and nothing is unpickled here; whoever trusts it writes its "
+            f"it holds the Python object {match.group(1)}, and nothing is unpickled here; whoever trusts it writes its "
             f"weights beside it once, in Python: {conversion(path or Path('FILE'))}"
         )
     reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({one_line(error, 80)})"  # pages of advice

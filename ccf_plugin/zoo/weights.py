@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean, some_of
-from ccf_plugin.zoo.checkpoints import apply_state, no_state_dict, of_another_architecture
+from ccf_plugin.zoo.checkpoints import apply_state, architecture_mismatch, no_state_dict
 from ccf_plugin.zoo.normalizations import Normalization
 from ccf_plugin.zoo.normalize import with_normalization
 from ccf_plugin.zoo.weight_files import StateDicts, read_content, state_dicts
@@ -31,7 +31,7 @@ _TOP = "."  # how the outermost mapping of a file is called, where it has to be 
 
 
 @dataclass(frozen=True)
-class OwnWeights:
+class CustomWeights:
     """What the user says of a network with weights of their own.
 
     Attributes:
@@ -61,22 +61,22 @@ class Restored(NamedTuple):
 
 
 def restored(
-    build: Callable[[int | None], nn.Module], own: OwnWeights, *, usual: Normalization | None = None
+    build: Callable[[int | None], nn.Module], custom: CustomWeights, *, usual: Normalization | None = None
 ) -> Restored:
     """The network that ``build`` makes for a number of classes (None: its default), with the user's weights.
 
     ``usual`` is the normalisation where neither the user, the file nor the network has one. Raises InputError as
     ``load_weights`` does, and for a mean and std that do not fit each other.
     """
-    model, normalization = build(own.num_classes), None
-    if own.path is not None:
-        tensors = _read(own.path)
-        if own.num_classes is None and (classes := _classes_in(model, tensors)) is not None:
+    model, normalization = build(custom.num_classes), None
+    if custom.path is not None:
+        tensors = _read(custom.path)
+        if custom.num_classes is None and (classes := _classes_in(model, tensors)) is not None:
             model = build(classes)
-        normalization = _load(model, tensors, own)
-    mean, std = (own.mean, own.std) if normalization is None else normalization
+        normalization = _load(model, tensors, custom)
+    mean, std = (custom.mean, custom.std) if normalization is None else normalization
     is_normalized = mean is not None or std is not None or bool(_constants(model))
-    is_normalized = is_normalized or own.path is None
+    is_normalized = is_normalized or custom.path is None
     if not is_normalized and usual is not None:
         mean, std = usual
     channels = len(mean or std or ())
@@ -96,7 +96,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None) -> Nor
         InputError: on one line, a file that is not right (``weight_files.read_content``), holds no weights or those of
             another architecture (``checkpoints.apply_state``), or several without ``key``.
     """
-    return _load(model, _read(path), OwnWeights(path, key))
+    return _load(model, _read(path), CustomWeights(path, key))
 
 
 def _read(path: Path) -> StateDicts:
@@ -107,15 +107,15 @@ def _read(path: Path) -> StateDicts:
     return tensors
 
 
-def _load(model: nn.Module, tensors: StateDicts, own: OwnWeights) -> Normalization | None:
+def _load(model: nn.Module, tensors: StateDicts, custom: CustomWeights) -> Normalization | None:
     """The file's normalisation, where neither the network nor the user has one."""
     matches = list(_matches(model, tensors))
     fits = [match for match in matches if not match.missing and not match.reshaped]
     if not fits:
-        apply_state(model, _nearest(matches, tensors), source=str(own.path))  # says what differs
-    fit = _choose(_with_rest(fits, tensors), own)
-    apply_state(model, fit.state, source=str(own.path))
-    is_used = fit.normalization is not None and not fit.kept and own.mean is None and own.std is None
+        apply_state(model, _nearest(matches, tensors), source=str(custom.path))  # says what differs
+    fit = _choose(_with_rest(fits, tensors), custom)
+    apply_state(model, fit.state, source=str(custom.path))
+    is_used = fit.normalization is not None and not fit.kept and custom.mean is None and custom.std is None
     notes = [f"`{'.'.join(fit.place)}` of the file"] if fit.place else []
     notes += [f"prefix `{fit.prefix}` removed"] if fit.prefix else []
     notes += [f"prefix `{fit.added}` added"] if fit.added else []
@@ -125,7 +125,7 @@ def _load(model: nn.Module, tensors: StateDicts, own: OwnWeights) -> Normalizati
         notes.append(f"its normalisation by mean {mean} and std {std} {'applied' if is_used else 'left out'}")
     notes += [f"{len(fit.rest)} tensors left out ({some_of(fit.rest)})"] if fit.rest else []
     if notes:
-        warnings.warn(f"{own.path}: {', '.join(notes)}", stacklevel=2)
+        warnings.warn(f"{custom.path}: {', '.join(notes)}", stacklevel=2)
     return fit.normalization if is_used else None
 
 
@@ -155,17 +155,17 @@ class _Match:
         return ".".join((*self.place, self.prefix.rstrip("."))).strip(".") or _TOP
 
 
-def _choose(fits: Sequence[_Match], own: OwnWeights) -> _Match:
+def _choose(fits: Sequence[_Match], custom: CustomWeights) -> _Match:
     """The fit that is meant. Raises InputError where that is not one, or where it is not all of its mapping."""
-    if own.key is None:
+    if custom.key is None:
         fits = [fit for fit in fits if not fit.rest] or fits
     else:
-        named = [fit for fit in fits if own.key == fit.label]
-        named = named or [fit for fit in fits if f"{fit.label}.".startswith(f"{own.key}.")]
+        named = [fit for fit in fits if custom.key == fit.label]
+        named = named or [fit for fit in fits if f"{fit.label}.".startswith(f"{custom.key}.")]
         if not named:
             labels = list(dict.fromkeys(fit.label for fit in fits))
-            near = did_you_mean(own.key, labels)
-            raise InputError(Fault("checkpoint_key", f"one that fits ({', '.join(labels)})", f"{own.key!r}{near}"))
+            near = did_you_mean(custom.key, labels)
+            raise InputError(Fault("checkpoint_key", f"one that fits ({', '.join(labels)})", f"{custom.key!r}{near}"))
         fits = named
     fits = _different(fits)
     if len(fits) > 1:
@@ -173,15 +173,15 @@ def _choose(fits: Sequence[_Match], own: OwnWeights) -> _Match:
         raise InputError(
             Fault(
                 "checkpoint_key",
-                f"one of the state dicts that fit in {own.path}, {' or '.join(labels)}",
-                "none" if own.key is None else repr(own.key),
+                f"one of the state dicts that fit in {custom.path}, {' or '.join(labels)}",
+                "none" if custom.key is None else repr(custom.key),
                 "choose with {checkpoint_key}",
             )
         )
     (fit,) = fits
     is_whole = not any(name.startswith(fit.prefix) for name in fit.rest)
-    if fit.rest and (own.key is None or not is_whole):
-        message = of_another_architecture(str(own.path), {"unexpected": fit.rest})
+    if fit.rest and (custom.key is None or not is_whole):
+        message = architecture_mismatch(str(custom.path), {"unexpected": fit.rest})
         raise InputError(message + (f", or take {fit.label} alone as checkpoint_key" if is_whole else ""))
     return fit
 
@@ -291,11 +291,11 @@ def _are_constants(mean: Tensor, std: Tensor) -> bool:
 
 def _different(fits: Sequence[_Match]) -> list[_Match]:
     """Without those whose weights are another's, such as an average that has not begun; the shortest label remains."""
-    kept: list[_Match] = []
+    distinct: list[_Match] = []
     for fit in sorted(fits, key=lambda fit: len(fit.label)):
-        if not any(_are_equal(fit.state, other.state) for other in kept):
-            kept.append(fit)
-    return kept
+        if not any(_are_equal(fit.state, other.state) for other in distinct):
+            distinct.append(fit)
+    return distinct
 
 
 def _are_equal(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

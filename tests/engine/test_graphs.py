@@ -128,4 +128,4 @@ def test_errors_of_the_function_reach_its_caller() -> None:
 
 
 def test_tensors_of_the_host_are_none_of_cudas() -> None:
-    assert not CudaGraphs().serve((torch.ones(1),))
+    assert not CudaGraphs().can_record((torch.ones(1),))

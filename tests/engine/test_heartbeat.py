@@ -60,7 +60,7 @@ def test_another_line_puts_it_off() -> None:
     clock, said = Clock(), list[str]()
     beat = Heartbeat(said.append, clock)
     clock.now += 29
-    beat.spoke()
+    beat.line_printed()
     clock.now += 29
     beat.look()
     assert said == []

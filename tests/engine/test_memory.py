@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ccf_plugin.engine.memory import naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors
 from ccf_plugin.errors import UnavailableError
 
 FAULTS_OF_A_SECOND_ALLOCATION = """
@@ -44,20 +44,20 @@ def test_freed_memory_is_used_again_without_the_system() -> None:
 )
 def test_running_out_of_memory_names_the_batch_that_failed_and_the_one_to_try(error: Exception, where: str) -> None:
     with pytest.raises(UnavailableError, match=rf"optim.batch_size: .* {where}'s memory, found 128 images.*; try 64"):
-        with naming_the_batch("optim.batch_size", 128):
+        with batch_size_errors("optim.batch_size", 128):
             raise error
     with pytest.raises(UnavailableError, match="smaller model"):
-        with naming_the_batch("optim.batch_size", 1):
+        with batch_size_errors("optim.batch_size", 1):
             raise error
 
 
 def test_a_real_allocation_that_cannot_be_is_named() -> None:
     with pytest.raises(UnavailableError, match=r"^batch_size: .* found 250 images, too many; try 125"):
-        with naming_the_batch("batch_size", 250):
+        with batch_size_errors("batch_size", 250):
             torch.empty(2**55)
 
 
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        with naming_the_batch("batch_size", 250):
+        with batch_size_errors("batch_size", 250):
             raise RuntimeError("shapes differ")

@@ -90,7 +90,7 @@ def test_what_is_of_no_image_is_torchs_own() -> None:
     with PerImageNoise(image_keys(IMAGES, 0)) as noise:
         found = [torch.rand(1), torch.randn(7, 3), torch.rand_like(torch.zeros(7, 2)), torch.zeros(36).uniform_()]
         found.append(torch.zeros(12, 3).uniform_(generator=generator.manual_seed(5)))
-        with noise.left():
+        with noise.suspended():
             state = torch.get_rng_state()
             inside = torch.rand_like(IMAGES)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

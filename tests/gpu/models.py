@@ -19,10 +19,10 @@ class Counted(CudaGraphs):
     def __init__(self, *, serves: bool = True) -> None:
         super().__init__()
         self.recorded = 0
-        self._serves = serves
+        self._applies_to = serves
 
-    def serve(self, inputs: tuple[Tensor, ...]) -> bool:
-        return self._serves and super().serve(inputs)
+    def can_record(self, inputs: tuple[Tensor, ...]) -> bool:
+        return self._applies_to and super().can_record(inputs)
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         self.recorded += 1

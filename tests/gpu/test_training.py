@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.runs import Quiet, assert_same_run, tiny
 
-from ccf_plugin.engine.memory import naming_the_batch
+from ccf_plugin.engine.memory import batch_size_errors
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training.interruption import Interrupted
 from ccf_plugin.training.loop import train
@@ -73,7 +73,7 @@ def test_training_on_cuda_learns_what_the_cpu_learns(tmp_path: Path) -> None:
 def test_out_of_memory_names_the_batch_size() -> None:
     with (
         pytest.raises(UnavailableError, match=r"optim.batch_size: .* the GPU's memory, found 128 images.*; try 64"),
-        naming_the_batch("optim.batch_size", 128),
+        batch_size_errors("optim.batch_size", 128),
     ):
         torch.empty(2**50, dtype=torch.uint8, device=CUDA)
     assert float(torch.ones(3, device=CUDA).sum()) == 3

@@ -48,9 +48,11 @@ def test_figures_equal_those_of_plain_separate_passes(model: torch.nn.Module, sp
     features: list[torch.Tensor] = []
     handle = head.register_forward_hook(lambda _, args, __: features.append(args[0]))  # type: ignore[union-attr, operator]
     with torch.no_grad():
-        correct = (model(attacked).argmax(1) == labels).double().mean()
-        clean = (model(images).argmax(1) == labels).double().mean()
+        logits, clean_logits = model(attacked).double().numpy(), model(images).double().numpy()
     handle.remove()
+    correct, clean = ((one.argmax(1) == labels.numpy()).mean() for one in (logits, clean_logits))
+    losses = [np.log(np.exp(one).sum(1)) - one[np.arange(30), labels] for one in (clean_logits, logits)]
+    assert [result.clean_loss, result.robust_loss] == pytest.approx([loss.mean() for loss in losses], rel=rounding(30))
     assert result.robust_accuracy == pytest.approx(float(correct))
     assert result.clean_accuracy == pytest.approx(float(clean))
     weight = head.weight.detach()  # type: ignore[union-attr]
@@ -87,13 +89,13 @@ def test_an_image_is_attacked_alike_in_any_batch_process_and_selection(
     seen: dict[bytes, list[torch.Tensor]] = {}
     forward = Attack.__call__
 
-    def noted(self: Attack, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def recorded(self: Attack, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         adversarial = forward(self, images, labels)
         for image, found in zip(images, adversarial, strict=True):
             seen.setdefault(image.numpy().tobytes(), []).append(found)
         return adversarial
 
-    monkeypatch.setattr(Attack, "__call__", noted)
+    monkeypatch.setattr(Attack, "__call__", recorded)
     parts = [split, split, split, split.part(0, 2), split.part(1, 2), split.subset(torch.arange(29, -1, -4))]
     for part, batch_size in zip(parts, (30, 7, 1, 30, 4, 5), strict=True):
         measure(model, MeasuredSplit(part, CLASSES), settings, batch_size=batch_size)

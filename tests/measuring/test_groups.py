@@ -41,17 +41,17 @@ def test_ways_to_say_the_same_groups(tmp_path: Path) -> None:
     assert named.name == "mine.txt"
     assert named.members(FOUR) == {"insects": ["ant", "bee"], "mammals": ["cow", "doe"]}
     for text in ("ant,bee;cow,doe", " ant , bee ; cow , doe ;", "0,1;2,doe", "ant,bee\ncow,doe"):
-        assert read_groups(text, FOUR).of_class == ("1", "1", "2", "2")
-    assert read_groups("cow,doe;x: ant,bee", FOUR).of_class == ("x", "x", "1", "1")
+        assert read_groups(text, FOUR).group_of == ("1", "1", "2", "2")
+    assert read_groups("cow,doe;x: ant,bee", FOUR).group_of == ("x", "x", "1", "1")
 
 
 def test_groups_that_are_known_by_name() -> None:
     groups = read_groups("cifar10", CIFAR10)
-    assert [index for index, group in enumerate(groups.of_class) if group == "vehicles"] == VEHICLES
+    assert [index for index, group in enumerate(groups.group_of) if group == "vehicles"] == VEHICLES
     hundred = sorted(member.strip() for members in NAMED["cifar100"].values() for member in members.split(","))
     groups = read_groups("cifar100", hundred)
     assert sorted(map(len, groups.members(hundred).values())) == [5] * 20
-    assert groups.of_class[hundred.index("whale")] == groups.of_class[hundred.index("otter")] == "aquatic_mammals"
+    assert groups.group_of[hundred.index("whale")] == groups.group_of[hundred.index("otter")] == "aquatic_mammals"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_clusters_are_found_and_have_no_p() -> None:
     assert found.to_json()["within_minus_between"]["p"] is None
     assert found.to_json()["from_matrix"] is True
     assert "found from C itself, so no p: " in found.rows()[0][1]
-    assert len(set(group_evidence(result(), "cluster:4").grouping.of_class)) == 4
+    assert len(set(group_evidence(result(), "cluster:4").grouping.group_of)) == 4
 
 
 def test_a_class_without_a_row_is_in_no_cluster() -> None:

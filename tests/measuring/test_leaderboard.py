@@ -87,7 +87,7 @@ def test_what_can_be_had_is_measured_and_the_rest_is_listed(place: Path, tmp_pat
 
 
 def test_the_chosen_head_is_measured(place: Path, tmp_path: Path) -> None:
-    settings = settings_in(place).but(head="linea")
+    settings = settings_in(place).with_values(head="linea")
     ((row, _),) = measure_leaderboard("cifar10", "Linf", settings, tmp_path / "board.csv", only=(FIRST,))
     assert "expected head to name a layer" in row.unavailable
 
@@ -114,7 +114,7 @@ def test_an_interrupted_table_goes_on(place: Path, tmp_path: Path, monkeypatch: 
     assert list(measure_leaderboard("cifar10", "Linf", settings, file, only=both)) == []
 
     before = file.read_bytes()
-    for name, other in {"steps": settings.but(steps=2), "limit": settings.but(limit=9)}.items():
+    for name, other in {"steps": settings.with_values(steps=2), "limit": settings.with_values(limit=9)}.items():
         with pytest.raises(InputError, match=f"expected rows measured as now, found others .*{name}"):
             measure_leaderboard("cifar10", "Linf", other, file, only=both)
     assert file.read_bytes() == before
@@ -156,7 +156,7 @@ def test_what_is_wrong_for_all_is_said_before_the_first(place: Path, tmp_path: P
     ]
     for kind, text, changes in wrong:
         with pytest.raises(kind, match=text):
-            measure_leaderboard("cifar10", "Linf", settings.but(**changes), file)
+            measure_leaderboard("cifar10", "Linf", settings.with_values(**changes), file)
     with pytest.raises(InputError, match="did you mean 'Wong2020Fast'"):
         measure_leaderboard("cifar10", "Linf", settings, file, only=["Wong2020Fats"])
     for content in ("", "model,cas\nx,3\n", "\x00"):

@@ -36,7 +36,7 @@ def test_a_pair_that_changed_survives_and_others_do_not() -> None:
     assert bands.survives[0, 1]
     assert bands.survives[1, 0]
     assert bands.surviving_pairs == np.triu(np.abs(first.matrix - second.matrix) > bands.half_width, 1).sum()
-    low, high = bands.of_pair(0, 1)
+    low, high = bands.band(0, 1)
     assert (low + high) / 2 == pytest.approx(first.matrix[0, 1] - second.matrix[0, 1])
     assert low > 0
     assert np.isnan(np.diag(bands.half_width)).all()

@@ -17,7 +17,7 @@ def test_single_settings_by_name() -> None:
     settings = Settings.of(data="digits", eps="4/255", head="fc", batch_size=9)
     assert (settings.images, settings.attack) == (ImageChoice(data="digits"), AttackChoice(eps="4/255"))
     assert (settings.probe.head, settings.batch_size, settings.weights) == ("fc", 9, Settings().weights)
-    assert settings.but(eps=None, data=None, head=None, batch_size=250) == Settings()
+    assert settings.with_values(eps=None, data=None, head=None, batch_size=250) == Settings()
     assert Settings.of(**settings.flat()) == settings
     with pytest.raises(TypeError, match="unknown settings: epz"):
         Settings.of(epz=1)

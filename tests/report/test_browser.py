@@ -226,7 +226,7 @@ def test_figures_that_the_table_of_metrics_has_more_are_drawn(visit: Open) -> No
     assert bottom < third < second < below < first < top
     page.evaluate(ALL_IN_VIEW)
     columns = page.locator("#curves ~ details th[scope=col]").all_inner_texts()
-    assert columns == ["epoch", "train RA", "clean accuracy", "RA", "CAS", "loss", "other CAS", "alarm"]
+    assert columns == ["epoch", "train loss", "train RA", "clean accuracy", "RA", "CAS", "loss", "other CAS", "alarm"]
 
 
 def test_the_confusions_are_shown_by_epoch_and_images(visit: Open) -> None:
@@ -255,7 +255,8 @@ def test_chance_excess_and_lengths_are_drawn_and_hidden_by_the_legend(visit: Ope
     traces = page.evaluate("document.getElementById('curves').data.map(({ name, yaxis }) => [name, yaxis])")
     axes = dict(map(tuple, reversed(traces)))
     assert (axes["CAS"], axes["CAS by chance"], axes["CAS beyond chance"]) == ("y2", "y2", "y2")
-    assert (axes["shared part"], axes["squared lengths"]) == ("y3", "y3")
+    assert (axes["shared part"], axes["squared lengths"]) == ("y4", "y4")
+    assert axes["train loss"] == "y3"
     page.locator("#curves .legend .traces", has_text="CAS by chance").locator(".legendtoggle").click()
     hidden = "document.getElementById('curves').data.filter(({ visible }) => visible === 'legendonly')"
     _until(page, f"{hidden}.length === 2")  # the curve and its entry
@@ -266,7 +267,7 @@ def test_each_panel_s_title_stays_beside_it(visit: Open) -> None:
     for device in (DESKTOP, PHONE):
         page = visit("evidence", **device)
         boxes = page.evaluate(
-            """['ytitle', 'y2title', 'y3title'].map((name) => {
+            """['ytitle', 'y2title', 'y3title', 'y4title'].map((name) => {
                  const { top, bottom } = document.querySelector(`#curves .${name}`).getBoundingClientRect();
                  return [top, bottom]; })"""
         )

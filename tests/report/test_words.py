@@ -23,7 +23,7 @@ from ccf_plugin.training.recipe_files import load_recipe
 
 def test_published_figures_belong_to_their_own_file_alone() -> None:
     assert load_recipe("preact_linf").published is not None
-    assert load_recipe("preact_linf_awp").published is None  # builds on it
+    assert load_recipe("preact_linf_kdswa").published is None  # builds on it
     assert load_recipe("cifar_small").published is None
     changed = load_recipe("preact_linf", ["attack.eps=4/255", "seed=1"]).published
     assert changed is not None
@@ -36,13 +36,22 @@ def test_a_run_beside_what_was_published(write_run: WriteRun) -> None:
     table = against_published(run, run.tracks[0])
     rows = {row[0]: row[1:] for row in table["rows"]}
     assert table["columns"][1:4] == ["clean accuracy", "RA", "CAS"]
-    assert table["columns"][4:] == ["published RA", "published CAS"]
+    assert table["columns"][4:] == [
+        *("published RA", "published CAS", "AWP's log clean accuracy", "AWP's log RA"),
+        *("Rice et al.'s log clean accuracy", "Rice et al.'s log RA"),
+    ]
     # RA is 0.48 - 0.3 * 10 / 30 = 38 % at epoch 10, published are 36.9 %; at the best it is 48 % against 47.8 %.
     assert rows["10"][1] == "38.0 %"
     assert rows["10"][3] == "36.9 % (here +1.1)"
     assert rows["best (20)"][3] == "47.8 % (here +0.2)"
     assert rows["last (30)"][3] == "42.5 % (here \N{MINUS SIGN}4.5)"
-    assert rows["190 (not evaluated)"] == ["–", "–", "–", "42.8 %", "9.1"]
+    assert rows["190 (not evaluated)"] == ["–", "–", "–", "42.8 %", "9.1", "", "", "", ""]
+    assert rows["best (20)"][6] == "52.8 % (here \N{MINUS SIGN}4.8)"
+    assert table["standing"].startswith(
+        "The best RA, 48.0 %, stands +0.2 points from the 47.8 % of the source above and \N{MINUS SIGN}4.8 points from "
+        "the 52.8 % of AWP's log and \N{MINUS SIGN}5.5 points from the 53.5 % of Rice et al.'s log. "
+    )
+    assert "names no attack" in table["standing"]
     assert table["changed"] == ["optim.epochs=30"]
 
 
@@ -107,9 +116,9 @@ def test_a_run_that_was_never_evaluated_says_so(write_run: WriteRun) -> None:
 def test_the_curves_as_a_table_have_what_was_measured(write_run: WriteRun) -> None:
     (run,) = read_runs([write_run("run", epochs=4, every=2, best=2)])
     table = along_epochs(run.tracks[0])
-    assert table["columns"] == ["epoch", "train RA", "clean accuracy", "RA", "CAS", "alarm"]
+    assert table["columns"] == ["epoch", "train loss", "train RA", "clean accuracy", "RA", "CAS", "alarm"]
     assert [row[0] for row in table["rows"]] == ["2 (best)", "4"]
-    assert table["rows"][0][1:4] == ["50.0 %", "75.0 %", "48.0 %"]
+    assert table["rows"][0][1:5] == ["2.000", "50.0 %", "75.0 %", "48.0 %"]
 
 
 def test_recipes_side_by_side_show_only_what_differs(write_run: WriteRun) -> None:

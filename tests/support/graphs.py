@@ -17,10 +17,10 @@ class FakeGraphs:
 
     def __init__(self, *findings: str, refuses: Exception | None = None, serves: bool = True) -> None:
         self.recorded = self.replayed = self.watched = 0
-        self._findings, self._refuses, self._serves = list(findings), refuses, serves
+        self._findings, self._refuses, self._applies_to = list(findings), refuses, serves
 
-    def serve(self, inputs: tuple[Tensor, ...]) -> bool:
-        return self._serves
+    def can_record(self, inputs: tuple[Tensor, ...]) -> bool:
+        return self._applies_to
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +21,17 @@ def _images(count: int, height: int = 6, width: int = 5) -> torch.Tensor:
     )
 
 
-def test_shift_and_flip_equals_pad_crop_flip_of_each_image() -> None:
+@pytest.mark.parametrize(("border", "mode"), [("reflect", "reflect"), ("zero", "constant")])
+def test_shift_and_flip_equals_pad_crop_flip_of_each_image(border: Any, mode: Any) -> None:
     images, padding = _images(40), 3
     generator = torch.Generator().manual_seed(2)
     shifts = torch.randint(-padding, padding + 1, (40, 2), generator=generator)
     flips = torch.randint(0, 2, (40,), generator=generator) > 0
-    moved = shift_and_flip(images, shifts, flips)
+    moved = shift_and_flip(images, shifts, flips, border)
     for image, (down, right), flip, result in zip(
         images.numpy(), shifts.tolist(), flips.tolist(), moved.numpy(), strict=True
     ):
-        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode=mode)
         top, left = padding + down, padding + right
         expected = padded[:, top : top + 6, left : left + 5]
         np.testing.assert_array_equal(result, expected[:, :, ::-1] if flip else expected)

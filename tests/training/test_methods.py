@@ -86,7 +86,8 @@ def _made_small(name: str) -> list[str]:
     short = [*SMALL, "data.name=npz:made.npz", "data.train_per_class=2", "precision=float32"]
     for section in recipe.distill:  # first the teachers, from the recipes that their specs name
         if section.teacher != "average" and not Path(section.teacher).exists():
-            _ccf_train(Path(section.teacher).name, section.teacher, [*short, *_shrunk(recipe)])
+            teacher = Path(section.teacher).name
+            _ccf_train(teacher, section.teacher, [*short, *_shrunk(load_recipe(teacher))])
     return [*short, *_at_once(recipe), *_shrunk(recipe)]
 
 

@@ -24,6 +24,7 @@ from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
+from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import load_model
 
 
@@ -84,7 +85,8 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     header, *lines = (finished.folder / "log.csv").read_text().splitlines()
     assert header == (
         "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
-        "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p"
+        "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p,"
+        "train_clean_accuracy,test_clean_loss,test_robust_loss"
     )
     assert len(lines) == 3
     rows = read_log(finished.folder)
@@ -95,6 +97,9 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
         assert row.cas == pytest.approx(result.cas, rel=1e-5)
         assert row.cas_null == pytest.approx(result.null.cas_mean, rel=1e-5)
         assert row.cas_excess == pytest.approx(result.cas - result.null.cas_mean, abs=1e-4)
+        assert (row.test_clean_loss, row.test_robust_loss) == pytest.approx(
+            (result.clean_loss, result.robust_loss), rel=1e-5
+        )
         assert row.squared_lengths == pytest.approx((result.lengths**2).sum() / result.logit_variance, rel=1e-5)
         assert row.test_robust_accuracy == pytest.approx(result.robust_accuracy)
         assert result.counts.tolist() == [2] * 10
@@ -117,6 +122,18 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     assert run.best is not None
     kept = run.folder / "epochs" / f"{run.best.epoch:03}.safetensors"
     assert (run.folder / "best.safetensors").read_bytes() == kept.read_bytes()
+
+
+def test_train_clean_accuracy_is_that_of_plain_training_images_in_eval_mode(tmp_path: Path) -> None:
+    run = train(tiny("data.test_limit=50", "checkpoints.every=1", "precision=float32"), tmp_path / "run", Quiet())
+    digits = load_data("digits", train_per_class=6).train  # 60 images, of which as many as test images are measured
+    assert digits is not None
+    rows = [place * 60 // 50 for place in range(50)]
+    for epoch, row in enumerate(run.rows, 1):
+        model = load_model(str(run.folder / "epochs" / f"{epoch:03}.safetensors")).model
+        with torch.no_grad():
+            predicted = model(digits.images[rows].float() / 255).argmax(1)
+        assert row.train_clean_accuracy == float((predicted == digits.labels[rows]).double().mean())
 
 
 def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Run) -> None:

@@ -34,7 +34,7 @@ def test_targets_and_loss_equal_the_formula() -> None:
         running[rows] = 0.6 * running[rows] + 0.4 * _softmax(clean)
         targets = running[rows] / running[rows].sum(1, keepdims=True)
         weight = 7.0 * math.exp(-5 * (1 - (epoch - 2) / 4) ** 2)
-        expected = weight * ((_softmax(adversarial) - targets) ** 2).sum(1).mean()
+        expected = weight * ((_softmax(adversarial) - targets) ** 2).mean()
         ensemble.update(torch.from_numpy(rows), torch.from_numpy(clean).float())
         loss = ensemble.loss(epoch, torch.from_numpy(rows), torch.from_numpy(adversarial).float())
         assert float(loss) == pytest.approx(expected, rel=1e-5)

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.weight_files import conversion
-from ccf_plugin.zoo.weights import OwnWeights, load_weights, restored
+from ccf_plugin.zoo.weights import CustomWeights, load_weights, restored
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
 
@@ -156,7 +156,7 @@ def test_a_family_is_loaded_and_said_in_one_line(name: str, tmp_path: Path) -> N
     torch.save(family.content, tmp_path / family.name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, is_normalized = restored(lambda _: network(7), OwnWeights(tmp_path / family.name))
+        model, is_normalized = restored(lambda _: network(7), CustomWeights(tmp_path / family.name))
     notes = [str(warning.message) for warning in caught]
     assert len(notes) == bool(family.says)
     assert family.says in "".join(notes)
@@ -180,7 +180,7 @@ def test_a_wrapper_takes_the_file_of_what_it_wraps(name: str, prefix: str, tmp_p
     wrap, says = WRAPPERS[name]
     torch.save({"net": under(prefix, STATE)}, tmp_path / "a.pth")
     with pytest.warns(UserWarning, match=says):
-        model, is_normalized = restored(lambda _: wrap(network(7)), OwnWeights(tmp_path / "a.pth"))
+        model, is_normalized = restored(lambda _: wrap(network(7)), CustomWeights(tmp_path / "a.pth"))
     images = torch.rand(4, 2, 4, 4)
     torch.testing.assert_close(model(images), wrap(network()).eval()(images))
     assert is_normalized == (wrap is Normalized)
@@ -246,7 +246,7 @@ def test_two_normalisations_that_differ_are_not_guessed(tmp_path: Path) -> None:
 
 def test_the_user_s_normalisation_goes_before_the_file_s(tmp_path: Path) -> None:
     torch.save({"model": ROBUSTNESS}, tmp_path / "a.pt")
-    own = OwnWeights(tmp_path / "a.pt", mean=(0.0, 0.1), std=(1.0, 2.0))
+    own = CustomWeights(tmp_path / "a.pt", mean=(0.0, 0.1), std=(1.0, 2.0))
     with pytest.warns(UserWarning, match="its normalisation by .* left out"):
         model, is_normalized = restored(lambda _: network(7), own)
     images = torch.rand(4, 2, 4, 4)
@@ -261,9 +261,9 @@ def test_the_number_of_classes_is_the_file_s(tmp_path: Path) -> None:
 
     torch.save({"net": STATE}, tmp_path / "a.pt")
     with pytest.warns(UserWarning, match="`net` of the file"):
-        assert restored(build, OwnWeights(tmp_path / "a.pt")).model(torch.rand(1, 2, 4, 4)).shape == (1, 3)
+        assert restored(build, CustomWeights(tmp_path / "a.pt")).model(torch.rand(1, 2, 4, 4)).shape == (1, 3)
     with pytest.raises(InputError, match=r"2 of another shape \(fc\.weight, fc\.bias\)"):
-        restored(build, OwnWeights(tmp_path / "a.pt", num_classes=5))
+        restored(build, CustomWeights(tmp_path / "a.pt", num_classes=5))
 
 
 def test_safetensors_of_any_name(tmp_path: Path) -> None:

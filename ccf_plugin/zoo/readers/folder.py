@@ -27,7 +27,7 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Im
         inside = [entry.name for entry in entries] if path.is_dir() else ["no such folder"]
         expected = " or ".join(str(path / split / "<class>") for split in splits)
         raise InputError(f"folder:{path}: expected {expected}, found {some_of(inside, 6) or 'nothing'}; check the path")
-    by_split = {split: class_folders(of_split) for split, of_split in folders.items()}
+    by_split = {split: class_folders(split_folder) for split, split_folder in folders.items()}
     beside = [
         entry.relative_to(path).as_posix()
         for split in splits

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, missing_extra, one_line, some_of
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 from ccf_plugin.zoo.split_names import TEST, find_splits
 
@@ -104,7 +104,7 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Ar
 
 def _parsed(name: str) -> tuple[str, dict[str, str]]:
     """The data set, and the columns and configuration that are named behind it."""
-    if given_path(name).is_dir():
+    if expanded_path(name).is_dir():
         return name, {}
     target, *parts = name.split("#")
     choices = {}
@@ -129,7 +129,7 @@ def _load(spec: str, target: str, config: str | None, *, download: bool) -> Any:
 
     from ccf_plugin.zoo.containment import quiet
 
-    path = given_path(target)
+    path = expanded_path(target)
     try:
         if path.is_dir():
             with quiet():
@@ -170,21 +170,22 @@ def _cache_alone() -> Iterator[None]:
         config.HF_HUB_OFFLINE = before
 
 
-def _column(spec: str, features: Mapping[str, Any], role: str, kind: type, given: str | None) -> str:
+def _column(spec: str, features: Mapping[str, Any], role: str, kind: type, column: str | None) -> str:
     """The column that is given, or the only one of its type."""
     described = [f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in features.items()]
     fitting = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if given is not None:
-        if given in fitting or (role == "label" and "int" in getattr(features.get(given), "dtype", "")):
-            return given
+    if column is not None:
+        if column in fitting or (role == "label" and "int" in getattr(features.get(column), "dtype", "")):
+            return column
         raise InputError(
-            f"{spec}: expected a column of type {kind.__name__} in #{role}={given}, found {some_of(described, 6)}"
+            f"{spec}: expected a column of type {kind.__name__} in #{role}={column}, found {some_of(described, 6)}"
         )
     if len(fitting) == 1:
         return fitting[0]
-    found = some_of(fitting or described, 6)
+    candidates = some_of(fitting or described, 6)
     raise InputError(
-        f"{spec}: expected one column of type {kind.__name__}, found {found or 'none'}; name it: {spec}#{role}=COLUMN"
+        f"{spec}: expected one column of type {kind.__name__}, found {candidates or 'none'}; name it: "
+        f"{spec}#{role}=COLUMN"
     )
 
 

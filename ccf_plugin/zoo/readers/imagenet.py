@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ccf_plugin.zoo.image_files import ClassFiles
 
 _FOLDERS = {"tinyimagenet": "tiny-imagenet-200", "imagenet": "imagenet"}
-_OF_SPLIT = {"train": "train", "test": "val"}
+_SPLIT_FOLDERS = {"train": "train", "test": "val"}
 _REMEDIES = {
     "tinyimagenet": "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in {root}",
     "imagenet": "put or link the images of ILSVRC 2012 there (https://image-net.org/download), one folder per class",
@@ -38,13 +38,13 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Im
     from ccf_plugin.zoo.image_files import class_folders
 
     folder = root / _FOLDERS[name]
-    folders = {split: folder / part for split, part in _OF_SPLIT.items() if (folder / part).is_dir()}
+    folders = {split: folder / part for split, part in _SPLIT_FOLDERS.items() if (folder / part).is_dir()}
     if not any(split in folders for split in splits):
-        parts = " or ".join(f"{folder / _OF_SPLIT[split]}" for split in splits)
-        found = "nothing" if not folder.is_dir() else f"{folder} without it"
-        raise UnavailableError(f"{name}: expected {parts}, found {found}; {_REMEDIES[name].format(root=root)}")
+        parts = " or ".join(f"{folder / _SPLIT_FOLDERS[split]}" for split in splits)
+        present = "nothing" if not folder.is_dir() else f"{folder} without it"
+        raise UnavailableError(f"{name}: expected {parts}, found {present}; {_REMEDIES[name].format(root=root)}")
     by_wnid = class_folders if name == "imagenet" else _tiny_by_wnid
-    splits_by_wnid = {split: by_wnid(of_split) for split, of_split in folders.items()}
+    splits_by_wnid = {split: by_wnid(split_folder) for split, split_folder in folders.items()}
     return ImageFiles(splits_by_wnid, colour=True, readable=readable_names)
 
 
@@ -115,7 +115,7 @@ def _annotated(folder: Path) -> ClassFiles:
     """By val_annotations.txt: each line begins with a file's name and its wnid, separated by tabs."""
     path = folder / _ANNOTATIONS
     names: dict[str, list[str]] = {}
-    seen: set[str] = set()
+    listed_names: set[str] = set()
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except UnicodeDecodeError as error:
@@ -125,9 +125,9 @@ def _annotated(folder: Path) -> ClassFiles:
         wnid = rest.partition("\t")[0]
         if not wnid or {name, wnid} & {".", ".."} or "/" in name + wnid:
             raise InputError(f"{path}: expected lines of file, tab, wnid, found {line[:60]!r}; unpack it again")
-        if name in seen:
+        if name in listed_names:
             raise InputError(f"{path}: expected each image once, found {name[:60]!r} twice; unpack the archive again")
-        seen.add(name)
+        listed_names.add(name)
         names.setdefault(wnid, []).append(name)
     if not names:
         raise InputError(f"{path}: expected a line for each image, found none; unpack the archive again")

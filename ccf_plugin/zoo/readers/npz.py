@@ -77,8 +77,8 @@ def _pairs(
         y = [name for name in fitting if keys[name].content == partner] or fitting
         if not y:
             missing = re.sub(rf"(?i)(?<![a-z]){keys[x].content}(?![a-z])", partner, x)
-            found = _names_in(arrays)
-            raise InputError(f"npz:{path}: expected {missing}, an integer per image of {x}, found {found}")
+            present = _names_in(arrays)
+            raise InputError(f"npz:{path}: expected {missing}, an integer per image of {x}, found {present}")
         pairs[split] = (x, _only(path, y, f"labels of {x}"))
     return pairs, notes
 

@@ -57,8 +57,8 @@ def _call(spec: str, function: Any, split: str) -> tuple[Any, ...] | None:
     except Exception as error:
         raise failed(call, error) from error
     if value is not None and (not isinstance(value, tuple) or len(value) not in (2, 3)):
-        found = f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
-        raise InputError(f"{call}: expected {_EXPECTED}, found {found}")
+        kind = f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
+        raise InputError(f"{call}: expected {_EXPECTED}, found {kind}")
     return value
 
 
@@ -98,14 +98,14 @@ def _array(expected: str, value: object) -> NDArray[Any]:
     return array
 
 
-def _class_names(spec: str, given: Sequence[Any]) -> tuple[str, ...] | None:
+def _class_names(spec: str, name_lists: Sequence[Any]) -> tuple[str, ...] | None:
     import numpy as np
 
-    lists = [names.tolist() if isinstance(names, np.ndarray) else names for names in given]
+    lists = [names.tolist() if isinstance(names, np.ndarray) else names for names in name_lists]
     for names in lists:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            found = f"{type(names).__name__} {str(names)[:60]}"
-            raise InputError(f"{spec}: expected class names as a list of text, found {found}")
+            description = f"{type(names).__name__} {str(names)[:60]}"
+            raise InputError(f"{spec}: expected class names as a list of text, found {description}")
         if list(names) != list(lists[0]):
             raise InputError(f"{spec}: expected the same class names for train and test, found others; give one list")
     return tuple(lists[0]) if lists else None

@@ -15,7 +15,7 @@ from ccf_plugin.zoo.sources.source import Build, Load, LoadedModel, Source, chec
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 _CIFAR = (3, 32, 32)
 
@@ -57,18 +57,18 @@ def _is_count(value: object) -> bool:
 
 
 def _loading(build: Build) -> Load:
-    def load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+    def load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
         """For images of three channels and, unless the user or the file says otherwise, ten classes."""
-        from ccf_plugin.zoo.weights import OwnWeights, restored
+        from ccf_plugin.zoo.weights import CustomWeights, restored
 
-        own = checkpoint or OwnWeights()
-        if own.path is None and pretrained:
+        weights = checkpoint or CustomWeights()
+        if weights.path is None and pretrained:
             raise InputError(Fault("checkpoint", f"the weights of {name}", "none", "name their file in {checkpoint}"))
 
         def built(num_classes: int | None) -> nn.Module:
-            return build(name, num_classes=num_classes or 10, input_size=_CIFAR, options=own.options)
+            return build(name, num_classes=num_classes or 10, input_size=_CIFAR, options=weights.options)
 
-        model, is_normalized = restored(built, own)
+        model, is_normalized = restored(built, weights)
         return LoadedModel(model, name, name, is_normalized=is_normalized)
 
     return load

@@ -20,22 +20,22 @@ from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 
-def _load(target: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+def _load(target: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     """As the checkpoint describes it where it is a run's and of this code, else as the factory makes it."""
     from ccf_plugin.zoo.checkpoints import read_metadata
     from ccf_plugin.zoo.sources.runs import from_metadata, model_in
-    from ccf_plugin.zoo.weights import OwnWeights, restored
+    from ccf_plugin.zoo.weights import CustomWeights, restored
 
     spec, name = f"python:{target}", target.rpartition(":")[2]
-    own = checkpoint or OwnWeights()
-    if own.path is not None and own.path.suffix == ".safetensors" and own == OwnWeights(own.path):
-        metadata = read_metadata(own.path)
+    weights = checkpoint or CustomWeights()
+    if weights.path is not None and weights.path.suffix == ".safetensors" and weights == CustomWeights(weights.path):
+        metadata = read_metadata(weights.path)
         if metadata is not None and model_in(metadata) == spec:
-            return from_metadata(metadata, own.path, spec=spec, name=name)
-    model, is_normalized = restored(lambda classes: _make(target, own.options, num_classes=classes), own)
+            return from_metadata(metadata, weights.path, spec=spec, name=name)
+    model, is_normalized = restored(lambda classes: _make(target, weights.options, num_classes=classes), weights)
     return LoadedModel(model, spec, name, num_classes=_num_classes(model), is_normalized=is_normalized)
 
 
@@ -78,8 +78,8 @@ def _call(target: str, factory: Any, options: Mapping[str, Any], num_classes: in
 
 def _num_classes(model: nn.Module) -> int | None:
     """What the model itself says, behind its normalisation or not; a guess from its last layer could be wrong."""
-    said = getattr(model, "num_classes", getattr(getattr(model, "model", None), "num_classes", None))
-    return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
+    count = getattr(model, "num_classes", getattr(getattr(model, "model", None), "num_classes", None))
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else None
 
 
 register_source(

@@ -13,10 +13,10 @@ from ccf_plugin.zoo.sources.source import LoadedModel, Source, check_options, re
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 
-def _load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+def _load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     from ccf_plugin.zoo.robustbench_models import load_robustbench
 
     return load_robustbench(name, pretrained=pretrained, model_dir=model_dir)

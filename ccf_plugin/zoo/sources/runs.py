@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.files import given_path
+from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
 
 if TYPE_CHECKING:
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 
-def _load(spec: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     """Of a folder the best weights, the averaged ones where the run averages."""
     from ccf_plugin.zoo.checkpoints import read_metadata
 
@@ -119,13 +119,13 @@ def _section(metadata: Mapping[str, Any], key: str, path: Path) -> Mapping[str, 
 
 def checkpoint_at(spec: str) -> Path:
     """The file of weights that a path names. Raises InputError where there is none."""
-    path = given_path(spec)
+    path = expanded_path(spec)
     if path.is_dir():
         best = checkpoint_of(path, "best")
         if best.is_file():
             return best
-        found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no checkpoint"
-        raise InputError(f"{path}: expected a run folder with {best.name}, found {found}")
+        present = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no checkpoint"
+        raise InputError(f"{path}: expected a run folder with {best.name}, found {present}")
     if path.is_file():
         if path.suffix == ".safetensors":
             return path

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ccf_plugin.zoo.image_files import Preprocess
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 
 def default_threat() -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Load(Protocol):
     """A trained classifier by the name behind the prefix."""
 
     def __call__(
-        self, name: str, /, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path
+        self, name: str, /, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path
     ) -> LoadedModel:
         """``pretrained`` False: the architecture alone. ``checkpoint``: of sources that ``takes_checkpoint`` alone.
 

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ccf_plugin.zoo.image_files import Preprocess
-    from ccf_plugin.zoo.weights import OwnWeights
+    from ccf_plugin.zoo.weights import CustomWeights
 
 
-def _load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_dir: Path) -> LoadedModel:
+def _load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     """The model ``name``, with or without a weight tag, its weights timm's or the user's.
 
     Raises InputError for a name, tag or weights that timm does not have, UnavailableError for a failed download.
     """
     if checkpoint is not None:
-        return _load_own(name, checkpoint, pretrained=pretrained)
+        return _load_custom(name, checkpoint, pretrained=pretrained)
     import timm
 
     from ccf_plugin.zoo.normalize import with_normalization
@@ -50,23 +50,23 @@ def _load(name: str, *, pretrained: bool, checkpoint: OwnWeights | None, model_d
     )
 
 
-def _load_own(name: str, own: OwnWeights, *, pretrained: bool) -> LoadedModel:
+def _load_custom(name: str, custom: CustomWeights, *, pretrained: bool) -> LoadedModel:
     """The model ``name`` with the user's weights, options and classes, on images of the size that ``img_size`` says."""
     from ccf_plugin.zoo.normalizations import Normalization
     from ccf_plugin.zoo.weights import restored
 
-    if own.path is None and pretrained:
+    if custom.path is None and pretrained:
         raise InputError(Fault("checkpoint", f"weights for timm:{name} with options of your own", "none"))
     _check_name(name, pretrained=False)
-    options: dict[str, Any] = {"pretrained": False, **own.options}
+    options: dict[str, Any] = {"pretrained": False, **custom.options}
     size = options.pop("img_size", None)
 
     def build(num_classes: int | None) -> nn.Module:
         return _create_sized(name, size, **options, **({} if num_classes is None else {"num_classes": num_classes}))
 
-    config, preprocess = _data_config(build(own.num_classes), size)
+    config, preprocess = _data_config(build(custom.num_classes), size)
     usual = Normalization(config["mean"], config["std"])
-    model, is_normalized = restored(build, own, usual=usual)
+    model, is_normalized = restored(build, custom, usual=usual)
     if not is_normalized:
         mean, std = (", ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
         pixels = "×".join(map(str, config["input_size"][1:]))
