@@ -42,10 +42,9 @@ def pack(
 
     from ccf_plugin.runs.pieces import Precision, pack
 
-    precision = Precision(weights.value, momentum.value)  # type: ignore[arg-type]
-    pieces = pack(
-        expanded_path(folder), expanded_path(into), precision=precision, megabytes=megabytes, state_only=state_only
-    )
+    precision = Precision(weights.value, momentum.value)
+    source, place = expanded_path(folder), expanded_path(into)
+    pieces = pack(source, place, precision=precision, megabytes=megabytes, state_only=state_only)
     size = sum(path.stat().st_size for path in pieces)
     exact = "exact" if precision == Precision() else "not exact"
     said = f"Wrote {len(pieces)} pieces to {into}, {size / 2**20:.1f} MB; {exact}"

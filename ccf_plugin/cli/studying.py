@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def sweep(
 def _until(minutes: float | None) -> float | None:
     if minutes is not None and not 0 <= minutes < 1e6:
         raise InputError(Fault("minutes", "0 or more", f"{minutes:g}"))
-    return None if minutes is None else time.monotonic() + 60 * minutes
+    return None if minutes is None else time.monotonic() + 60 * minutes if minutes else -math.inf
 
 
 def _do(

@@ -170,10 +170,8 @@ class _Reader:
         self._text, self._runs = text, runs
 
     def read(self, node: ast.expr) -> Node:
-        value = getattr(node, "value", None)
-        is_number = isinstance(node, ast.Constant) and isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and abs(value) < 1e300:
-            return Number(float(value))
+        if isinstance(node, ast.Constant):
+            return self._number(node)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return Call(np.negative, (self.read(node.operand),))
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
@@ -185,6 +183,12 @@ class _Reader:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             return self._figure(node.value.id, node.attr)
         raise _fault(self._text, "numbers, run.figure, + - * / and functions", ast.unparse(node)[:80])
+
+    def _number(self, node: ast.Constant) -> Number:
+        value = node.value
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 1e300:
+            raise _fault(self._text, "numbers, run.figure, + - * / and functions", ast.unparse(node)[:80])
+        return Number(float(value))
 
     def _call(self, name: str, arguments: list[ast.expr]) -> Node:
         known = ["spearman", *_FUNCTIONS]

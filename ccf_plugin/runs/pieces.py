@@ -76,7 +76,7 @@ def pack(
                     kind = zipfile.ZIP_STORED if path.suffix == ".safetensors" else zipfile.ZIP_DEFLATED
                     archive.writestr(path.relative_to(folder).as_posix(), content, kind)
     whole = buffer.getvalue()
-    described = {"format": _FORMAT, "name": folder.resolve().name, "stand": stand, "bytes": len(whole)}
+    described: dict[str, Any] = {"format": _FORMAT, "name": folder.resolve().name, "stand": stand, "bytes": len(whole)}
     described["sha256"] = hashlib.sha256(whole).hexdigest()
     room = int(megabytes * 2**20) - len(_MAGIC) - len(json.dumps(described)) - 64
     if room < 1000:

@@ -40,14 +40,14 @@ class Interruption:
     """
 
     def __init__(self, until: float | None = None) -> None:
-        self._signal, self._until = 0, until
+        self.signal, self._until = 0, until
         self._handlers: dict[int, Any] = {}
 
     @property
     def request(self) -> int:
         """The signal that came, or ``TIME_UP``, or 0."""
         is_late = self._until is not None and time.monotonic() >= self._until
-        return self._signal or (TIME_UP if is_late else 0)
+        return self.signal or (TIME_UP if is_late else 0)
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -61,7 +61,7 @@ class Interruption:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self.signal = number
         self._restore()
 
     def _restore(self) -> None:

@@ -51,9 +51,11 @@ class Saver:
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an evaluation, between which a signal may end the run; the epoch's training is saved then.
 
+        A time limit waits for the epoch's end: slots that are shorter than an evaluation would never finish one.
+
         With several processes, whose numbers of batches differ, the signal waits for the next step.
         """
         for batch in batches:
             yield batch
-            if self._processes.count == 1 and self._interruption.request:
+            if self._processes.count == 1 and self._interruption.signal:
                 self.between_steps(epoch)

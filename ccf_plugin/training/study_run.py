@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from ccf_plugin.files import made_folder
 from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.measuring.finished_runs import FinishedRun
 from ccf_plugin.measuring.study_results import describe_study, save_study, state_claims
-from ccf_plugin.runs.folder import LockedError, lock
+from ccf_plugin.runs.folder import LockedError, check_is_free, lock
 from ccf_plugin.training.interruption import TIME_UP, Interrupted, Interruption
 from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.study import Member, Study
@@ -34,6 +35,8 @@ def run_study(
 ) -> dict[str, Any]:
     """Train what is not finished, until the time is up by ``time.monotonic``; give back the content of study.json.
 
+    However short the time, a step is done, so that slots of any length come to an end; with −∞ nothing is trained.
+
     A run that another process trains is left to it. A run that diverges does not stop those that do not need it.
 
     Raises:
@@ -48,16 +51,19 @@ def run_study(
         if statuses.known[one.folder] == "finished":
             say(f"{one.label}: finished already in {one.folder}")
     elsewhere: set[Path] = set()
+    has_trained = False
     with Interruption(until) as interruption:
         while (member := statuses.next_one(elsewhere)) is not None:
             if request := interruption.request:
-                if request == TIME_UP:
+                if request == TIME_UP and (has_trained or until == -math.inf):
                     break
-                where = f"{signal.Signals(request).name} before {member.label}"
-                raise Interrupted(where, request, "run the study again to go on")
+                if request != TIME_UP:
+                    where = f"{signal.Signals(request).name} before {member.label}"
+                    raise Interrupted(where, request, "run the study again to go on")
             try:
                 with lock(member.folder) if _is_alone() else contextlib.nullcontext():
                     if statuses.look(member) != "finished":  # by another process, since
+                        has_trained = True
                         with reporting(member) as reporter:
                             train(
                                 member.recipe,
@@ -99,7 +105,9 @@ class _Statuses:
     def look(self, member: Member) -> Status:
         """As the folder has it now."""
         status: Status = "waiting"
-        if member.has_begun:
+        if not member.has_begun:
+            check_is_free(member.folder)
+        else:
             status = "finished" if member.reopen(self._study.allow_change).is_finished else "begun"
         self.known[member.folder] = status
         return status
