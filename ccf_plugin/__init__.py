@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ccf_plugin.errors import CCFError, DivergedError, Fault, InputError, UnavailableError
+    from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
     from ccf_plugin.measuring.compare import Comparison, compare
     from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, measure
     from ccf_plugin.measuring.settings import ProbeOptions
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         gradient_attribution,
         instance_matrix,
     )
-    from ccf_plugin.probe.metric import ClassAttributionSimilarity
     from ccf_plugin.probe.null import PermutationNull
     from ccf_plugin.runs.log import EpochRow
     from ccf_plugin.runs.metrics import METRICS, Metric
@@ -129,7 +129,7 @@ _NAMES_OF_MODULES = {
         "gradient_attribution",
         "instance_matrix",
     ),
-    "probe.metric": ("ClassAttributionSimilarity",),
+    "integrations.torchmetrics": ("ClassAttributionSimilarity",),
     "probe.null": ("PermutationNull",),
     "runs.log": ("EpochRow",),
     "runs.metrics": (

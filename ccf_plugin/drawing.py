@@ -7,24 +7,30 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.files import write_together
+from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.files import PICTURES, write_together
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-PICTURES = (".png", ".pdf", ".svg")
-_MOST_LABELS = 25
-_MOST_NUMBERS = 12
+_LINE = 1.2  # height of a name's line, in its size
+_LEAST_NAME = 6.0  # points of a name that shrinks so that all have room
+_MOST_LABELS = 60  # names on an axis
+_SHORT = 3  # letters of a name that lies
+_FEW = 12  # classes whose names stand at an angle, not upright
+_MOST_NUMBERS = 30  # rows whose values are written
+_LEAST_SIZE = 4.5  # points of a number that can be read
+_DIGIT = 0.64  # width of one, in its size
 _MANY_CLASSES = 100
-_LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
-_DARK = 0.5  # a colour on which text is white
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear red, green and blue (sRGB)
+Annotate = bool | Literal["auto"]
 DIFFERENCE_SCALE = (0.0, 0.5)  # of the paper's Figure 4
 
 
@@ -50,10 +56,23 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that needs no display and is known to nobody else."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    class Layout(ConstrainedLayoutEngine):
+        """Twice: beside square axes with a colour bar matplotlib 3.11 places labels up to 0.1 inches off at first."""
+
+        def execute(self, fig: Figure) -> None:
+            super().execute(fig)
+            super().execute(fig)
+
+    figure = Figure(figsize=(width, height), layout=Layout(w_pad=0.07))
     FigureCanvasAgg(figure)  # no pyplot: nothing global
     return figure
+
+
+def square_axes(width: float = 6.4) -> Axes:
+    """Axes for one matrix in a figure of their own, so many inches wide."""
+    return new_figure(width, 0.875 * width).add_subplot()
 
 
 def draw_heatmap(
@@ -65,51 +84,143 @@ def draw_heatmap(
     vmax: float,
     cmap: str,
     title: str,
+    label: str = "",
+    annotate: Annotate = "auto",
+    colorbar: bool = True,
+    fontsize: float | None = None,
+    axes: tuple[str, str] = ("class j", "class i"),
 ) -> Axes:
-    """Draw a (K, K) matrix. Up to 12 classes show their values, up to 25 every name, beyond that some; NaN is grey.
+    """Draw a (K, K) matrix so that it can be read at the axes' own size; NaN is grey.
 
-    Where no font here has the characters of the names, the classes are numbered from 0 (``class_labels``).
+    As many classes are named as there is room for, evenly. Where no font here has the characters of the names, the
+    classes are numbered from 0 (``class_labels``).
+
+    Args:
+        ax: the axes to draw into; a figure of 6.4 x 5.6 inches of its own where None.
+        label: what the colours are, beside the colour bar.
+        annotate: the values in their cells: True, False, or "auto", where they fit and can be read. Their size follows
+            the cell's.
+        colorbar: whether there is one.
+        fontsize: of names, labels and title, in points; by default it follows the axes' width, from 6 to 9.
+        axes: what the x and the y axis are; "" for nothing.
+
+    Raises:
+        InputError: another ``annotate``, or a size that is not above 0.
     """
     import matplotlib as mpl
 
+    if annotate not in (True, False, "auto"):
+        raise InputError(Fault("annotate", "True, False or 'auto'", repr(annotate)))
+    if fontsize is not None and not fontsize > 0:
+        raise InputError(Fault("fontsize", "points above 0", repr(fontsize)))
     if ax is None:
-        ax = new_figure(6.4, 5.6).add_subplot()
+        ax = square_axes()
+    extent, dpi = ax.get_window_extent(), figure_of(ax).dpi
+    inches, height = extent.width / dpi, extent.height / dpi
+    size = fontsize or min(max(2.4 * inches, _LEAST_NAME), 9.0)
     colours = mpl.colormaps[cmap].with_extremes(bad="0.85")
     image = ax.imshow(np.ma.masked_invalid(matrix), vmin=vmin, vmax=vmax, cmap=colours, interpolation="nearest")
-    classes = len(matrix)
-    shown = np.unique(np.linspace(0, classes - 1, min(classes, _MOST_LABELS)).astype(int))
-    all_labels, font = class_labels(tuple(names))
-    labels = [all_labels[index] for index in shown]
-    if max(map(len, labels)) <= 2:
-        ax.set_xticks(shown, labels, **font)
-    elif classes <= _MOST_NUMBERS:
-        ax.set_xticks(shown, labels, rotation=45, ha="right", rotation_mode="anchor", **font)
-    else:
-        ax.set_xticks(shown, labels, rotation=90, **font)
-    ax.set_yticks(shown, labels, **font)
-    if classes > _MOST_NUMBERS:
-        ax.tick_params(labelsize=7)
-    if classes <= _MOST_NUMBERS:
-        shades = image.to_rgba(np.ma.masked_invalid(matrix))[..., :3] @ _LUMINANCE
-        for (i, j), value in np.ndenumerate(matrix):
-            if np.isfinite(value):
-                ax.text(
-                    j,
-                    i,
-                    f"{value:.2f}".replace("-0.00", "0.00"),
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color="white" if shades[i, j] < _DARK else "black",
-                )
-    outside = ("min" if np.nanmin(matrix, initial=vmin) < vmin else "") + (
-        "max" if np.nanmax(matrix, initial=vmax) > vmax + 1e-9 else ""
-    )
-    extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
-    figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
+    labels, font = class_labels(tuple(names))
+    room = 0.8 * 72 * min(inches, height) / (_LINE * max(len(labels), 1))  # of one name; a fifth goes to the margins
+    names_size = min(size, room) if fontsize is None and room >= _LEAST_NAME else size
+    _name_classes(ax, labels, names_size, font)
+    ax.tick_params(labelsize=names_size, length=min(3.5, size / 3))
+    ax.set_xlabel(axes[0], fontsize=size)
+    ax.set_ylabel(axes[1], fontsize=size)
+    if annotate:
+        _write_values(ax, matrix, image.to_rgba(np.ma.masked_invalid(matrix))[..., :3], size, always=annotate is True)
+    if colorbar:
+        outside = ("min" if np.nanmin(matrix, initial=vmin) < vmin else "") + (
+            "max" if np.nanmax(matrix, initial=vmax) > vmax + 1e-9 else ""
+        )
+        extend = {"": "neither", "min": "min", "max": "max", "minmax": "both"}[outside]
+        bar = figure_of(ax).colorbar(image, ax=ax, fraction=0.046, pad=0.03, extend=extend)
+        bar.ax.tick_params(labelsize=size, length=min(3.5, size / 3))
+        bar.set_label(label, fontsize=size)
     heading, font = drawable(title)
-    ax.set_title(heading, **font)
+    letters = max(int(72 * inches / (0.55 * size)), 12)
+    lines = [line for part in heading.split("\n") for line in wrap(part, letters) or [""]]
+    ax.set_title("\n".join(lines), fontsize=1.1 * size, **font)
     return ax
+
+
+def _name_classes(ax: Axes, labels: Sequence[str], size: float, font: dict[str, Any]) -> None:
+    """Names at as many classes as have room when the figure is drawn: at each, each second, each fifth, …
+
+    Short names lie, those of few classes are at an angle, others stand.
+    """
+    from matplotlib.ticker import Locator
+
+    classes, longest = len(labels), max(map(len, labels), default=0)
+    pitch = across = _LINE * size
+    turned: dict[str, Any] = {"rotation": 90}
+    if longest <= _SHORT:
+        turned, across = {}, max(pitch, (_DIGIT * longest + 0.5) * size)
+    elif classes <= _FEW:
+        turned, across = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}, 1.2 * pitch
+
+    class Places(Locator):
+        """The named classes along one axis, on which a name takes so many points."""
+
+        def __init__(self, side: str, needed: float) -> None:
+            self._side, self._needed = side, needed
+
+        def __call__(self) -> Any:
+            points = getattr(ax.get_window_extent(), self._side) * 72 / figure_of(ax).dpi
+            room = min(max(int(points / self._needed), 1), _MOST_LABELS)
+            steps = (digit * 10**power for power in range(classes) for digit in (1, 2, 5))
+            return np.arange(0, classes, next(step for step in steps if -(-classes // step) <= room))
+
+    for axis, places, style in (
+        (ax.xaxis, Places("width", across), {**font, **turned}),
+        (ax.yaxis, Places("height", pitch), font),
+    ):
+        axis.set_major_locator(places)
+        axis.set_major_formatter(lambda place, _: labels[int(place)] if 0 <= place < classes else "")
+        for tick in axis.get_major_ticks(min(classes, _MOST_LABELS)):  # tick_params knows no lists of fonts
+            tick.label1.update(style)
+
+
+def _write_values(ax: Axes, matrix: NDArray[np.float64], colours: NDArray[Any], size: float, *, always: bool) -> None:
+    """Each value in its cell, black or white, in a size that follows the cell's when the figure is drawn.
+
+    Args:
+        colours: of the cells, (K, K, 3) in [0, 1].
+        size: the largest, in points.
+        always: also where that is too small to be read.
+    """
+    from matplotlib.text import Text
+
+    values = {place: value for place, value in np.ndenumerate(matrix) if np.isfinite(value)}
+    shown = {place: f"{value:.2f}".replace("-0.00", "0.00") for place, value in values.items()}
+    widest = max(
+        (sum(_DIGIT if letter.isdigit() else 0.57 * _DIGIT for letter in text) for text in shown.values()), default=1
+    )
+
+    class Value(Text):
+        """A value that looks at its cell's size before it is drawn."""
+
+        def draw(self, renderer: Any) -> None:
+            corners = ax.transData.transform([(0, 0), (1, 1)])
+            width, height = np.abs(corners[1] - corners[0]) * 72 / figure_of(ax).dpi
+            fitting = min(0.9 * width / widest, 0.7 * height, size)
+            if always or fitting >= _LEAST_SIZE:
+                self.set_fontsize(fitting)
+                super().draw(renderer)
+
+    if not always and len(matrix) > _MOST_NUMBERS:  # no figure has cells for them, and each costs
+        return
+    for (i, j), text in shown.items():
+        value = Value(j, i, text, ha="center", va="center", color=text_colour(colours[i, j]))
+        value.set_in_layout(False)
+        ax.add_artist(value)
+
+
+def text_colour(colour: NDArray[Any]) -> str:
+    """Black or white, whichever is further in contrast from a colour (3,) in sRGB (WCAG 2.2's relative luminance)."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ _LUMINANCE)
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def figure_bytes(figure: Figure, ending: str = ".png", dpi: float | None = None) -> bytes:
@@ -127,7 +238,8 @@ def figure_bytes(figure: Figure, ending: str = ".png", dpi: float | None = None)
     import matplotlib as mpl
 
     if ending not in PICTURES:
-        raise InputError(f"expected a picture's name to end in {', '.join(PICTURES)}, found {ending or 'no ending'!r}")
+        expected = f"a picture's name that ends in {', '.join(PICTURES)}"
+        raise InputError(Fault("path", expected, repr(ending) if ending else "none"))
     buffer = BytesIO()
     if ending == ".png":
         figure.savefig(buffer, format="png", dpi=dpi or 150)
@@ -136,6 +248,16 @@ def figure_bytes(figure: Figure, ending: str = ".png", dpi: float | None = None)
         with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "ccf"}):
             figure.savefig(buffer, format=ending.removeprefix("."), dpi=dpi or 300, metadata={date: None})
     return buffer.getvalue()
+
+
+def figure_pixels(figure: Figure, dpi: float = 100) -> NDArray[np.uint8]:
+    """What a figure of `new_figure` shows, (H, W, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def save_figure(figure: Figure, *paths: Path, dpi: float | None = None) -> list[Path]:
@@ -152,9 +274,11 @@ def drop_figure(figure: Figure) -> None:
     FigureCanvasBase(figure)  # in place of the canvas that holds the pixels
 
 
-def shorten(name: str, most: int = 18) -> str:
-    """A class name as a label: ImageNet's can fill a line."""
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+def shorten(name: str, most: int = 18, keep: int = 0) -> str:
+    """A class name as a label, with its last ``keep`` letters: ImageNet's can fill a line."""
+    if len(name) <= most:
+        return name
+    return name[: most - 1 - keep].rstrip() + "…" + name[len(name) - keep :].lstrip()
 
 
 @functools.lru_cache(maxsize=16)
@@ -174,7 +298,10 @@ def class_labels(names: tuple[str, ...], most: int = 18) -> tuple[list[str], dic
             stacklevel=3,
         )
         shown = list(map(str, range(len(names))))
-    return [shorten(name, most) for name in shown], _text_properties("".join(shown))
+    cut = [shorten(name, most) for name in shown]
+    if len(set(cut)) < len(set(shown)):  # names that differ at their ends
+        cut = [shorten(name, most, keep=most // 2) for name in shown]
+    return cut, _text_properties("".join(shown))
 
 
 def _text_properties(text: str) -> dict[str, Any]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Self
 
 _LONGEST = 1200
 # How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for '.[{extra}]'.
 _INSTALL = "in a clone of ccf_plugin: pip install '.[{extra}]'"
-_PARAMETER = re.compile(r"\{(\w+)\}")
+_PARAMETER = re.compile(r"\{([a-z]\w*(?:=[^{}]+)?)\}")
 
 
 @dataclass(frozen=True)
 class Fault:
     """What is wrong with one value: its ``key`` (a parameter, a recipe's key, or ""), and what to do about it.
 
-    ``expected`` and ``remedy`` mark the parameters that they refer to with braces: ``"choose another {out}"``.
+    ``expected`` and ``remedy`` refer to parameters in braces, by name or with a value as Python writes it: ``"choose
+    another {out}"``, ``"pass {download=True}"``. Python shows that as it is; the command line shows its options.
     """
 
     key: str
@@ -29,12 +31,16 @@ class Fault:
         return self.render()
 
     def render(self, spell: Callable[[str], str] = str) -> str:
-        """The fault in one line. ``spell`` turns a parameter's name into what the reader knows it by: ``--limit``."""
-        key = f"{spell(self.key)}: " if self.key else ""
-        expected, remedy = (
-            _PARAMETER.sub(lambda match: spell(match[1]), text) for text in (self.expected, self.remedy)
-        )
+        """The fault in one line. ``spell`` turns ``limit`` or ``limit=5`` into what the reader types."""
+        place, colon, name = self.key.rpartition(": ")
+        key = f"{place}{colon}{spell(name)}: " if self.key else ""
+        expected, remedy = (spelled(text, spell) for text in (self.expected, self.remedy))
         return f"{key}expected {expected}, found {self.found}" + (f"; {remedy}" if remedy else "")
+
+
+def spelled(text: str, spell: Callable[[str], str]) -> str:
+    """A text with its references to parameters, in braces, as ``spell`` writes them."""
+    return _PARAMETER.sub(lambda match: spell(match[1]), text)
 
 
 class CCFError(Exception):
@@ -56,6 +62,17 @@ class CCFError(Exception):
     def lines(self, spell: Callable[[str], str] = str) -> list[str]:
         """What is printed, a line for each fault; ``spell`` as ``Fault.render`` takes it."""
         return [_printable(fault.render(spell) if isinstance(fault, Fault) else fault) for fault in self.faults]
+
+    def within(self, place: str) -> Self:
+        """The same error with each line headed by the file or table that it arose in."""
+        return type(self)(
+            *(
+                replace(fault, key=f"{place}: {fault.key}" if fault.key else place)
+                if isinstance(fault, Fault)
+                else f"{place}: {fault}"
+                for fault in self.faults
+            )
+        )
 
 
 class InputError(CCFError, ValueError):

@@ -12,6 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+PICTURES = (".png", ".pdf", ".svg")  # what the name of a picture may end in
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
@@ -126,16 +129,28 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _spell(name: str) -> str:
-    """A parameter as the command line calls it: ``limit`` is ``--limit``, ``class_name`` ``--class``; other keys stay.
+def _spell(reference: str) -> str:
+    """A parameter, perhaps with a value, as it is typed: ``class_name`` is ``--class``, ``limit=5`` is ``--limit 5``.
 
     The library's errors name its own parameters; the option of a command that gives one has the same name in Python.
+    What is no option of this command stays as it is.
     """
+    name, equals, value = reference.partition("=")
     command = getattr(typer.main.get_command(app), "commands", {}).get(_command_name())
     for parameter in command.params if command is not None else ():
-        if parameter.name == name:
-            return " or ".join(option for option in parameter.opts if option.startswith("--")) or name
-    return name
+        options = [option for option in parameter.opts if option.startswith("--")]
+        if parameter.name == name and options:
+            return _with_value(options, parameter.secondary_opts, value) if equals else " or ".join(options)
+    return reference
+
+
+def _with_value(options: Sequence[str], opposites: Sequence[str], text: str) -> str:
+    """An option and its value, which Python writes as ``text``; a list is the option several times."""
+    value = ast.literal_eval(text)
+    if isinstance(value, bool):
+        return options[0] if value else opposites[0]
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{options[0]} {shlex.quote(str(value))}" for value in values)
 
 
 def _command_name() -> str:

@@ -85,6 +85,7 @@ def compare(
         options.out_option("Where <out>.json and the picture go. Default: results/<A>-against-<B>-<attack or clean>"),
     ] = None,
     formats: options.FormatsWithTable = None,
+    width: options.Width = 18.0,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the comparison's JSON and nothing else.")] = False,
 ) -> None:
@@ -94,9 +95,9 @@ def compare(
     if b is not None:
         check_names(a, b)
 
-    from ccf_plugin.drawing import PICTURES, colour_scale, figure_bytes
+    from ccf_plugin.drawing import colour_scale, figure_bytes
     from ccf_plugin.errors import Fault, InputError
-    from ccf_plugin.files import json_bytes
+    from ccf_plugin.files import PICTURES, json_bytes
     from ccf_plugin.measuring.compare import compare as compare_results
     from ccf_plugin.measuring.compare import comparison_provenance, load_sides, name_sides
     from ccf_plugin.measuring.pictures import draw_comparison
@@ -133,7 +134,9 @@ def compare(
     table = _table(comparison, titles)
     written: list[Path] = []
     if place is not None:
-        figure = draw_comparison(comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale)
+        figure = draw_comparison(
+            comparison, titles=titles, vmin=vmin, vmax=vmax, difference_scale=difference_scale, width=width
+        )
         contents = {".json": json_bytes(comparison.to_json())}
         contents |= {
             ending: FORMS[ending](table) if ending in FORMS else figure_bytes(figure, ending) for ending in endings

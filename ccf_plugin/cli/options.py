@@ -141,6 +141,11 @@ FormatsWithTable = Annotated[
 ]
 
 
+Width = Annotated[
+    float, _option(OUTPUT, "Of the picture, in inches: 3.25 is a column of many papers, 6.75 their page.", min=1.0)
+]
+
+
 def out_option(text: str) -> Any:
     """``--out`` of a command whose files ``places.Place`` keeps apart."""
     return _option(OUTPUT, f"{text}, and what differs where that name is a result of other conditions.")

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.drawing import PICTURES
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import expanded_path, made_folder, write_together
+from ccf_plugin.files import PICTURES, expanded_path, made_folder, write_together
 from ccf_plugin.tables import FORMS
 
 Read = Callable[[Path], Mapping[str, Any] | None]

@@ -63,6 +63,7 @@ def probe(
         options.out_option("Where <out>.npz, .json and the picture go. Default: results/<model>-<attack or clean>"),
     ] = None,
     formats: options.Formats = None,
+    width: options.Width = 6.4,
     force: options.Force = False,
     as_json: Annotated[bool, options.json_option("Print the result's JSON and nothing else.")] = False,
 ) -> None:
@@ -70,7 +71,7 @@ def probe(
     quiet_libraries()
     check_names(model, checkpoint=settings.weights.checkpoint)
 
-    from ccf_plugin.drawing import colour_scale, figure_bytes, figure_of
+    from ccf_plugin.drawing import colour_scale, figure_bytes, figure_of, square_axes
     from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.groups import check_groups, group_evidence
     from ccf_plugin.measuring.repeats import measure_with_seeds
@@ -101,7 +102,7 @@ def probe(
         described = result.to_json() | ({} if evidence is None else {"groups": evidence.to_json()})
         written: list[Path] = []
         if place is not None:
-            figure = figure_of(result.plot(vmin=vmin, vmax=vmax))
+            figure = figure_of(result.plot(square_axes(width), vmin=vmin, vmax=vmax))
             contents = {ending: figure_bytes(figure, ending) for ending in endings}
             written = place.write({**result.contents(), ".json": json_bytes(described), **contents})
         if as_json:

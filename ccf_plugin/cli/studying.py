@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +52,8 @@ def study(
 
         open_console().print(plan_table(planned).rich())
         return
-    _do(planned, until, download, "ccf study", page=page)
+    command = ["ccf", "study", file, *(word for one in overrides or () for word in ("--set", one))]
+    _do(replace(planned, command=command), until, download, "ccf study", page=page)
 
 
 def sweep(
@@ -74,7 +77,7 @@ def sweep(
     quiet_libraries()
 
     from ccf_plugin.tables import FORMS
-    from ccf_plugin.training.study import command_of, sweep_study
+    from ccf_plugin.training.study import sweep_study
 
     until, common = _until(minutes), overrides or []
     endings = [] if formats is None else endings_of(formats, known=tuple(FORMS))
@@ -83,9 +86,17 @@ def sweep(
     if print_only:
         flags = [flag for flag, given in (("--download", download), ("--allow-code", allow_code)) if given]
         for member in planned.members:
-            print_result(command_of(member, recipe, common, flags))
+            sets = [word for override in (*common, *member.overrides) for word in ("--set", override)]
+            print_result(shlex.join(["ccf", "train", recipe, *sets, *flags, "--out", str(member.folder)]))
         return
-    _do(planned, until, download, "ccf sweep", tables=[folder / f"sweep{ending}" for ending in endings])
+    command = ["ccf", "sweep", recipe, *settings, *(word for one in common for word in ("--set", one))]
+    _do(
+        replace(planned, command=command),
+        until,
+        download,
+        "ccf sweep",
+        tables=[folder / f"sweep{ending}" for ending in endings],
+    )
 
 
 def _until(minutes: float | None) -> float | None:

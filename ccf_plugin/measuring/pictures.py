@@ -43,20 +43,22 @@ def draw_comparison(
     vmin: float | None = None,
     vmax: float | None = None,
     difference_scale: tuple[float, float] = DIFFERENCE_SCALE,
+    width: float = 18.0,
 ) -> Figure:
-    """C of the first, C of the second, and first − second.
+    """C of the first, C of the second, and first − second; the classes are named once.
 
     Args:
         titles: what the two are called.
         vmin, vmax: of the two matrices' colours; None is the paper's for so many classes.
         difference_scale: the same of the difference; the paper's by default. Where it goes below 0, colours go from
             red over white to blue.
+        width: of all three, in inches.
 
     Raises:
         InputError: colours that do not ascend.
     """
     first, second = comparison.first, comparison.second
-    figure = new_figure(18.0, 5.8)
+    figure = new_figure(width, 0.32 * width)
     axes = figure.subplots(1, 3)
     for ax, result, title in zip(axes, (first, second), titles, strict=False):
         result.plot(ax, vmin=vmin, vmax=vmax, title=f"{title}\n{result.title()}")
@@ -64,7 +66,19 @@ def draw_comparison(
     low, high = colour_scale(len(first.matrix), *difference_scale)
     cmap = "RdBu" if low < 0 else "Blues"
     heading = f"first − second\nΔCAS = {delta:.1f}".replace("-", "−")
-    draw_heatmap(comparison.matrix, first.names, ax=axes[2], vmin=low, vmax=high, cmap=cmap, title=heading)
+    draw_heatmap(
+        comparison.matrix,
+        first.names,
+        ax=axes[2],
+        vmin=low,
+        vmax=high,
+        cmap=cmap,
+        title=heading,
+        label="difference of C[i, j]",
+    )
+    for ax in axes[1:]:
+        ax.tick_params(labelleft=False)
+        ax.set_ylabel("")
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,25 +12,25 @@ import numpy as np
 import torch
 
 from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.probe import presentation, result_files
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.classes import class_index, top_pairs
 from ccf_plugin.probe.confidence import Confidence, Interval, Samples, wilson
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.null import PermutationNull, permutation_null
-from ccf_plugin.probe.result_files import ARRAYS, BITS, FORMAT, plain, read_result, result_bytes, write_result
-from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-_LISTED_CLASSES = 2_000  # as text a matrix takes 25 bytes a number: 100 MB here, 12 GB for ImageNet-21k
+    from ccf_plugin.drawing import Annotate
+
 _ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
-_LISTED_NULL = 100  # likewise for the three matrices of the null model, which the .npz has as two vectors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class CrossClassResult:
     """A measurement of K classes and n features.
 
@@ -97,8 +97,8 @@ class CrossClassResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: tuple[Mapping[str, Any], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    samples: Samples | None = field(default=None, repr=False, compare=False)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    samples: Samples | None = field(default=None, compare=False)
 
     @property
     def cas(self) -> float:
@@ -309,55 +309,11 @@ class CrossClassResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
-        units = self.in_logit_units
-        return {
-            **self.unknown,
-            "model": self.model,
-            "head": None if self.head is None else {**asdict(self.head), "history": list(self.head.history)},
-            "data": None if self.data is None else dict(self.data),
-            "threat": None if self.threat is None else dict(self.threat),
-            "model_mode": self.model_mode,
-            "precision": self.precision,
-            "clean_accuracy": self.clean_accuracy,
-            "robust_accuracy": self.robust_accuracy,
-            "accuracy": self.accuracy,
-            "clean_loss": plain(self.clean_loss),
-            "robust_loss": plain(self.robust_loss),
-            "intervals": self.intervals(),
-            "cas": self.cas,
-            "cas_normalised": self.cas_normalised,
-            "cas_excess": plain(self.cas_excess),
-            "instance_cas": self.instance_cas,
-            "shared_part": self.shared_part,
-            "negative_part": self.negative_part,
-            "lengths": plain(self.lengths),
-            "logit_variance": self.logit_variance,
-            "in_logit_units": None if units is None else {name: plain(value) for name, value in units.items()},
-            "mean_row_share": self.mean_row_share,
-            "centred": self.centred,
-            "gauge_note": self.gauge_note,
-            "null": self.null.to_json(_LISTED_NULL),
-            "class_accuracy": plain(self.class_accuracy),
-            "class_accuracy_clean": plain(self.class_accuracy_clean),
-            "counts": self.counts.tolist(),
-            "class_names": None if self.class_names is None else list(self.class_names),
-            "matrix": plain(self.matrix, _LISTED_CLASSES),
-            "instance_matrix": plain(self.instance_matrix, _LISTED_CLASSES),
-            "confusion_clean": plain(self.confusion_clean, _LISTED_CLASSES),
-            "confusion_adversarial": plain(self.confusion_adversarial, _LISTED_CLASSES),
-            "confusion_unnamed": plain(self.confusion_unnamed, _LISTED_CLASSES),
-            "versions": dict(self.versions),
-            "repeats": [dict(repeat) for repeat in self.repeats],
-            "provenance": dict(self.provenance),
-            "format": FORMAT,
-        }
+        return result_files.describe(self)
 
     def contents(self) -> dict[str, bytes]:
         """What ``save`` writes, by the files' endings."""
-        arrays = {name: getattr(self, name) for name in (*ARRAYS, *BITS)}
-        if len(self.matrix) > _LISTED_NULL:
-            arrays |= {"null_mean_root": self.null.mean_root, "null_sd_root": self.null.sd_root}
-        return result_bytes(self.to_json(), arrays)
+        return result_files.result_bytes(self)
 
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write ``path``.npz (the arrays) and ``path``.json (the rest); return both paths.
@@ -367,7 +323,7 @@ class CrossClassResult:
         Raises:
             OSError: the folder is missing or not writable; nothing half-written remains.
         """
-        return write_result(path, self.contents())
+        return result_files.write_result(path, self.contents())
 
     @classmethod
     def load(cls, path: str | Path) -> CrossClassResult:
@@ -376,7 +332,7 @@ class CrossClassResult:
         Raises:
             InputError: a file is missing, is not such a result, or is of a newer format.
         """
-        return cls(**read_result(path))
+        return cls(**result_files.read_result(path))
 
     def plot(
         self,
@@ -387,13 +343,26 @@ class CrossClassResult:
         vmax: float | None = None,
         cmap: str = "Blues",
         title: str | None = None,
+        annotate: Annotate = "auto",
+        colorbar: bool = True,
+        fontsize: float | None = None,
     ) -> Axes:
         """Draw C (or C_I with ``instances``) as the paper does: class names on both axes, CAS and RA in the title.
 
         Colours go from ``vmin`` to ``vmax``: 0 to 1, or -0.75 to 0.75 for 100 classes and more, as in its figures.
 
+        Args:
+            ax: the axes to draw into, of any size; a figure of 6.4 x 5.6 inches of its own where None.
+            instances: draw C_I.
+            vmin, vmax: of the colours.
+            cmap: matplotlib's name of the colours.
+            title: in place of RA and CAS.
+            annotate: the values in their cells: True, False, or "auto", where they fit and can be read.
+            colorbar: whether there is one.
+            fontsize: of names, labels and title, in points; by default it follows the axes' width, from 6 to 9.
+
         Raises:
-            InputError: ``instances`` where no instance matrix was measured.
+            InputError: ``instances`` where no instance matrix was measured; another ``annotate`` or ``fontsize``.
         """
         from ccf_plugin.drawing import colour_scale, draw_heatmap
 
@@ -408,26 +377,61 @@ class CrossClassResult:
             vmin=low,
             vmax=high,
             cmap=cmap,
-            title=title or self.title(instances),
+            title=self.title(instances) if title is None else title,
+            label="C_I[i, j]" if instances else "C[i, j]",
+            annotate=annotate,
+            colorbar=colorbar,
+            fontsize=fontsize,
         )
 
-    def save_picture(self, path: str | Path, **options: Any) -> Path:
-        """``plot`` into a PNG file; the options are ``plot``'s."""
+    def save_picture(self, path: str | Path, *, dpi: float | None = None, **options: Any) -> Path:
+        """``plot`` into a file that is what its name says: .png, .pdf or .svg; the options are ``plot``'s.
+
+        Args:
+            dpi: of a PNG, and of the cells in the others; 150 and 300 by default.
+
+        Raises:
+            InputError: another ending, and as ``plot``.
+        """
         from ccf_plugin.drawing import drop_figure, figure_of, save_figure
 
         figure = figure_of(self.plot(**options))
-        save_figure(figure, Path(path))
+        save_figure(figure, Path(path), dpi=dpi)
         if options.get("ax") is None:
             drop_figure(figure)
         return Path(path)
 
     def title(self, instances: bool = False) -> str:
         """The accuracy (RA with its attack where the images were adversarial) and CAS in one line."""
-        number = f"I-CAS = {self.instance_cas:.1f}" if instances else f"CAS = {self.cas:.1f}"
-        robust = "RA" if self.threat is None else f"RA ({threat_label(self.threat)})"
-        accuracies = {robust: self.robust_accuracy, "clean accuracy": self.clean_accuracy, "accuracy": self.accuracy}
-        measured = [f"{label} = {value:.1%}" for label, value in accuracies.items() if value is not None]
-        return ", ".join([*measured[:1], number])
+        return presentation.title(self, instances=instances)
+
+    def to_pandas(self, what: str = "matrix") -> pd.DataFrame:
+        """The result as a data frame; needs pandas.
+
+        Args:
+            what: "matrix", C with the class names on both sides; "classes", a row for each class: samples, accuracy
+                under the passes that counted, clean accuracy, length of the attribution, its share of CAS; or "pairs",
+                a row for each ordered pair of classes: C, C_I, its share of CAS, confusions. Columns of what was not
+                measured are left out.
+
+        Raises:
+            InputError: another ``what``.
+            UnavailableError: pandas is not installed.
+        """
+        return presentation.as_frame(self, what)
+
+    def __repr__(self) -> str:
+        return presentation.in_one_line(self)
+
+    def _repr_html_(self) -> str:
+        return presentation.as_html(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all that was measured and recorded is the same; ``samples``, which no file holds, do not count."""
+        return presentation.are_equal(self, other) if isinstance(other, CrossClassResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.class_names, self.matrix.shape, tuple(self.counts.tolist())))
 
 
 def _cas(matrix: NDArray[np.float64]) -> float:

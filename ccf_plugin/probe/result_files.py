@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,11 @@ from ccf_plugin.probe.head import Head
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ccf_plugin.probe.result import CrossClassResult
+
 FORMAT = 1
+_LISTED_CLASSES = 2_000  # as text a matrix takes 25 bytes a number: 100 MB here, 12 GB for ImageNet-21k
+_LISTED_NULL = 100  # likewise for the three matrices of the null model, which the .npz has as two vectors
 ARRAYS: dict[str, Any] = {
     "matrix": np.float64,
     "class_attribution": np.float64,
@@ -92,13 +96,62 @@ def plain(values: Any, most_rows: int | None = None) -> Any:
     return array.tolist()
 
 
-def result_bytes(described: Mapping[str, Any], arrays: Mapping[str, NDArray[Any] | None]) -> dict[str, bytes]:
-    """The .npz of these arrays (those that are None are left out) and the .json of ``described``, by ending."""
-    buffer = BytesIO()
+def describe(result: CrossClassResult) -> dict[str, Any]:
+    """A result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
+    units = result.in_logit_units
+    return {
+        **result.unknown,
+        "model": result.model,
+        "head": None if result.head is None else {**asdict(result.head), "history": list(result.head.history)},
+        "data": None if result.data is None else dict(result.data),
+        "threat": None if result.threat is None else dict(result.threat),
+        "model_mode": result.model_mode,
+        "precision": result.precision,
+        "clean_accuracy": result.clean_accuracy,
+        "robust_accuracy": result.robust_accuracy,
+        "accuracy": result.accuracy,
+        "clean_loss": plain(result.clean_loss),
+        "robust_loss": plain(result.robust_loss),
+        "intervals": result.intervals(),
+        "cas": result.cas,
+        "cas_normalised": result.cas_normalised,
+        "cas_excess": plain(result.cas_excess),
+        "instance_cas": result.instance_cas,
+        "shared_part": result.shared_part,
+        "negative_part": result.negative_part,
+        "lengths": plain(result.lengths),
+        "logit_variance": result.logit_variance,
+        "in_logit_units": None if units is None else {name: plain(value) for name, value in units.items()},
+        "mean_row_share": result.mean_row_share,
+        "centred": result.centred,
+        "gauge_note": result.gauge_note,
+        "null": result.null.to_json(_LISTED_NULL),
+        "class_accuracy": plain(result.class_accuracy),
+        "class_accuracy_clean": plain(result.class_accuracy_clean),
+        "counts": result.counts.tolist(),
+        "class_names": None if result.class_names is None else list(result.class_names),
+        "matrix": plain(result.matrix, _LISTED_CLASSES),
+        "instance_matrix": plain(result.instance_matrix, _LISTED_CLASSES),
+        "confusion_clean": plain(result.confusion_clean, _LISTED_CLASSES),
+        "confusion_adversarial": plain(result.confusion_adversarial, _LISTED_CLASSES),
+        "confusion_unnamed": plain(result.confusion_unnamed, _LISTED_CLASSES),
+        "versions": dict(result.versions),
+        "repeats": [dict(repeat) for repeat in result.repeats],
+        "provenance": dict(result.provenance),
+        "format": FORMAT,
+    }
+
+
+def result_bytes(result: CrossClassResult) -> dict[str, bytes]:
+    """The contents of the .npz (the arrays; those that are None are left out) and the .json (the rest), by ending."""
+    arrays = {name: getattr(result, name) for name in (*ARRAYS, *BITS)}
+    if len(result.matrix) > _LISTED_NULL:
+        arrays |= {"null_mean_root": result.null.mean_root, "null_sd_root": result.null.sd_root}
     given = {name: array for name, array in arrays.items() if array is not None}
     packed: dict[str, Any] = {name: np.packbits(array) if name in BITS else array for name, array in given.items()}
+    buffer = BytesIO()
     np.savez_compressed(buffer, **packed)
-    return {".npz": buffer.getvalue(), ".json": json_bytes(described)}
+    return {".npz": buffer.getvalue(), ".json": json_bytes(result.to_json())}
 
 
 def write_result(path: str | Path, contents: Mapping[str, bytes]) -> tuple[Path, Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import is_aside, made_folder, write_atomically, write_json
 from ccf_plugin.runs.layout import ENVIRONMENT, EPOCHS, LAST_STATE, LOCK, PROBE, RECIPE, RUN_FILES, STATE
 
@@ -26,19 +26,16 @@ def check_is_free(folder: Path, *, force: bool = False) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError(f"expected a folder for the run, found the file {folder}; choose another --out")
+        raise InputError(Fault("", "a folder for the run", f"the file {folder}", "choose another {out}"))
     names = {entry.name for entry in folder.iterdir() if not is_aside(entry)} - {LOCK}
     others = sorted(names - set(RUN_FILES))
     if others or (names and ENVIRONMENT not in names):
         named = ", ".join((others or sorted(names))[:3])
-        raise InputError(
-            f"expected an empty folder or a run in {folder}, found other files ({named}); choose another --out"
-        )
+        expected = f"an empty folder or a run in {folder}"
+        raise InputError(Fault("", expected, f"other files ({named})", "choose another {out}"))
     if has_begun(folder) and not force:
-        raise InputError(
-            f"expected no run at {folder} yet, found one; continue it with --resume, replace it with --force, "
-            "or choose another folder with --out"
-        )
+        remedy = "continue it with {resume=True}, replace it with {force=True}, or choose another {out}"
+        raise InputError(Fault("", f"no run at {folder} yet", "one", remedy))
 
 
 def has_begun(folder: Path) -> bool:
@@ -89,10 +86,8 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             held.acquire()
         except Timeout:
-            raise LockedError(
-                f"expected a run folder that no other process writes, found {folder} locked by one; wait for it to "
-                "end, or choose another --out"
-            ) from None
+            expected, remedy = "a folder that no other process writes", "wait for it to end, or choose another {out}"
+            raise LockedError(Fault("", expected, f"{folder} locked by one", remedy)) from None
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ LOG = "log.csv"
 PROBE = "probe"  # results, by epoch and of the best
 RECORDS = "records"  # which test images were right at the evaluated epochs that have no result
 EPOCHS = "epochs"  # the weights of single epochs
-STATE = "state"  # all that --resume needs
+STATE = "state"  # all that a resumed run needs
 LAST_STATE = f"{STATE}/last.json"
 SALIENCY = "saliency"  # pictures that somebody put there
 TRACKERS = "trackers"
@@ -56,7 +56,7 @@ def _name(epoch: int | str) -> str:
     return epoch if isinstance(epoch, str) else f"{epoch:03}"
 
 
-# All that a run writes into its folder, and all that --force removes from it.
+# All that a run writes into its folder, and all that is removed where it is replaced.
 RUN_FILES = (
     *(TRACKERS, RECIPE, ENVIRONMENT, LOG, PROBE, RECORDS, EPOCHS, STATE, SALIENCY),
     *(weights_of(Path(), which, suffix).name for which in get_args(Which) for suffix in ("", AVERAGE)),

@@ -1,4 +1,4 @@
-"""state/ of a run: the finished epochs as --resume needs them, and which file holds the tensors."""
+"""state/ of a run: the finished epochs as a resumed run needs them, and which file holds the tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccf_plugin.errors import InputError, one_line
+from ccf_plugin.errors import Fault, InputError, one_line
 from ccf_plugin.files import write_atomically, write_json
 from ccf_plugin.runs.layout import LAST_STATE, STATE, state_of
 from ccf_plugin.runs.log import EpochRow
@@ -59,7 +59,6 @@ def read_state(run: Path) -> State:
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"expected the state of a run in {path}, found a damaged file ({one_line(error, 120)}); "
-            "start anew with --force"
-        ) from None
+        found = f"a damaged file ({one_line(error, 120)})"
+        fault = Fault("", f"the state of a run in {path}", found, "start anew with {force=True}")
+        raise InputError(fault) from None

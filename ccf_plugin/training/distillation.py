@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.outputs import logits_of
 from ccf_plugin.engine.precision import Precision
-from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.training.averaging import WeightAverage
@@ -84,14 +84,15 @@ def check_teachers(sections: Sequence[DistillSection], out: Path) -> None:
         if is_run and (":" in section.teacher or section.teacher == "average" or find(loadable(), section.teacher)):
             continue
         if not path.exists() and not is_run:
-            faults.append(f"expected the teacher's checkpoint at {path}, found none; check the path")
+            faults.append(Fault("", f"the teacher's checkpoint at {path}", "none", "check the path"))
         elif not path.exists():
             folder = path.parent if path.suffix == ".safetensors" else path
             name = folder.name if folder.name in shipped_recipes() else "RECIPE"
-            place = "" if folder == expanded_path(f"runs/{name}") else f" --out {folder}"
-            faults.append(f"expected the teacher's run at {path}, found none; make it with `ccf train {name}{place}`")
+            remedy = f"train {name} first, with {{out={str(folder)!r}}}"
+            faults.append(Fault("", f"the teacher's run at {path}", "none", remedy))
         elif path.resolve().is_relative_to(out.resolve()):
-            faults.append(f"expected a teacher outside the run's own folder {out}, found {path}; choose another --out")
+            expected = f"a teacher outside the run's own folder {out}"
+            faults.append(Fault("", expected, str(path), "choose another {out}"))
     if faults:
         raise InputError(*faults)
 

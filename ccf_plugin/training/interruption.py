@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from ccf_plugin.errors import CCFError
+from ccf_plugin.errors import CCFError, spelled
 
 TIME_UP = 14  # SIGALRM's number on POSIX: stands among signals for the time limit
 
@@ -20,14 +21,21 @@ class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, 
     """
 
     def __init__(self, where: str, signal_number: int, remedy: str) -> None:
-        super().__init__(f"{where}; {remedy}")
-        self.where, self.signal_number = where, signal_number
+        self.where, self.signal_number, self.remedy = where, signal_number, remedy
+        super().__init__()
         self.exit_code = 128 + signal_number
 
     @property
     def is_time_up(self) -> bool:
         """Whether the time limit ended it."""
         return self.signal_number == TIME_UP
+
+    def lines(self, spell: Callable[[str], str] = str) -> list[str]:
+        """One line, see ``CCFError.lines``."""
+        return [f"{self.where}; {spelled(self.remedy, spell)}"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.signal_number, self.remedy)
 
 
 class Interruption:

@@ -119,7 +119,6 @@ def train(
             saver = Saver(run, loop.state, processes, ending)
             while not run.is_finished:
                 row = loop.epoch(run, saver, reporter)
-                processes.track(row)
                 reporter.epoch_finished(row)
         processes.finish()
     return run
@@ -176,6 +175,8 @@ class Loop:
             row = run.finish_epoch(row, snapshots, self.parts.describe_model(), write=self.processes.is_main)
             state.close_epoch()
             saver.save()
+            results = {suffix: of_weights.test for suffix, of_weights in measured.items()}
+            self.processes.track(row, results, pictures=is_kept and recipe.probe.pictures)
         return row
 
     def steps(self, epoch: int) -> Iterator[int]:

@@ -122,7 +122,7 @@ def _check_head(parts: Parts) -> None:
             find_head(probe, parts.input_size, recipe.model.name, len(parts.classes))
             probe.features()
     except InputError as error:
-        raise InputError(f"probe: {error}") from error
+        raise error.within("probe") from error
 
 
 def _check_attacks(parts: Parts) -> None:
@@ -146,7 +146,7 @@ def _check_attack(parts: Parts, section: str, attack: Attack) -> None:
         clean = ", or objective.loss = 'standard'" if section == "attack" else ""
         raise InputError(replace(fault, key=section, remedy=remedy + clean)) from error
     except InputError as error:
-        raise InputError(f"{section}: {error}") from error
+        raise error.within(section) from error
     except CCFError:
         raise
     except Exception as error:  # whatever a stranger's model and an attack can provoke in each other

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.folder import check_is_free, has_begun
 from ccf_plugin.training.processes import Processes
@@ -24,7 +24,7 @@ def check_place(out: Path, *, resume: bool, force: bool) -> bool:
     if resume and has_begun(out):
         return True
     if resume and not out.is_dir():
-        raise InputError(f"expected a run to resume in {out}, found none; start it without --resume")
+        raise InputError(Fault("", f"a run to resume in {out}", "none", "start it without {resume}"))
     check_is_free(out, force=force)
     return False
 
@@ -42,10 +42,9 @@ def check_same_images(out: Path, images: Mapping[str, str]) -> None:
         return
     other = [name for name in images if name in known and known[name] != images[name]]
     if other:
-        raise InputError(
-            f"expected the images that the run in {out} was trained with, found others ({', '.join(other)}); bring "
-            "them back, or start anew with another --out"
-        )
+        expected = f"the images that the run in {out} was trained with"
+        remedy = "bring them back, or start anew with another {out}"
+        raise InputError(Fault("", expected, f"others ({', '.join(other)})", remedy))
 
 
 def open_run(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.devices import job_device, resolve_device
 from ccf_plugin.errors import InputError, UnavailableError, missing_extra
+from ccf_plugin.integrations.trackers import class_figures, log_picture
 from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ccf_plugin.probe.result import CrossClassResult
 
 # What accelerate's environment may ask for that this loop cannot do: it splits the weights up.
 _SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
@@ -106,12 +110,24 @@ class Processes:
             known = {
                 key: value if isinstance(value, int | float) else str(value) for key, value in recipe.flat().items()
             }
-            self._accelerator.init_trackers("ccf_plugin", config=known)
+            place = self._accelerator.logging_dir  # TensorBoard is there by itself
+            options = {"wandb": {"dir": place}}
+            self._accelerator.init_trackers("ccf_plugin", config=known, init_kwargs=options)
 
-    def track(self, row: EpochRow) -> None:
-        """Hand an epoch's figures to the trackers, if there are any."""
+    def track(self, row: EpochRow, results: Mapping[str, CrossClassResult], *, pictures: bool) -> None:
+        """Hand an epoch's figures to the trackers, if there are any.
+
+        Args:
+            results: of the weights that were measured, by the ending of their columns: each class's figures.
+            pictures: whether those of C go too.
+        """
         numbers = {key: value for key, value in row.as_dict().items() if isinstance(value, int | float)}
+        for ending, result in results.items() if self._accelerator.trackers else ():
+            numbers |= {name.replace("/", f"{ending}/", 1): value for name, value in class_figures(result).items()}
         self._accelerator.log(numbers, step=row.epoch)
+        for tracker in self._accelerator.trackers if pictures and self.is_main else ():
+            for ending, result in results.items():
+                log_picture(tracker, f"C{ending}", result, row.epoch)
 
     def finish(self) -> None:
         """Close the trackers, if there are any."""

@@ -266,7 +266,7 @@ class FurtherPublished(_Section):
 class PublishedSection(_Section):
     """[published]: the figures to compare with. They belong to their own file: one that builds on it has none of them.
 
-    changed lists what --set changed of the recipe they belong to.
+    changed lists the overrides of the recipe they belong to.
     """
 
     source: str
@@ -281,7 +281,7 @@ class Recipe(_Section):
     Where ``device``, ``precision``, ``compile`` or ``threads`` (CPU; torch's own choice where silent) are left open,
     the machine settles them, and environment.json says how; ``precision`` is written into the run's own recipe.toml.
 
-    The state that --resume needs is saved at every epoch's end and within it every ``checkpoint_minutes``.
+    The state that a resumed run needs is saved at every epoch's end and within it every ``checkpoint_minutes``.
     """
 
     seed: Seed = 0

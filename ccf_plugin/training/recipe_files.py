@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.files import expanded_path
 from ccf_plugin.threat import DEFAULT_STEP_SIZE
 from ccf_plugin.training.recipe import Recipe
@@ -47,20 +47,22 @@ def build_recipe(
     if named:  # before anything looks at it closer, which would import it
         raise InputError(
             *(
-                f"{source}: {key}: expected no code named by a file, found {spec!r}; if you trust it, add --allow-code"
+                Fault(
+                    f"{source}: {key}", "no code named by a file", repr(spec), "if you trust it, add {allow_code=True}"
+                )
                 for key, spec in named
             )
         )
     for override in overrides:
         _apply(made, override)
-    _check_values(made, f"{source} with --set")
+    source = f"{source} with its overrides" if overrides else source
+    _check_values(made, source)
     if overrides and isinstance(published := made.get("published"), dict):
         published["changed"] = [*published.get("changed", []), *overrides]
     try:
         return checked_recipe(_with_defaults(made))
     except InputError as error:
-        changed = f"{source} with --set" if overrides else source
-        raise InputError(*(f"{changed}: {fault}" for fault in error.args)) from None
+        raise error.within(source) from None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -72,7 +74,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return recipe_by_schema(_with_defaults(read_toml(path), by_method=False))
     except InputError as error:
-        raise InputError(*(f"{path}: {fault}" for fault in error.args)) from None
+        raise error.within(str(path)) from None
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -184,7 +186,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     """Set ``a.b=value`` in place. The value is read as TOML; what is not TOML is text."""
     key, equals, text = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise InputError(f"expected --set key=value such as optim.epochs=20, found {override!r}")
+        raise InputError(Fault("overrides", "key=value such as optim.epochs=20", repr(override)))
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -199,9 +201,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
         else:
             inside = None
     if not isinstance(inside, dict):
-        raise InputError(
-            f"expected --set to name a key inside a table, found {override!r}; {'.'.join(tables)} is not a table"
-        )
+        remedy = f"{'.'.join(tables)} is not a table"
+        raise InputError(Fault("overrides", "a key inside a table", repr(override), remedy))
     inside[last] = value
 
 

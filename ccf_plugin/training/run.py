@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ccf_plugin.errors import InputError, one_line
+from ccf_plugin.errors import Fault, InputError, one_line
 from ccf_plugin.files import write_atomically
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import should_stop
@@ -214,10 +214,9 @@ class Run:
         try:
             take(states, saved.step)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: expected the state of this run, found another or a damaged one ({one_line(error, 200)}); "
-                "start anew with --force"
-            ) from error
+            found = f"another or a damaged one ({one_line(error, 200)})"
+            fault = Fault(str(path), "the state of this run", found, "start anew with {force=True}")
+            raise InputError(fault) from error
 
     def _save_result(self, stems: Sequence[Path], weights: str, result: CrossClassResult) -> None:
         """Under each name, the picture being drawn once; ``weights`` are named in its title."""
@@ -250,8 +249,5 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
     forbidden = [key for key in changed if key not in allow_change]
     if forbidden:
         differences = ", ".join(f"{key}: {flat_before.get(key)!r} before, {flat_now.get(key)!r} now" for key in changed)
-        allowed = " ".join(f"--allow-change {key}" for key in forbidden)
-        raise InputError(
-            f"expected the recipe of the run in {folder}, found changes ({differences}); resume with {allowed}, or use "
-            "another --out"
-        )
+        remedy = f"resume with {{allow_change={forbidden}}}, or use another {{out}}"
+        raise InputError(Fault("", f"the recipe of the run in {folder}", f"changes ({differences})", remedy))

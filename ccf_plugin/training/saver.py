@@ -46,7 +46,8 @@ class Saver:
             self._run.wait()
             what = "time is up" if request == TIME_UP else signal.Signals(request).name
             where = f"{what} in epoch {epoch}, saved after step {self._state.step}"
-            raise Interrupted(where, request, f"continue with --resume (--out {self._run.folder})")
+            remedy = f"continue with {{resume=True}} ({{out={str(self._run.folder)!r}}})"
+            raise Interrupted(where, request, remedy)
 
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an evaluation, between which a signal may end the run; the epoch's training is saved then.

@@ -19,17 +19,16 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ccf_plugin.errors import InputError, did_you_mean
+from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.runs.folder import has_begun
@@ -110,8 +109,8 @@ class Study:
     members: Sequence[Member]
     claims: Mapping[str, Sequence[Comparison]]
     baseline: str
-    command: Sequence[str]
-    allow_change: Sequence[str] = field(default_factory=tuple)
+    command: Sequence[str] = ()
+    allow_change: Sequence[str] = ()
 
     @cached_property
     def names(self) -> list[str]:
@@ -151,24 +150,24 @@ def load_study(
     file = _checked(path, read_toml(path))
     folder = expanded_path(folder or Path("runs") / path.stem)
     seeds = {name: _seeds(path, name, file) for name in file.runs}
-    members, faults = [], []
+    members: list[Member] = []
+    faults: list[str | Fault] = []
     for name, table in file.runs.items():
         for seed in seeds[name]:
             try:
                 members.append(_member(path, file, name, table, seed, seeds, folder, common, allow_code))
             except InputError as error:
-                faults += [fault for fault in error.args if fault not in faults]
+                faults += [fault for fault in error.faults if fault not in faults]
     claims: dict[str, Sequence[Comparison]] = {}
     for claim in file.claims:
         try:
             claims[claim] = parse_claim(claim, list(file.runs))
         except InputError as error:
-            faults += [f"{path}: {fault}" for fault in error.args]
+            faults += error.within(str(path)).faults
     if faults:
         raise InputError(*faults)
     by_seed = sorted(members, key=lambda member: seeds[member.name].index(member.seed))
     baseline = file.baseline or next(iter(file.runs))
-    command = ["ccf", "study", name_or_path, *(word for one in common for word in ("--set", one))]
     return Study(
         name=path.stem,
         title=file.title or path.stem,
@@ -176,7 +175,6 @@ def load_study(
         members=_teachers_first(path, by_seed),
         claims=claims,
         baseline=baseline,
-        command=command,
         allow_change=allow_change,
     )
 
@@ -221,7 +219,8 @@ def sweep_study(
         members.append(Member(name, seed, label, recipe, place, overrides=overrides))
     twice, count = Counter(member.folder for member in members).most_common(1)[0]
     if count > 1:
-        raise InputError(f"expected a folder for each run, found {count} for {twice}; sweep them apart, with --out")
+        remedy = "sweep them apart, each with its own {out}"
+        raise InputError(Fault("", "a folder for each run", f"{count} for {twice}", remedy))
     return Study(
         name=folder.name,
         title=f"{name_or_path}: {' '.join(settings)}",
@@ -229,15 +228,8 @@ def sweep_study(
         members=members,
         claims={},
         baseline=members[0].name,
-        command=["ccf", "sweep", name_or_path, *settings, *(word for one in common for word in ("--set", one))],
         allow_change=allow_change,
     )
-
-
-def command_of(member: Member, name_or_path: str, common: Sequence[str], flags: Sequence[str] = ()) -> str:
-    """The shell command that does this run of a sweep alone, for a cluster's array job; ``flags`` as "--download"."""
-    sets = [part for override in (*common, *member.overrides) for part in ("--set", override)]
-    return shlex.join(["ccf", "train", name_or_path, *sets, *flags, "--out", str(member.folder)])
 
 
 def _find_study(name_or_path: str) -> Path:
@@ -256,7 +248,7 @@ def _checked(path: Path, content: Mapping[str, Any]) -> StudyFile:
     try:
         file = StudyFile.model_validate(content)
     except ValidationError as error:
-        raise InputError(*(f"{path}: {fault}" for fault in schema_faults(error, StudyFile))) from None
+        raise InputError(*schema_faults(error, StudyFile)).within(str(path)) from None
     faults = []
     for name in file.runs:
         if not re.fullmatch(r"[A-Za-z]\w{0,39}", name, re.ASCII) or keyword.iskeyword(name):
@@ -268,7 +260,7 @@ def _checked(path: Path, content: Mapping[str, Any]) -> StudyFile:
     if file.baseline is not None and file.baseline not in file.runs:
         faults.append(f"baseline: expected one of {', '.join(file.runs)}, found {file.baseline!r}")
     if faults:
-        raise InputError(*(f"{path}: {fault}" for fault in faults))
+        raise InputError(*faults).within(str(path))
     return file
 
 
@@ -277,7 +269,7 @@ def _seeds(path: Path, name: str, file: StudyFile) -> list[int | None]:
     try:
         seeds = StudyFile.model_validate({"seeds": given, "runs": {"a": {}}}).seeds
     except ValidationError as error:
-        raise InputError(*(f"{path}: runs.{name}.{fault}" for fault in schema_faults(error, StudyFile))) from None
+        raise InputError(*schema_faults(error, StudyFile)).within(f"{path}: runs.{name}") from None
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{path}: runs.{name}: expected each seed once, found {seeds}")
     return list(seeds)
@@ -318,7 +310,7 @@ def _member(
     try:
         below = base_content(base, path.parent)
     except InputError as error:
-        raise InputError(*(f"{source}.base: {fault}" for fault in error.args)) from None
+        raise error.within(f"{source}.base") from None
     content = merged(below, _with_runs(changes, folder_of))
     if isinstance(published := content.get("published"), dict) and changes:
         published["changed"] = [*published.get("changed", []), *changes]

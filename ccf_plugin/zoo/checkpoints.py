@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError, one_line, some_of
 from ccf_plugin.files import write_atomically
-from ccf_plugin.zoo.folders import check_file
+from ccf_plugin.zoo.folders import check_file, needs_code
 from ccf_plugin.zoo.weight_files import damaged, plain_key, read_content, state_dicts
 
 FORMAT = 1
@@ -95,7 +95,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         metadata = json.loads(text)
         version = metadata["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint") from error
+        raise needs_code(path) from error
     if not isinstance(version, int) or version > FORMAT:
         raise InputError(f"{path}: written in format {version!r}, this version reads up to {FORMAT}; update ccf_plugin")
     return dict(metadata)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import expanded_path
 
 # The variable, and the folder where it is not set.
@@ -28,6 +28,16 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: expected a checkpoint file, found an empty one; download or save it again")
     if is_web_page(path):
         raise InputError(f"{path}: expected a checkpoint file, found a web page; download it again")
+
+
+def needs_code(
+    path: Path,
+    expected: str = "a description of its model",
+    found: str = "a garbled one",
+    code: str = "python:package.module:factory",
+) -> InputError:
+    """The error for a checkpoint that does not say of what network it is, or of one that the user must name."""
+    return InputError(Fault(str(path), expected, found, f"load {code} with {{checkpoint={str(path)!r}}}"))
 
 
 def is_web_page(path: Path) -> bool:

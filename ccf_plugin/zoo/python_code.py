@@ -1,7 +1,7 @@
 """The user's own code by spec, ``python:package.module:name``: models, data, attacks and losses come from here alone.
 
-Such a spec runs code, so the user gives it on the command line. A recipe file may hold one with ``--allow-code``
-only. One in a checkpoint or a saved result is not followed: the user is asked to type it.
+Such a spec runs code, so the user gives it on the command line. A recipe file may hold one only where
+``allow_code`` says so. One in a checkpoint or a saved result is not followed: the user is asked to type it.
 """
 
 from __future__ import annotations

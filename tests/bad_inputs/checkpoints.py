@@ -93,7 +93,9 @@ CHECKPOINTS = {
     "of sparse tensors": Case(own(), "weights.pt", _torch(_with("1.weight", lambda w: w.to_sparse()))),
     "of tensors without data": Case(own(), "weights.pt", _torch(_with("1.weight", lambda w: w.to("meta")))),
     "of another kind of model": Case(
-        ["probe", "digits_net.pt", "--data", "digits"], "for another file use python:", file("digits_net.pt", b"x")
+        ["probe", "digits_net.pt", "--data", "digits"],
+        "expected a .safetensors checkpoint of a run, found another file",
+        file("digits_net.pt", b"x"),
     ),
     "with a model that names itself": Case(
         ["probe", "robustbench:Wong2020Fast", "--checkpoint", "w.pt"],
@@ -136,7 +138,7 @@ def _description(change: Callable[[dict[str, Any]], object], says: str) -> Case:
 DESCRIPTIONS = {
     "without a description": Case(
         ["probe", "best.safetensors"],
-        "without a description of its model",
+        "expected a description of its model, found a safetensors file without one",
         lambda folder: save_file(network().state_dict(), folder / "best.safetensors"),
     ),
     "no JSON": _description(lambda _: "{", "garbled"),
@@ -147,7 +149,7 @@ DESCRIPTIONS = {
     "too few classes": _description(lambda m: m.update(classes=["a"]), "another architecture"),
     "an unknown model": _description(lambda m: m["model"].update(name="resnet"), "model 'resnet' is unknown"),
     "code in a file": _description(
-        lambda m: m["model"].update(name="python:os:getcwd"), "run it with python:os:getcwd"
+        lambda m: m["model"].update(name="python:os:getcwd"), "load python:os:getcwd with --checkpoint"
     ),
     "a network of an exabyte": _description(lambda m: m["model"]["options"].update(width=1 << 40), "best.safetensors"),
     "options of text": _description(lambda m: m["model"].update(options="width"), "garbled"),

@@ -93,8 +93,8 @@ RECIPES = {
     "a network of an exabyte": Case(
         TRAIN, "narrow_preact_resnet18", _recipe(MINIMAL + b"[model.options]\nwidth = 1099511627776\n")
     ),
-    "--set without a key": Case(["train", "digits", "--set", "=3"], "expected --set key=value"),
-    "--set of nothing": Case(["train", "digits", "--set", ""], "expected --set key=value"),
+    "--set without a key": Case(["train", "digits", "--set", "=3"], "--set: expected key=value"),
+    "--set of nothing": Case(["train", "digits", "--set", ""], "--set: expected key=value"),
     "--set of a million brackets": Case(["train", "digits", "--set", "seed=" + "[" * 100_000], "seed"),
     "--set into a value": Case(["train", "digits", "--set", "seed.x=3"], "not a table"),
     "a sweep without values": Case(["sweep", "digits", "seed="], "expected key=value,value"),

@@ -93,7 +93,7 @@ def local(passes: list[Batch]) -> CrossClassResult:
 
 def as_metric(passes: list[Batch]) -> float:
     """torchmetrics' own synchronisation."""
-    from ccf_plugin.probe.metric import ClassAttributionSimilarity
+    from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
 
     model = small_network().eval()
     metric = ClassAttributionSimilarity(model, 4, 24)

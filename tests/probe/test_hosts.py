@@ -1606,7 +1606,7 @@ def test_a_detached_probe_can_be_copied(way: str) -> None:
 class WithMetric(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        from ccf_plugin.probe.metric import ClassAttributionSimilarity
+        from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
 
         self.net = Body()
         self.cas = ClassAttributionSimilarity(self.net, K, n)
@@ -1725,7 +1725,7 @@ def test_features_of_a_dropped_probe_are_not_kept() -> None:
 
 def test_a_tracker_of_many_clones_does_not_slow_the_pass() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
-    from ccf_plugin.probe.metric import ClassAttributionSimilarity
+    from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
 
     model = Body()
     tracker = torchmetrics.MetricTracker(ClassAttributionSimilarity(model, K, n), maximize=False)
@@ -1745,7 +1745,7 @@ def test_a_collection_of_metrics() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     from torchmetrics.classification import MulticlassAccuracy
 
-    from ccf_plugin.probe.metric import ClassAttributionSimilarity
+    from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
 
     model = Body()
     collection = torchmetrics.MetricCollection(
@@ -1772,7 +1772,7 @@ def test_a_collection_of_metrics() -> None:
 def test_a_collection_that_is_called() -> None:
     """`forward` of a metric updates twice on some paths of torchmetrics: one pass is still one pass."""
     torchmetrics = pytest.importorskip("torchmetrics")
-    from ccf_plugin.probe.metric import ClassAttributionSimilarity
+    from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
 
     model = Body()
     metric = ClassAttributionSimilarity(model, K, n)

@@ -276,7 +276,7 @@ def test_drawing_needs_no_display_and_leaves_nothing_global(result: CrossClassRe
 
 
 def test_a_matrix_of_very_many_classes_is_in_the_arrays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccf_plugin.probe.result._LISTED_CLASSES", 2)
+    monkeypatch.setattr("ccf_plugin.probe.result_files._LISTED_CLASSES", 2)
     result = CrossClassResult(matrix=np.eye(3), class_attribution=np.eye(3), counts=np.ones(3, dtype=np.int64))
     result.save(tmp_path / "many")
     assert json.loads((tmp_path / "many.json").read_text())["matrix"] is None

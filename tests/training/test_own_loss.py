@@ -48,6 +48,6 @@ def test_what_is_no_loss_is_said(name: str, message: str, tmp_path: Path) -> Non
 
 def test_a_file_that_names_one_needs_leave(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('base = "digits"\n[objective]\nloss = "python:training.own_losses:flat"\n')
-    with pytest.raises(InputError, match="add --allow-code"):
+    with pytest.raises(InputError, match="add allow_code=True"):
         load_recipe(str(tmp_path / "mine.toml"))
     assert load_recipe(str(tmp_path / "mine.toml"), allow_code=True).objective.loss.startswith("python:")

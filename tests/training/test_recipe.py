@@ -198,7 +198,7 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         load_recipe(str(recipe_file), faults)
     lines = str(caught.value).splitlines()
     assert len(lines) == len(faults)
-    assert all(line.startswith(f"{recipe_file} with --set: ") for line in lines)
+    assert all(line.startswith(f"{recipe_file} with its overrides: ") for line in lines)
     text = str(caught.value)
     for part in (
         "optim.epoch: expected a known key, found 'epoch'; did you mean 'epochs'",
@@ -262,8 +262,8 @@ def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
         ("average={kind='ema', deca=0.5}", "average.deca: expected a known key, found 'deca'; did you mean 'decay'"),
         ("probe.head=3", "probe.head: expected a valid string, found 3"),
         ("probe.output=1.5", "probe.output: expected a valid integer or a valid string, found 1.5"),
-        ("=3", "expected --set key=value"),
-        ("optim.epochs", "expected --set key=value"),
+        ("=3", "overrides: expected key=value"),
+        ("optim.epochs", "overrides: expected key=value"),
         ("model.name.x=3", "not a table"),
     ],
 )
@@ -303,7 +303,7 @@ def test_a_file_may_name_code_only_where_the_user_allows_it(tmp_path: Path) -> N
             load_recipe(str(tmp_path / f"{name}.toml"), ["attack.name=PGD"])
         lines = str(caught.value).splitlines()
         assert [line.split(": ")[1] for line in lines] == ["model.options.factory", "attack.name", "distill.0.teacher"]
-        assert all(line.endswith("if you trust it, add --allow-code") for line in lines)
+        assert all(line.endswith("if you trust it, add allow_code=True") for line in lines)
     with pytest.raises(InputError, match=r"attack.name: .* importing nowhere.at.all failed"):
         load_recipe(str(path), allow_code=True)
 

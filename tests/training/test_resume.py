@@ -104,7 +104,9 @@ def test_a_fused_optimizer_goes_on_with_its_parameters_strides(tmp_path: Path, m
 def test_more_epochs_than_before_continue_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "longer"
     train(tiny("optim.epochs=1"), folder, Quiet())
-    with pytest.raises(InputError, match=r"optim\.epochs: 1 before, 2 now\); resume with --allow-change optim\.epochs"):
+    with pytest.raises(
+        InputError, match=r"optim\.epochs: 1 before, 2 now\); resume with allow_change=\['optim\.epochs'\]"
+    ):
         train(tiny("optim.epochs=2"), folder, Quiet(), resume=True)
     resumed = train(tiny("optim.epochs=2"), folder, Quiet(), resume=True, allow_change=["optim.epochs"])
     assert [row.epoch for row in resumed.rows] == [1, 2]
@@ -137,7 +139,7 @@ def test_a_signal_saves_within_the_epoch_and_the_resumed_run_equals_an_uninterru
     finished: Run, tmp_path: Path, moment: tuple[int, int | str], number: int
 ) -> None:
     folder, handlers = tmp_path / "signalled", [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted, match=r"saved after step \d.*--resume") as caught:
+    with pytest.raises(Interrupted, match=r"saved after step \d.*resume=True") as caught:
         train(tiny(), folder, Quiet(signal_at=moment, number=number))
     assert caught.value.exit_code == 128 + number
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers

@@ -167,7 +167,7 @@ def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path)
 
 def test_an_existing_run_is_never_overwritten_by_accident(finished: Run) -> None:
     before = contents(finished.folder)
-    with pytest.raises(InputError, match=r"--resume.*--force.*--out"):
+    with pytest.raises(InputError, match=r"resume=True.*force=True.*out"):
         train(tiny(), finished.folder, Quiet())
     assert contents(finished.folder) == before
 
@@ -275,15 +275,26 @@ def test_stop_ends_a_run_on_its_alarm_and_it_stays_ended(tmp_path: Path, monkeyp
     assert reporter.rows == []
 
 
-def test_trackers_get_each_epochs_figures(tmp_path: Path) -> None:
+def test_trackers_get_each_epochs_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = train(tiny("optim.epochs=2"), tmp_path / "run", Quiet(), trackers=["tensorboard"])
+    pytest.importorskip("wandb")
+    for name, value in (("MODE", "offline"), ("SILENT", "true")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    recipe = tiny("optim.epochs=2", "average={kind='ema', decay=0.5}", "probe.pictures=true")
+    run = train(recipe, tmp_path / "run", Quiet(), trackers=["tensorboard", "wandb"])
     events = accumulator.EventAccumulator(str(run.folder / "trackers" / "ccf_plugin"))
     events.Reload()
     assert "cas" in events.Tags()["scalars"]
     assert [(event.step, event.value) for event in events.Scalars("cas")] == [
         (row.epoch, pytest.approx(row.cas)) for row in run.rows
     ]
+    for ending in ("", "_average"):
+        result = CrossClassResult.load(run.folder / "probe" / f"002{ending}")
+        assert result.class_accuracy is not None
+        logged = events.Scalars(f"class_accuracy{ending}/7")[-1]
+        assert (logged.step, logged.value) == (2, pytest.approx(result.class_accuracy[7]))
+        assert [image.step for image in events.Images(f"C{ending}")] == [1, 2]
+    assert len(list(run.folder.glob("trackers/wandb/offline-run-*/files/media/images/C_[0-9]*.png"))) == 2
     train(tiny("optim.epochs=1"), tmp_path / "run", Quiet(), force=True)
     assert not (run.folder / "trackers").exists()
 

@@ -193,7 +193,7 @@ def test_another_architecture_is_named_by_its_keys() -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "without a description of its model"),
+        (None, "a description of its model, found a safetensors file without one"),
         ("no json", "garbled"),
         ("[1]", "garbled"),
         ({"format": 2, **METADATA}, "written in format 2, this version reads up to 1"),
@@ -201,7 +201,7 @@ def test_another_architecture_is_named_by_its_keys() -> None:
         ({"format": 1, **METADATA, "classes": None}, "garbled"),
         ({"format": 1, **METADATA, "input_size": [1, 8]}, "garbled"),
         ({"format": 1, **METADATA, "classes": ["a", "b"]}, "another architecture: 2 of another shape"),
-        ({"format": 1, **METADATA, "model": {"name": "python:os:getcwd"}}, "run it with python:os:getcwd --checkpoint"),
+        ({"format": 1, **METADATA, "model": {"name": "python:os:getcwd"}}, "load python:os:getcwd with checkpoint="),
     ],
 )
 def test_metadata_that_cannot_be_used(metadata: Any, message: str, model: nn.Module, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_real_cifar_images(outside_data: Path, tmp_path: Path) -> None:
 
 
 def test_missing_cifar_says_where_and_how(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match=r"data/cifar-10-batches-py, found nothing; add --download"):
+    with pytest.raises(UnavailableError, match=r"data/cifar-10-batches-py, found nothing; pass download=True"):
         load_data("cifar10", root=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

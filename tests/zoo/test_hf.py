@@ -240,7 +240,9 @@ def test_without_a_download_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch
         return datasets.DatasetDict(test=rows([10, 20], [0, 1]))
 
     before = datasets.config.HF_HUB_OFFLINE
-    with pytest.raises(UnavailableError, match=r"hf:nobody/nothing: expected it in datasets' cache.*add --download"):
+    with pytest.raises(
+        UnavailableError, match=r"hf:nobody/nothing: expected it in datasets' cache.*pass download=True"
+    ):
         load_data("hf:nobody/nothing")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load("hf:owner/set#config=small")[0].classes == tuple(NAMES)

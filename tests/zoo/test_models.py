@@ -89,7 +89,7 @@ def test_timm_s_weights_come_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
     [
         ("timm:resnet18.a1_in2k", "did you mean 'resnet18.a1_in1k'"),
         ("timm:resne18", "did you mean 'resnet18'"),
-        ("timm:botnet50ts_256", "timm has no weights for 'botnet50ts_256'"),
+        ("timm:botnet50ts_256", "expected a model with weights of timm's, found none for 'botnet50ts_256'"),
         ("timn:resnet18", "no kind 'timn'.*did you mean 'timm'"),
         ("runs/nothing", "no such file or folder; expected preact_resnet18, narrow_preact_resnet18, robustbench"),
         ("python:nothing.here:net", "importing nothing.here failed"),
@@ -128,7 +128,7 @@ def test_a_run_of_own_code_needs_its_name(own_code: str, tmp_path: Path) -> None
     }
     path = tmp_path / "run" / "best.safetensors"
     save_checkpoint(path, model, metadata)
-    with pytest.raises(InputError, match=f"run it with {spec} --checkpoint"):
+    with pytest.raises(InputError, match=f"load {spec} with checkpoint="):
         load_model(str(path.parent))
     loaded = load_model(spec, checkpoint=path)
     images = torch.rand(2, 1, 8, 8)
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_architecture(own_code: str, tmp_path: Path) -> 
         load_model(f"python:{own_code}:net", checkpoint=tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"checkpoint: expected none, or a model with weights of your own .*python:"):
         load_model("robustbench:Wong2020Fast", checkpoint=tmp_path / "a.pt")
-    with pytest.raises(InputError, match="for another file use python:"):
+    with pytest.raises(InputError, match=r"expected a \.safetensors checkpoint of a run, found another file"):
         load_model(str(tmp_path / "a.pt"))
 
 

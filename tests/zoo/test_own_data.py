@@ -83,7 +83,7 @@ def test_a_spec_is_checked_by_its_form_alone(spec: str, message: str) -> None:
 
 def test_a_file_that_names_code_as_data_needs_leave(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(f'base = "digits"\n[data]\nname = "{STRIPES}"\n')
-    with pytest.raises(InputError, match=r"data.name: expected no code named by a file.*add --allow-code"):
+    with pytest.raises(InputError, match=r"data.name: expected no code named by a file.*add allow_code=True"):
         load_recipe(str(tmp_path / "mine.toml"))
     assert load_recipe(str(tmp_path / "mine.toml"), allow_code=True).data.name == STRIPES
     assert own_data.called == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.errors import UnavailableError, one_line
+from ccf_plugin.errors import Fault, UnavailableError, one_line
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,7 +34,8 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Ar
             data = dataset(root=str(root), train=split == "train", download=False)
         except RuntimeError as error:
             state = "incomplete" if expected.exists() else "nothing"
-            raise UnavailableError(f"{name}: expected it in {expected}, found {state}; add --download") from error
+            fault = Fault(name, f"it in {expected}", state, "pass {download=True}")
+            raise UnavailableError(fault) from error
         arrays[split] = (data.data, np.asarray(data.targets, dtype=np.int64))
         classes = tuple(data.classes)
     return Arrays(arrays, classes)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
-from ccf_plugin.errors import InputError, UnavailableError, did_you_mean, missing_extra, one_line, some_of
+from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean, missing_extra, one_line, some_of
 from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 from ccf_plugin.zoo.split_names import TEST, find_splits
@@ -146,9 +146,8 @@ def _load(spec: str, target: str, config: str | None, *, download: bool) -> Any:
                 f"{spec}: expected a folder that save_to_disk wrote, found another; write it so, or use folder:{path}"
             ) from error
         if not download:
-            raise UnavailableError(
-                f"{spec}: expected it in datasets' cache (HF_HOME), found none; add --download"
-            ) from error
+            fault = Fault(spec, "it in datasets' cache (HF_HOME)", "none", "pass {download=True}")
+            raise UnavailableError(fault) from error
         raise UnavailableError(f"could not download {spec} ({one_line(error, 120)})") from error
     except Exception as error:  # its builders and file formats fail in many ways
         raise InputError(

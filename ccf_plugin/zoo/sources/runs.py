@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
+from ccf_plugin.zoo.folders import needs_code
 from ccf_plugin.zoo.python_code import is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
@@ -24,14 +25,11 @@ def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, mode
     path = checkpoint_at(spec)
     metadata = read_metadata(path)
     if metadata is None:
-        raise InputError(
-            f"{path}: a safetensors file without a description of its model; "
-            f"name its code with python:package.module:factory --checkpoint {path}"
-        )
+        raise needs_code(path, found="a safetensors file without one")
     _section(metadata, "model", path)
     if is_python(code := model_in(metadata)):
         # A file must not choose which code runs; the user names it.
-        raise InputError(f"{path}: a model of your own code; run it with {code} --checkpoint {path}")
+        raise needs_code(path, "a network of this package", "a model of your own code", str(code))
     if path.stem.endswith(AVERAGE):
         spec = str(path)  # so that whoever named the folder sees which weights they are
     return from_metadata(metadata, path, spec=spec, name=_run_name(path))
@@ -90,9 +88,9 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         threat = default_threat() | dict(metadata.get("threat") or {})
         threat_model(**threat)
     except CCFError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise error.within(str(path)) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint") from error
+        raise needs_code(path) from error
     apply_state(network, load_state(path), source=str(path))
     return LoadedModel(
         model=network.float().eval(),
@@ -113,7 +111,7 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
 def _section(metadata: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
     section = metadata.get(key)
     if not isinstance(section, Mapping):
-        raise InputError(f"{path}: its description is garbled; name its code with python:… --checkpoint")
+        raise needs_code(path)
     return section
 
 
@@ -129,10 +127,7 @@ def checkpoint_at(spec: str) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise InputError(
-            f"{path}: expected a .safetensors checkpoint of a run; "
-            f"for another file use python:package.module:factory --checkpoint {path}"
-        )
+        raise needs_code(path, "a .safetensors checkpoint of a run", "another file")
     prefix, colon, _ = spec.partition(":")
     if colon and prefix not in SOURCES:
         raise InputError(f"model {spec!r}: no kind {prefix!r}; expected {forms(loadable())}{nearest(loadable(), spec)}")

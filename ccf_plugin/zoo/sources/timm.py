@@ -127,7 +127,8 @@ def _check_name(name: str, *, pretrained: bool) -> None:
         raise InputError(f"timm has no weights {name!r}{did_you_mean(name, tags)}") from error
     if pretrained and (config is None or not config.has_weights):
         known = f"; it has {', '.join(tags[:3])}" if tags else ""
-        raise InputError(f"timm has no weights for {name!r}{known}; use another model or --no-pretrained")
+        found = f"none for {name!r}{known}"
+        raise InputError(Fault("", "a model with weights of timm's", found, "use another, or {pretrained=False}"))
 
 
 def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:

@@ -38,7 +38,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
 
     Example:
         >>> import torch
-        >>> from ccf_plugin.probe.metric import ClassAttributionSimilarity
+        >>> from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
         >>> metric = ClassAttributionSimilarity(model, num_classes=3, num_features=4)
         >>> _ = model(torch.rand(6, 1, 2, 2))

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from probe.conftest import small_batch
+from probe.test_host import hooks_on
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, InputError
 
-from .conftest import small_batch
-from .test_host import hooks_on
-
 torchmetrics = pytest.importorskip("torchmetrics")
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall  # noqa: E402
 
-from ccf_plugin.probe.metric import ClassAttributionSimilarity  # noqa: E402
+from ccf_plugin.integrations.torchmetrics import ClassAttributionSimilarity  # noqa: E402
 
 # what torchmetrics puts together, with compute_groups and without
 GROUPS = {True: [["accuracy", "recall"], ["cas"]], False: []}
