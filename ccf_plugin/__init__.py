@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from ccf_plugin.zoo.attacks import Attack, build_attack
     from ccf_plugin.zoo.datasets import ImageData, Split, load_data
     from ccf_plugin.zoo.models import load_model
+    from ccf_plugin.zoo.readers import Arrays, ImageFiles, Reader, register_reader
     from ccf_plugin.zoo.robustbench_models import import_robustbench
-    from ccf_plugin.zoo.sources import LoadedModel
+    from ccf_plugin.zoo.sources import LoadedModel, Source, register_source
 
 __all__ = [
     "METRICS",
     "OBJECTIVES",
+    "Arrays",
     "Attack",
     "AttackSettings",
     "CCFError",
@@ -62,6 +64,7 @@ __all__ = [
     "Fault",
     "Head",
     "ImageData",
+    "ImageFiles",
     "InputError",
     "Interrupted",
     "LinearHead",
@@ -71,9 +74,11 @@ __all__ = [
     "Objective",
     "PermutationNull",
     "ProbeOptions",
+    "Reader",
     "Recipe",
     "Reporter",
     "Run",
+    "Source",
     "Split",
     "StepOutput",
     "ThreatModel",
@@ -93,6 +98,8 @@ __all__ = [
     "load_model",
     "load_recipe",
     "measure",
+    "register_reader",
+    "register_source",
     "threat_model",
     "train",
 ]
@@ -164,9 +171,23 @@ _NAMES_OF_MODULES = {
     ),
     "zoo.models": ("load_model",),
     "zoo.robustbench_models": ("import_robustbench",),
-    "zoo.sources": ("LoadedModel",),
+    "zoo.readers": (
+        "Arrays",
+        "ImageFiles",
+        "Reader",
+        "register_reader",
+    ),
+    "zoo.sources": (
+        "LoadedModel",
+        "Source",
+        "register_source",
+    ),
 }
 _MODULES = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
+
+
+# The rooms whose tables plug-ins add to; the probe and its formulas come without them.
+_EXTENDED = ("measuring", "runs", "training", "zoo")
 
 
 def __getattr__(name: str) -> Any:
@@ -176,6 +197,10 @@ def __getattr__(name: str) -> Any:
         return version("ccf_plugin")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _MODULES[name].startswith(_EXTENDED):
+        from ccf_plugin.plugins import load_plugins
+
+        load_plugins()
     return getattr(import_module(f"ccf_plugin.{_MODULES[name]}"), name)
 
 

@@ -8,22 +8,25 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 import typer
+from nbclient import NotebookClient
 from support.commands import run, sets
-from support.documents import PAGES, ROOT, Block, blocks, page, titled
+from support.documents import DOCS, PAGES, ROOT, Block, blocks, page, titled
 
 import ccf_plugin
 from ccf_plugin import CrossClassProbe
 from ccf_plugin.cli.app import app
 from ccf_plugin.probe.result_files import ARRAYS, BITS
 from ccf_plugin.runs import layout
-from ccf_plugin.runs.log import column_names
+from ccf_plugin.runs.log import column_names, read_log
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
@@ -151,6 +154,22 @@ def test_the_readme_is_short_and_tells_every_command() -> None:
     assert commands == list(typer.main.get_command(app).commands)
 
 
+def test_the_figures_of_the_small_run_are_its_log_s() -> None:
+    rows = {row.epoch: row for row in read_log(DOCS / "results" / "overfit_small")}
+    best, last = rows[13], rows[40]
+    assert max(rows.values(), key=lambda row: row.test_robust_accuracy) is best
+    figures = [f"{row.test_robust_accuracy:.1%}".replace("%", " %") for row in (best, last)]
+    for name in ("cas", "cas_excess"):
+        figures += [f"{getattr(row, name):.1f}" for row in (best, last)]
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert "falls from {} to {} after epoch 13".format(*figures) in text
+    assert "CAS falls from {} to {}, of which {} and {} are beyond chance".format(*figures[2:]) in text
+    for row in (rows[2], best, last):
+        shares = [f"{share:.1%}".replace("%", " %") for share in (row.train_robust_accuracy, row.test_robust_accuracy)]
+        cells = [str(row.epoch), *shares, f"{row.cas:.1f}", f"{row.cas_excess:.1f}"]
+        assert f"| {' | '.join(cells)} |" in page("results/small-runs.md")
+
+
 @pytest.mark.slow
 def test_what_readme_shows_of_the_digits_is_printed(tmp_path: Path) -> None:
     """Its first command trains them; then it probes that run."""
@@ -162,6 +181,21 @@ def test_what_readme_shows_of_the_digits_is_printed(tmp_path: Path) -> None:
         block for block in blocks("bash") if block.page == "README.md" and "ccf probe runs/digits" in block.code
     ]
     assert_alike(block.output, out)
+
+
+@pytest.mark.slow
+def test_the_notebook_gives_what_it_shows(tmp_path: Path) -> None:
+    shown = nbformat.read(DOCS / "tutorials" / "digits.ipynb", as_version=4)
+    again = deepcopy(shown)
+    NotebookClient(again, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert _printed(shown)
+    assert_alike(_printed(shown), _printed(again))
+    assert (tmp_path / "C.png").is_file()
+
+
+def _printed(notebook: Any) -> str:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
 @pytest.mark.parametrize("block", RECIPES, ids=str)

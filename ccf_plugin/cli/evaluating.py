@@ -41,6 +41,13 @@ def evaluate(
         list[int] | None,
         typer.Option(rich_help_panel=ATTACK, help="Of PGD; may be repeated. Default: 20 and 100."),
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(rich_help_panel=ATTACK, help="Of PGD: right is what withstands so many random starts.")
+    ] = 1,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=ATTACK, help="Further torchattacks classes, such as FGSM or Square; repeatable."),
+    ] = None,
     autoattack: Annotated[
         bool,
         typer.Option("--autoattack", rich_help_panel=ATTACK, help="AutoAttack too: slow, and what to quote."),
@@ -80,6 +87,8 @@ def evaluate(
             subject,
             file,
             steps=steps or (),
+            restarts=restarts,
+            attacks=attack or (),
             autoattack=autoattack,
             restart=restart,
             progress=lambda name: progress_on(console, f"{name}, {images} images"),

@@ -1,4 +1,4 @@
-"""How robust a finished model is: clean accuracy, PGD, AutoAttack; batch by batch, so that it can be resumed."""
+"""How robust a finished model is: clean accuracy, PGD, other attacks, AutoAttack; batch by batch, to be resumed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Evaluation:
     @property
     def masking_gap(self) -> float | None:
         """The strongest PGD's accuracy minus AutoAttack's, a fraction; None without either."""
-        pgd = [accuracy for name, accuracy in self.accuracies.items() if name not in (CLEAN, AUTOATTACK)]
+        pgd = [accuracy for name, accuracy in self.accuracies.items() if name.startswith("PGD-")]
         if not pgd or AUTOATTACK not in self.accuracies:
             return None
         return min(pgd) - self.accuracies[AUTOATTACK]
@@ -82,11 +82,13 @@ def evaluate(
     out: Path | None = None,
     *,
     steps: Sequence[int] = DEFAULT_STEPS,
+    restarts: int = 1,
+    attacks: Sequence[str] = (),
     autoattack: bool = False,
     restart: bool = False,
     progress: Callable[[str], Progress] = lambda _: lambda batches, _: batches,
 ) -> Evaluation:
-    """Measure clean accuracy, accuracy under PGD of each number of steps, and under AutoAttack.
+    """Measure clean accuracy, accuracy under PGD of each number of steps, under further attacks, and under AutoAttack.
 
     After every batch the file ``out`` is whole and holds the figures so far: a call that finds it there goes on from
     it, with the figures that an uninterrupted call would give. PGD's start is each image's own, whatever the batches;
@@ -95,19 +97,23 @@ def evaluate(
     Args:
         out: the JSON to write and to continue; its folder exists. None: nothing is written.
         steps: of PGD; empty for the default.
+        restarts: of PGD: an image counts as right where it withstands so many random starts, the first being that of
+            the attack's seed.
+        attacks: names of further ones, as ``zoo.attacks.build_attack`` takes them; their steps are the threat's.
         restart: begin anew, whatever the file holds.
         progress: told what is being measured, gives what wraps the batches.
 
     Raises:
         InputError: the file holds something else, or the evaluation of other weights, images or settings (named);
-            steps below 1; a model whose logits are not finite.
+            steps or restarts below 1, an unknown attack; a model whose logits are not finite.
         OSError: the file cannot be written.
     """
     attack, split = subject.attack, subject.data.split
     if attack is None:
         raise InputError(Fault("", "an attack to evaluate under", "clean images alone", "leave {clean} out"))
     check_input(subject.loaded.model, tuple(split.images.shape[1:]), subject.loaded.spec)
-    crafts, notes = _attacks(subject, attack, steps or DEFAULT_STEPS, autoattack)
+    check_at_least(1, restarts=restarts)
+    crafts, notes = _attacks(subject, attack, steps or DEFAULT_STEPS, restarts, attacks, autoattack)
     described = describe_evaluation(subject, attack)
     state = _State(out, described, {} if restart or out is None else _read(out, described["provenance"]))
     size, total = subject.batch_size, split.count_batches(subject.batch_size)
@@ -124,32 +130,46 @@ def evaluate(
 
 
 def _attacks(
-    subject: Subject, settings: AttackSettings, steps: Sequence[int], autoattack: bool
-) -> tuple[dict[str, _Craft | None], set[str]]:
-    """Every attack by its name, weakest first (None: clean), and where AutoAttack's warnings will be."""
+    subject: Subject,
+    settings: AttackSettings,
+    steps: Sequence[int],
+    restarts: int,
+    further: Sequence[str],
+    autoattack: bool,
+) -> tuple[dict[str, list[_Craft]], set[str]]:
+    """Every attack's restarts by its name (none: clean), and where AutoAttack's warnings will be."""
     model, classes, output = subject.loaded.model, len(subject.data.classes), subject.probe.output
-    crafts: dict[str, _Craft | None] = {CLEAN: None}
+    crafts: dict[str, list[_Craft]] = {CLEAN: []}
     for count in sorted(set(steps)):
         check_at_least(1, steps=count)
         pgd = replace(settings, name=None, options={}, threat=replace(settings.threat, steps=count))
-        crafts[threat_label({"attack": "PGD", "steps": count})] = pgd.build(model, classes, output)
+        seeds = range(settings.seed, settings.seed + restarts)
+        several = f", {restarts} restarts" if restarts > 1 else ""
+        crafts[threat_label({"attack": "PGD", "steps": count}) + several] = [
+            replace(pgd, seed=seed % 2**32).build(model, classes, output) for seed in seeds
+        ]
+    for name in dict.fromkeys(further):
+        built = replace(settings, name=name, options={}).build(model, classes, output)
+        described = built.describe()
+        crafts[threat_label({"attack": described["attack"], "steps": described["steps"]})] = [built]
     notes: set[str] = set()
     if autoattack:
-        crafts[AUTOATTACK], notes = build_autoattack(
-            subject.forward(), settings.threat, num_classes=classes, seed=settings.seed
-        )
+        strongest, notes = build_autoattack(subject.forward(), settings.threat, num_classes=classes, seed=settings.seed)
+        crafts[AUTOATTACK] = [strongest]
     return crafts, notes
 
 
-def _correct(subject: Subject, craft: _Craft | None, images: Tensor, labels: Tensor, seed: int) -> int:
-    """How many of a batch the model still classifies right."""
+def _correct(subject: Subject, crafts: Sequence[_Craft], images: Tensor, labels: Tensor, seed: int) -> int:
+    """How many of a batch the model still classifies right after each of an attack's restarts; none: clean."""
+    right = torch.ones_like(labels, dtype=torch.bool)
     with evaluation_mode(subject.loaded.model), seeded(seed, subject.device):
-        attacked = images if craft is None else craft(images, labels)
-        with torch.no_grad():
-            logits = subject.forward()(attacked)
-    if not bool(logits.isfinite().all()):
-        raise InputError(f"expected finite logits of {subject.loaded.spec}, found others; check its weights")
-    return int((logits.argmax(1) == labels).sum())
+        for attacked in (craft(images, labels) for craft in crafts) if crafts else (images,):
+            with torch.no_grad():
+                logits = subject.forward()(attacked)
+            if not bool(logits.isfinite().all()):
+                raise InputError(f"expected finite logits of {subject.loaded.spec}, found others; check its weights")
+            right &= logits.argmax(1) == labels
+    return int(right.sum())
 
 
 class _State:

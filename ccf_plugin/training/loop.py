@@ -203,15 +203,17 @@ class Loop:
         if recipe.objective.is_adversarial:
             with part("attack"):
                 adversarial = method.attack(batch.images, batch.labels)
-        gamma = recipe.awp.gamma if recipe.awp is not None and epoch > recipe.awp.start_epoch else 0.0
+        awp = recipe.awp if recipe.awp is not None and epoch > recipe.awp.start_epoch else None
         loss_of_bare_model = partial(self._loss, method.forward, epoch, batch, adversarial)
         with (
             part("weights' pass"),
-            perturbed_weights(state.model, loss_of_bare_model, gamma, self.processes.mean),
+            perturbed_weights(state.model, loss_of_bare_model, awp, self.processes.mean),
         ):
             output = self._loss(method.trained_forward, epoch, batch, adversarial)
             self.processes.backward(output.loss)
         with part("optimizer"):
+            if recipe.optim.clip_norm is not None:
+                nn.utils.clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)  # at once: the next attack needs no memory for gradients
         state.step += 1

@@ -178,21 +178,35 @@ class EnsemblingSection(_Section):
 
 
 class PerturbationSection(_Section):
-    """[awp]: adversarial weight perturbation of relative size gamma, after so many epochs."""
+    """[awp]: adversarial weight perturbation of relative size gamma, after so many epochs.
 
+    kind "sam" is sharpness-aware minimisation: all weights together, by gamma in their gradient's direction.
+    """
+
+    kind: Literal["awp", "sam"] = "awp"
     gamma: Annotated[float, Field(gt=0)] = 0.01
     start_epoch: Annotated[int, Field(ge=0)] = 0
 
 
 class OptimSection(_Section):
-    """[optim]: SGD. multistep multiplies the rate by decay_rate after each of decay_epochs; cyclic peaks half-way."""
+    """[optim]: SGD or AdamW, whose first moment's decay is momentum.
 
+    decay_all = false leaves normalisation layers and biases without weight decay; clip_norm bounds the gradient's norm,
+    over all weights. multistep multiplies the rate by decay_rate after each of decay_epochs; cyclic peaks half-way;
+    points = [[epochs done, rate], …] are joined by straight lines.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    nesterov: bool = False
+    decay_all: bool = True
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
     lr: Annotated[float, Field(gt=0)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     batch_size: Annotated[int, Field(ge=1)] = 128
     epochs: Annotated[int, Field(ge=1)] = 200
-    schedule: Literal["multistep", "cosine", "cyclic", "constant"] = "multistep"
+    schedule: Literal["multistep", "cosine", "cyclic", "linear", "constant", "points"] = "multistep"
+    points: list[Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]] = []
     decay_epochs: list[Annotated[int, Field(ge=1)]] = [100, 150]
     decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[int, Field(ge=0)] = 0

@@ -62,6 +62,12 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("model.checkpoint_key", "model.weights that it is a key of", "none")
     if evaluate.get("select") == "validation" and data.get("validation") is None:
         yield Fault("evaluate.select", "data.validation images to select by", "none")
+    optim = _table(content, "optim")
+    points = optim.get("points", [])
+    if (optim.get("schedule") == "points") != bool(points):
+        yield Fault("optim.points", "points with schedule 'points', and with that alone", str(points or "none"))
+    if optim.get("nesterov") is True and (optim.get("name") == "adamw" or optim.get("momentum", 0.9) == 0):
+        yield Fault("optim.nesterov", "false with AdamW or without momentum", "true")
     start, stop = average.get("start_epoch", 0), average.get("stop_epoch")
     if isinstance(stop, int) and isinstance(start, int) and stop <= start:
         yield Fault("average.stop_epoch", f"an epoch after start_epoch {start}", str(stop))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 
+import numpy as np
+
 from ccf_plugin.training.recipe import OptimSection
 
 
@@ -13,9 +15,13 @@ def learning_rate(optim: OptimSection, epochs_done: float) -> float:
 
     multistep: lr · decay_rate^d, d the decay epochs that are over: a decay at 100 first shows in epoch 101.
     cosine: half a period, from lr to 0 (Loshchilov and Hutter 2017). cyclic: linear from 0 to lr and back, lr being at
-    half the run, or where warmup_epochs end (Wong et al. 2020). constant: lr. All rise linearly from 0 to lr over the
-    first warmup_epochs, and the cosine begins there.
+    half the run, or where warmup_epochs end (Wong et al. 2020). linear: from lr to 0. constant: lr. All rise linearly
+    from 0 to lr over the first warmup_epochs, and the cosine and the line begin there. points: straight lines between
+    the recipe's own, the first and last of which hold outside them.
     """
+    if optim.schedule == "points":
+        epochs, rates = zip(*sorted(optim.points), strict=True)
+        return float(np.interp(epochs_done, epochs, rates))
     begun = float(optim.warmup_epochs)
     if optim.schedule == "cyclic" and not begun:
         begun = optim.epochs / 2
@@ -26,6 +32,7 @@ def learning_rate(optim: OptimSection, epochs_done: float) -> float:
         "multistep": lambda: optim.decay_rate ** bisect_right(sorted(optim.decay_epochs), epochs_done),
         "cosine": lambda: (1 + math.cos(math.pi * share)) / 2,
         "cyclic": lambda: 1 - share,
+        "linear": lambda: 1 - share,
         "constant": lambda: 1.0,
     }[optim.schedule]()
     return optim.lr * factor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.training.averaging import WeightAverage
 from ccf_plugin.training.processes import Processes
+from ccf_plugin.training.recipe import OptimSection
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
 
@@ -50,13 +51,7 @@ class TrainingState:
         recipe = parts.recipe
         self._parts, self._processes = parts, processes
         self.model, self.trained = processes.wrap(parts.model)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.optim.lr,
-            momentum=recipe.optim.momentum,
-            weight_decay=recipe.optim.weight_decay,
-            fused=parts.device.type == "cuda" or None,
-        )
+        self.optimizer = build_optimizer(self.model, recipe.optim, fused=parts.device.type == "cuda" or None)
         self.average = None if recipe.average is None else WeightAverage(self.model, recipe.average)
         self.ensemble = None
         if recipe.ensembling is not None:
@@ -137,6 +132,31 @@ class TrainingState:
         return bool(torch.stack([torch.isfinite(values).all() for values in (*self.model.parameters(), logits)]).all())
 
 
+def build_optimizer(model: nn.Module, optim: OptimSection, *, fused: bool | None = None) -> torch.optim.Optimizer:
+    """SGD, or AdamW (Loshchilov and Hutter 2019) with betas of (momentum, 0.999), over a model's parameters.
+
+    Without ``decay_all``, vectors (biases, normalisation layers) have no weight decay. ``fused`` is torch's.
+    """
+    groups: Any = model.parameters()
+    if not optim.decay_all:
+        parameters = list(model.parameters())
+        groups = [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+    if optim.name == "adamw":
+        betas = optim.momentum, 0.999
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        groups,
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=optim.nesterov,
+        fused=fused,
+    )
+
+
 def _random_state() -> Tensor:
     """The generators' states, the CPU's first, in one uint8 tensor."""
     states = [torch.get_rng_state()]
@@ -172,6 +192,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
+        if not tensor.ndim:  # AdamW's count of steps
+            state.setdefault(int(index), {})[name] = tensor
+            continue
         if tensor.shape != parameters[int(index)].shape:
             raise ValueError(f"optimizer.{key} has the shape {tuple(tensor.shape)}")
         like = torch.empty_like(parameters[int(index)], dtype=tensor.dtype)  # with its strides

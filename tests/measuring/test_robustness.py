@@ -75,6 +75,24 @@ def test_the_figures_are_those_of_plain_passes(tmp_path: Path, monkeypatch: pyte
     assert (written["images"], written["threat"]["eps"]) == (30, 0.1)
 
 
+def test_restarts_count_what_withstands_all_and_further_attacks_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(Prototypes, eps=0.1, count=30, seed=3, batch_size=30)
+    found = evaluate(subject, steps=(2,), restarts=3, attacks=["fgsm", "FGSM"])
+    model, (images, labels) = subject.loaded.model, next(subject.data.split.batches(30, subject.device))
+    right = torch.ones(30, dtype=torch.bool)
+    for seed in (3, 4, 5):
+        with monkeypatch.context() as patch:
+            start_at_own_noise(patch, seed)
+            attacked = torchattacks.PGD(model, eps=0.1, alpha=0.025, steps=2)(images, labels)
+        right &= model(attacked).argmax(1) == labels
+    fast = model(torchattacks.FGSM(model, eps=0.1)(images, labels)).argmax(1) == labels
+    assert found.accuracies["PGD-2, 3 restarts"] == int(right.sum()) / 30
+    assert found.accuracies["FGSM"] == int(fast.sum()) / 30
+    assert list(found.accuracies) == [CLEAN, "PGD-2, 3 restarts", "FGSM"]
+    with pytest.raises(InputError, match="restarts: expected at least 1, found 0"):
+        evaluate(subject, restarts=0)
+
+
 class _Interrupt:
     """Progress that ends the evaluation, as Ctrl-C does, before batch ``at`` of an attack; counts batches seen."""
 

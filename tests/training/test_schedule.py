@@ -27,3 +27,8 @@ def test_the_other_schedules() -> None:
     assert [learning_rate(warm, epochs) for epochs in (1, 4, 8)] == pytest.approx([0.25, 0.1, 0.01])
     constant = OptimSection(schedule="constant", lr=0.3, epochs=10, warmup_epochs=4)
     assert [learning_rate(constant, epochs) for epochs in (0, 1, 4, 9)] == pytest.approx([0, 0.075, 0.3, 0.3])
+    linear = OptimSection(schedule="linear", lr=1.0, epochs=10, warmup_epochs=2)
+    assert [learning_rate(linear, epochs) for epochs in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    points = OptimSection(schedule="points", points=[[40, 0.1], [10, 0.0], [100, 0.01]], epochs=200)
+    rates = [learning_rate(points, epochs) for epochs in (0, 10, 25, 40, 70, 100, 150)]
+    assert rates == pytest.approx([0, 0, 0.05, 0.1, 0.055, 0.01, 0.01])

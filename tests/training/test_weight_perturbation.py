@@ -12,6 +12,7 @@ from torch import nn
 
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.objectives import StepOutput
+from ccf_plugin.training.recipe import PerturbationSection
 from ccf_plugin.training.weight_perturbation import perturbed_weights
 
 
@@ -33,7 +34,7 @@ def test_weights_stand_uphill_inside_and_are_bit_identical_afterwards() -> None:
     model = _model()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     loss = _step(_model()).loss.item()
-    with perturbed_weights(model, lambda: _step(model), 0.05):
+    with perturbed_weights(model, lambda: _step(model), PerturbationSection(gamma=0.05)):
         inside = {name: value.detach().clone() for name, value in model.named_parameters()}
         assert _step(model).loss.item() > loss
     matrices = {name for name, weight in before.items() if weight.ndim > 1}
@@ -48,26 +49,36 @@ def test_the_direction_is_the_gradients() -> None:
     model, reference = _model(), _model()
     weights = [parameter for parameter in reference.parameters() if parameter.ndim > 1]
     gradients = torch.autograd.grad(_step(reference).loss, weights)
-    with perturbed_weights(model, lambda: _step(model), 0.1):
+    with perturbed_weights(model, lambda: _step(model), PerturbationSection(gamma=0.1)):
         moved = [parameter.detach().clone() for parameter in model.parameters() if parameter.ndim > 1]
     for weight, gradient, found in zip(weights, gradients, moved, strict=True):
         expected = weight + 0.1 * weight.norm() * gradient / gradient.norm()
         torch.testing.assert_close(found, expected.detach())
 
 
+def test_sam_moves_all_weights_together_along_their_gradient() -> None:
+    model, reference = _model(), _model()
+    gradients = torch.autograd.grad(_step(reference).loss, list(reference.parameters()))
+    length = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
+    with perturbed_weights(model, lambda: _step(model), PerturbationSection(kind="sam", gamma=0.05)):
+        moved = [parameter.detach().clone() for parameter in model.parameters()]
+    for weight, gradient, found in zip(reference.parameters(), gradients, moved, strict=True):
+        torch.testing.assert_close(found, (weight + 0.05 * gradient / length).detach())
+
+
 def test_the_gradients_pass_leaves_batchnorm_alone() -> None:
     model = _model()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with perturbed_weights(model, lambda: _step(model), 0.1):
+    with perturbed_weights(model, lambda: _step(model), PerturbationSection(gamma=0.1)):
         pass
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
-def test_without_gamma_nothing_runs() -> None:
+def test_without_a_section_nothing_runs() -> None:
     def never() -> StepOutput:
         raise AssertionError("a pass for nothing")
 
-    with perturbed_weights(_model(), never, 0.0):
+    with perturbed_weights(_model(), never, None):
         pass
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-from support.commands import Ccf, environment
+from support.commands import Ccf
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.runs import metrics
+from ccf_plugin.runs.metrics import METRICS
+from ccf_plugin.training.objectives import OBJECTIVES
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.zoo.datasets import check_spec, load_data
 from ccf_plugin.zoo.models import build_model, check_name, load_model
@@ -22,7 +23,7 @@ from ccf_plugin.zoo.readers import READERS, Reader, register_reader
 from ccf_plugin.zoo.sources import SOURCES, Source, register_source
 from ccf_plugin.zoo.specs import find, forms
 
-ENTRIES = Path(__file__).with_name("own_entries.py")
+ENTRIES = Path(__file__).parents[1] / "support" / "plugin.py"
 RECIPE = """
 [model]
 name = "mine:small"
@@ -49,7 +50,7 @@ pictures = false
 @pytest.fixture
 def _entries() -> Iterator[None]:
     """What importing the file does, and undone."""
-    with patch.dict(SOURCES), patch.dict(READERS):
+    with patch.dict(SOURCES), patch.dict(READERS), patch.dict(OBJECTIVES), patch.object(metrics, "METRICS", [*METRICS]):
         runpy.run_path(str(ENTRIES))
         yield
 
@@ -121,26 +122,6 @@ def test_a_recipe_of_new_entries_trains_and_its_run_is_probed(ccf: Ccf, tmp_path
     code, out, err = ccf("probe", "mine:small", "--clean", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["data"]["count"] == 6
-
-
-def test_help_lists_new_entries_where_they_are_registered_first(tmp_path: Path) -> None:
-    start = "from ccf_plugin.cli import main; main()"
-    tests = Path(__file__).parents[1]
-    shown = []
-    for program in (start, f"import zoo.own_entries; {start}"):
-        done = subprocess.run(
-            [sys.executable, "-c", program, "probe", "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=tmp_path,
-            env={**environment(tests), "COLUMNS": "2000", "TERMINAL_WIDTH": "2000"},
-        )
-        shown.append(" ".join(done.stdout.split()))
-    for text in ("timm:name, a run folder", "digits, cifar10, cifar100, tinyimagenet, imagenet, folder:PATH, npz:PATH"):
-        assert [text in each for each in shown] == [True, True]
-    for form in ("mine:SIZE", "dots:COUNT"):
-        assert [form in each for each in shown] == [False, True]
 
 
 def test_a_prefix_is_taken_once() -> None:

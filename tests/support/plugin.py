@@ -1,4 +1,4 @@
-"""A source of models and a form of data as a user would add them: this file is all that either takes."""
+"""A plug-in as a user would write it: a loss, a figure, data and models. This file is all that they take."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.readers import Arrays, Reader, register_reader
-from ccf_plugin.zoo.sources import LoadedModel, Source, register_source
+from ccf_plugin import (
+    METRICS,
+    OBJECTIVES,
+    Arrays,
+    InputError,
+    LoadedModel,
+    Metric,
+    Objective,
+    Reader,
+    Source,
+    StepOutput,
+    register_reader,
+    register_source,
+)
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def _check_size(name: str) -> None:
@@ -47,5 +58,16 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Ar
     return Arrays({"train": (images, labels), "test": (images, labels)}, classes=("left", "middle", "right"))
 
 
+def halved(forward: Any, images: Tensor, adversarial: Tensor, labels: Tensor, *, beta: float = 0.5) -> StepOutput:
+    """(1 − β) · CE(f(x'), y) + β · CE(f(x), y)."""
+    from torch.nn.functional import cross_entropy
+
+    logits = forward(adversarial)
+    loss = (1 - beta) * cross_entropy(logits, labels) + beta * cross_entropy(forward(images), labels)
+    return StepOutput(loss, logits)
+
+
+OBJECTIVES["halved"] = Objective(halved, "half clean, half adversarial cross-entropy", beta=0.5, takes_smoothing=False)
+METRICS.append(Metric("largest", "largest C", ".3f", lambda result: result.top_pairs(1)[0][2], axis="largest C"))
 register_source(Source("mine", "mine:SIZE", _check_size, _load, _build))
 register_reader(Reader("dots", "dots:COUNT", _read, _check_count))
