@@ -126,9 +126,11 @@ def _with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
     return merged(below, content)
 
 
-def base_content(base: str, folder: Path) -> dict[str, Any]:
-    """The tables of a recipe that a file in this folder builds on, as its ``base`` names it; raises as loading does."""
-    return _with_base(_find_base(base, folder), ())
+def base_content(base: str, study: Path) -> dict[str, Any]:
+    """The tables of the recipe that a study's file names as a ``base``; raises as loading does."""
+    beside = _find_base(base, study.parent)
+    is_itself = beside.resolve() == study.resolve()  # a study may have its recipe's name
+    return _with_base(find_recipe(base) if is_itself else beside, ())
 
 
 def _find_base(base: str, folder: Path) -> Path:

@@ -308,7 +308,7 @@ def _member(
         return str(teachers[-1])
 
     try:
-        below = base_content(base, path.parent)
+        below = base_content(base, path)
     except InputError as error:
         raise error.within(f"{source}.base") from None
     content = merged(below, _with_runs(changes, folder_of))

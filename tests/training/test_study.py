@@ -34,6 +34,11 @@ def test_runs_are_recipe_changes_seeds_and_teachers(tmp_path: Path) -> None:
     assert members["kd-1"].teachers == (tmp_path / "out" / "madry-1", tmp_path / "out" / "standard-7")
 
 
+def test_a_study_may_have_its_recipe_s_name(tmp_path: Path) -> None:
+    path = write_study(tmp_path / "digits.toml")
+    assert load_study(str(path)).members[0].recipe.data.name == "digits"
+
+
 def test_a_base_may_lie_beside_the_study(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text('base = "digits"\n[optim]\nepochs = 3\n')
     path = write_study(
