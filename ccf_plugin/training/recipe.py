@@ -255,7 +255,7 @@ class CheckpointSection(_Section):
 class StopSection(_Section):
     """[stop]: end the run when one of these alarms stands at so many evaluated epochs in a row."""
 
-    on: Annotated[list[Literal[ALARMS]], Field(min_length=1)]  # type: ignore[valid-type]
+    on: Annotated[list[Literal[tuple(ALARMS)]], Field(min_length=1)]  # type: ignore[valid-type]
     patience: Annotated[int, Field(ge=1)] = 1
 
 
