@@ -122,6 +122,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(option) for option in nearest)}?" if nearest else ""
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, as in "1 model", "2 models"; ``plural`` where it takes more than an s."""
+    return f"{count:d} {noun if count == 1 else plural or noun + 's'}"
+
+
 def some_of(names: Sequence[str], most: int = 3) -> str:
     """The first names of what may be thousands."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -201,7 +202,7 @@ def test_a_sweep_that_is_interrupted_says_how_it_goes_on(ccf: Ccf, monkeypatch: 
 def test_a_run_that_diverges_does_not_keep_a_sweep_from_the_others(ccf: Ccf) -> None:
     code, out, err = ccf("sweep", "digits", "optim.lr=1e30,0.1", *TINY)
     assert code == 1
-    assert err == "ccf: expected 2 runs to their ends, found that these diverged: optim.lr=1e30\n"
+    assert err == "ccf: expected 2 runs to the end, found that these diverged: optim.lr=1e30\n"
     assert "optim.lr=1e30: expected a finite loss" in out
     rows = [line.split("│") for line in out.splitlines() if line.startswith("│ optim.lr")]
     assert [row[2].strip() for row in rows] == ["diverged", rows[1][2].strip()]
@@ -316,13 +317,16 @@ def test_recipes_lists_every_shipped_one_with_its_source(ccf: Ccf, monkeypatch: 
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = ccf("recipes")
     assert code == 0
-    lines = [line.rstrip() for line in out.splitlines()]
-    assert max(map(len, lines)) <= 80
-    for name in shipped_recipes():
-        assert any(line.startswith(f"{name} ") for line in lines)
-    stories = [line.strip() for line in lines]
-    assert "from Wu et al. 2020" in stories
-    assert sum(line.startswith("from ") for line in stories) == len(shipped_recipes())
+    lines = {line.split()[0]: re.split(r"  +", line, maxsplit=3) for line in out.split("\n\n")[0].splitlines()}
+    assert list(lines) == list(shipped_recipes())
+    assert [name for name, cells in lines.items() if "(from " not in cells[3] or not cells[3].endswith(")")] == []
+    assert lines["preact_linf_awp"][1] == "cifar10"
+    assert lines["preact_linf_awp"][3].endswith("(from Wu et al. 2020)")
+    assert {name: lines[name][2] for name in ("preact_linf", "preact_fast", "preact_standard")} == {
+        "preact_linf": "200 × 11",
+        "preact_fast": "200 × 2",
+        "preact_standard": "200 × 1",
+    }
 
 
 BAD = {

@@ -15,7 +15,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, print_result, print_written, quiet_libraries
 from ccf_plugin.cli.places import endings_of
-from ccf_plugin.errors import CCFError, Fault, InputError
+from ccf_plugin.errors import CCFError, Fault, InputError, counted
 from ccf_plugin.files import expanded_path
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def _end(results: dict[str, Any], command: str) -> None:
     """Say what is left to do; raise CCFError where runs diverged."""
     diverged = [run["label"] for run in results["runs"] if run["status"] == "diverged"]
     if diverged:
-        expected = f"expected {len(results['runs'])} runs to their ends, found that these diverged: "
-        raise CCFError(expected + "; ".join(diverged))
+        runs = counted(len(results["runs"]), "run")
+        raise CCFError(f"expected {runs} to the end, found that these diverged: {'; '.join(diverged)}")
     if left := sum(run["status"] != "finished" for run in results["runs"]):
         done = len(results["runs"]) - left
         console = open_console()

@@ -23,6 +23,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     allow_change: options.AllowChange = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")] = False,
+    formats: options.Formats = None,
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Log to a tracker of accelerate's too: tensorboard, …")
     ] = None,
@@ -42,7 +43,8 @@ def train(
     if allow_change and not resume:
         raise InputError("expected --allow-change with --resume, found it alone; a new run may have any recipe")
     console = open_console()
-    loaded = load_recipe(recipe, overrides or [], allow_code=allow_code)
+    pictures = [] if formats is None else [f"probe.pictures={[ending[1:] for ending in endings_of(formats)]}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *pictures], allow_code=allow_code)
     with ProgressReporter(console) as reporter:
         run = run_training(
             loaded,
@@ -63,16 +65,22 @@ def train(
 
 
 def recipes() -> None:
-    """List the shipped recipes: name, what it is, source."""
-    from rich.table import Table
-    from rich.text import Text
+    """List the shipped recipes, one a line: name, data, epochs × passes of each image, what it is, source."""
+    from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
 
-    from ccf_plugin.training.recipe_files import describe_recipe, shipped_recipes
-
-    table = Table.grid("name", "story", padding=(0, 2))
+    lines = []
     for name, path in shipped_recipes().items():
+        recipe = load_recipe(name)
         title, source = describe_recipe(path)
-        table.add_row(name, Text.assemble(title, "\n", (f"from {source}", "dim")))
+        lines.append((name, recipe.data.name, f"{recipe.optim.epochs} × {recipe.passes}", f"{title} (from {source})"))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
     console = open_console()
-    console.print(table)
-    console.print("\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME", highlight=False)
+    for *cells, what in lines:
+        cells = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        console.print("  ".join([*cells, what]), highlight=False, soft_wrap=True)
+    console.print(
+        "\nAfter the data: epochs × forward and backward passes of each image, the attack's steps among them."
+        "\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ccf_plugin.errors import counted
 from ccf_plugin.probe.confidence import wilson
 from ccf_plugin.runs.alarms import alarms_by_kind
 from ccf_plugin.runs.log import EpochRow
@@ -159,7 +160,7 @@ def _of_run(track: Track, figures: Sequence[_Figure], planned: int) -> list[Row]
 def _over_seeds(group: Seeds, where: str, figures: Sequence[_Figure]) -> Row:
     tracks = list(group.tracks.values())
     alarmed = sum(bool(alarms_by_kind(track.rows)) for track in tracks if not track.suffix)
-    raised = f"in {alarmed} of {len(tracks)} runs" if where == "last" and alarmed else ""
+    raised = f"in {alarmed} of {counted(len(tracks), 'run')}" if where == "last" and alarmed else ""
     cells = [figure.spread(group, where) for figure in figures]
     return Row(f"{group.name}, mean ± sd of {len(tracks)} seeds", where, [*cells, raised], "mean")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale
-from ccf_plugin.errors import UnavailableError
+from ccf_plugin.errors import UnavailableError, counted
 from ccf_plugin.report.ablations import find_ablations
 from ccf_plugin.report.curves import drawn_metrics, lines, means, metric_data
 from ccf_plugin.report.matrices import pairs_along_epochs, states
@@ -173,7 +173,7 @@ def _notes(runs: Sequence[RunFiles], data: dict[str, Any]) -> list[str]:
     for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:
-            notes.append(f"{run.name} has {len(run.rows)} of {planned} epochs.")
+            notes.append(f"{run.name} has {len(run.rows)} of {counted(planned, 'epoch')}.")
     for shown in data["tracks"]:
         if len(shown["states"]) < shown["probed"]:
             notes.append(

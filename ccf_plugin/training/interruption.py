@@ -39,7 +39,7 @@ class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, 
 
 
 class Interruption:
-    """Remembers the first SIGINT or SIGTERM inside; a second one acts as if nobody listened.
+    """Remembers the first SIGINT or SIGTERM inside; a second one has its usual effect.
 
     Outside the main thread, where Python allows no handlers, signals are left alone.
 

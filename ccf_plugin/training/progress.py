@@ -13,6 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ccf_plugin.engine.heartbeat import Heartbeat, in_words
+from ccf_plugin.errors import counted
 from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
@@ -72,7 +73,7 @@ class ProgressReporter(Reporter):
             soft_wrap=True,
         )
         if unreached := run.recipe.unreached():
-            note = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
+            note = f"not reached in {counted(total, 'epoch')}: {', '.join(unreached)}"
             self._console.print(note, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
@@ -121,7 +122,7 @@ class ProgressReporter(Reporter):
         after = self._total_epochs - self._epoch - 1
         if not self._seconds or after < 1:
             return ""
-        return f"then {_epochs(after)} of about {in_words(sum(self._seconds) / len(self._seconds))}"
+        return f"then {counted(after, 'epoch')} of about {in_words(sum(self._seconds) / len(self._seconds))}"
 
     def epoch_finished(self, row: EpochRow) -> None:
         """An epoch's figures are known."""
@@ -143,7 +144,7 @@ def closing_table(run: Run) -> RichTable:
 
     Beneath: every alarm and when it was raised, and the best epoch's RA on images that did not choose it.
     """
-    duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
+    duration = f"{counted(run.epoch, 'epoch')} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = RichTable(
         title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
@@ -194,10 +195,6 @@ def plan_table(study: Study) -> Table:
         planned.append([member.label, teachers, epochs, len(rows), about])
     planned.append(["all", None, None, None, in_words(total) if is_whole else "not known"])
     return Table(("run", "after", "epochs", "done", "about"), planned)
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _line(row: EpochRow, where: Where) -> str:

@@ -62,6 +62,8 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("model.checkpoint_key", "model.weights that it is a key of", "none")
     if evaluate.get("select") == "validation" and data.get("validation") is None:
         yield Fault("evaluate.select", "data.validation images to select by", "none")
+    if data.get("extra") is None and data.get("extra_share") is not None:
+        yield Fault("data.extra_share", "data.extra images to be the share of", "none")
     optim = _table(content, "optim")
     points = optim.get("points", [])
     if (optim.get("schedule") == "points") != bool(points):
@@ -133,6 +135,7 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
     checks: list[tuple[str, Callable[[], object]]] = [
         ("model.name", lambda: named(model, check_name)),
         ("data.name", lambda: named(data, check_spec)),
+        ("data.extra", lambda: named(data, check_spec, "extra")),
         ("objective.loss", lambda: named(objective, check_loss, "loss")),
         ("attack.name", lambda: named(attack, attack_class)),
         ("evaluate.name", lambda: named(evaluate, attack_class)),

@@ -162,7 +162,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _check_values(content: Mapping[str, Any], source: str) -> None:
     """Raise InputError for whole numbers beyond TOML's 64 bits, and for more tables in one another than any recipe has.
 
-    Python would count on, and whoever takes such values would fail in ways of their own.
+    Python accepts both, and libraries that receive such values fail in ways of their own.
     """
     inside: list[tuple[str, Any, int]] = [("", content, 0)]
     while inside:

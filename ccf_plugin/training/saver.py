@@ -1,4 +1,4 @@
-"""When a run's state is saved: at epoch ends, every so many minutes, and when a signal asks the run to end."""
+"""When a run's state is saved: at the end of an epoch, at intervals, and when a signal ends the run."""
 
 from __future__ import annotations
 

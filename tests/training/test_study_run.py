@@ -198,7 +198,7 @@ def test_a_run_that_diverges_stops_what_needs_it_alone(ccf: Ccf, tmp_path: Path)
     write_study(tmp_path / "mine.toml", runs=runs, seeds=[0])
     code, _, err = ccf("study", "mine.toml")
     assert code == 1
-    assert err == "ccf: expected 3 runs to their ends, found that these diverged: madry, seed 0\n"
+    assert err == "ccf: expected 3 runs to the end, found that these diverged: madry, seed 0\n"
     statuses = {one["name"]: one["status"] for one in read_study(tmp_path / "runs" / "mine")["runs"]}
     assert statuses == {"madry": "diverged", "kd": "waiting", "other": "finished"}
     assert json.loads((tmp_path / "runs" / "mine" / "study.json").read_text())["claims"][0]["verdict"] == "undecided"

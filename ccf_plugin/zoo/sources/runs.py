@@ -31,7 +31,7 @@ def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, mode
         # A file must not choose which code runs; the user names it.
         raise needs_code(path, "a network of this package", "a model of your own code", str(code))
     if path.stem.endswith(AVERAGE):
-        spec = str(path)  # so that whoever named the folder sees which weights they are
+        spec = str(path)  # it tells which weights of the folder were taken
     return from_metadata(metadata, path, spec=spec, name=_run_name(path))
 
 
