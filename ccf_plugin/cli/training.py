@@ -9,6 +9,7 @@ import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
+from ccf_plugin.cli.places import endings_of
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path
 
