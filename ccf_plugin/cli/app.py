@@ -16,12 +16,14 @@ import typer
 from ccf_plugin.cli import (
     ablating,
     benchmarking,
+    carrying,
     comparing,
     data,
     environment,
     evaluating,
     probing,
     reporting,
+    studying,
     theory,
     training,
 )
@@ -70,10 +72,13 @@ for command in (
     evaluating.evaluate,
     evaluating.leaderboard,
     reporting.report,
-    training.sweep,
+    studying.study,
+    studying.sweep,
     training.recipes,
     theory.theory,
     benchmarking.bench,
+    carrying.pack,
+    carrying.unpack,
     data.fix_tinyimagenet,
     environment.env,
 ):
@@ -83,6 +88,8 @@ for command in (
 _INTERRUPTED = 130
 _RESUMABLE = {
     "train": "; continue from the last saved state with --resume",
+    "study": "; the same command goes on",
+    "sweep": "; the same command goes on",
     "evaluate": "; run it again to continue after the last finished batch",
     "leaderboard": "; run it again to continue after the last finished model",
 }
