@@ -19,31 +19,52 @@ from ccf_plugin.errors import UnavailableError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders; several are shown side by side.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders of many, such as a study's.")
+    ],
     out: Annotated[Path | None, options.out_option("The HTML file. Default: results/report-<runs>.html")] = None,
+    ablations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--ablation", metavar="FILE", help="JSON of `ccf ablate`, beside those in the runs; may be repeated."
+        ),
+    ] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
     force: options.Force = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """Write one HTML page of RUN, or of several: curves, matrices along the epochs, recipe. It needs no network."""
+    """Write one HTML page of RUN, or of several: tables, curves, matrices along the epochs. It needs no network.
+
+    Runs that differ in their seed alone are shown as mean and standard deviation.
+    """
     quiet_libraries()
 
     from ccf_plugin.files import made_folder, write_atomically
     from ccf_plugin.report.page import build_report
+    from ccf_plugin.runs.seeds import list_runs
 
     folders = [os.path.realpath(run) for run in runs]
     named = "-".join(Path(folder).name for folder in folders[:3])
     # A page is passed on: of the folders, which are private, it holds a hash.
-    shown = {"runs": hashlib.sha256("\n".join(folders).encode()).hexdigest()[:16], "vmin": vmin, "vmax": vmax}
+    of = "\n".join([*folders, *(os.path.realpath(file) for file in ablations or ())])
+    shown = {"runs": hashlib.sha256(of.encode()).hexdigest()[:16], "vmin": vmin, "vmax": vmax}
     suffix = ".html" if out is None else ""
     place = Place(out, f"report-{named}", shown, (suffix,), force=force, read=_read_mark)
-    page = build_report(runs, vmin=vmin, vmax=vmax).replace("<head>", f"<head>{_mark(shown)}", 1).encode()
+    html = build_report(runs, vmin=vmin, vmax=vmax, ablations=ablations or ())
+    page = html.replace("<head>", f"<head>{_mark(shown)}", 1).encode()
     place.settle()
     path = place.file()
     with made_folder(path.parent):
         write_atomically(path, page)
-    open_console().print(f"Wrote {path} ({len(page) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    listing = list_runs(runs)
+    held = f"{len(listing.runs)} run{'s' * (len(listing.runs) > 1)}, {len(page) / 1e6:.1f} MB"
+    console = open_console()
+    console.print(f"Wrote {path} ({held}); any browser shows it, without a network", highlight=False, soft_wrap=True)
+    if listing.left_out:
+        console.print(
+            f"Left out, without a finished epoch: {', '.join(listing.left_out)}", highlight=False, soft_wrap=True
+        )
     if open_it:
         _open(path)
 

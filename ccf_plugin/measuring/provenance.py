@@ -1,7 +1,7 @@
 """Where figures come from: hashes of weights and images, the conditions of a measurement, and what tells two apart.
 
 A provenance is a mapping of plain JSON values, which each result's file holds. All its fields are conditions, on which
-the figures depend, but for the command, and those for which a hash beside them speaks: the checkpoint's path, the
+the figures depend, except the command and the fields that a hash stands for: the checkpoint's path, the
 device, the data's name and limit. A field that one of two lacks is None there.
 """
 
@@ -50,6 +50,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return fingerprint(state[name] for name in sorted(state) if isinstance(state[name], Tensor))
 
 
+def names_fingerprint(names: Iterable[str]) -> str:
+    """The ``fingerprint`` of names in their order."""
+    return fingerprint([_bytes("\n".join(names))])
+
+
 def images_fingerprint(split: Split) -> str:
     """The ``fingerprint`` of a split's images and labels.
 
@@ -61,11 +66,15 @@ def images_fingerprint(split: Split) -> str:
     rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
     return fingerprint(
         [
-            torch.frombuffer(bytearray(names, "utf-8", "surrogateescape"), dtype=torch.uint8),
+            _bytes(names),
             split.images[rows],
             split.labels,
         ]
     )
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text, "utf-8", "surrogateescape"), dtype=torch.uint8)
 
 
 def with_command(conditions: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,53 +6,61 @@ The paper's Figure 1 with the trajectory of Figure 10, the matrices of Figure 2,
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale
-from ccf_plugin.errors import UnavailableError
-from ccf_plugin.report.accuracies import class_accuracies, confusions
-from ccf_plugin.report.matrices import embedded_epochs, encode, pairs_along_epochs
+from ccf_plugin.errors import UnavailableError, counted
+from ccf_plugin.report.ablations import find_ablations
+from ccf_plugin.report.curves import drawn_metrics, lines, means, metric_data
+from ccf_plugin.report.matrices import pairs_along_epochs, states
+from ccf_plugin.report.overview import UNSELECTED, in_words, overview
 from ccf_plugin.report.words import (
     against_published,
+    alarm_meanings,
     along_epochs,
+    describe_alarms,
+    describe_measurement,
     describe_saliency,
     environment_rows,
     recipe_differences,
     summarise,
 )
-from ccf_plugin.runs.alarms import alarms_by_kind
-from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.metrics import Metric, all_metrics, metric_of
-from ccf_plugin.runs.reading import RunFiles, Track, describe_data, read_runs
-from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
+from ccf_plugin.runs.metrics import metric_of
+from ccf_plugin.runs.reading import RunFiles, Track, read_runs
+from ccf_plugin.runs.seeds import by_seed, list_runs
 from ccf_plugin.threat import threat_sentence
 
 _HERE = Path(__file__).parent
+_SCRIPTS = ("looks.js", "curves.js", "matrices.js", "page.js")
 _TOP_PAIRS = 8
 _LARGEST = 8_000_000
-# Of an alarm: the curve that it is marked on, and plotly's name of the mark; else as robust overfitting.
-_MARKS = {
-    "robust overfitting": ("test_robust_accuracy", "x"),
-    "catastrophic overfitting": ("test_robust_accuracy", "square-x-open"),
-    "CAS falling": ("cas", "triangle-down"),
-}
+_MANY_CLASSES = 12  # tables of more classes start closed
 
 
-def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: float | None = None) -> str:
+def build_report(
+    folders: Sequence[Path],
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    ablations: Sequence[Path] = (),
+) -> str:
     """The page of one run, or of several side by side, as HTML.
 
     Args:
-        folders: run folders.
+        folders: run folders, and folders that hold many, such as a study's.
         vmin, vmax: ends of the matrices' colour scale; the paper's for such runs where None.
+        ablations: JSON of `ccf ablate`, beside those that lie in the runs' folders.
 
     Raises:
-        InputError: vmin is not below vmax; else as ``read_runs`` does.
+        InputError: vmin is not below vmax; a file that is no ablation; else as ``list_runs`` and ``read_runs`` do.
         UnavailableError: plotly or jinja2 is not installed.
     """
-    runs = read_runs(folders)
+    listing = list_runs(folders)
+    runs = read_runs(listing.runs)
     low, high = colour_scale(len(runs[0].classes), vmin, vmax, clean=runs[0].threat is None)
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -63,109 +71,98 @@ def build_report(folders: Sequence[Path], *, vmin: float | None = None, vmax: fl
             f"the report needs plotly and jinja2, found no {error.name}; pip install plotly jinja2"
         ) from None
     tracks = [track for run in runs for track in run.tracks]
+    groups = by_seed(runs)
+    metrics = drawn_metrics(tracks)
+    drawn = {metric.name for metric in metrics}
     data = {
+        "title": _title(runs, folders),
         "classes": runs[0].classes,
         "scale": [low, high],
         "differenceScale": DIFFERENCE_SCALE,
         "blues": sequential.Blues,
         "bothSigns": diverging.RdBu[::-1],  # positive is blue here too
-        "metrics": [_metric_data(metric) for metric in _curves(tracks)],
-        "tracks": [_track_data(run, track, tracks) for run in runs for track in run.tracks],
-        "confusions": confusions(tracks),
+        "metrics": metric_data(metrics),
+        "lines": lines(runs, metrics),
+        "means": means(groups, metrics, tracks),
+        "tracks": _track_data(runs),
+        "ablations": find_ablations(runs, ablations),
     }
-    drawn = {metric["name"] for metric in data["metrics"]}
     context: dict[str, Any] = {
-        "title": "Cross-class features of " + ", ".join(run.name for run in runs),
+        "title": data["title"],
         "runs": runs,
-        "measured_on": describe_data(runs[0].data),
-        "measured_under": " / ".join(dict.fromkeys(threat_sentence(run.threat) for run in runs)),
-        "notes": _notes(runs, data["tracks"]),
+        "measurement": describe_measurement(runs),
+        "notes": [*(f"Left out, without a finished epoch: {name}." for name in listing.left_out), *_notes(runs, data)],
+        "unselected": UNSELECTED,
+        "overview": overview(runs, groups, listing.baseline),
         "summaries": [summarise(run, track) for run in runs for track in run.tracks],
+        "alarms": describe_alarms(runs),
+        "alarm_meanings": alarm_meanings(runs),
         "against": [against_published(run, track) for run in runs for track in run.tracks],
         "along": [along_epochs(track) for track in tracks],
-        "shows_confusions": bool(data["confusions"]),
-        "shows_chance": "cas_null" in drawn,
-        "shows_lengths": "squared_lengths" in drawn,
-        "by_class": [table for track in tracks if (table := class_accuracies(track)) is not None],
+        "has_seeds": any(len(group.tracks) > 1 for group in groups),
+        "has_confusions": any(track.confusions for track in tracks),
+        "has_chance": "cas_null" in drawn,
+        "has_test_losses": not {"test_clean_loss", "test_robust_loss"}.isdisjoint(drawn),
+        "has_lengths": "squared_lengths" in drawn,
+        "ablations": data["ablations"],
         "differences": recipe_differences(runs),
         "environments": [environment_rows(run) for run in runs],
         "many_tracks": len(tracks) > 1,
         "classes": len(runs[0].classes),
+        "many_classes": len(runs[0].classes) > _MANY_CLASSES,
         "data": _json_inside_html(data),
         "css": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "javascript": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "javascript": "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         "plotly": get_plotlyjs(),
     }
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = _unbroken
     template = environment.get_template("page.html")
     room = _LARGEST - len(template.render(context, pictures=[], left_out=0).encode())
     pictures, left_out = _pictures(runs, room)
     return template.render(context, pictures=pictures, left_out=left_out)
 
 
-def _curves(tracks: Sequence[Track]) -> list[Metric]:
-    """What was measured of any track and is drawn along the epochs, in the order of the legend."""
-    drawn = [
-        metric
-        for metric in all_metrics()
-        if metric.axis is not None
-        and any(track.figure(row, metric.name) is not None for track in tracks for row in track.rows)
+def _title(runs: Sequence[RunFiles], folders: Sequence[Path]) -> str:
+    many = len(runs) > 4
+    return "Cross-class features of " + (
+        f"{len(runs)} runs of {', '.join(Path(folder).resolve().name for folder in folders[:4])}"
+        if many and len(folders) < len(runs)
+        else f"{', '.join(run.name for run in runs[:3])} and {len(runs) - 3} more runs"
+        if many
+        else ", ".join(run.name for run in runs)
+    )
+
+
+def _track_data(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    tracks = [(run, track) for run in runs for track in run.tracks]
+    embedded = states([track for _, track in tracks])
+    return [
+        {
+            "name": track.name,
+            "best": None if track.best is None else track.best.epoch,
+            "probed": len(track.matrices),
+            "states": [found | {"title": _state_title(track, found["epoch"])} for found in of_track],
+            "pairs": pairs_along_epochs(track, _TOP_PAIRS),
+            "measured": describe_measurement([run]),
+        }
+        for (run, track), of_track in zip(tracks, embedded, strict=True)
     ]
-    return sorted(drawn, key=lambda metric: len(drawn) if metric.place is None else metric.place)
 
 
-def _metric_data(metric: Metric) -> dict[str, Any]:
-    """What the script knows of a metric; its formats are d3's too."""
-    return {
-        "name": metric.name,
-        "label": metric.label,
-        "axis": metric.axis,
-        "dash": metric.dash,
-        "format": metric.format,
-        "rounded": metric.rounded or metric.format,
-        "published": metric.published,
-    }
-
-
-def _track_data(run: RunFiles, track: Track, tracks: Sequence[Track]) -> dict[str, Any]:
-    epochs = embedded_epochs(track, len(tracks))
-    by_epoch = {row.epoch: row for row in track.rows}
-    published = run.recipe.get("published", {}).get("figures", ())
-    return {
-        "name": track.name,
-        "epoch": [row.epoch for row in track.rows],
-        "curves": {metric.name: [track.figure(row, metric.name) for row in track.rows] for metric in _curves(tracks)},
-        "best": None if track.best is None else track.best.epoch,
-        "alarms": [] if track.suffix else _alarm_data(track),
-        "published": [entry for entry in published if isinstance(entry["at"], int)],
-        "matrixEpochs": epochs,
-        "matrixProbed": len(track.matrices),
-        "matrices": encode(track, epochs),
-        "matrixTitles": [_matrix_title(track, by_epoch.get(epoch), epoch) for epoch in epochs],
-        "pairs": pairs_along_epochs(track, _TOP_PAIRS),
-    }
-
-
-def _alarm_data(track: Track) -> list[dict[str, Any]]:
-    alarms = []
-    for alarm, epochs in alarms_by_kind(track.rows).items():
-        curve, symbol = _MARKS.get(alarm, _MARKS["robust overfitting"])
-        alarms.append({"name": alarm, "epochs": epochs, "metric": curve, "symbol": symbol})
-    return alarms
-
-
-def _matrix_title(track: Track, row: EpochRow | None, epoch: int) -> str:
+def _state_title(track: Track, epoch: int) -> str:
     words = f"epoch {epoch}" + (", the best" if track.best is not None and track.best.epoch == epoch else "")
+    row = next((row for row in track.rows if row.epoch == epoch), None)
     if row is None:
         return words
     shown = [metric_of(name) for name in ("test_robust_accuracy", "cas")]
-    figures = (f"{metric.heading} = {metric.in_report(track.figure(row, metric.name))}" for metric in shown)
+    figures = (f"{metric.heading} = {in_words(track, metric, track.figure(row, metric.name))}" for metric in shown)
     return f"{words}: {', '.join(figures)}"
 
 
-def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(runs: Sequence[RunFiles], data: dict[str, Any]) -> list[str]:
     """What a reader must know before comparing."""
     notes = []
     if len({threat_sentence(run.threat) for run in runs}) > 1:
@@ -174,20 +171,18 @@ def _notes(runs: Sequence[RunFiles], tracks: Sequence[dict[str, Any]]) -> list[s
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")
     for run in runs:
-        for note in run.tracks:
-            accuracy = selection_free_accuracy(run.folder, run.rows, run.selected_by, note.suffix)
-            if accuracy is not None and note.best is not None:
-                notes.append(f"{note.name}: {selection_free_in_words(accuracy, note.best, note.suffix)}.")
-    for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:
-            notes.append(f"{run.name} has {len(run.rows)} of {planned} epochs.")
-    for track in tracks:
-        if len(track["matrixEpochs"]) < track["matrixProbed"]:
+            notes.append(f"{run.name} has {len(run.rows)} of {counted(planned, 'epoch')}.")
+    for shown in data["tracks"]:
+        if len(shown["states"]) < shown["probed"]:
             notes.append(
-                f"{track['name']}: the matrices of {len(track['matrixEpochs'])} of {track['matrixProbed']} probed "
-                "epochs are in this page, evenly chosen, with the best; the run's folder has all."
+                f"{shown['name']}: the matrices of {len(shown['states'])} of {shown['probed']} probed epochs are in "
+                "this page, evenly chosen, with the best; the run's folder has all."
             )
+    has_confusions = any(track.confusions for run in runs for track in run.tracks)
+    if has_confusions and not any(state["confusions"] for shown in data["tracks"] for state in shown["states"]):
+        notes.append("The confusions are left out: with them the page would be larger than 8 MB. The runs have them.")
     return notes
 
 
@@ -204,6 +199,11 @@ def _pictures(runs: Sequence[RunFiles], room: int) -> tuple[list[dict[str, str]]
             name = f"{run.name}: {path.stem.replace('_', ' ')}"
             pictures.append({"name": name, "data": encoded, "shows": describe_saliency(path)})
     return pictures, left_out
+
+
+def _unbroken(cell: str) -> str:
+    """A number is not parted from its unit or its spread at the end of a line."""
+    return re.sub(r" (?=%|points)| ± ", lambda gap: gap[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
 
 
 def _json_inside_html(data: object) -> str:

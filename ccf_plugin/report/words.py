@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccf_plugin.errors import counted
 from ccf_plugin.files import flattened
 from ccf_plugin.measuring.paired import paired_intervals
-from ccf_plugin.runs.alarms import alarms_in_words
+from ccf_plugin.runs.alarms import ALARMS, alarms_by_kind, alarms_in_words
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics, metric_of
-from ccf_plugin.runs.reading import RunFiles, Track
+from ccf_plugin.runs.reading import RunFiles, Track, describe_data
+from ccf_plugin.threat import threat_sentence
 
 _PERCENT, _FIGURE = (metric_of(name).in_report for name in ("test_robust_accuracy", "cas"))
 _Said = Mapping[int | str, Mapping[str, Any]]  # a source's figures by their place
@@ -47,7 +49,7 @@ def summarise(run: RunFiles, track: Track) -> str:
     """What a reader who sees no picture should know of a track."""
     measured = track.evaluated
     if not measured or track.best is None:
-        return f"{track.name}: {len(track.rows)} epochs, none of them evaluated."
+        return f"{track.name}: {counted(len(track.rows), 'epoch')}, none of them evaluated."
     last = measured[-1]
 
     def at(row: EpochRow) -> str:
@@ -116,6 +118,50 @@ def with_intervals(track: Track) -> list[str]:
 
 def _signed(value: float, form: str) -> str:
     return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
+
+
+def describe_measurement(runs: Sequence[RunFiles]) -> str:
+    """What the figures of the runs are: attack, images, layer, mode and precision; each once where they agree."""
+    first = runs[0].measured
+
+    def each(values: Sequence[str]) -> str:
+        return " / ".join(dict.fromkeys(values))
+
+    parts = [
+        f"RA under {each([threat_sentence(run.threat) for run in runs])}",
+        f"{describe_data(first.data)} ({len(runs[0].classes)} classes)",
+    ]
+    heads = [run.measured.head for run in runs]
+    if named := each([head.name for head in heads if head is not None]):
+        parts.append(f"C at the inputs of layer {named}")
+    modes = (f"{run.measured.model_mode} mode" for run in runs if run.measured.model_mode)
+    precisions = (str(run.measured.precision) for run in runs if run.measured.precision)
+    return ", ".join([*parts, *filter(None, (each([*modes]), each([*precisions])))])
+
+
+def describe_alarms(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """A row for each alarm of each run: at which epochs, and the p of RA's fall at the first."""
+    write = metric_of("robust_fall_p").in_report
+    rows = []
+    for run in runs:
+        by_epoch = {row.epoch: row for row in run.rows}
+        found = zip(alarms_in_words(run.rows), alarms_by_kind(run.rows).items(), strict=True)
+        for sentence, (alarm, epochs) in found:
+            rows.append([run.name, alarm, sentence.partition(" at ")[2], write(by_epoch[epochs[0]].robust_fall_p)])
+    return {"columns": ["run", "alarm", "at", "p of RA's fall at the first"], "rows": rows}
+
+
+def alarm_meanings(runs: Sequence[RunFiles]) -> dict[str, str]:
+    """What each alarm of the runs says; of earlier versions', which tested nothing, that they did not."""
+    by_rows = [(run, alarms_by_kind(run.rows)) for run in runs]
+    meanings = {
+        alarm: ALARMS.get(alarm, "an alarm that this version does not know") for _, found in by_rows for alarm in found
+    }
+    untested = [run.name for run, found in by_rows if found and all(row.robust_fall_p is None for row in run.rows)]
+    if untested:
+        earlier = "an earlier version wrote these logs and named alarms without a test of images: the log has no p"
+        meanings[", ".join(untested)] = earlier
+    return meanings
 
 
 def along_epochs(track: Track) -> dict[str, Any]:

@@ -12,14 +12,29 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ALARMS = ("catastrophic overfitting", "robust overfitting", "CAS falling")
 # Robust overfitting: the chance of a false alarm that one epoch's test may take, over all epochs that it may be
 # compared with. tests/benchmarks/false_alarms.py simulates what this gives along whole runs.
 LEVEL = 0.002
-# Catastrophic overfitting: within so many evaluations test RA falls under this share of what it was.
+# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was.
 SUDDEN, COLLAPSE = 3, 0.5
 # CAS falling: CAS beyond chance is under this share of what it was at the most robust epoch.
 EXCESS_MARGIN = 0.8
+# Each alarm, and what it says of an epoch.
+ALARMS = {
+    "catastrophic overfitting": (
+        f"within {SUDDEN} evaluations test RA fell below {COLLAPSE:.0%} of what it was, while train RA rose, and has "
+        "not come back"
+    ).replace("%", " %"),
+    "robust overfitting": (
+        "at this and the evaluated epoch before, fewer test images withstand the attack than at the most robust epoch, "
+        f"while train RA is higher; by McNemar's exact test, with p below {LEVEL} divided by the number of earlier "
+        "evaluations"
+    ),
+    "CAS falling": (
+        f"robust or catastrophic overfitting stands, and CAS beyond chance is below {EXCESS_MARGIN:.0%} of that of "
+        "the most robust epoch"
+    ).replace("%", " %"),
+}
 
 
 def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:

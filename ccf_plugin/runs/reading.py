@@ -7,12 +7,13 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path, flattened
+from ccf_plugin.probe.presentation import described_data
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import AVERAGE, LOG, PROBE, RECIPE, SALIENCY, result_of
@@ -21,6 +22,15 @@ from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A run's folder; what it is called, and what its method is called, where a study says so."""
+
+    folder: Path
+    label: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Track:
         rows: the log.
         best: the row of the best checkpoint, or None where no epoch was evaluated.
         matrices: C by epoch, each (K, K) float64.
-        ends: the results of the best and the last epoch, by epoch in this order, where they are kept.
+        confusions: by epoch, and by the images that were classified ("clean", "under attack"), (K, K) int32.
+        counts: images by class, (K,) int64; None where unknown.
     """
 
     name: str
@@ -41,7 +52,8 @@ class Track:
     rows: Sequence[EpochRow]
     best: EpochRow | None
     matrices: Mapping[int, NDArray[np.float64]]
-    ends: Mapping[int, CrossClassResult] = field(default_factory=dict)
+    confusions: Mapping[int, Mapping[str, NDArray[np.int32]]] = field(default_factory=dict)
+    counts: NDArray[np.int64] | None = None
 
     def figure(self, row: EpochRow, name: str) -> float | None:
         """A figure of these weights, such as "cas"; None where it was not measured, or is of the raw weights alone."""
@@ -53,6 +65,11 @@ class Track:
         """The epochs at which the test images were seen."""
         return [row for row in self.rows if self.figure(row, "test_clean_accuracy") is not None]
 
+    @property
+    def last(self) -> EpochRow | None:
+        """The last epoch at which the test images were seen."""
+        return self.evaluated[-1] if self.evaluated else None
+
     def probed(self, epoch: int) -> int:
         """The epoch nearest to this one that has a matrix (the later of two)."""
         return min(self.matrices, key=lambda measured: (abs(measured - epoch), -measured))
@@ -62,7 +79,8 @@ class Track:
 class RunFiles:
     """A run. ``classes``, ``data`` and ``threat`` are those of its results (``CrossClassResult``).
 
-    ``recipe`` has every default spelled out, as training writes it.
+    ``recipe`` has every default spelled out, as training writes it. ``measured`` is the first of its results, for what
+    all have in common. ``method`` is what a study calls the run without its seed, or None.
     """
 
     folder: Path
@@ -74,8 +92,10 @@ class RunFiles:
     classes: tuple[str, ...]
     data: Mapping[str, Any] | None
     threat: Mapping[str, Any] | None
+    measured: CrossClassResult
     selected_by: str
     saliency: Sequence[Path]
+    method: str | None = None
 
     @property
     def rows(self) -> Sequence[EpochRow]:
@@ -83,19 +103,23 @@ class RunFiles:
         return self.tracks[0].rows
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+def read_runs(folders: Sequence[Path | ListedRun]) -> list[RunFiles]:
     """The runs, checked to be comparable.
 
     Raises:
         InputError: a folder that is no run, has no results, or has a damaged file; runs of different classes or data.
     """
-    resolved = [Path(os.path.realpath(expanded_path(folder))) for folder in folders]
+    listed = [one if isinstance(one, ListedRun) else ListedRun(one) for one in folders]
+    resolved = [Path(os.path.realpath(expanded_path(one.folder))) for one in listed]
     twice = next((folder for place, folder in enumerate(resolved) if folder in resolved[:place]), None)
     if twice is not None:
         raise InputError(f"expected each run once, found {twice} twice")
     last_parts = [folder.name for folder in resolved]
-    names = last_parts if len(set(last_parts)) == len(folders) else [str(folder) for folder in folders]
-    runs = [_read_run(folder, name) for folder, name in zip(resolved, names, strict=True)]
+    names = last_parts if len(set(last_parts)) == len(listed) else [str(one.folder) for one in listed]
+    runs = [
+        replace(_read_run(folder, one.label or name), method=one.method)
+        for one, folder, name in zip(listed, resolved, names, strict=True)
+    ]
     for other in runs[1:]:
         _check_same(runs[0].name, runs[0].classes, runs[0].data, other.name, other.classes, other.data)
     return runs
@@ -127,10 +151,9 @@ def _read_run(folder: Path, name: str) -> RunFiles:
             _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
         weights = "" if len(by_suffix) == 1 else ", averaged weights" if suffix else ", raw weights"
         matrices = {epoch: result.matrix for epoch, result in results.items()}
-        row = best[suffix]
-        last = max(results)
-        ends = {epoch: results[epoch] for epoch in (last if row is None else row.epoch, last) if epoch in results}
-        tracks.append(Track(name + weights, suffix, rows, row, matrices, ends))
+        confusions = {epoch: found for epoch, result in results.items() if (found := _confusions(result))}
+        counts = next(iter(results.values())).counts
+        tracks.append(Track(name + weights, suffix, rows, best[suffix], matrices, confusions, counts))
     return RunFiles(
         folder=folder,
         name=name,
@@ -141,9 +164,15 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         classes=first.names,
         data=first.data,
         threat=first.threat,
+        measured=first,
         selected_by=selected_by,
         saliency=sorted(path for path in (folder / SALIENCY).glob("*.png") if path.is_file()),
     )
+
+
+def _confusions(result: CrossClassResult) -> dict[str, NDArray[np.int32]]:
+    known = {"clean": result.confusion_clean, "under attack": result.confusion_adversarial}
+    return {images: matrix.astype("int32") for images, matrix in known.items() if matrix is not None}
 
 
 def _read_results(folder: Path) -> dict[str, dict[int, CrossClassResult]]:
@@ -222,4 +251,4 @@ def _check_same(
 
 def describe_data(data: Mapping[str, Any] | None) -> str:
     """The images of a result in words."""
-    return "unnamed images" if data is None else f"{data['count']} {data['split']} images of {data['name']}"
+    return "unnamed images" if data is None else described_data(data)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from support.written_runs import WriteRun, confusion_at, matrix_at
 
+from ccf_plugin.probe.confidence import wilson
 from ccf_plugin.report.page import build_report
 from ccf_plugin.runs.log import log_bytes, read_log
 from ccf_plugin.runs.metrics import METRICS, Metric
@@ -21,6 +25,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 Open = Callable[..., Any]
 DESKTOP = {"viewport": {"width": 1100, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+RESNET = Path(__file__).parents[1] / "benchmarks" / "results" / "ablation_resnet18.json"
+SVG = "{http://www.w3.org/2000/svg}"
 ALL_IN_VIEW = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
 
 
@@ -49,8 +55,15 @@ def pages(write_run: WriteRun, tmp_path_factory: pytest.TempPathFactory) -> Path
     hostile = write_run("hostile", epochs=2, best=1, classes=names)
     three = write_run("three", epochs=20, best=8)
     evidence = write_run("evidence", epochs=30, best=16, evidence=True)
+    seeds = [
+        write_run(f"{name}-{seed}", recipe=recipe, epochs=20, best=8, evidence=True, overrides=(f"seed={seed}",))
+        for name, recipe in (("pgd", "preact_linf"), ("ls", "preact_linf_ls"))
+        for seed in range(3)
+    ]
+    shutil.copy(RESNET, evidence / "ablation.json")
     for name, runs in {
         "evidence": [evidence],
+        "seeds": seeds,
         "one": [one],
         "two": [three, two],
         "hundred": [hundred],
@@ -139,7 +152,7 @@ def _until(page: Any, expression: str) -> None:
 def test_the_slider_walks_through_the_epochs(visit: Open) -> None:
     page = visit("one")
     title, slider = page.locator("#matrix-title"), page.locator("#epoch")
-    assert title.inner_text().startswith("epoch 16, the best: RA = 48.0 %, CAS = ")
+    assert title.inner_text().startswith("epoch 16, the best: RA = 48.0 % (44.9 to 51.1), CAS = ")
     np.testing.assert_allclose(_shown(page, "matrix"), _expected(16, 16, 3), atol=1.6e-5)
     slider.focus()
     page.keyboard.press("ArrowRight")
@@ -229,12 +242,13 @@ def test_figures_that_the_table_of_metrics_has_more_are_drawn(visit: Open) -> No
     assert columns == ["epoch", "train loss", "train RA", "clean accuracy", "RA", "CAS", "loss", "other CAS", "alarm"]
 
 
-def test_the_confusions_are_shown_by_epoch_and_images(visit: Open) -> None:
+def test_the_confusions_and_accuracies_are_those_of_the_chosen_epoch(visit: Open) -> None:
     page = visit("evidence")
     title = page.locator("#confusion-title")
     attacked, clean = (confusion_at(*at) for at in ((16, 10, 100, 0.48), (30, 10, 100, 0.8)))
-    right = np.trace(attacked) / 10
-    assert title.inner_text() == f"best (16), under attack: {right:.1f} % are recognised"
+    right = np.trace(attacked)
+    said = f"epoch 16, under attack: {right} of 1000 images are recognised, {right / 10:.1f}\N{NO-BREAK SPACE}%"
+    assert title.text_content() == said
     np.testing.assert_allclose(_shown(page, "confusion"), attacked / 100)
     page.locator("#confusion").focus()
     page.keyboard.press("ArrowRight")
@@ -242,12 +256,35 @@ def test_the_confusions_are_shown_by_epoch_and_images(visit: Open) -> None:
     assert page.locator("#confusion-cell").inner_text() == f"{taken}{attacked[0, 1] / 100:.3f}"
     page.keyboard.press("ArrowLeft")
     assert page.locator("#confusion-cell").inner_text() == f"airplane, recognised: {attacked[0, 0] / 100:.3f}"
-    page.locator("#confused").select_option(label="last (30), clean")
+    page.get_by_role("button", name="Last epoch").click()
+    page.locator("#confused").select_option("clean")
     np.testing.assert_allclose(_shown(page, "confusion"), clean / 100)
     page.evaluate(ALL_IN_VIEW)
     most = clean - np.diag(np.diag(clean))
-    assert page.locator("#confusion-table td").first.inner_text() == f"{most.max() / 100:.3f}"
+    assert page.locator("#confusion-table td").first.inner_text() == str(most.max())
+    cells = page.locator("#classes-table tr").first.locator("th, td").all_text_contents()
+    low, high = (100 * bound for bound in wilson(int(clean[0, 0]), 100))
+    gap = "\N{NO-BREAK SPACE}"
+    assert cells[:3] == ["airplane", "100", f"{clean[0, 0]}.0{gap}% ({low:.1f} to {high:.1f})"]
+    row = _expected(30, 16)[0]
+    assert float(cells[4]) == pytest.approx(row[row > 0].sum() - 1, abs=0.006)
     assert page.locator("#matrix-cell").inner_text() == "Point at a cell, or walk with the arrow keys."
+
+
+def test_seeds_are_a_mean_with_a_band_until_each_run_is_wanted(visit: Open) -> None:
+    page = visit("seeds")
+    curves = "document.getElementById('curves')"
+    names = f"{curves}.data.filter(({{ mode, x }}) => mode !== 'markers' && x.length > 1).map(({{ name }}) => name)"
+    of_ra = [name for name in page.evaluate(names) if name and name.endswith("test RA")]
+    assert of_ra == ["pgd (3 seeds): test RA", "ls (3 seeds): test RA"]
+    filled = f"{curves}.data.filter(({{ fill, legendgroup }}) => fill && legendgroup === 'test_robust_accuracy').length"
+    assert page.evaluate(filled) == 2
+    page.locator("#apart").check()
+    of_ra = [name for name in page.evaluate(names) if name and name.endswith("test RA")]
+    assert len(of_ra) == 6
+    visible = f"{curves}.data.filter(({{ visible, x }}) => visible !== 'legendonly' && x.length > 1)"
+    groups = set(page.evaluate(f"{visible}.map(({{ legendgroup }}) => legendgroup)"))
+    assert groups == {"test_robust_accuracy", "cas", "shared", "train_loss"}  # of many models one figure an axis
 
 
 def test_chance_excess_and_lengths_are_drawn_and_hidden_by_the_legend(visit: Open) -> None:
@@ -302,24 +339,175 @@ def test_names_of_strangers_stay_text(visit: Open) -> None:
     assert page.title() == "Cross-class features of hostile"
 
 
-def test_a_figure_is_saved_as_a_picture(visit: Open) -> None:
-    page = visit("one")
+def _saved(page: Any, figure: str, inches: float) -> tuple[str, ElementTree.Element]:
     with page.expect_download() as download:
-        page.locator("button.save[data-figure=matrix]").click()
-    assert download.value.suggested_filename == "matrix.svg"
-    assert "automobile" in Path(download.value.path()).read_text(encoding="utf-8")
+        page.locator(f"button[data-figure='{figure}'][data-inches='{inches}']").click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    return download.value.suggested_filename, ElementTree.fromstring(text)
+
+
+def _texts(svg: ElementTree.Element) -> dict[str, float]:
+    """What is written in a picture, and how large, in points on paper."""
+    width = float(svg.attrib["width"].removesuffix("in"))
+    points = 72 * width / float(svg.attrib["viewBox"].split()[2])
+    sizes = {}
+    for text in svg.iter(f"{SVG}text"):
+        size = re.search(r"font-size: ([\d.]+)px", text.attrib.get("style", ""))
+        sizes[" ".join(text.itertext())] = float(size[1]) * points if size else 0.0
+    return sizes
+
+
+@pytest.mark.parametrize("inches", [3.25, 6.75])
+def test_a_saved_figure_is_one_for_a_paper(visit: Open, inches: float) -> None:
+    """On a phone in dark mode: light, of a wide screen's layout, self-contained, named and large enough to read."""
+    page = visit("evidence", color_scheme="dark", **PHONE)
+    pictures = {}
+    buttons = page.locator(f"button[data-inches='{inches}']").all()
+    figures = [str(button.get_attribute("data-figure")) for button in buttons]
+    assert figures == ["curves", "matrix", "confusion", "classes", "difference", "pairs", "ablation-0"]
+    for figure in figures:
+        name, svg = _saved(page, figure, inches)
+        assert re.fullmatch(rf"[\w.-]+-{inches}in\.svg", name)
+        assert svg.attrib["width"] == f"{inches}in"
+        text = ElementTree.tostring(svg, encoding="unicode")
+        assert not re.findall(r"(?:href|src)=\"(?!#)|url\((?!['\"&quot;]*#)", text)
+        families = {family.split(",")[0].strip("'\" ") for family in re.findall(r"font-family: ([^;]+);", text)}
+        assert families == {"Arial"}
+        assert "sans-serif" in text
+        sizes = _texts(svg)
+        assert min(size for words, size in sizes.items() if words) >= 5
+        words = " ".join(sizes)
+        assert "RA under PGD-20" in words or "45 pairs" in words
+        pictures[figure] = words
+        background = svg.find(f"{SVG}rect")
+        assert background is not None
+        assert "rgb(255, 255, 255)" in background.attrib["style"]
+    assert "evidence, epoch 16, the best: RA = " in pictures["matrix"]
+    assert "CAS = " in pictures["matrix"]
+    assert "C[i, j] (cosine)" in pictures["matrix"]
+    assert "share of the true class's images" in pictures["confusion"]
+    assert "difference of C[i, j]" in pictures["difference"]
+    assert "best: RA = " in pictures["curves"]
+    assert page.evaluate("document.getElementById('matrix').layout.width") < 400  # the page's own is as it was
+
+
+def test_the_cells_of_a_saved_matrix_are_shapes_of_its_values(visit: Open) -> None:
+    page = visit("one")
+    _, svg = _saved(page, "matrix", 6.75)
+    assert svg.find(f".//{SVG}image") is None
+    group = next(group for group in svg.iter(f"{SVG}g") if group.attrib.get("shape-rendering") == "crispEdges")
+    cells = group.findall(f"{SVG}rect")
+    matrix = _expected(16, 16, 3)
+    blues = page.evaluate("document.getElementById('matrix').data[0].colorscale.map(([, colour]) => colour)")
+    darkest, lightest = (colour.replace(" ", "") for colour in (blues[-1], blues[0]))
+    left, top = (min(float(cell.attrib[name]) for cell in cells) for name in ("x", "y"))
+    side = float(cells[0].attrib["height"])
+    drawn = {}
+    for cell in cells:
+        i, j = round((float(cell.attrib["y"]) - top) / side), round((float(cell.attrib["x"]) - left) / side)
+        drawn |= {(i, j + more): cell.attrib["fill"] for more in range(round(float(cell.attrib["width"]) / side))}
+    assert drawn.keys() == {(i, j) for i, j in np.ndindex(10, 10) if not np.isnan(matrix[i, j])}
+    assert all(drawn[i, i] == darkest for i in range(10) if i != 3)
+    assert all(drawn[i, j] == lightest for i, j in drawn if matrix[i, j] <= 0)
+    by_value = sorted(drawn, key=lambda place: matrix[place])
+    reds = [int(re.findall(r"\d+", drawn[place])[0]) for place in by_value]
+    assert reds == sorted(reds, reverse=True)
+
+
+def test_what_is_hidden_is_not_saved(visit: Open) -> None:
+    page = visit("evidence")
+    page.locator("#curves .legend .traces", has_text="CAS by chance").locator(".legendtoggle").click()
+    _until(page, "document.getElementById('curves').data.some(({ visible }) => visible === 'legendonly')")
+    words = _texts(_saved(page, "curves", 6.75)[1])
+    assert "CAS beyond chance" in words
+    assert "CAS by chance" not in words
+
+
+def test_print_loses_nothing(visit: Open) -> None:
+    """All is opened, light, and as wide as the paper; afterwards the page is as it was."""
+    width = 186  # mm, of A4 within the page's margins
+    page = visit("seeds", color_scheme="dark", **DESKTOP)
+    closed = page.locator("details:not([open])").count()
+    assert closed > 6
+    page.set_viewport_size({"width": round(width / 25.4 * 96), "height": 1000})
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    cut = page.evaluate(
+        """[...document.querySelectorAll('table, pre, .plot, .scroll')].filter((one) => one.offsetParent && (
+             one.getBoundingClientRect().right > document.documentElement.clientWidth + 1 ||
+             (one.matches('pre, .scroll') && (one.scrollHeight > one.clientHeight + 1
+               || one.scrollWidth > one.clientWidth + 1)))).map((one) => one.outerHTML.slice(0, 120))"""
+    )
+    assert cut == []
+    recipe = page.locator("pre").first
+    assert all(key in recipe.inner_text() for key in ("[attack]", "eps = ", "[checkpoints]"))
+    assert page.evaluate("document.getElementById('curves')._fullLayout.paper_bgcolor") == "#ffffff"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen", color_scheme="dark")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() == closed
+    assert page.evaluate("document.getElementById('curves')._fullLayout.paper_bgcolor") == "rgba(0,0,0,0)"
+
+
+def test_a_printed_page_is_a_pdf_of_all(visit: Open) -> None:
+    """The browser itself says that it prints: the details are in the file, and closed again after it."""
+    page = visit("one")
+    page.evaluate(
+        "window.opened = []; window.addEventListener('beforeprint', () => "
+        "window.opened.push(document.querySelectorAll('details:not([open])').length))"
+    )
+    closed = page.locator("details:not([open])").count()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    assert page.evaluate("window.opened") == [0]
+    _until(page, f"document.querySelectorAll('details:not([open])').length === {closed}")
+
+
+def test_what_scrolls_says_so_and_can_be_reached_by_keyboard(visit: Open) -> None:
+    for name, device, scrolls in (("one", DESKTOP, False), ("evidence", PHONE, True)):
+        page = visit(name, **device)
+        box = page.locator(".scroll").first
+        _until(page, f"document.querySelector('.scroll').classList.contains('scrolls') === {str(scrolls).lower()}")
+        assert page.locator(".caption", has_text="Best and last epoch").locator(".hint").is_visible() == scrolls
+        assert box.get_attribute("tabindex") == ("0" if scrolls else None)
+    recipe = page.locator("pre").first
+    assert recipe.get_attribute("tabindex") == "0"
+    recipe.focus()
+    page.keyboard.press("End")
+    _until(page, "document.querySelector('pre').scrollTop > 0")
+
+
+def test_an_ablation_is_drawn_by_dose(visit: Open) -> None:
+    page = visit("evidence")
+    doses = json.loads(RESNET.read_text())["doses"]
+    data = "document.getElementById('ablation-0').data.map(({ name, x, y, xaxis }) => [name, x, y, xaxis])"
+    traces = page.evaluate(data)
+    assert len(traces) == 8
+    assert traces[0] == [
+        *("shared by the pair", [dose["count"] for dose in doses], [dose["rest"]["shared"] for dose in doses], "x")
+    ]
+    assert traces[7][2] == [dose["between"]["random"] for dose in doses]
+    assert page.locator("#heading-ablation").is_visible()
 
 
 @pytest.mark.parametrize(
     ("name", "scheme", "device"),
     [
-        ("one", "light", DESKTOP),
-        pytest.param("one", "dark", PHONE, marks=pytest.mark.slow),
-        ("two", "dark", DESKTOP),
-        ("two", "light", PHONE),
-        pytest.param("hundred", "light", PHONE, marks=pytest.mark.slow),
         ("evidence", "light", DESKTOP),
-        pytest.param("evidence", "dark", PHONE, marks=pytest.mark.slow),
+        ("seeds", "dark", PHONE),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("one", "light", DESKTOP),
+                ("one", "dark", PHONE),
+                ("two", "dark", DESKTOP),
+                ("two", "light", PHONE),
+                ("seeds", "light", DESKTOP),
+                ("hundred", "light", PHONE),
+                ("hundred", "dark", DESKTOP),
+                ("evidence", "dark", PHONE),
+            )
+        ),
     ],
 )
 def test_everybody_can_read_it(visit: Open, name: str, scheme: str, device: dict[str, Any]) -> None:

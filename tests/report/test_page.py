@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,6 @@ from support.written_runs import WriteRun
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.report.page import build_report
-from ccf_plugin.runs.log import read_log
-from ccf_plugin.runs.selection import selection_free_accuracy
 
 
 class _Elements(HTMLParser):
@@ -52,7 +51,7 @@ def test_a_run_of_many_classes_stays_small_and_says_what_it_leaves_out(
     monkeypatch.setattr("ccf_plugin.report.matrices._CHARACTERS", 300_000)
     page = build_report([folder])
     assert "the matrices of 4 of 9 probed epochs are in this page" in page
-    assert _data(page)["tracks"][0]["matrixEpochs"] == [1, 4, 6, 9]
+    assert [state["epoch"] for state in _data(page)["tracks"][0]["states"]] == [1, 4, 6, 9]
 
 
 def test_names_are_text_and_never_markup(write_run: WriteRun) -> None:
@@ -75,21 +74,15 @@ def test_notes_say_what_hinders_a_comparison(write_run: WriteRun) -> None:
     assert "a has 2 of 30 epochs" in build_report(runs[:1])
 
 
-def test_the_best_epochs_ra_without_selection_stands_beside_it(write_run: WriteRun) -> None:
-    folder = write_run("chosen", epochs=6, best=3, evidence=True)
-    accuracy = selection_free_accuracy(folder, read_log(folder), "test_robust_accuracy")
-    assert accuracy is not None
-    expected = f"both ways: {100 * accuracy:.1f} % (on the images that chose it: 48.0 %)."
-    assert (
-        f"chosen: RA of the best epoch, chosen on one half of the test images and measured on the other, {expected}"
-        in (build_report([folder]))
-    )
-    assert "RA of the best epoch" not in build_report([write_run("unrecorded", epochs=6, best=3)])
-
-
 def test_panels_and_confusions_are_told_where_they_are(write_run: WriteRun) -> None:
     plain, page = (build_report([write_run("run", epochs=2, evidence=evidence)]) for evidence in (False, True))
-    for words in ("what of it is chance", "their squared lengths", 'id="confusion"', "Accuracy by class"):
+    for words in (
+        "what of it is chance",
+        "their squared lengths",
+        'id="confusion"',
+        "Accuracy by class",
+        "not selected",
+    ):
         assert words in page
         assert words not in plain.split('<script type="application/json"')[0]
 
@@ -107,6 +100,56 @@ def test_saliency_pictures_are_shown_as_far_as_there_is_room(
     assert "dog 5" not in page
     assert "1 more pictures lie in" in page
     assert len(page.encode()) < 8_000_000
+
+
+def test_every_figure_says_what_it_is(write_run: WriteRun) -> None:
+    page = build_report([write_run("run", epochs=4, best=2, evidence=True)])
+    measured = "RA under PGD-20, Linf, eps 8/255, step 2/255, 1000 test images of cifar10 (10 classes)"
+    assert page.split("<main>")[0].count(measured) == 1
+    shown = page.split("<main>")[1].split('<script type="application/json"')[0]
+    assert shown.count(measured) == 3  # at the table of models, the curves, the accuracies by class
+    (track,) = _data(page)["tracks"]
+    assert track["measured"] == measured  # on each saved figure
+    assert [state["title"].split(":")[0] for state in track["states"]] == [
+        *("epoch 1", "epoch 2, the best", "epoch 3", "epoch 4")
+    ]
+    assert re.fullmatch(
+        r"epoch 2, the best: RA = 48\.0 % \(44\.9 to 51\.1\), CAS = \d+\.\d", track["states"][1]["title"]
+    )
+
+
+def test_runs_of_seeds_share_curves_and_a_folder_of_runs_is_all_of_them(write_run: WriteRun, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(f"pgd-seed{seed}", epochs=2, best=2, overrides=(f"seed={seed}",), parent=tmp_path)
+    write_run("ls", recipe="preact_linf_ls", epochs=2, best=2, parent=tmp_path)
+    page = build_report([tmp_path])
+    data = _data(page)
+    assert [line["name"] for line in data["lines"]] == ["ls", "pgd-seed0", "pgd-seed1"]
+    alone, shared = data["means"]
+    assert alone == 0
+    assert (shared["name"], shared["epoch"]) == ("pgd (2 seeds)", [1, 2])
+    assert "pgd, mean ± sd of 2 seeds" in page
+    assert 'id="apart"' in page
+    assert "mean ± sd" not in build_report([tmp_path / "ls"]).split("<script")[0]
+
+
+def test_a_log_of_an_earlier_version_is_shown_without_what_it_lacks(write_run: WriteRun) -> None:
+    folder = write_run("old", epochs=4, best=2)
+    lines = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
+    kept = [place for place, name in enumerate(lines[0]) if name not in ("instance_cas", "selected_by")]
+    (folder / "log.csv").write_text("".join(",".join(line[place] for place in kept) + "\n" for line in lines))
+    page = build_report([folder])
+    assert "an earlier version wrote these logs" in page
+    assert {metric["name"] for metric in _data(page)["metrics"]} == {
+        *("train_robust_accuracy", "test_clean_accuracy", "test_robust_accuracy", "cas", "train_loss")
+    }
+    assert "CAS by chance" not in page.split('<script type="application/json"')[0]
+
+
+@pytest.mark.slow
+def test_a_thousand_classes_fit(write_run: WriteRun) -> None:
+    names = tuple(f"n{index:08}" for index in range(1000))
+    assert len(build_report([write_run("one", epochs=3, classes=names)]).encode()) < 8_000_000
 
 
 def test_a_scale_upside_down_is_refused(write_run: WriteRun) -> None:

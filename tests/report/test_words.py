@@ -133,6 +133,7 @@ def test_recipes_side_by_side_show_only_what_differs(write_run: WriteRun) -> Non
     assert {row[0]: row[1:] for row in table["rows"]} == {
         "attack.eps": ["4/255", "8/255"],
         "awp.gamma": ["–", "0.01"],
+        "awp.kind": ["–", "awp"],
         "awp.start_epoch": ["–", "0"],
     }
     assert ("versions torch", "2") in environment_rows(runs[0])

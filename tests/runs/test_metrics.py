@@ -98,7 +98,7 @@ def test_the_report_draws_and_tabulates_it(run: Run) -> None:
     assert list(described)[-2:] == COLUMNS[:2]
     assert described["cas_normalised"]["axis"] == "normalised CAS"
     assert described["cas_normalised"]["format"] == ".4f"
-    for track, suffix in zip(data["tracks"], ("", "_average"), strict=True):
+    for track, suffix in zip(data["lines"], ("", "_average"), strict=True):
         logged = [float(row[f"cas_normalised{suffix}"]) for row in _cells(run)]
         assert track["curves"]["cas_normalised"] == logged
         assert f"<td>{logged[-1]:.3f}</td>" in page

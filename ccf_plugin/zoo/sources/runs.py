@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.folders import needs_code
-from ccf_plugin.zoo.python_code import is_python
+from ccf_plugin.zoo.python_code import code_in, is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
 
@@ -31,7 +31,7 @@ def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, mode
         # A file must not choose which code runs; the user names it.
         raise needs_code(path, "a network of this package", "a model of your own code", str(code))
     if path.stem.endswith(AVERAGE):
-        spec = str(path)  # so that whoever named the folder sees which weights they are
+        spec = str(path)  # it tells which weights of the folder were taken
     return from_metadata(metadata, path, spec=spec, name=_run_name(path))
 
 
@@ -75,6 +75,9 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         if not isinstance(head, str | None) or not isinstance(output, int | str | None):
             raise TypeError(head, output)
         options = dict(model.get("options") or {})
+        for key, code in code_in(options):  # a file must not choose which code runs; the user names it
+            remedy = f"name it: {{options={ {key: code}!r}}}"
+            raise InputError(Fault("", "options without code", "one that is your own code", remedy))
         source = find(SOURCES, str(model["name"]))
         options.update(source[0].untrained if source else {})  # the weights follow from the file
         network = build_model(
