@@ -29,6 +29,7 @@ from ccf_plugin.probe.result_files import ARRAYS, BITS
 from ccf_plugin.runs import layout
 from ccf_plugin.runs.log import column_names, read_log
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
+from ccf_plugin.training.study import load_study
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
 
@@ -41,7 +42,9 @@ FILES = {
     "pyproject.toml": "test_the_entry_point_of_a_plugin_is_in_the_group_that_is_loaded",
 }
 SNIPPETS = [block for block in blocks("python") if not block.title]
-RECIPES = [block for block in blocks("toml") if not block.title]
+OF_RUNS = [block for block in blocks("toml") if not block.title and "[project" not in block.code]
+STUDIES = [block for block in OF_RUNS if "[runs." in block.code]
+RECIPES = [block for block in OF_RUNS if block not in STUDIES]
 
 # RobustBench's snippet downloads weights and images: random ones stand in, behind the same two functions.
 OFFLINE = """
@@ -208,6 +211,12 @@ def _printed(notebook: Any) -> str:
 def test_recipe_loads(block: Block, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(block.code)
     load_recipe(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("block", STUDIES, ids=str)
+def test_study_loads(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(block.code)
+    load_study(str(tmp_path / "mine.toml"))
 
 
 def test_each_command_and_option_exists() -> None:

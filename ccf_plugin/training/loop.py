@@ -72,6 +72,7 @@ def train(
     force: bool = False,
     download: bool = False,
     trackers: Sequence[str] = (),
+    interruption: Interruption | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
 
@@ -84,13 +85,14 @@ def train(
         force: replace the run in ``out``.
         download: fetch the data set where it is missing.
         trackers: names of accelerate's trackers, such as "tensorboard"; they write into ``out``/trackers.
+        interruption: entered already by the caller, whom signals and a time limit concern beyond this run.
 
     Raises:
         InputError: a fault in recipe, data or model, which may have no head or resist the evaluation's attack (nothing
             is written then), or an existing run in ``out``.
         UnavailableError: data, a device or a tracker is not available here.
         DivergedError: loss, weights or logits stopped being finite; the last finished epoch remains.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT or SIGTERM came, or the time is up; the state is saved.
     """
     reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
@@ -114,8 +116,8 @@ def train(
         )
         processes.start_tracking(recipe.flat())
         reporter.started(run)
-        with Interruption() as interruption, run.written_beside():
-            saver = Saver(run, loop.state, processes, interruption)
+        with nullcontext(interruption) if interruption else Interruption() as ending, run.written_beside():
+            saver = Saver(run, loop.state, processes, ending)
             while not run.is_finished:
                 row = loop.epoch(run, saver, reporter)
                 reporter.epoch_finished(row)
