@@ -22,6 +22,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.cli.places import Place, endings_of, named_file
+from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def evaluate(
     attack: Annotated[
         list[str] | None,
         typer.Option(rich_help_panel=ATTACK, help="Further torchattacks classes, such as FGSM or Square; repeatable."),
+    ] = None,
+    curve: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EPS", rich_help_panel=ATTACK, help="A further eps, such as 2/255, for RA over eps; repeatable."
+        ),
     ] = None,
     autoattack: Annotated[
         bool,
@@ -89,9 +96,10 @@ def evaluate(
             steps=steps or (),
             restarts=restarts,
             attacks=attack or (),
+            curve=curve or (),
             autoattack=autoattack,
             restart=restart,
-            progress=lambda name: progress_on(console, f"{name}, {images} images"),
+            progress=lambda name: progress_on(console, f"{name}, {counted(images, 'image')}"),
         )
     if as_json:
         print_result(json.dumps(evaluation.to_json(), allow_nan=False))
@@ -104,12 +112,12 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
     from ccf_plugin.measuring.robustness import MASKING_MARGIN
-    from ccf_plugin.threat import threat_sentence
+    from ccf_plugin.threat import show_pixels, threat_sentence
 
     threat, data = evaluation.described["threat"], evaluation.described["data"]
     table = Table(show_header=False)
     table.add_row("model", evaluation.described["model"])
-    table.add_row("data", f"{evaluation.images} test images of {data['name']}")
+    table.add_row("data", f"{counted(evaluation.images, 'test image')} of {data['name']}")
     table.add_row("threat", threat_sentence(threat))
     for name, accuracy in evaluation.accuracies.items():
         table.add_row(f"{name} accuracy", with_interval(accuracy, evaluation.intervals[name]))
@@ -123,6 +131,14 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
             )
         else:
             console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
+    if evaluation.rises is not None:
+        smaller, larger = map(show_pixels, evaluation.rises)
+        console.print(
+            f"RA rises from eps {smaller} to {larger}: the attack misses what lies in the smaller ball; "
+            "take more --steps or --restarts",
+            highlight=False,
+            soft_wrap=True,
+        )
     for note in evaluation.notes:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 
@@ -197,7 +213,7 @@ def leaderboard(
         probed = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
         if probed:
             console.print(_leaderboard_table(probed))
-            title = f"{len(probed)} models of RobustBench, {dataset} {threat}"
+            title = f"{counted(len(probed), 'model')} of RobustBench, {dataset} {threat}"
             correlation = rank_correlation(probed)
             if correlation == correlation:  # not NaN
                 title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
