@@ -17,11 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ccf_plugin
 from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 
 _PREFIX = "python:"
-_PACKAGE = str(Path(ccf_plugin.__file__).parent)
+_PACKAGE = str(Path(__file__).parents[1])
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
