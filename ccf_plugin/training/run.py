@@ -243,6 +243,8 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
     flat_before, flat_now = before.flat(), recipe.flat()
     if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
         flat_before["precision"] = read_environment(folder).get("precision", "auto")
+    if flat_now["precision"] == "auto":  # the machine has not settled it yet; training asks again once it has
+        flat_now["precision"] = flat_before["precision"]
     keys = sorted(flat_before.keys() | flat_now.keys())
     moved = {"data.root"}  # where data lie is no part of what the run is
     changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]
