@@ -16,7 +16,7 @@ from ccf_plugin.files import write_atomically, write_together
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import should_stop
 from ccf_plugin.runs.environment import add_resumption, read_environment
-from ccf_plugin.runs.folder import begin, check_is_free, remove_asides
+from ccf_plugin.runs.folder import begin, check_is_free, make_parts, remove_asides
 from ccf_plugin.runs.layout import LOG, RECIPE, result_of, weights_of
 from ccf_plugin.runs.log import EpochRow, best_row, log_bytes, read_log, selecting_figure, with_unknown_columns
 from ccf_plugin.runs.selection import save_records
@@ -83,6 +83,7 @@ class Run:
 
     def write_again(self, environment: dict[str, Any]) -> None:
         """Bring a reopened run's files to its state, and remove those half-written; the environment joins the first."""
+        make_parts(self.folder)
         add_resumption(self.folder, environment, epoch=self.epoch, step=read_state(self.folder).step)
         with contextlib.suppress(InputError):  # a log that was damaged or removed is written anew
             self.rows = with_unknown_columns(self.rows, read_log(self.folder))
