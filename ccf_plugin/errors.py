@@ -11,7 +11,7 @@ from typing import Self
 _LONGEST = 1200
 # How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for '.[{extra}]'.
 _INSTALL = "in a clone of ccf_plugin: pip install '.[{extra}]'"
-_PARAMETER = re.compile(r"\{([a-z]\w*(?:=[^{}]+)?)\}")
+_PARAMETER = re.compile(r"\{([a-z]\w*(?:=(?:[^{}]|\{[^{}]*\})+)?)\}")
 
 
 @dataclass(frozen=True)

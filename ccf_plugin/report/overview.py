@@ -78,7 +78,7 @@ class _Figure:
         if len(known) < 2:
             return "–"
         mean, sd = mean_and_sd(known)
-        return f"{self.metric.in_report(mean).removesuffix(' %')} ± {self.metric.in_report(sd)}"
+        return f"{self.metric.in_report(mean).removesuffix(' %')} ± {self.metric.in_report(sd)}".replace("-", _MINUS)
 
     def difference(self, group: Seeds, first: Seeds, seeds: Sequence[object], where: str) -> str:
         """Mean ± sd over the seeds of this figure of ``group`` less that of ``first``."""

@@ -102,7 +102,7 @@ def build_report(
         "has_seeds": any(len(group.tracks) > 1 for group in groups),
         "has_confusions": any(track.confusions for track in tracks),
         "has_chance": "cas_null" in drawn,
-        "has_losses": any(metric.axis == "loss" for metric in metrics),
+        "has_test_losses": not {"test_clean_loss", "test_robust_loss"}.isdisjoint(drawn),
         "has_lengths": "squared_lengths" in drawn,
         "ablations": data["ablations"],
         "differences": recipe_differences(runs),

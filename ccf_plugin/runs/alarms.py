@@ -31,7 +31,8 @@ ALARMS = {
         "evaluations"
     ),
     "CAS falling": (
-        f"one of the two stands, and CAS beyond chance is below {EXCESS_MARGIN:.0%} of that of the most robust epoch"
+        f"robust or catastrophic overfitting stands, and CAS beyond chance is below {EXCESS_MARGIN:.0%} of that of "
+        "the most robust epoch"
     ).replace("%", " %"),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.folders import needs_code
@@ -76,7 +76,8 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
             raise TypeError(head, output)
         options = dict(model.get("options") or {})
         for key, code in code_in(options):  # a file must not choose which code runs; the user names it
-            raise InputError(f"an option that is your own code; name it: --model-option {key}={code}")
+            remedy = f"name it: {{options={ {key: code}!r}}}"
+            raise InputError(Fault("", "options without code", "one that is your own code", remedy))
         source = find(SOURCES, str(model["name"]))
         options.update(source[0].untrained if source else {})  # the weights follow from the file
         network = build_model(
