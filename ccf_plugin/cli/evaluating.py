@@ -48,6 +48,12 @@ def evaluate(
         list[str] | None,
         typer.Option(rich_help_panel=ATTACK, help="Further torchattacks classes, such as FGSM or Square; repeatable."),
     ] = None,
+    curve: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EPS", rich_help_panel=ATTACK, help="A further eps, such as 2/255, for RA over eps; repeatable."
+        ),
+    ] = None,
     autoattack: Annotated[
         bool,
         typer.Option("--autoattack", rich_help_panel=ATTACK, help="AutoAttack too: slow, and what to quote."),
@@ -89,6 +95,7 @@ def evaluate(
             steps=steps or (),
             restarts=restarts,
             attacks=attack or (),
+            curve=curve or (),
             autoattack=autoattack,
             restart=restart,
             progress=lambda name: progress_on(console, f"{name}, {images} images"),
@@ -104,7 +111,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
     from ccf_plugin.measuring.robustness import MASKING_MARGIN
-    from ccf_plugin.threat import threat_sentence
+    from ccf_plugin.threat import show_pixels, threat_sentence
 
     threat, data = evaluation.described["threat"], evaluation.described["data"]
     table = Table(show_header=False)
@@ -123,6 +130,14 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
             )
         else:
             console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
+    if evaluation.rises is not None:
+        smaller, larger = map(show_pixels, evaluation.rises)
+        console.print(
+            f"RA rises from eps {smaller} to {larger}: the attack misses what lies in the smaller ball; "
+            "take more --steps or --restarts",
+            highlight=False,
+            soft_wrap=True,
+        )
     for note in evaluation.notes:
         console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
 

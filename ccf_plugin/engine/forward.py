@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,15 @@ from ccf_plugin.engine.outputs import Choice, logits_of
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.errors import InputError
 
+# Networks that take feature maps apart by `.view`, as many a LeNet does, which refuses those that are channels_last.
+_CONTIGUOUS: WeakSet[nn.Module] = WeakSet()
 _CAST_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Forward(nn.Module):
     """``model`` as every part of the package runs it: channels_last in, float32 logits out.
+
+    A network that fails on channels_last feature maps becomes contiguous, weights and images, when it first does.
 
     forward: images float32 (N, C, H, W) in [0, 1] → logits float32 (N, K), out of whatever the model returns
     (``outputs.logits_of``). With ``precision="bf16"`` the model runs under bfloat16 autocast; with ``"float32"`` an
@@ -46,16 +52,35 @@ class Forward(nn.Module):
         self.output, self.classes = output, classes
         # The wrapper reports the mode of what it wraps, so that wrapping an evaluating model changes nothing.
         self.training = model.training
+        self._is_contiguous = any(module in _CONTIGUOUS for module in model.modules())
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.model(images)
+            output = self._output(images)
         logits = logits_of(output, self.output, classes=self.classes, model=self.model).float()
         if not torch.compiler.is_compiling() and logits.is_inference() and not torch.is_inference_mode_enabled():
             return logits.clone()  # of a model with a mode of its own: attacks without gradients change them in place
         return logits
+
+    def _output(self, images: Tensor) -> Any:
+        if images.dim() != 4:
+            return self.model(images)
+        if self._is_contiguous:
+            return self.model(contiguous(images))
+        laid_out = images.contiguous(memory_format=torch.channels_last)
+        if torch.compiler.is_compiling():
+            return self.model(laid_out)
+        try:
+            return self.model(laid_out)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+        for weight in self.model.parameters():
+            weight.data = contiguous(weight.data)
+        torch.clear_autocast_cache()  # of the weights as they were
+        _CONTIGUOUS.add(self.model)
+        self._is_contiguous = True
+        return self.model(contiguous(images))
 
     @contextlib.contextmanager
     def weights_cast_once(self) -> Iterator[None]:
@@ -88,3 +113,8 @@ class Forward(nn.Module):
             else:
                 others |= {id(parameter) for parameter in owned.values()}
         return [weight for key, weight in cast.items() if key not in others]
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """A copy, since a tensor of one channel may pass for contiguous and for channels_last both."""
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -15,6 +15,7 @@ from ccf_plugin.files import expanded_path
 from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.zoo.readers.cifar import CIFAR100_SUPERCLASSES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,30 +29,7 @@ _CIFAR10 = {
     "vehicles": "airplane, automobile, ship, truck",
     "animals": "bird, cat, deer, dog, frog, horse",
 }
-_CIFAR100 = {
-    "aquatic_mammals": "beaver, dolphin, otter, seal, whale",
-    "fish": "aquarium_fish, flatfish, ray, shark, trout",
-    "flowers": "orchid, poppy, rose, sunflower, tulip",
-    "food_containers": "bottle, bowl, can, cup, plate",
-    "fruit_and_vegetables": "apple, mushroom, orange, pear, sweet_pepper",
-    "household_electrical_devices": "clock, keyboard, lamp, telephone, television",
-    "household_furniture": "bed, chair, couch, table, wardrobe",
-    "insects": "bee, beetle, butterfly, caterpillar, cockroach",
-    "large_carnivores": "bear, leopard, lion, tiger, wolf",
-    "large_man-made_outdoor_things": "bridge, castle, house, road, skyscraper",
-    "large_natural_outdoor_scenes": "cloud, forest, mountain, plain, sea",
-    "large_omnivores_and_herbivores": "camel, cattle, chimpanzee, elephant, kangaroo",
-    "medium_mammals": "fox, porcupine, possum, raccoon, skunk",
-    "non-insect_invertebrates": "crab, lobster, snail, spider, worm",
-    "people": "baby, boy, girl, man, woman",
-    "reptiles": "crocodile, dinosaur, lizard, snake, turtle",
-    "small_mammals": "hamster, mouse, rabbit, shrew, squirrel",
-    "trees": "maple_tree, oak_tree, palm_tree, pine_tree, willow_tree",
-    "vehicles_1": "bicycle, bus, motorcycle, pickup_truck, train",
-    "vehicles_2": "lawn_mower, rocket, streetcar, tank, tractor",
-}
-# CIFAR-100's are its coarse labels (Krizhevsky 2009).
-NAMED: Mapping[str, Mapping[str, str]] = {"cifar10": _CIFAR10, "cifar100": _CIFAR100}
+NAMED: Mapping[str, Mapping[str, str]] = {"cifar10": _CIFAR10, "cifar100": CIFAR100_SUPERCLASSES}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return fingerprint(state[name] for name in sorted(state) if isinstance(state[name], Tensor))
 
 
+def names_fingerprint(names: Iterable[str]) -> str:
+    """The ``fingerprint`` of names in their order."""
+    return fingerprint([_bytes("\n".join(names))])
+
+
 def images_fingerprint(split: Split) -> str:
     """The ``fingerprint`` of a split's images and labels.
 
@@ -61,11 +66,15 @@ def images_fingerprint(split: Split) -> str:
     rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
     return fingerprint(
         [
-            torch.frombuffer(bytearray(names, "utf-8", "surrogateescape"), dtype=torch.uint8),
+            _bytes(names),
             split.images[rows],
             split.labels,
         ]
     )
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text, "utf-8", "surrogateescape"), dtype=torch.uint8)
 
 
 def with_command(conditions: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,13 +32,13 @@ def measure_with_seeds(
         InputError: several seeds of clean images, which have none; as ``Subject.measure``.
     """
     attack = subject.attack
-    if attack is None:
-        if seeds > 1:
-            fault = Fault("seeds", "an attack to repeat", "clean images, which give the same figures each time")
-            raise InputError(fault)
-        return subject.measure(instances=instances, progress=progress(0))
-    results = [
-        replace(subject, attack=replace(attack, seed=seed)).measure(instances=instances, progress=progress(seed))
-        for seed in range(attack.seed, attack.seed + seeds)
+    if attack is None and seeds > 1:
+        raise InputError(Fault("seeds", "an attack to repeat", "clean images, which give the same figures each time"))
+    first = subject.measure(instances=instances, progress=progress(0 if attack is None else attack.seed))
+    if attack is None or seeds == 1:
+        return first
+    others = [
+        replace(subject, attack=replace(attack, seed=seed)).run(instances=instances, progress=progress(seed))
+        for seed in range(attack.seed + 1, attack.seed + seeds)
     ]
-    return replace(results[0], repeats=tuple(result.figures() for result in results) if seeds > 1 else ())
+    return replace(first, repeats=tuple(result.figures() for result in (first, *others)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ccf_plugin.measuring.evaluate import AttackSettings, Progress, check_input,
 from ccf_plugin.measuring.provenance import differences, in_words
 from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe.confidence import Interval, wilson
-from ccf_plugin.threat import threat_label
+from ccf_plugin.threat import Pixels, show_pixels, threat_label, threat_model
 from ccf_plugin.zoo.auto_attack import build_autoattack
 
 FORMAT = 1
@@ -37,12 +38,14 @@ class Evaluation:
     """An evaluation's figures: ``accuracies`` (fractions of ``images``) by attack, in the order of measuring.
 
     ``described`` is what was evaluated: model, data, threat, provenance (``measuring.provenance``) and versions.
+    ``curve`` has the name of the strongest PGD's figure at each eps, in pixel units and rising, where asked for.
     """
 
     described: dict[str, Any]
     images: int
     accuracies: dict[str, float]
     notes: tuple[str, ...] = ()
+    curve: dict[float, str] = field(default_factory=dict)
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -52,7 +55,8 @@ class Evaluation:
     @property
     def masking_gap(self) -> float | None:
         """The strongest PGD's accuracy minus AutoAttack's, a fraction; None without either."""
-        pgd = [accuracy for name, accuracy in self.accuracies.items() if name.startswith("PGD-")]
+        elsewhere = {name for eps, name in self.curve.items() if eps != self.described["threat"]["eps"]}
+        pgd = [self.accuracies[name] for name in self.accuracies if name.startswith("PGD-") and name not in elsewhere]
         if not pgd or AUTOATTACK not in self.accuracies:
             return None
         return min(pgd) - self.accuracies[AUTOATTACK]
@@ -61,6 +65,18 @@ class Evaluation:
     def may_mask_gradients(self) -> bool:
         """Whether PGD misses so much of what AutoAttack finds that the model may hide its gradients."""
         return self.masking_gap is not None and self.masking_gap > MASKING_MARGIN
+
+    @property
+    def rises(self) -> tuple[float, float] | None:
+        """Two neighbouring eps between which RA rises most, where it does; None else.
+
+        The larger ball holds the smaller one, so that an attack which finds less in it misses something (Carlini et al.
+        2019, "On Evaluating Adversarial Robustness").
+        """
+        accuracy = {eps: self.accuracies[name] for eps, name in self.curve.items()}
+        pairs = itertools.pairwise(accuracy)
+        smaller, larger = max(pairs, key=lambda pair: accuracy[pair[1]] - accuracy[pair[0]], default=(0.0, 0.0))
+        return (smaller, larger) if accuracy and accuracy[larger] > accuracy[smaller] else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -72,6 +88,7 @@ class Evaluation:
             "masking_gap": self.masking_gap,
             "masking_margin": MASKING_MARGIN,
             "may_mask_gradients": self.may_mask_gradients,
+            "curve": [[eps, self.accuracies[name]] for eps, name in self.curve.items()],
             "notes": list(self.notes),
             "format": FORMAT,
         }
@@ -84,6 +101,7 @@ def evaluate(
     steps: Sequence[int] = DEFAULT_STEPS,
     restarts: int = 1,
     attacks: Sequence[str] = (),
+    curve: Sequence[Pixels] = (),
     autoattack: bool = False,
     restart: bool = False,
     progress: Callable[[str], Progress] = lambda _: lambda batches, _: batches,
@@ -100,6 +118,7 @@ def evaluate(
         restarts: of PGD: an image counts as right where it withstands so many random starts, the first being that of
             the attack's seed.
         attacks: names of further ones, as ``zoo.attacks.build_attack`` takes them; their steps are the threat's.
+        curve: further eps for RA over eps, under PGD of the largest number of steps, whose size keeps its share of eps.
         restart: begin anew, whatever the file holds.
         progress: told what is being measured, gives what wraps the batches.
 
@@ -113,7 +132,10 @@ def evaluate(
         raise InputError(Fault("", "an attack to evaluate under", "clean images alone", "leave {clean} out"))
     check_input(subject.loaded.model, tuple(split.images.shape[1:]), subject.loaded.spec)
     check_at_least(1, restarts=restarts)
-    crafts, notes = _attacks(subject, attack, steps or DEFAULT_STEPS, restarts, attacks, autoattack)
+    counts = sorted(set(steps or DEFAULT_STEPS))
+    over = _over_eps(attack, counts[-1], restarts, curve)
+    pgd = [*(_restarted(attack, count, restarts) for count in counts), *over.values()]
+    crafts, notes = _attacks(subject, attack, pgd, attacks, autoattack)
     described = describe_evaluation(subject, attack)
     state = _State(out, described, {} if restart or out is None else _read(out, described["provenance"]))
     size, total = subject.batch_size, split.count_batches(subject.batch_size)
@@ -124,30 +146,51 @@ def evaluate(
             if number >= state.batches(name):
                 state.add(name, _correct(subject, craft, images, labels, attack.seed + number), notes)
     accuracies = {name: state.correct(name) / len(split) for name in crafts}
-    evaluation = Evaluation(described, len(split), accuracies, tuple(sorted(state.notes)))
+    evaluation = Evaluation(
+        described, len(split), accuracies, tuple(sorted(state.notes)), {eps: over[eps][0] for eps in over}
+    )
     state.write(evaluation.to_json())
     return evaluation
+
+
+_Restarts = tuple[str, list[AttackSettings]]  # the figure's name, and the attack from each of its starts
+
+
+def _restarted(settings: AttackSettings, steps: int, restarts: int, eps: float | None = None) -> _Restarts:
+    """PGD from so many random starts; at another eps with a step size of the same share of it."""
+    check_at_least(1, steps=steps)
+    threat, at = replace(settings.threat, steps=steps), ""
+    if eps is not None and eps != threat.eps:
+        step_size = threat.step_size * eps / threat.eps if threat.eps else None
+        threat, at = (
+            threat_model(norm=threat.norm, eps=eps, step_size=step_size, steps=steps),
+            f" at {show_pixels(eps)}",
+        )
+    several = f", {restarts} restarts" if restarts > 1 else ""
+    pgd = replace(settings, name=None, options={}, threat=threat)
+    seeds = [seed % 2**32 for seed in range(settings.seed, settings.seed + restarts)]
+    return threat_label({"attack": "PGD", "steps": steps}) + at + several, [replace(pgd, seed=seed) for seed in seeds]
+
+
+def _over_eps(settings: AttackSettings, steps: int, restarts: int, curve: Sequence[Pixels]) -> dict[float, _Restarts]:
+    """PGD at every eps of a curve and at the threat's own, rising; nothing where no curve is asked for."""
+    norm, usual = settings.threat.norm, settings.threat.eps
+    radii = {threat_model(norm=norm, eps=eps).eps for eps in curve} | ({usual} if curve else set())
+    return {eps: _restarted(settings, steps, restarts, eps) for eps in sorted(radii)}
 
 
 def _attacks(
     subject: Subject,
     settings: AttackSettings,
-    steps: Sequence[int],
-    restarts: int,
+    pgd: Iterable[_Restarts],
     further: Sequence[str],
     autoattack: bool,
 ) -> tuple[dict[str, list[_Craft]], set[str]]:
     """Every attack's restarts by its name (none: clean), and where AutoAttack's warnings will be."""
     model, classes, output = subject.loaded.model, len(subject.data.classes), subject.probe.output
     crafts: dict[str, list[_Craft]] = {CLEAN: []}
-    for count in sorted(set(steps)):
-        check_at_least(1, steps=count)
-        pgd = replace(settings, name=None, options={}, threat=replace(settings.threat, steps=count))
-        seeds = range(settings.seed, settings.seed + restarts)
-        several = f", {restarts} restarts" if restarts > 1 else ""
-        crafts[threat_label({"attack": "PGD", "steps": count}) + several] = [
-            replace(pgd, seed=seed % 2**32).build(model, classes, output) for seed in seeds
-        ]
+    for name, starts in dict(pgd).items():
+        crafts[name] = [start.build(model, classes, output) for start in starts]
     for name in dict.fromkeys(further):
         built = replace(settings, name=name, options={}).build(model, classes, output)
         described = built.describe()

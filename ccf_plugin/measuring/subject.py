@@ -38,8 +38,6 @@ _SETTLED = {
     *("head", "output"),
     *("instances", "batch_size", "checkpoint", "pretrained", "device", "model_dir", "data_root", "download"),
 }
-# Of these (in Linf) the examples of an image do not depend on its batch, on a CPU; of others that is not assumed.
-_BATCH_INDEPENDENT = ("FGSM", "BIM", "PGD")
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class Subject:
     batch_size: int = 250
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
-    def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
-        """One pass over the test images (``measuring.evaluate.measure``)."""
+    def run(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
+        """One pass over the test images (``measuring.evaluate.measure``), without provenance."""
         with batch_size_errors("batch_size", self.batch_size):
-            result = measure(
+            return measure(
                 self.loaded.model,
                 self.data,
                 self.attack,
@@ -69,6 +67,10 @@ class Subject:
                 batch_size=self.batch_size,
                 progress=lambda batches, total: self.with_warning(progress(batches, total)),
             )
+
+    def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
+        """The same with its provenance."""
+        result = self.run(instances=instances, progress=progress)
         return replace(result, provenance=self.provenance(instances=instances))
 
     def provenance(self, *, instances: bool = False) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class Subject:
         by_batch = self.device.type != "cpu"
         if attack is not None and settings is not None:
             described = {**attack.describe(), "options": dict(settings.options)}
-            by_batch |= attack.name not in _BATCH_INDEPENDENT
+            by_batch |= not attack.is_per_image
         return with_command(
             {
                 "model": self.loaded.spec if find(SOURCES, self.loaded.spec) else None,  # a file says it of itself

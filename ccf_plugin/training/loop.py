@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.forward import contiguous
 from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.switches import preserve_global_state
@@ -250,7 +251,9 @@ class Loop:
 
     def _models(self, epoch: int) -> dict[str, nn.Module]:
         """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
-        averaged = self.state.averaged_model(batch.images for batch in self.method.whole_batches.epoch(epoch))
+        averaged = self.state.averaged_model(
+            contiguous(batch.images) for batch in self.method.whole_batches.epoch(epoch)
+        )
         return {"": self.state.model} | ({} if averaged is None else {AVERAGE: averaged})
 
     def _fall_p(self, measured: Mapping[str, Measured]) -> float | None:

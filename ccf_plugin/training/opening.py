@@ -30,10 +30,10 @@ def check_place(out: Path, *, resume: bool, force: bool) -> bool:
 
 
 def check_same_images(out: Path, images: Mapping[str, str]) -> None:
-    """Raise InputError where the run in ``out`` was last trained on other images; older runs do not say on which.
+    """Raise InputError where the run in ``out`` was last trained on other images or classes; older runs do not say it.
 
     Args:
-        images: the hash of each split, by its name.
+        images: the hash of each split, by its name, and of the classes' names.
     """
     before = read_environment(out)
     last = [before, *before.get("resumed", [])][-1]

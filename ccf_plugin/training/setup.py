@@ -16,7 +16,7 @@ from ccf_plugin.engine.precision import Precision, resolve_precision
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
-from ccf_plugin.measuring.provenance import images_fingerprint
+from ccf_plugin.measuring.provenance import images_fingerprint, names_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.zoo.datasets import Split, load_data
@@ -52,9 +52,10 @@ class Parts:
         return Forward(model, precision=self.precision, output=self.recipe.probe.output, classes=len(self.classes))
 
     def fingerprints(self) -> dict[str, str]:
-        """A hash of each split's images and labels, by its name."""
+        """A hash of each split's images and labels, by its name, and one of the classes' names in their order."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: images_fingerprint(split) for name, split in splits.items() if split is not None}
+        hashes = {name: images_fingerprint(split) for name, split in splits.items() if split is not None}
+        return {**hashes, "classes": names_fingerprint(self.classes)}
 
     def work(self) -> float:
         """About how many operations the run's training takes: those of convolutions and matrix products."""
@@ -137,7 +138,10 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
     recipe = recipe.model_copy(update={"precision": precision})  # what the run records
-    return Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
+    parts = Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
+    with torch.no_grad(), evaluation_mode(model):  # one that needs contiguous feature maps becomes so now
+        parts.forward(model)(torch.zeros(2, channels, height, width, device=device))
+    return parts
 
 
 def check_weights(weights: str | None, out: Path) -> None:

@@ -125,6 +125,11 @@ class Attack:
         if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
             self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs or CUDA_GRAPHS)
 
+    @property
+    def is_per_image(self) -> bool:
+        """Whether an image's adversarial example does not depend, but by rounding, on its batch."""
+        return self._seed is not None
+
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         is_first_call = not self._checked  # checked once per attack, so that no later step waits for the device
         if is_first_call:

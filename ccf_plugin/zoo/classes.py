@@ -9,11 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccf_plugin.errors import InputError, some_of
-from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
+from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 _LARGEST_FILE = 10_000_000
 _NUMBER = re.compile(r"[0-9]+")
 _IMAGENET_CLASSES = 1000
+# Lists whose order data sets fix, which folders that are sorted as text do not have.
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "CIFAR-10": CIFAR10_CLASSES,
+    "CIFAR-100": CIFAR100_CLASSES,
+    "Fashion-MNIST": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "MNIST": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+}
+_SAME = {
+    "plane": "airplane",
+    "aeroplane": "airplane",
+    "car": "automobile",
+    "tshirt": "tshirttop",
+    "computerkeyboard": "keyboard",
+}
 _SHOWN = 6
 
 
@@ -43,8 +59,11 @@ def order_in_doubt(ordered: Sequence[str]) -> str | None:
 
 def order_of_known_list(classes: Sequence[str]) -> str | None:
     """The data set whose class names these are, in another order than its own; else None."""
-    if sorted(classes) == sorted(CIFAR10_CLASSES):
-        return None if tuple(classes) == CIFAR10_CLASSES else "CIFAR-10"
+    letters = [_letters(name) for name in classes]
+    for name, known_names in _KNOWN.items():
+        own = [_letters(known_name) for known_name in known_names]
+        if sorted(letters) == sorted(own):
+            return None if letters == own else name
     if len(classes) != _IMAGENET_CLASSES:
         return None
     from timm.data import ImageNetInfo
@@ -135,6 +154,12 @@ def _grouped(names: Sequence[str]) -> list[list[str]]:
 def _by_numbers_inside(name: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"([0-9]+)", name)
     return [(1, int(part), "") if number % 2 else (0, 0, part) for number, part in enumerate(parts)]
+
+
+def _letters(name: str) -> str:
+    """A name as every spelling of it has it: "T-shirt_top" as "T-shirt/top", "car" as "automobile"."""
+    letters = "".join(filter(str.isalnum, name.lower()))
+    return _SAME.get(letters, letters)
 
 
 def _first_word(name: str) -> str:

@@ -283,7 +283,8 @@ def _from_pixels(
     """From images (N, H, W, C) in memory."""
     rows = limits.rows(labels, split)
     images, labels = images[rows], labels[rows]
-    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    # A copy, since NumPy takes a single channel for contiguous wherever it stands, and torch for channels_last.
+    channels_first = images.transpose(0, 3, 1, 2).copy()
     if preprocess is not None:
         squeezed = images[..., 0] if images.shape[-1] == 1 else images
         decoded = (prepare(Image.fromarray(image), preprocess) for image in squeezed)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit
-from ccf_plugin.measuring.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, evaluate
+from ccf_plugin.measuring.robustness import AUTOATTACK, CLEAN, MASKING_MARGIN, Evaluation, evaluate
 from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.auto_attack import build_autoattack
@@ -91,6 +91,35 @@ def test_restarts_count_what_withstands_all_and_further_attacks_stand_beside(mon
     assert list(found.accuracies) == [CLEAN, "PGD-2, 3 restarts", "FGSM"]
     with pytest.raises(InputError, match="restarts: expected at least 1, found 0"):
         evaluate(subject, restarts=0)
+
+
+def test_the_curve_over_eps_is_the_longest_pgd_at_each_with_its_share_of_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subject = subject_of(Prototypes, eps=0.1, count=30, seed=3, batch_size=30)
+    found = evaluate(subject, steps=(1, 3), curve=["4/255", 0.2, 0])
+    model, (images, labels) = subject.loaded.model, next(subject.data.split.batches(30, subject.device))
+    assert list(found.accuracies) == [CLEAN, "PGD-1", "PGD-3", "PGD-3 at 0/255", "PGD-3 at 4/255", "PGD-3 at 51/255"]
+    assert list(found.curve) == [0, 4 / 255, 0.1, 0.2]
+    for eps, name in found.curve.items():
+        start_at_own_noise(monkeypatch, 3)
+        attacked = torchattacks.PGD(model, eps=eps, alpha=eps / 4, steps=3)(images, labels)
+        assert found.accuracies[name] == int((model(attacked).argmax(1) == labels).sum()) / 30
+    assert found.accuracies["PGD-3 at 0/255"] == found.accuracies[CLEAN] > found.accuracies["PGD-3 at 51/255"]
+    assert found.rises is None
+    assert found.to_json()["curve"] == [[eps, found.accuracies[name]] for eps, name in found.curve.items()]
+    with pytest.raises(InputError, match=r"eps: expected 0 to 1 for Linf, found '4'.*'4/255'"):
+        evaluate(subject, curve=["4"])
+
+
+def test_an_accuracy_that_rises_with_eps_is_named_where_it_rises_most() -> None:
+    accuracies = {"clean": 0.9, "PGD-2": 0.5, "PGD-2 at 1/255": 0.6, "PGD-2 at 3/255": 0.55, "PGD-2 at 4/255": 0.7}
+    curve = {1.0: "PGD-2 at 1/255", 2.0: "PGD-2", 3.0: "PGD-2 at 3/255", 4.0: "PGD-2 at 4/255"}
+    evaluation = Evaluation({"threat": {"eps": 2.0}}, 20, accuracies | {AUTOATTACK: 0.4}, curve=curve)
+    assert evaluation.rises == (3.0, 4.0)
+    assert evaluation.masking_gap == pytest.approx(0.1)  # of the PGD at the same eps as AutoAttack's
+    falling = {eps: name for eps, name in curve.items() if eps < 3}
+    assert Evaluation({"threat": {"eps": 2.0}}, 20, accuracies, curve=falling).rises is None
 
 
 class _Interrupt:

@@ -236,12 +236,23 @@ def test_other_images_than_before_are_refused(tmp_path: Path) -> None:
     assert train(_digits(tmp_path / "digits.npz"), folder, Quiet(), resume=True).epoch == 3
 
 
+def test_other_names_of_the_classes_than_before_are_refused(tmp_path: Path) -> None:
+    names, folder = tmp_path / "names.txt", tmp_path / "run"
+    names.write_text("\n".join("abcdefghij"))
+    named = tiny(f"data.classes={names}")
+    with pytest.raises(KeyboardInterrupt):
+        train(named, folder, Quiet(stop_after=1))
+    names.write_text("\n".join("bacdefghij"))
+    with pytest.raises(InputError, match=r"found others \(classes\)"):
+        train(named, folder, Quiet(), resume=True)
+
+
 def test_a_run_that_does_not_say_its_images_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(_digits(tmp_path / "digits.npz"), folder, Quiet(stop_after=1))
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment.pop("images").keys() == {"train", "test"}
+    assert environment.pop("images").keys() == {"train", "test", "classes"}
     (folder / "environment.json").write_text(json.dumps(environment))
     changed = _digits(tmp_path / "digits.npz", changed=True)
     with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.provenance import images_fingerprint
 from ccf_plugin.zoo.classes import in_order, order_in_doubt, order_of_known_list, read_class_names
 from ccf_plugin.zoo.datasets import ImageData, load_data
-from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
+from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 
 def folders(root: Path, names: Sequence[str | bytes]) -> str:
@@ -202,6 +202,15 @@ def test_a_known_list_in_another_order_is_said(tmp_path: Path) -> None:
     assert [order_of_known_list(names) for names in (wnids, words, IMAGENET_V2)] == [None, None, None]
     assert order_of_known_list(wnids[::-1]) == "ImageNet"
     assert order_of_known_list(sorted(word.replace(" ", "_") for word in words)) == "ImageNet"
+    assert len(set(CIFAR100_CLASSES)) == 100
+    assert order_of_known_list([name.replace("_", " ").title() for name in CIFAR100_CLASSES]) is None
+    assert order_of_known_list(CIFAR100_CLASSES[::-1]) == "CIFAR-100"
+    tutorial = ["plane", "car", *CIFAR10_CLASSES[2:]]
+    assert [order_of_known_list(names) for names in (tutorial, sorted(tutorial))] == [None, "CIFAR-10"]
+    digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    assert [order_of_known_list(names) for names in (digits, sorted(digits))] == [None, "MNIST"]
+    fashion = ["T-shirt_top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle_boot"]
+    assert [order_of_known_list(names) for names in (fashion, sorted(fashion))] == [None, "Fashion-MNIST"]
     names = [*CIFAR10_CLASSES[1:], CIFAR10_CLASSES[0]]
     np.savez(tmp_path / "data.npz", x=np.zeros((10, 2, 2, 3), np.uint8), y=np.arange(10), classes=names)
     with pytest.warns(UserWarning, match="doubtful order") as caught:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.models import build_model
+from ccf_plugin.zoo.checkpoints import save_checkpoint
+from ccf_plugin.zoo.models import build_model, load_model
 from ccf_plugin.zoo.normalize import Normalize
 from ccf_plugin.zoo.preact import NarrowPreActResNet
 
@@ -71,6 +72,32 @@ def test_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NARROW = "narrow_preact_resnet18"
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_narrow_network_has_the_sizes_of_its_file(prefix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = NarrowPreActResNet(num_classes=7, channels=2, width=3, blocks=(1, 2, 1, 1)).eval()
+    torch.save({"net": {prefix + key: value for key, value in theirs.state_dict().items()}}, tmp_path / "net.pth")
+    ours = load_model(NARROW, checkpoint=tmp_path / "net.pth").model
+    images = torch.rand(2, 2, 8, 8)
+    torch.testing.assert_close(ours(images), theirs(images))
+    with pytest.raises(InputError, match="another architecture"):
+        load_model(NARROW, checkpoint=tmp_path / "net.pth", options={"width": 4})
+
+
+def test_an_option_may_be_code_but_not_that_of_a_file(tmp_path: Path) -> None:
+    spec, options = "python:zoo.own_networks:Activated", {"activation": "python:torch.nn:Tanh", "n_classes": 3}
+    network = build_model(spec, num_classes=3, input_size=(1, 4, 4), options=options)
+    assert isinstance(network.get_submodule("activation"), torch.nn.Tanh)
+    described = {"model": {"name": spec, "options": options}, "classes": ["a", "b", "c"], "input_size": [1, 4, 4]}
+    save_checkpoint(tmp_path / "w.safetensors", network, described)
+    with pytest.raises(InputError, match=r"--model-option activation=python:torch\.nn:Tanh"):
+        load_model(spec, checkpoint=tmp_path / "w.safetensors")
+    given = {"activation": "python:torch.nn:Tanh"}
+    loaded = load_model(spec, checkpoint=tmp_path / "w.safetensors", options=given, num_classes=3).model
+    images = torch.rand(2, 1, 4, 4)
+    assert torch.equal(loaded(images), network(images))
 
 
 @pytest.mark.parametrize(

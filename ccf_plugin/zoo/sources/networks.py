@@ -52,21 +52,44 @@ def _narrow_preact_resnet18(
     return NarrowPreActResNet(num_classes=num_classes, channels=input_size[0], width=width, blocks=blocks)
 
 
+def _sizes_in(path: Path) -> tuple[int, dict[str, Any]]:
+    """Channels and options of the narrow network whose weights a file holds; of another's, three and none."""
+    from ccf_plugin.zoo.weight_files import read_content, state_dicts
+
+    for state in state_dicts(read_content(path)).values():
+        for key, first in state.items():
+            prefix = key.removesuffix("conv1.weight")
+            if key == prefix or first.ndim != 4 or f"{prefix}layer4.0.conv1.weight" not in state:
+                continue
+            blocks = [
+                sum(other.startswith(f"{prefix}layer{stage}.") and other.endswith(".conv1.weight") for other in state)
+                for stage in (1, 2, 3, 4)
+            ]
+            return first.shape[1], {"width": first.shape[0], "blocks": blocks}
+    return 3, {}
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _loading(build: Build) -> Load:
     def load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
-        """For images of three channels and, unless the user or the file says otherwise, ten classes."""
+        """Unless the user or the file says otherwise, for images of three channels and ten classes."""
         from ccf_plugin.zoo.weights import CustomWeights, restored
 
         weights = checkpoint or CustomWeights()
         if weights.path is None and pretrained:
             raise InputError(Fault("checkpoint", f"the weights of {name}", "none", "name their file in {checkpoint}"))
 
+        channels, sizes = 3, dict[str, Any]()
+        if weights.path is not None and build is _narrow_preact_resnet18:
+            channels, sizes = _sizes_in(weights.path)
+        options = {**sizes, **weights.options}
+
         def built(num_classes: int | None) -> nn.Module:
-            return build(name, num_classes=num_classes or 10, input_size=_CIFAR, options=weights.options)
+            size = (channels, *_CIFAR[1:])
+            return build(name, num_classes=num_classes or 10, input_size=size, options=options)
 
         model, is_normalized = restored(built, weights)
         return LoadedModel(model, name, name, is_normalized=is_normalized)

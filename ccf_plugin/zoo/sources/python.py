@@ -1,8 +1,9 @@
 """The user's own code: ``python:package.module:factory``.
 
 The factory may be a function, an nn.Module class or a ready nn.Module; it is called with the options and, where it has
-a parameter of that name and the number is known (in a recipe, or from a checkpoint), ``num_classes``. Modules in the
-working directory are found, and those of RobustBench, whose architectures are the field's.
+such a parameter and the number is known (in a recipe, or from a checkpoint), ``num_classes`` or ``n_classes``. An
+option that is such a spec again stands for the object that it names. Modules in the working directory are found, and
+those of RobustBench, whose architectures are the field's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ccf_plugin.errors import CCFError, InputError, one_line
-from ccf_plugin.zoo.python_code import check_target, load_object, running_user_code
+from ccf_plugin.zoo.python_code import check_target, is_python, load_object, running_user_code
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
@@ -64,16 +65,20 @@ def _make(target: str, options: Mapping[str, Any], *, num_classes: int | None = 
 def _call(target: str, factory: Any, options: Mapping[str, Any], num_classes: int | None) -> object:
     if not callable(factory):
         raise InputError(f"python:{target}: expected a function or class to call, found {type(factory).__name__}")
-    arguments = dict(options)
+    arguments = {key: load_object(value) if is_python(value) else value for key, value in options.items()}
     with contextlib.suppress(TypeError, ValueError):  # some callables of C have no signature
-        if num_classes is not None and "num_classes" in inspect.signature(factory).parameters:
-            arguments.setdefault("num_classes", num_classes)
+        taken = inspect.signature(factory).parameters
+        for name in ("num_classes", "n_classes") if num_classes is not None else ():
+            if name in taken:
+                arguments.setdefault(name, num_classes)
     try:
         return factory(**arguments)
     except CCFError:
         raise
     except Exception as error:
-        raise InputError(f"python:{target}: calling it with {arguments} failed ({one_line(error)})") from error
+        raise InputError(
+            f"python:{target}: calling it with { ({**arguments, **options}) } failed ({one_line(error)})"
+        ) from error
 
 
 def _num_classes(model: nn.Module) -> int | None:

@@ -10,7 +10,7 @@ from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.folders import needs_code
-from ccf_plugin.zoo.python_code import is_python
+from ccf_plugin.zoo.python_code import code_in, is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
 
@@ -75,6 +75,8 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         if not isinstance(head, str | None) or not isinstance(output, int | str | None):
             raise TypeError(head, output)
         options = dict(model.get("options") or {})
+        for key, code in code_in(options):  # a file must not choose which code runs; the user names it
+            raise InputError(f"an option that is your own code; name it: --model-option {key}={code}")
         source = find(SOURCES, str(model["name"]))
         options.update(source[0].untrained if source else {})  # the weights follow from the file
         network = build_model(
