@@ -53,7 +53,7 @@ def colour_scale(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that needs no display and is known to nobody else."""
+    """An empty figure, in inches, that needs no display and no pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -71,7 +71,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def square_axes(width: float = 6.4) -> Axes:
-    """Axes for one matrix in a figure of their own, so many inches wide."""
+    """Axes for one matrix in a figure of their own, ``width`` inches wide."""
     return new_figure(width, 0.875 * width).add_subplot()
 
 
@@ -344,7 +344,7 @@ def _without(letters: frozenset[str], files: Sequence[str]) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=64)
 def _further_fonts(text: str) -> tuple[str, ...]:
-    """The families that have what the usual font lacks of a text: as many as it takes, and as far as there are such."""
+    """The installed font families that together have the characters of a text which the usual font lacks."""
     from matplotlib.font_manager import fontManager
 
     missing, families = _missing(text, ()), []

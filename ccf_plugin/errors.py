@@ -11,7 +11,7 @@ from typing import Self
 _LONGEST = 1200
 # How an extra is installed. The package is not on PyPI; once it is, 'ccf_plugin[{extra}]' stands for '.[{extra}]'.
 _INSTALL = "in a clone of ccf_plugin: pip install '.[{extra}]'"
-_PARAMETER = re.compile(r"\{([a-z]\w*(?:=[^{}]+)?)\}")
+_PARAMETER = re.compile(r"\{([a-z]\w*(?:=(?:[^{}]|\{[^{}]*\})+)?)\}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     begun = [option for option in by_lower if len(typed) > 2 and option.startswith(typed) and option not in close]
     nearest = [by_lower[match] for match in (close + begun)[:3]]
     return f"; did you mean {' or '.join(repr(option) for option in nearest)}?" if nearest else ""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, as in "1 model", "2 models"; ``plural`` where it takes more than an s."""
+    return f"{count:d} {noun if count == 1 else plural or noun + 's'}"
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:

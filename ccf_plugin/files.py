@@ -46,7 +46,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             with contextlib.suppress(OSError):  # where there is no folder, there is no file
                 aside.unlink()
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = str(path)  # a full disk names none, and nobody knows the one aside
+            error.filename = str(path)  # a full disk names no file, and the temporary one means nothing to the user
         raise
 
 
@@ -119,16 +119,15 @@ def expanded_path(text: str | Path) -> Path:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder with its parents; where the block fails, those that are new and still empty go again."""
+    """Make a folder with its parents; after the block those that are new and still empty go again."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
+    finally:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        raise
 
 
 def is_aside(path: Path) -> bool:

@@ -14,7 +14,7 @@ from importlib import metadata
 
 from ccf_plugin.errors import Fault, InputError, one_line
 
-_GROUP = "ccf_plugin"
+GROUP = "ccf_plugin"
 _loaded: set[str] = set()
 
 
@@ -24,7 +24,7 @@ def load_plugins() -> None:
     What they print goes to standard error. Raises InputError, naming the plug-in and its package, where one cannot be
     imported; the next call tries it again.
     """
-    for entry in sorted(metadata.entry_points(group=_GROUP), key=lambda entry: entry.name):
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
         if entry.name in _loaded:
             continue
         _loaded.add(entry.name)  # first: the plug-in itself asks for names of this package

@@ -185,7 +185,22 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
 
 
 def test_saliency_of_a_run(ccf: Ccf, digits_run: Path, tmp_path: Path) -> None:
-    arguments = ("--eps", "20/255", "--steps", 3, "--count", 4, "--pair", "3,8", "--features", 3, "--out", "s/here")
+    arguments = (
+        "--eps",
+        "20/255",
+        "--steps",
+        3,
+        "--count",
+        4,
+        "--pair",
+        "3,8",
+        "--features",
+        3,
+        "--out",
+        "s/here",
+        "--format",
+        "pdf",
+    )
     code, out, err = ccf("saliency", digits_run, *arguments)
     assert (code, err) == (0, "")
     described = json.loads((tmp_path / "s" / "here.json").read_text())
@@ -196,5 +211,6 @@ def test_saliency_of_a_run(ccf: Ccf, digits_run: Path, tmp_path: Path) -> None:
     assert described["pair"]["classes"] == ["3", "8"]
     assert len(described["pair"]["features"]) == 3
     assert f"3 – 8: C = {described['pair']['correlation']:.2f}" in out
-    for name in ("here.png", "here-features.png"):
-        assert (tmp_path / "s" / name).read_bytes().startswith(b"\x89PNG")
+    assert "attack: PGD-3, Linf, eps 20/255, step 5/255, on each model itself" in " ".join(out.split())
+    for name in ("here.pdf", "here-features.pdf"):
+        assert (tmp_path / "s" / name).read_bytes().startswith(b"%PDF")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from support.commands import run, sets
 from support.documents import DOCS, PAGES, ROOT, Block, blocks, page, titled
 
 import ccf_plugin
-from ccf_plugin import CrossClassProbe
+from ccf_plugin import CrossClassProbe, plugins
 from ccf_plugin.cli.app import app
 from ccf_plugin.probe.result_files import ARRAYS, BITS
 from ccf_plugin.runs import layout
 from ccf_plugin.runs.log import column_names, read_log
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
+from ccf_plugin.training.study import load_study
 from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
 
@@ -37,9 +39,12 @@ FILES = {
     "my_attacks.py": "test_the_loss_and_the_attack_are_what_the_package_takes",
     "my_data.py": "test_the_loss_and_the_data_train",
     "my_entry.py": "test_a_run_becomes_an_entry_of_robustbench",
+    "pyproject.toml": "test_the_entry_point_of_a_plugin_is_in_the_group_that_is_loaded",
 }
 SNIPPETS = [block for block in blocks("python") if not block.title]
-RECIPES = [block for block in blocks("toml") if not block.title]
+OF_RUNS = [block for block in blocks("toml") if not block.title and "[project" not in block.code]
+STUDIES = [block for block in OF_RUNS if "[runs." in block.code]
+RECIPES = [block for block in OF_RUNS if block not in STUDIES]
 
 # RobustBench's snippet downloads weights and images: random ones stand in, behind the same two functions.
 OFFLINE = """
@@ -99,6 +104,10 @@ def test_each_file_that_a_page_shows_is_tested() -> None:
     shown = sorted(block.title for language in ("python", "toml") for block in blocks(language) if block.title)
     assert shown == sorted(FILES)
     assert set(FILES.values()) <= set(globals())
+
+
+def test_the_entry_point_of_a_plugin_is_in_the_group_that_is_loaded() -> None:
+    assert list(tomllib.loads(titled("pyproject.toml"))["project"]["entry-points"]) == [plugins.GROUP]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +211,12 @@ def _printed(notebook: Any) -> str:
 def test_recipe_loads(block: Block, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(block.code)
     load_recipe(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("block", STUDIES, ids=str)
+def test_study_loads(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(block.code)
+    load_study(str(tmp_path / "mine.toml"))
 
 
 def test_each_command_and_option_exists() -> None:

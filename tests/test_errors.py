@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ccf_plugin.errors import CCFError, Fault, InputError, check_at_least
+from ccf_plugin.errors import CCFError, Fault, InputError, check_at_least, counted
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,8 @@ def test_a_long_line_keeps_both_its_ends(line: str | Fault) -> None:
     (printed,) = CCFError(line).args
     assert len(printed) < 1300
     assert (printed[:20], printed[-20:]) == (str(line)[:20], str(line)[-20:])
+
+
+def test_a_count_and_its_noun_agree() -> None:
+    assert [counted(number, "model") for number in (0, 1, 2)] == ["0 models", "1 model", "2 models"]
+    assert [counted(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]

@@ -95,6 +95,9 @@ def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
         (tmp_path / "a" / "mine").touch()
         raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "mine"]
+    with made_folder(tmp_path / "empty" / "deeper"):
+        pass  # a command that had nothing to write
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_csv_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.threat import threat_model
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
-from ccf_plugin.training.sweep import plan_sweep
+from ccf_plugin.training.study import sweep_study
 from ccf_plugin.zoo.attacks import check_attack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import build_model, load_model
@@ -134,7 +134,7 @@ def _torn_recipes(folder: Path, content: bytes) -> None:
 
 def _overrides(folder: Path, given_overrides: list[str]) -> None:
     _told(load_recipe, "digits", given_overrides)
-    _told(plan_sweep, "digits", given_overrides, [], folder)
+    _told(sweep_study, "digits", given_overrides, [], folder)
 
 
 def _specs(folder: Path, spec: str, more: str) -> None:

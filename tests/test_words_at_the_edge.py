@@ -170,6 +170,7 @@ def test_the_same_fault_in_either_language(name: str, tmp_path: Path, monkeypatc
         ("probe", "pretrained=True", "--pretrained"),
         ("saliency", "class_name='a b'", "--class 'a b'"),
         ("probe", "limit=5", "--limit 5"),
+        ("probe", "options={'a': 'b c', 'd': 1}", "--model-option 'a=b c' --model-option d=1"),
         ("probe", "resume=True", "resume=True"),
         ("probe", "optim.epochs", "optim.epochs"),
         ("", "limit", "limit"),

@@ -53,7 +53,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
 
 
 def augmented_loader(batches: TrainingBatches, epoch: int, *, workers: int = 2) -> DataLoader[tuple[Tensor, int]]:
-    """An epoch's batches from so many worker processes."""
+    """An epoch's batches, loaded by ``workers`` processes."""
     return DataLoader(
         AugmentedImages(batches, epoch),
         batch_size=batches.batch_size,
@@ -65,7 +65,7 @@ def augmented_loader(batches: TrainingBatches, epoch: int, *, workers: int = 2) 
 def pgd(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
     """PGD in Linf from a random start, by ``loss.backward()``: the weights' gradients are computed and thrown away.
 
-    images: float (N, C, H, W) in [0, 1]; returns the like. One step is Fast-AT's attack (Wong et al. 2020).
+    Images are float (N, C, H, W) in [0, 1]. One step is Fast-AT's attack (Wong et al. 2020).
     """
     noise = torch.empty_like(images).uniform_(-threat.eps, threat.eps)
     adversarial = (images + noise).clamp(0, 1)

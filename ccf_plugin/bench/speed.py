@@ -58,7 +58,7 @@ def bench(
     Linf alone.
 
     Args:
-        reporter: is told what the loop tells.
+        reporter: receives the progress of the loop.
         quick: a few steps and test images instead of the recipe's.
 
     Returns:
@@ -154,7 +154,7 @@ class _Timer(Reporter):
 
 
 def _every_epoch(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with so many epochs, all of them evaluated and probed."""
+    """The recipe with ``epochs`` epochs, all of them evaluated and probed."""
     return recipe.model_copy(
         update={
             "optim": recipe.optim.model_copy(update={"epochs": epochs}),
@@ -195,7 +195,7 @@ def _flops(parts: Parts) -> dict[str, float]:
     train, test = (_few_images(split) for split in (parts.train, parts.test))
     with copyable(parts.model):
         parts = replace(parts, train=train, test=test, model=deepcopy(parts.model), validation=None)
-    steps = Loop(parts, Processes(parts.recipe, (), Path())).steps(1)
+    steps = Loop(parts, Processes(parts.recipe.device)).steps(1)
     with _FlopCounter() as training:
         next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):

@@ -20,6 +20,7 @@ from ccf_plugin.cli.console import (
     refuse_several_processes,
 )
 from ccf_plugin.cli.places import Place, endings_of
+from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,13 +109,12 @@ def ablate(
 def _print(console: Console, ablation: Ablation) -> None:
     from ccf_plugin.threat import threat_sentence
 
-    data, most = ablation.data, f"{ablation.count} of {ablation.features} features removed"
-    pairs = f"{len(ablation.pairs)} pairs" + (
+    data, most = ablation.data, f"{ablation.count} of {counted(ablation.features, 'feature')} removed"
+    pairs = counted(len(ablation.pairs), "pair") + (
         f" (of {len(ablation.pairs) + ablation.left_out})" * bool(ablation.left_out)
     )
-    table = _table(
-        f"{most} before {ablation.head}, {pairs}, {data['count']} clean images of {data['name']}", "p over pairs"
-    )
+    images = counted(data["count"], "clean image")
+    table = _table(f"{most} before {ablation.head}, {pairs}, {images} of {data['name']}", "p over pairs")
     for kind in _REMOVED:
         tests = "" if kind == "shared" else _p(ablation.over_pairs[kind])
         table.add_row(_REMOVED[kind], *_changes(ablation.mean_change(kind)), tests)
@@ -171,7 +171,7 @@ def _pairs_table(ablation: Ablation) -> Table:
 def _attacked_table(ablation: Ablation, pair: PairAblation, threat: str) -> Table:
     names = " – ".join(ablation.classes[index] for index in pair.pair)
     table = _table(
-        f"{names} under attack ({threat}), {pair.images} images, C = {pair.correlation:.2f}", "p over images"
+        f"{names} under attack ({threat}), {counted(pair.images, 'image')}, C = {pair.correlation:.2f}", "p over images"
     )
     before = pair.intact
     accuracies = (f"{value:.1%}" for value in (before.rest_accuracy, before.between_accuracy, before.accuracy))

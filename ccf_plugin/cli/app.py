@@ -16,12 +16,14 @@ import typer
 from ccf_plugin.cli import (
     ablating,
     benchmarking,
+    carrying,
     comparing,
     data,
     environment,
     evaluating,
     probing,
     reporting,
+    studying,
     theory,
     training,
 )
@@ -70,10 +72,13 @@ for command in (
     evaluating.evaluate,
     evaluating.leaderboard,
     reporting.report,
-    training.sweep,
+    studying.study,
+    studying.sweep,
     training.recipes,
     theory.theory,
     benchmarking.bench,
+    carrying.pack,
+    carrying.unpack,
     data.fix_tinyimagenet,
     environment.env,
 ):
@@ -83,6 +88,8 @@ for command in (
 _INTERRUPTED = 130
 _RESUMABLE = {
     "train": "; continue from the last saved state with --resume",
+    "study": "; the same command goes on",
+    "sweep": "; the same command goes on",
     "evaluate": "; run it again to continue after the last finished batch",
     "leaderboard": "; run it again to continue after the last finished model",
 }
@@ -138,10 +145,12 @@ def _spell(reference: str) -> str:
 
 
 def _with_value(options: Sequence[str], opposites: Sequence[str], text: str) -> str:
-    """An option and its value, which Python writes as ``text``; a list is the option several times."""
+    """An option and its value, which Python writes as ``text``; a list or a mapping is the option several times."""
     value = ast.literal_eval(text)
     if isinstance(value, bool):
         return options[0] if value else opposites[0]
+    if isinstance(value, dict):
+        value = [f"{key}={entry}" for key, entry in value.items()]
     values = value if isinstance(value, list) else [value]
     return " ".join(f"{options[0]} {shlex.quote(str(value))}" for value in values)
 

@@ -10,6 +10,7 @@ import typer
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import open_console, print_written, quiet_libraries
 from ccf_plugin.cli.places import Place
+from ccf_plugin.errors import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,5 +105,5 @@ def _table(figures: dict[str, Any]) -> Table:
     )
     if figures["run"] is not None:
         run = figures["run"]
-        table.add_row(f"{run['epochs']} epochs", f"{run['seconds'] / 60:.3g} minutes, extrapolated")
+        table.add_row(counted(run["epochs"], "epoch"), f"{run['seconds'] / 60:.3g} minutes, extrapolated")
     return table

@@ -20,6 +20,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import DATA, MODEL, OUTPUT, PROBE
 from ccf_plugin.cli.places import Place, endings_of
+from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
@@ -153,9 +154,12 @@ def compare(
         console.print(_pairs_table(heading, moved, titles, comparison.bands(moved)))
     if comparison.paired is not None:
         bands = comparison.paired.bands
-        number = f"{bands.surviving_pairs} of {bands.pairs} pairs of classes"
+        number = f"{bands.surviving_pairs} of {counted(bands.pairs, 'pair')} of classes"
+        verb = "differs" if bands.surviving_pairs == 1 else "differ"
         console.print(
-            f"{number} differ: their bands, which hold together at {bands.level:.0%}, leave out 0.", highlight=False
+            f"{number} {verb}: their bands, which hold together at {bands.level:.0%}, leave out 0.",
+            highlight=False,
+            soft_wrap=True,
         )
     print_written(console, written)
 
@@ -366,14 +370,16 @@ def saliency(
 def _saliency_tables(result: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[RichTable]:
     from rich.table import Table as RichTable
 
-    table = RichTable("image", "class", *(f"{title} says" for title in titles))
+    table = RichTable("image", "class", *(f"{title} says" for title in titles), title=result.attack)
     for example in result.examples:
         labels = (example.label, example.best.predicted, example.last.predicted)
         table.add_row(str(example.index), *(data.classes[label] for label in labels))
     if result.shared is None:
         return [table]
     share = f"share of C = {result.shared.correlation:.2f}"
-    features = RichTable("feature", share, "images that excite it most", title=result.shared.heading(data.classes))
+    features = RichTable(
+        "feature", share, "images that excite it most (class, number)", title=result.shared.heading(data.classes)
+    )
     for feature in result.shared.features:
         images = (f"{data.classes[int(data.split.labels[index])]} {index}" for index in feature.images[:5])
         features.add_row(str(feature.feature), f"{feature.share:+.3f}", ", ".join(images))

@@ -151,7 +151,7 @@ def print_written(console: Console, files: Sequence[Path]) -> None:
 
 
 def progress_on(console: Console, task: str, *, unit: str = "batch") -> Progress:
-    """How far a pass over batches is, headed by the task: a bar, or where nobody watches a line every half minute."""
+    """How far a pass over batches is, headed by the task: a bar, or without a terminal a line every half minute."""
     if not console.is_terminal:
         return lambda batches, total: _with_lines(console, task, batches, total, unit)
     from rich.markup import escape

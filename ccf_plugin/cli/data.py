@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ccf_plugin.cli import options
+from ccf_plugin.errors import counted
 
 
 def fix_tinyimagenet(data_root: options.DataRoot = None) -> None:
@@ -10,4 +11,4 @@ def fix_tinyimagenet(data_root: options.DataRoot = None) -> None:
     from ccf_plugin.zoo.folders import DATA_FOLDER, folder_from
     from ccf_plugin.zoo.readers.imagenet import rearrange_validation
 
-    print(f"{rearrange_validation(folder_from(data_root, DATA_FOLDER))} images moved")  # noqa: T201
+    print(f"{counted(rearrange_validation(folder_from(data_root, DATA_FOLDER)), 'image')} moved")  # noqa: T201

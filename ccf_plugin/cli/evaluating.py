@@ -22,6 +22,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
 from ccf_plugin.cli.places import Place, endings_of, named_file
+from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def evaluate(
             curve=curve or (),
             autoattack=autoattack,
             restart=restart,
-            progress=lambda name: progress_on(console, f"{name}, {images} images"),
+            progress=lambda name: progress_on(console, f"{name}, {counted(images, 'image')}"),
         )
     if as_json:
         print_result(json.dumps(evaluation.to_json(), allow_nan=False))
@@ -116,7 +117,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     threat, data = evaluation.described["threat"], evaluation.described["data"]
     table = Table(show_header=False)
     table.add_row("model", evaluation.described["model"])
-    table.add_row("data", f"{evaluation.images} test images of {data['name']}")
+    table.add_row("data", f"{counted(evaluation.images, 'test image')} of {data['name']}")
     table.add_row("threat", threat_sentence(threat))
     for name, accuracy in evaluation.accuracies.items():
         table.add_row(f"{name} accuracy", with_interval(accuracy, evaluation.intervals[name]))
@@ -212,7 +213,7 @@ def leaderboard(
         probed = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
         if probed:
             console.print(_leaderboard_table(probed))
-            title = f"{len(probed)} models of RobustBench, {dataset} {threat}"
+            title = f"{counted(len(probed), 'model')} of RobustBench, {dataset} {threat}"
             correlation = rank_correlation(probed)
             if correlation == correlation:  # not NaN
                 title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"

@@ -1,4 +1,4 @@
-"""Help as plain text: a command's options in groups, and every description whole, whatever the terminal's width."""
+"""Help as plain text: a command's options in groups, and every description whole at any width of the terminal."""
 
 from __future__ import annotations
 

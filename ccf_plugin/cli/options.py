@@ -53,6 +53,10 @@ def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", help="For runs that are resumed: a key that may differ from theirs: optim.epochs."),
+]
 Model = Annotated[str, typer.Argument(help=f"{forms(loadable())}.")]
 Checkpoint = Annotated[
     Path | None,

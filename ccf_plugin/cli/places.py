@@ -50,7 +50,7 @@ class Place:
         name: what the files are called otherwise.
         provenance: of the result to come, as JSON gives it back.
         suffixes: of the files; "" is a single file, which is called just as ``out`` says.
-        force: replace whatever lies there.
+        force: replace existing files.
         read: gives the provenance of what lies there; None: unknown, so that it is not replaced.
 
     Raises:

@@ -120,6 +120,8 @@ _SEED_FIGURES = {"robust_accuracy": ("RA", ".1%"), "cas": ("CAS", ".2f"), "insta
 def _print_result(console: Console, result: CrossClassResult, groups: GroupEvidence | None) -> None:
     from rich.table import Table
 
+    from ccf_plugin.errors import counted
+    from ccf_plugin.probe.presentation import described_data
     from ccf_plugin.threat import threat_label, threat_sentence
 
     head = result.head
@@ -127,9 +129,12 @@ def _print_result(console: Console, result: CrossClassResult, groups: GroupEvide
     table = Table(show_header=False)
     table.add_row("model", result.model)
     if result.data is not None:
-        table.add_row("data", f"{result.data['count']} {result.data['split']} images of {result.data['name']}")
+        table.add_row("data", described_data(result.data))
     if head is not None:
-        table.add_row("head", f"{head.name} ({head.kind}), {head.classes} classes × {head.features} features")
+        table.add_row(
+            "head",
+            f"{head.name} ({head.kind}), {head.classes} classes × {counted(head.features, 'feature')}",
+        )
         if head.history:
             table.add_row("heads before", "\n".join(head.history))
     passes = "" if threat is None else f", seed {threat['seed']}, {threat['precision']}"

@@ -67,7 +67,7 @@ def build_forward(
 
 
 def compiling_pays(device: torch.device, work: float) -> bool:
-    """Whether a run of so many operations gains more by it than it takes."""
+    """Whether a run of ``work`` operations saves more time by compiling than that takes."""
     return device.type == "cuda" and work >= _PAYS_FROM
 
 

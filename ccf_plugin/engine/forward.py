@@ -24,7 +24,7 @@ class Forward(nn.Module):
 
     A network that fails on channels_last feature maps becomes contiguous, weights and images, when it first does.
 
-    forward: images float32 (N, C, H, W) in [0, 1] → logits float32 (N, K), out of whatever the model returns
+    forward: images float32 (N, C, H, W) in [0, 1] → logits float32 (N, K), taken from what the model returns
     (``outputs.logits_of``). With ``precision="bf16"`` the model runs under bfloat16 autocast; with ``"float32"`` an
     autocast of the caller is switched off, so that the name holds.
 

@@ -25,7 +25,7 @@ class GradientWatch:
     """Inside the block it notes what gradients a model passes to its images. It changes no number, and waits for none.
 
     Attributes:
-        asked: whether images that require gradients came.
+        asked: whether the model was given images that require gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,7 +43,7 @@ class GradientWatch:
         self._hook.remove()
 
     def check(self, attack: str, count: int, remedy: str, error: Exception | None = None) -> None:
-        """Tell what is wrong with them: an error where there are none, a warning where all are zero.
+        """Report missing gradients by an error, and gradients that are all zero by a warning.
 
         Args:
             attack: its name.

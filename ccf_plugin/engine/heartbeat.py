@@ -1,4 +1,4 @@
-"""Signs of life where nobody watches: a line at least every half minute while something long runs."""
+"""Progress without a terminal: a line at least every half minute while a long task runs."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Heartbeat:
             self._thread.join()
 
     def begin(self, task: str, total: int = 0, *, unit: str = "batch") -> None:
-        """A task of so many steps begins: its name, and what a step is called."""
+        """A task of ``total`` steps begins; ``unit`` is what a step is called."""
         with self._lock:
             self._task, self._unit, self._done, self._total = task, unit, 0, total
             self._begun = self._clock()
 
     def step(self, done: int, more: str = "", *, total: int | None = None) -> None:
-        """So many of its steps are done, of a ``total`` that may be known only now; ``more`` is said behind it."""
+        """``done`` steps are done, of a ``total`` that may be known only now; ``more`` is added to the line."""
         with self._lock:
             self._done, self._more = done, more
             self._total = self._total if total is None else total

@@ -11,8 +11,8 @@ from ccf_plugin.errors import InputError
 def check_images(images: Tensor, source: str) -> None:
     """Check once per source of batches that ``images`` are floating and in [0, 1] (tolerance 1e-6).
 
-    torchattacks does not check, and clamps to [0, 1]. Waits for the device, hence not part of an attack. Raises
-    InputError with what was found.
+    torchattacks clamps to [0, 1] without a check. This waits for the device, so that attacks do not call it at each
+    step. Raises InputError with what was found.
     """
     if not images.is_floating_point():
         raise InputError(f"{source}: expected float images in [0, 1], found {images.dtype}; use images.float() / 255")

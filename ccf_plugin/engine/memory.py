@@ -42,7 +42,7 @@ def host_bytes() -> float:
 
 
 def largest_batch_size(forward: nn.Module, size: tuple[int, int, int], device: torch.device) -> int:
-    """How many images an attack takes at once where nobody says: as many as fill half of a GPU's free memory.
+    """The default batch size of an attack: as many images as fill half of a GPU's free memory.
 
     At most 1000, beyond which a GPU is no faster; off CUDA 250.
 

@@ -99,7 +99,7 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         if len(candidates) != 1:
             problem = "none" if not candidates else "labels and target"
             raise InputError(f"expected labels once, as update(labels) or update(preds, target), found {problem}")
-        sums, record = self._probe.sums_of_latest(candidates[0], None if self._latest is None else self._latest())
+        sums, record = self._probe._sums_of_latest(candidates[0], None if self._latest is None else self._latest())
         self._latest = weakref.ref(record)
         if sums.attributions.shape != self.attributions.shape:
             raise InputError(

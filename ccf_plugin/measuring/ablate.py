@@ -72,7 +72,7 @@ def ablate(
     Args:
         count: m; None: a twentieth of the features.
         pairs: those to attack too, by names or indices.
-        strongest: where ``pairs`` is empty, so many of the largest C[i, j] instead.
+        strongest: where ``pairs`` is empty, the number of pairs with the largest C[i, j] to attack.
         seed: of the random features.
         progress: told what is done, gives what wraps the batches.
 
@@ -188,7 +188,7 @@ class _Clean(NamedTuple):
         return torch.nonzero((self.labels == pair[0]) | (self.labels == pair[1])).squeeze(1)
 
     def remove(self, pair: Pair, count: int, seed: int, *, draws: int = _DRAWS) -> _Outcome:
-        """What is left of a pair's margins without so many features of each kind, random ones in so many draws."""
+        """A pair's margins without ``count`` features of each kind; random features in ``draws`` draws."""
         rows = self.rows(pair)
         logits, features, labels = self.logits[rows], self.by_feature[:, rows].T, self.labels[rows]
 
@@ -313,7 +313,7 @@ def _pair(classes: Sequence[str], names: tuple[str | int, str | int]) -> Pair:
 
 
 def _spread(total: int, most: int) -> list[int]:
-    """At most so many places of 0..total-1, evenly; all where there are no more."""
+    """At most ``most`` places of 0..total-1, evenly spaced."""
     return sorted({round(place) for place in np.linspace(0, total - 1, min(total, most))})
 
 

@@ -72,7 +72,7 @@ class PairAblation:
 
 @dataclass(frozen=True)
 class Dose:
-    """The mean change of both margins over pairs when so many features of each kind are removed, by kind."""
+    """The mean change of both margins over pairs when ``count`` features of each kind are removed, by kind."""
 
     count: int
     rest: dict[str, float]

@@ -139,7 +139,7 @@ def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int
     """Put two results side by side.
 
     Args:
-        bootstrap: resample the test images so many times for 95 % intervals of CAS, its excess and
+        bootstrap: how often to resample the test images for 95 % intervals of CAS, its excess and
             their differences, and for bands of all pairs at once (``measuring.paired``); no attack is run again.
 
     Raises:
@@ -171,16 +171,20 @@ def _provenance(side: Side) -> dict[str, Any]:
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
-    """Both sides; a run alone is its best checkpoint against its last.
+    """Both sides; a run alone is its best checkpoint against its last, and so are these two by name.
 
     Raises:
         InputError: anything else alone.
         UnavailableError: the best epoch of that run is its last.
     """
+    run = Path(first)
+    best, last = checkpoint_of(run, "best"), checkpoint_of(run, "last")
     if second is not None:
-        return first, second
-    best, last = checkpoint_of(Path(first), "best"), checkpoint_of(Path(first), "last")
-    if not (best.is_file() and last.is_file()):
+        run = Path(first).parent
+        best, last = Path(first), Path(second)
+        if {best, last} != {checkpoint_of(run, "best"), checkpoint_of(run, "last")}:
+            return first, second
+    elif not (best.is_file() and last.is_file()):
         raise InputError(
             f"expected two models, or one run folder with {best.name} and {last.name}, found only {first!r}"
         )
@@ -188,7 +192,7 @@ def name_sides(first: str, second: str | None) -> tuple[str, str]:
     if epochs[0] is not None and epochs[0] == epochs[1]:
         raise UnavailableError(
             f"expected a run that went on after its best epoch, found epoch {epochs[0]} to be the best and the last of "
-            f"{first}; name another model or checkpoint beside it"
+            f"{run}; name another model or checkpoint beside it"
         )
     return str(best), str(last)
 

@@ -29,7 +29,7 @@ _LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
 _log = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Progress = Callable[[Batches, int], Batches]  # wraps batches, told their number, to show progress
+Progress = Callable[[Batches, int], Batches]  # takes batches and their number; returns the batches and shows progress
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def measure(
         model: [0, 1] images (N, C, H, W) → logits (N, K), or what holds them; lies on the device that is used.
         data: its head must have as many classes.
         model_name: what the result calls the model.
-        progress: wraps the batches (and is told their number) to show progress.
+        progress: called with the batches and their number; returns the batches.
         built: what ``attack.build`` made for an earlier measurement of this model; None: it is built.
 
     Raises:

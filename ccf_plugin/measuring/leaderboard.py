@@ -73,7 +73,7 @@ def measure_leaderboard(
     Raises:
         InputError: an unknown data set, threat model or name; a CSV of something else, or measured otherwise; a
             setting that is impossible.
-        UnavailableError: the test images or the device are not to be had.
+        UnavailableError: the test images or the device are not available.
         OSError: the CSV cannot be written.
     """
     dataset, threat, names = entries(dataset, threat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def draw_comparison(
 
     Args:
         titles: what the two are called.
-        vmin, vmax: of the two matrices' colours; None is the paper's for so many classes.
+        vmin, vmax: of the two matrices' colours; None is the paper's for this number of classes.
         difference_scale: the same of the difference; the paper's by default. Where it goes below 0, colours go from
             red over white to blue.
         width: of all three, in inches.
@@ -82,28 +82,36 @@ def draw_comparison(
     return figure
 
 
-def draw_saliency(result: Saliency, titles: tuple[str, str]) -> Figure:
+def draw_saliency(seen: Saliency, titles: tuple[str, str]) -> Figure:
     """A column for each example: the test image, and where the best and the last model look on their own attack's.
+
+    Above each stands its class and its place in the test split, beneath what a model takes it for: red where that is
+    wrong.
 
     Args:
         titles: what the two models are called.
     """
-    examples, classes = result.examples, result.classes
-    figure = new_figure(1.2 + 1.55 * max(len(examples), 2), 5.4)
+    examples, classes = seen.examples, seen.classes
+    figure = new_figure(1.8 + 1.55 * max(len(examples), 2), 5.8)
     axes = figure.subplots(3, len(examples), squeeze=False)
     labels, font = class_labels(tuple(classes))
     for column, example in enumerate(examples):
         _show(axes[0, column], example.image)
-        axes[0, column].set_title(f"{labels[example.label]}\n(image {example.index})", fontsize=9, **font)
+        axes[0, column].set_title(f"class {labels[example.label]}\nimage {example.index}", fontsize=9, **font)
         for row, view in ((1, example.best), (2, example.last)):
             _show(axes[row, column], view.image)
-            axes[row, column].imshow(view.saliency.numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.45)
+            shown = axes[row, column].imshow(view.saliency.numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.45)
             right = view.predicted == example.label
             axes[row, column].set_xlabel(
                 labels[view.predicted], fontsize=9, color="black" if right else "firebrick", **font
             )
-    for row, title in enumerate(("test image", *titles)):
+    for row, title in enumerate(("test image", *(f"{title} says" for title in titles))):
         axes[row, 0].set_ylabel(fill(title, 22), fontsize=9)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.02)
+    bar.set_label("Grad-CAM of the true class,\nshare of its largest value", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    attack, font = drawable(seen.attack)
+    figure.suptitle("\n".join(wrap(attack, 25 * max(len(examples), 2))), fontsize=10, **font)
     return figure
 
 

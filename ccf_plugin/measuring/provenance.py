@@ -1,7 +1,7 @@
 """Where figures come from: hashes of weights and images, the conditions of a measurement, and what tells two apart.
 
 A provenance is a mapping of plain JSON values, which each result's file holds. All its fields are conditions, on which
-the figures depend, but for the command, and those for which a hash beside them speaks: the checkpoint's path, the
+the figures depend, except the command and the fields that a hash stands for: the checkpoint's path, the
 device, the data's name and limit. A field that one of two lacks is None there.
 """
 

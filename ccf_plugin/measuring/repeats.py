@@ -18,7 +18,7 @@ def measure_with_seeds(
     instances: bool = False,
     progress: Callable[[int], Progress] = lambda _: lambda batches, _: batches,
 ) -> CrossClassResult:
-    """Measure with so many seeds, from the attack's own on.
+    """Measure with ``seeds`` seeds, from the attack's own on.
 
     Args:
         seeds: 1 or more.

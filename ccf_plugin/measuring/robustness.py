@@ -109,7 +109,7 @@ def evaluate(
     """Measure clean accuracy, accuracy under PGD of each number of steps, under further attacks, and under AutoAttack.
 
     After every batch the file ``out`` is whole and holds the figures so far: a call that finds it there goes on from
-    it, with the figures that an uninterrupted call would give. PGD's start is each image's own, whatever the batches;
+    it, with the figures that an uninterrupted call would give. PGD's start depends on the image alone;
     AutoAttack's is not.
 
     Args:
@@ -119,7 +119,7 @@ def evaluate(
             the attack's seed.
         attacks: names of further ones, as ``zoo.attacks.build_attack`` takes them; their steps are the threat's.
         curve: further eps for RA over eps, under PGD of the largest number of steps, whose size keeps its share of eps.
-        restart: begin anew, whatever the file holds.
+        restart: begin anew and ignore what the file holds.
         progress: told what is being measured, gives what wraps the batches.
 
     Raises:
@@ -157,7 +157,7 @@ _Restarts = tuple[str, list[AttackSettings]]  # the figure's name, and the attac
 
 
 def _restarted(settings: AttackSettings, steps: int, restarts: int, eps: float | None = None) -> _Restarts:
-    """PGD from so many random starts; at another eps with a step size of the same share of it."""
+    """PGD from ``restarts`` random starts; at another eps with a step size of the same share of it."""
     check_at_least(1, steps=steps)
     threat, at = replace(settings.threat, steps=steps), ""
     if eps is not None and eps != threat.eps:

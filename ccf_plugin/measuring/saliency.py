@@ -19,6 +19,7 @@ from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.trace import GRADIENT
+from ccf_plugin.threat import threat_sentence
 from ccf_plugin.zoo.attacks import Attack
 
 _BATCH = 50
@@ -79,6 +80,12 @@ class Saliency:
     threat: Mapping[str, Any] | None
     shared: SharedFeatures | None = None
 
+    @property
+    def attack(self) -> str:
+        """What made the images, in words."""
+        sentence = threat_sentence(self.threat)
+        return sentence if self.threat is None else f"attack: {sentence}, on each model itself"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without pixels."""
         described: dict[str, Any] = {
@@ -122,7 +129,7 @@ def saliency(
 
     Args:
         class_name: only images of this class, by name or index.
-        indices: these images instead, whatever the models make of them.
+        indices: these images instead, however the models classify them.
         pair: two classes, by name or index: also what they share in ``best`` (``shared_features``).
         features: how many features of the pair.
         layer: the layer to explain, where its own choice (``gradcam.find_layer``) is not wanted.

@@ -68,7 +68,7 @@ class LayerCall:
                 yield name, tensor.reshape(tensor.shape[:2])
 
     def biases(self, size: int) -> list[Tensor]:
-        """The tensors that may be a bias of so many entries, as (size,)."""
+        """The tensors that may be a bias of ``size`` entries, as (size,)."""
         return [t.flatten() for t in self.tensors.values() if t.shape[-1:] == (size,) and t.numel() == size]
 
     def positions(self) -> Tensor:

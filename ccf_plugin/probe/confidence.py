@@ -24,7 +24,7 @@ _MOST_AT_ONCE = 2**22  # numbers of the resamples that are computed together: 32
 
 @dataclass(frozen=True)
 class Confidence:
-    """Intervals (low, high) of CAS and I-CAS over resampled images, at this ``level``, from so many resamples."""
+    """Intervals (low, high) of CAS and I-CAS at confidence ``level``, from ``bootstrap`` resamples of the images."""
 
     cas: Interval
     instance_cas: Interval | None

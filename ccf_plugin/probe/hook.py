@@ -50,7 +50,7 @@ class Hook:
             return
         try:
             self._call(*args)
-        except Exception as error:  # the host's own pass never fails for the probe's sake; who reads the pass is told
+        except Exception as error:  # the probe never fails the host's pass; reading the pass reports it
             self._failed(error)
 
     def __deepcopy__(self, memo: Any) -> Any:

@@ -27,7 +27,7 @@ from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.terms import TermValues, on_device, product, term_values, units
 
-# Factors are fitted anew where that explains so many times more than chance would (an F statistic).
+# Factors are fitted anew where that explains this many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
 _MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FEWEST, _MOST = 2, 199  # permutations
-_RANKED = 99  # with so many and more, p is the share of them that are as large
+_RANKED = 99  # from this many permutations on, p is the share of them that are as large
 _ENTRIES = 2**23  # that all permutations together permute: 0.1 s
 _PRODUCTS = 2**34  # of all permutations together: 1 s of one core
 _AT_ONCE = 2**22  # numbers in memory

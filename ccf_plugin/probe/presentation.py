@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccf_plugin.errors import Fault, InputError, missing_extra
+from ccf_plugin.errors import Fault, InputError, counted, missing_extra
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def accuracies(result: CrossClassResult) -> dict[str, str]:
     robust = "RA" if result.threat is None else f"RA ({threat_label(result.threat)})"
     known = {robust: result.robust_accuracy, "clean accuracy": result.clean_accuracy, "accuracy": result.accuracy}
     return {label: f"{value:.1%}" for label, value in known.items() if value is not None}
+
+
+def described_data(data: Mapping[str, Any]) -> str:
+    """A result's images in words: "1000 test images of cifar10"."""
+    return f"{counted(data['count'], data['split'] + ' image')} of {data['name']}"
 
 
 def title(result: CrossClassResult, *, instances: bool = False) -> str:
@@ -48,11 +54,11 @@ def in_one_line(result: CrossClassResult) -> str:
 def as_html(result: CrossClassResult) -> str:
     """A table of the figures and the picture of C beside it, for notebooks; without matplotlib, the table alone."""
     classes, features = result.class_attribution.shape
-    data, head, null = result.data, result.head, result.null
+    data, head, null, size = result.data, result.head, result.null, counted(features, "feature")
     rows = {
         "model": result.model,
-        "data": None if data is None else f"{data['count']} {data['split']} images of {data['name']}",
-        "head": f"{classes} classes × {features} features" + ("" if head is None else f", {head.name} ({head.kind})"),
+        "data": None if data is None else described_data(data),
+        "head": ("" if head is None else f"{head.name} ({head.kind}), ") + f"{classes} classes × {size}",
         **accuracies(result),
         "CAS": f"{result.cas:.2f} of {classes * (classes - 1)}",
         "CAS by chance": None if np.isnan(null.cas_mean) else f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}",

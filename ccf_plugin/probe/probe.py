@@ -56,8 +56,8 @@ class CrossClassProbe:
             of such where they lie deeper.
         instances: also keep single samples' attributions, for the instance matrix and I-CAS (Section 5.3). They take
             4 n bytes a sample (n features, float32): 200 MB for 50,000 samples of 1,024 features.
-        max_per_class: with ``instances``, at most so many samples of each class (the first; in each process).
-        every: count one ``update`` in so many, beginning with the first.
+        max_per_class: with ``instances``, the most samples kept of each class (the first ones; in each process).
+        every: count the first of every ``every`` updates.
         inputs: whether the passes that ``update`` counts see adversarial or clean images, which makes the accuracy
             that the result reports RA or clean accuracy; None: it is reported as "accuracy". ``run`` knows by itself.
         class_names: K names for tables and pictures.
@@ -227,7 +227,7 @@ class CrossClassProbe:
             self._warn_of_other_passes(record)
             if self._counted != self._inputs:  # what a run counted is still there
                 self._counted = None
-            self._records = None  # nobody knows these images' order
+            self._records = None  # the order of these images is unknown
             self._add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
@@ -241,7 +241,7 @@ class CrossClassProbe:
             raise InputError("expected a forward pass of the probed model before features, found none; call the model")
         return latest.features
 
-    def sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
+    def _sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
         """The sums of the latest pass alone, and its record: for those who add up themselves.
 
         The pass stays to be read by others; what this probe accumulated is forgotten.
@@ -344,7 +344,7 @@ class CrossClassProbe:
             attack: adversarial examples from images and labels, such as a torchattacks object; None for clean. One
                 with ``set_normalization_used`` takes and gives normalised images, as the model does.
             seed: for the attack's random start.
-            seeds: repeat with so many seeds, from ``seed`` (or 0) on. The result is the first's; ``repeats`` holds
+            seeds: how many seeds to repeat with, from ``seed`` (or 0) on. The result is the first's; ``repeats`` holds
                 the figures of all, ``spread`` their mean and standard deviation.
 
         Raises:

@@ -40,7 +40,7 @@ class CrossClassResult:
         counts: samples per class, (K,) int64.
         instance_matrix: C_I (Section 5.3), (K, K) float64, or None where it was not asked for.
         clean_accuracy, robust_accuracy: fractions, or None where not measured.
-        accuracy: a fraction; set instead of these two where nobody said whether the images were clean or adversarial.
+        accuracy: a fraction; set instead of these two where it is unknown whether the images were clean or adversarial.
         clean_loss, robust_loss: the mean cross-entropy of the logits, or None where not measured.
         confusion_clean, confusion_adversarial: samples by true class (rows) and predicted class, (K, K) int64;
             ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
@@ -64,7 +64,7 @@ class CrossClassResult:
         precision: dtype of the measured features.
         versions: of the libraries that took part.
         repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
-        provenance: all that the figures depend on, as ``measuring.provenance`` describes it; {} where nobody said.
+        provenance: all that the figures depend on, as ``measuring.provenance`` describes it; {} where unknown.
         unknown: what the file of a newer version said beside all this, by name; saved again as it was.
         samples: single samples' attributions where instances were measured; kept in memory, never saved.
     """
@@ -168,7 +168,7 @@ class CrossClassResult:
 
     @property
     def confusion(self) -> NDArray[np.int64] | None:
-        """The confusion matrix of the passes that counted: adversarial, clean, or nobody said which."""
+        """The confusion matrix of the passes that counted: adversarial, clean or unknown."""
         for confusion in (self.confusion_adversarial, self.confusion_clean, self.confusion_unnamed):
             if confusion is not None:
                 return confusion

@@ -30,7 +30,7 @@ _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half preci
 
 
 def links_of(call: LayerCall, rows: int, samples: int) -> Iterator[Link]:
-    """The matrices of a run that give so many outputs from its input."""
+    """The matrices of a run that map its input to ``rows`` outputs."""
     if call.inputs is None or call.inputs.ndim < 2 or call.inputs.shape[0] != samples:
         return
     width = call.inputs.shape[1 if call.channel_first else -1]

@@ -1,4 +1,4 @@
-"""Tensors of a host, whatever they are: copies, values and identity that never fail its pass."""
+"""Tensors of a host, of any kind: copies, values and identity that never fail its pass."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def matrix_of(link: Link, call: LayerCall) -> Tensor:
 
 
 def bias_of(call: LayerCall, size: int) -> Tensor | None:
-    """The layer's own bias of so many entries, or None."""
+    """The layer's own bias of ``size`` entries, or None."""
     named = call.tensors.get("bias")
     if named is not None and named.numel() == size:
         return named.flatten()

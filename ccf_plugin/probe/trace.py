@@ -156,7 +156,7 @@ class HeadTracer:
             return self._read(record, shape)
         except InputError as error:
             raise self._refuse_and_search_again(error, record, shape is not None) from error
-        except Exception as error:  # whatever it is, it is told as what it is: a pass that cannot be read
+        except Exception as error:  # any failure is reported as a pass that cannot be read
             message = " ".join(str(error).split())
             raise InputError(
                 f"expected a pass that the probe can read, found one where it fails ({type(error).__name__}: "
@@ -307,7 +307,7 @@ class HeadTracer:
         return logits
 
     def _search(self, record: PassRecord) -> None:
-        """Find the head in a pass, if it can be; a refusal is told by who reads the pass."""
+        """Find the head in a pass if possible; ``read`` raises the refusal."""
         with contextlib.suppress(InputError):
             self.read(record)
 

@@ -414,7 +414,7 @@ def _widths(module: nn.Module) -> set[int]:
 def _passes_around(model: nn.Module) -> int:
     """How many passes of the model are under way around this line of code.
 
-    Where the probe knows of more, one was broken off by what is no `Exception` (Ctrl-C): no hook is told of that.
+    Where the probe counts more, one was interrupted by a BaseException (Ctrl-C), which calls no hook.
     """
     frame, around = sys._getframe(1), 0
     code = nn.Module._call_impl.__code__

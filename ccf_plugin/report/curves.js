@@ -63,7 +63,7 @@ figures.curves = (look) => {
       const line = { color: several ? ownColour : colours[data.metrics.indexOf(metric) % colours.length], dash: metric.dash,
         width: look.line };
       const shared = { yaxis: axisOf(metric), legendgroup: metric.name, visible: visible(metric) };
-      const band = one.bands[metric.name];
+      const band = isApart() || !data.lines.includes(one) ? one.bands[metric.name] : undefined; // one kind in a figure
       if (band && lines.length <= 2 * MANY) traces.push(...bandTraces(one.epoch, band, faint(line.color), shared));
       traces.push({
         type: "scatter", mode: known <= 60 && !look.paper ? "lines+markers" : "lines", x: one.epoch, y: values, line,

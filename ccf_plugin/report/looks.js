@@ -22,9 +22,9 @@ const short = (name) => name.length > 16 ? `${name.slice(0, 15)}\u2026` : name;
 
 // ---- looks ----
 
-const LIGHT = ["#0059a8", "#c24e00", "#00745a", "#a8326f", "#7a5c00", "#5b46b0", "#006b7d", "#4d5661", "#b3261e",
+const LIGHT = ["#0059a8", "#c24e00", "#00745a", "#a8326f", "#7a5c00", "#5b46b0", "#006b7d", "#4d5661", "#1a237e",
   "#3d6b00", "#8a3ffc", "#7b4b2a"];
-const DARK = ["#6cb6ff", "#ffa657", "#56d4a0", "#f29bc8", "#e3c443", "#b8a9ff", "#5fd3e0", "#c9d1d9", "#ff8a80",
+const DARK = ["#6cb6ff", "#ffa657", "#56d4a0", "#f29bc8", "#e3c443", "#b8a9ff", "#5fd3e0", "#c9d1d9", "#9fa8da",
   "#a6d96a", "#d0a2ff", "#d7a77f"];
 let printing = false;
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ccf_plugin.errors import counted
 from ccf_plugin.probe.confidence import wilson
 from ccf_plugin.runs.alarms import alarms_by_kind
 from ccf_plugin.runs.log import EpochRow
@@ -77,7 +78,7 @@ class _Figure:
         if len(known) < 2:
             return "–"
         mean, sd = mean_and_sd(known)
-        return f"{self.metric.in_report(mean).removesuffix(' %')} ± {self.metric.in_report(sd)}"
+        return f"{self.metric.in_report(mean).removesuffix(' %')} ± {self.metric.in_report(sd)}".replace("-", _MINUS)
 
     def difference(self, group: Seeds, first: Seeds, seeds: Sequence[object], where: str) -> str:
         """Mean ± sd over the seeds of this figure of ``group`` less that of ``first``."""
@@ -159,7 +160,7 @@ def _of_run(track: Track, figures: Sequence[_Figure], planned: int) -> list[Row]
 def _over_seeds(group: Seeds, where: str, figures: Sequence[_Figure]) -> Row:
     tracks = list(group.tracks.values())
     alarmed = sum(bool(alarms_by_kind(track.rows)) for track in tracks if not track.suffix)
-    raised = f"in {alarmed} of {len(tracks)} runs" if where == "last" and alarmed else ""
+    raised = f"in {alarmed} of {counted(len(tracks), 'run')}" if where == "last" and alarmed else ""
     cells = [figure.spread(group, where) for figure in figures]
     return Row(f"{group.name}, mean ± sd of {len(tracks)} seeds", where, [*cells, raised], "mean")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.drawing import DIFFERENCE_SCALE, colour_scale
-from ccf_plugin.errors import UnavailableError
+from ccf_plugin.errors import UnavailableError, counted
 from ccf_plugin.report.ablations import find_ablations
 from ccf_plugin.report.curves import drawn_metrics, lines, means, metric_data
 from ccf_plugin.report.matrices import pairs_along_epochs, states
@@ -102,7 +102,7 @@ def build_report(
         "has_seeds": any(len(group.tracks) > 1 for group in groups),
         "has_confusions": any(track.confusions for track in tracks),
         "has_chance": "cas_null" in drawn,
-        "has_losses": any(metric.axis == "loss" for metric in metrics),
+        "has_test_losses": not {"test_clean_loss", "test_robust_loss"}.isdisjoint(drawn),
         "has_lengths": "squared_lengths" in drawn,
         "ablations": data["ablations"],
         "differences": recipe_differences(runs),
@@ -173,7 +173,7 @@ def _notes(runs: Sequence[RunFiles], data: dict[str, Any]) -> list[str]:
     for run in runs:
         planned = run.recipe["optim"]["epochs"]
         if len(run.rows) < planned:
-            notes.append(f"{run.name} has {len(run.rows)} of {planned} epochs.")
+            notes.append(f"{run.name} has {len(run.rows)} of {counted(planned, 'epoch')}.")
     for shown in data["tracks"]:
         if len(shown["states"]) < shown["probed"]:
             notes.append(

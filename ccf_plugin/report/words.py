@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccf_plugin.errors import counted
 from ccf_plugin.files import flattened
 from ccf_plugin.runs.alarms import ALARMS, alarms_by_kind, alarms_in_words
 from ccf_plugin.runs.log import EpochRow
@@ -46,7 +47,7 @@ def summarise(run: RunFiles, track: Track) -> str:
     """What a reader who sees no picture should know of a track."""
     measured = track.evaluated
     if not measured or track.best is None:
-        return f"{track.name}: {len(track.rows)} epochs, none of them evaluated."
+        return f"{track.name}: {counted(len(track.rows), 'epoch')}, none of them evaluated."
     last = measured[-1]
 
     def at(row: EpochRow) -> str:

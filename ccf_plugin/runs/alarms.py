@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Robust overfitting: the chance of a false alarm that one epoch's test may take, over all epochs that it may be
 # compared with. tests/benchmarks/false_alarms.py simulates what this gives along whole runs.
 LEVEL = 0.002
-# Catastrophic overfitting: within so many evaluations test RA falls under this share of what it was.
+# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was.
 SUDDEN, COLLAPSE = 3, 0.5
 # CAS falling: CAS beyond chance is under this share of what it was at the most robust epoch.
 EXCESS_MARGIN = 0.8
@@ -31,7 +31,8 @@ ALARMS = {
         "evaluations"
     ),
     "CAS falling": (
-        f"one of the two stands, and CAS beyond chance is below {EXCESS_MARGIN:.0%} of that of the most robust epoch"
+        f"robust or catastrophic overfitting stands, and CAS beyond chance is below {EXCESS_MARGIN:.0%} of that of "
+        "the most robust epoch"
     ).replace("%", " %"),
 }
 

@@ -68,7 +68,7 @@ def read_environment(run: Path, *, remedy: str = "") -> dict[str, Any]:
 
 
 def add_resumption(run: Path, environment: Mapping[str, Any], *, epoch: int, step: int) -> None:
-    """Add to what a run ran on what it goes on with after so many epochs, and steps of the next; raises as reading."""
+    """Record the environment in which a run resumes, after ``epoch`` epochs and ``step`` steps of the next."""
     first = read_environment(run)
     resumed = [*first.get("resumed", []), {"after_epoch": epoch, "after_step": step, **environment}]
     write_json(run / ENVIRONMENT, {**first, "resumed": resumed})

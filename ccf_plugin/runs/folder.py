@@ -13,6 +13,10 @@ from ccf_plugin.files import is_aside, made_folder, write_atomically, write_json
 from ccf_plugin.runs.layout import ENVIRONMENT, EPOCHS, LAST_STATE, LOCK, PROBE, RECIPE, RUN_FILES, STATE
 
 
+class LockedError(InputError):
+    """Another process writes into a folder."""
+
+
 def check_is_free(folder: Path, *, force: bool = False) -> None:
     """Refuse a folder that holds a run with finished epochs, unless ``force``; refuse one with other files always.
 
@@ -70,18 +74,20 @@ def remove_asides(folder: Path) -> None:
 def lock(folder: Path) -> Iterator[None]:
     """Keep the folder to this process; the system lets go of it when the process ends, however it ends.
 
+    Who holds it may hold it again inside.
+
     Raises:
-        InputError: another process writes there.
+        LockedError: another process writes there.
     """
     from filelock import FileLock, Timeout
 
     with made_folder(folder):
-        held = FileLock(folder / LOCK, timeout=0)
+        held = FileLock(folder / LOCK, timeout=0, is_singleton=True)
         try:
             held.acquire()
         except Timeout:
             expected, remedy = "a folder that no other process writes", "wait for it to end, or choose another {out}"
-            raise InputError(Fault("", expected, f"{folder} locked by one", remedy)) from None
+            raise LockedError(Fault("", expected, f"{folder} locked by one", remedy)) from None
         try:
             yield
         finally:

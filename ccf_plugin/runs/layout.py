@@ -48,7 +48,7 @@ def records_of(run: Path, epoch: int, suffix: str = "") -> Path:
 
 
 def state_of(run: Path, epoch: int, step: int = 0) -> Path:
-    """The tensors of the state after an epoch, or so many steps into the next."""
+    """The tensors of the state after an epoch, or ``step`` steps into the next."""
     return run / STATE / f"{_name(epoch)}{f'-{step}' if step else ''}.safetensors"
 
 

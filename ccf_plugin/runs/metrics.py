@@ -222,7 +222,7 @@ METRICS: list[Metric] = [
         dash="solid",
     ),
 ]
-_IN_FIRST_LOGS = 9  # so many were there when log.csv got its order; the columns of a later one follow all of theirs
+_IN_FIRST_LOGS = 9  # entries of the first version of log.csv; the columns of later ones follow theirs
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path, flattened
+from ccf_plugin.probe.presentation import described_data
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import AVERAGE, LOG, PROBE, RECIPE, SALIENCY, result_of
@@ -43,7 +44,7 @@ class Track:
         best: the row of the best checkpoint, or None where no epoch was evaluated.
         matrices: C by epoch, each (K, K) float64.
         confusions: by epoch, and by the images that were classified ("clean", "under attack"), (K, K) int32.
-        counts: images by class, (K,) int64; None where nobody said.
+        counts: images by class, (K,) int64; None where unknown.
     """
 
     name: str
@@ -250,4 +251,4 @@ def _check_same(
 
 def describe_data(data: Mapping[str, Any] | None) -> str:
     """The images of a result in words."""
-    return "unnamed images" if data is None else f"{data['count']} {data['split']} images of {data['name']}"
+    return "unnamed images" if data is None else described_data(data)

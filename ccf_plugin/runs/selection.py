@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ccf_plugin.probe.result import CrossClassResult
 
 BIASED = "test_robust_accuracy"  # the figure that chooses an epoch on the images that its RA is of
+CLEAN = "test_clean_accuracy"
 
 
 def two_fold_accuracy(withstands: NDArray[np.bool_], *, seed: int = 0) -> float:
@@ -66,12 +67,8 @@ def selection_free_accuracy(run: Path, rows: Sequence[EpochRow], selected_by: st
     evaluated = [row for row in rows if getattr(row, figure) is not None]
     if selected_by != BIASED or len(evaluated) < 2:
         return None
-    best, records = best_row(rows, figure), []
-    for row in evaluated:
-        stems = [result_of(run, row.epoch, suffix), *([result_of(run, "best", suffix)] if row is best else [])]
-        files = [records_of(run, row.epoch, suffix), *(stem.with_suffix(".npz") for stem in stems)]
-        known = (_records(file, getattr(row, figure)) for file in files)
-        records.append(next((record for record in known if record is not None), None))
+    best = best_row(rows, figure)
+    records = [record_of(run, row, suffix, is_best=row is best) for row in evaluated]
     whole = [record for record in records if record is not None]
     if len(whole) < len(records) or len({len(record) for record in whole}) > 1 or len(whole[0]) < 2:
         return None
@@ -97,7 +94,27 @@ def save_records(run: Path, epoch: int, suffix: str, result: CrossClassResult) -
     write_atomically(file, buffer.getvalue())
 
 
-def _records(file: Path, accuracy: float) -> NDArray[np.bool_] | None:
+def record_of(
+    run: Path, row: EpochRow, suffix: str = "", *, is_best: bool = False, column: str = BIASED
+) -> NDArray[np.bool_] | None:
+    """Which test images the weights of an epoch classify right, (N,) bool, where its files say so.
+
+    Args:
+        run: the folder.
+        row: the epoch's in its log.
+        suffix: of the weights, "" or ``AVERAGE``.
+        is_best: whether it is the epoch of the best checkpoint, whose result may have it too.
+        column: of the log: test RA, or ``CLEAN``, which results alone have.
+    """
+    accuracy = getattr(row, f"{column}{suffix}")
+    stems = [result_of(run, row.epoch, suffix), *([result_of(run, "best", suffix)] if is_best else [])]
+    results = [stem.with_suffix(".npz") for stem in stems]
+    files = results if column == CLEAN else [records_of(run, row.epoch, suffix), *results]
+    known = (_records(file, accuracy, "correct_clean" if column == CLEAN else "correct") for file in files)
+    return None if accuracy is None else next((record for record in known if record is not None), None)
+
+
+def _records(file: Path, accuracy: float, name: str) -> NDArray[np.bool_] | None:
     """Which images a result has as right, (N,) bool; None where it has none, or others than make this accuracy.
 
     The result's JSON is not read: of 1,000 classes it takes a second.
@@ -105,7 +122,7 @@ def _records(file: Path, accuracy: float) -> NDArray[np.bool_] | None:
     try:
         with np.load(file, allow_pickle=False) as archive:
             images = int(archive["counts"].sum())
-            correct = np.unpackbits(archive["correct"], count=images).astype(bool)
+            correct = np.unpackbits(archive[name], count=images).astype(bool)
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     is_of_row = len(correct) == images and abs(correct.sum() - accuracy * images) < 0.5

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ccf_plugin.errors import InputError
 
-PAIRS = 6  # ordered pairs of three classes: CAS is so many times C[i, j]
+PAIRS = 6  # ordered pairs of three classes: CAS is 6 C[i, j]
 _MAX_BETA = 1 / 3  # eq. (13)
 
 

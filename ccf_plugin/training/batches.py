@@ -50,6 +50,8 @@ class TrainingBatches:
         border: what a crop shows beyond the image: the image reflected ("reflect"), or zeros ("zero").
         cutout: side in pixels of a square of zeros around a random pixel of each image, cut off at the borders
             (DeVries and Taylor 2017); 0 for none.
+        extra: so many images at the end are further data: an epoch has as many images as without them, and of each
+            batch ``extra_share``, rounded, are of them, drawn without repetition until all have come.
         rank, processes: which part of every batch is this process's. Together they are exactly the batches of one
             process; where a batch has too few images, the first is repeated with a share of 0.
     """
@@ -62,16 +64,23 @@ class TrainingBatches:
     padding: int = 4
     border: Literal["reflect", "zero"] = "reflect"
     cutout: int = 0
+    extra: int = 0
+    extra_share: float = 0.5
     rank: int = 0
     processes: int = 1
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return -(-self._count // self.batch_size)
+
+    @property
+    def _count(self) -> int:
+        """How many images an epoch has."""
+        return len(self.labels) - self.extra
 
     def draws(self, epoch: int) -> Draws:
         """The epoch's random numbers, in host memory."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        count = len(self.labels)
+        count = self._count
         height, width = self.images.shape[2:]
         order = torch.randperm(count, generator=generator)
         shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator) - self.padding
@@ -81,13 +90,23 @@ class TrainingBatches:
             shifts.zero_()
         if self.augmentation != "crop-flip":
             flips.zero_()
-        return Draws(order, shifts, flips, centres)
+        return Draws(self._with_extra(order, generator) if self.extra else order, shifts, flips, centres)
+
+    def _with_extra(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The order with each batch's last images replaced by further data, mixed within the batch."""
+        batches = [rows.clone() for rows in torch.split(order, self.batch_size)]
+        counts = [round(self.extra_share * len(rows)) for rows in batches]
+        rounds = -(-sum(counts) // self.extra)
+        drawn = torch.cat([torch.randperm(self.extra, generator=generator) for _ in range(rounds)] or [order[:0]])
+        for rows, chosen in zip(batches, torch.split(drawn[: sum(counts)], counts), strict=True):
+            rows[len(rows) - len(chosen) :] = self._count + chosen
+        return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for rows in batches])
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
         device, draws = self.labels.device, self.draws(epoch)
         order, shifts, flips, centres = (numbers.to(device) for numbers in draws)
-        pieces = [self._piece(start) for start in range(skip * self.batch_size, len(self.labels), self.batch_size)]
+        pieces = [self._piece(start) for start in range(skip * self.batch_size, self._count, self.batch_size)]
         is_resident = isinstance(self.images, Tensor) and self.images.device == device
         rows = ((order if is_resident else draws.order)[place] for place, _ in pieces)
         read = self.images.__getitem__
@@ -102,7 +121,7 @@ class TrainingBatches:
 
     def _piece(self, start: int) -> tuple[slice, float]:
         """This process's part of the batch that begins at ``start``, and its share."""
-        size = min(self.batch_size, len(self.labels) - start)
+        size = min(self.batch_size, self._count - start)
         first, end = (size * rank // self.processes for rank in (self.rank, self.rank + 1))
         return slice(start + first, start + max(end, first + 1)), (end - first) * self.processes / size
 

@@ -45,16 +45,16 @@ from ccf_plugin.training.weight_perturbation import perturbed_weights
 
 
 class Reporter:
-    """Is told how a run goes. This one is silent; override what is to be shown."""
+    """Receives the progress of a run. This one is silent; override the events to show."""
 
     def started(self, run: Run) -> None:
-        """A run begins, or goes on."""
+        """A run begins or continues."""
 
     def step(self, epoch: int, done: int, total: int) -> None:
-        """So many of an epoch's steps are done."""
+        """``done`` of an epoch's ``total`` steps are done."""
 
     def evaluating(self, batches: Batches, total: int) -> Batches:
-        """An evaluation of so many batches begins; gives them back, perhaps counted."""
+        """An evaluation of ``total`` batches begins; returns the batches, which it may count."""
         return batches
 
     def epoch_finished(self, row: EpochRow) -> None:
@@ -72,30 +72,32 @@ def train(
     force: bool = False,
     download: bool = False,
     trackers: Sequence[str] = (),
+    interruption: Interruption | None = None,
 ) -> Run:
     """Train by a recipe into the folder ``out``, evaluating and probing as it says.
 
     What it sets for the whole process (threads, cuDNN's choices, seeds) is put back at the end.
 
     Args:
-        reporter: is told how the run goes; None: nobody is.
+        reporter: receives the progress; None: no output.
         resume: continue the run in ``out`` where its state stands; one killed before its first state begins anew.
         allow_change: keys of the recipe that may differ from the run's when resuming.
         force: replace the run in ``out``.
         download: fetch the data set where it is missing.
         trackers: names of accelerate's trackers, such as "tensorboard"; they write into ``out``/trackers.
+        interruption: entered already by the caller, whom signals and a time limit concern beyond this run.
 
     Raises:
         InputError: a fault in recipe, data or model, which may have no head or resist the evaluation's attack (nothing
             is written then), or an existing run in ``out``.
-        UnavailableError: data, device or a tracker that are not to be had here.
+        UnavailableError: data, a device or a tracker is not available here.
         DivergedError: loss, weights or logits stopped being finite; the last finished epoch remains.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT or SIGTERM came, or the time is up; the state is saved.
     """
     reporter = reporter or Reporter()
     check_teachers(recipe.distill, out)
     check_weights(recipe.model.weights, out)
-    processes = Processes(recipe, trackers, out)
+    processes = Processes(recipe.device, sync_batchnorm=recipe.sync_batchnorm, trackers=trackers, folder=out)
     resume = check_place(out, resume=resume, force=force)  # before the data are loaded for nothing
     if processes.device.type == "cpu":
         keep_freed_memory()
@@ -112,10 +114,10 @@ def train(
         run = open_run(
             out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force
         )
-        processes.start_tracking(recipe)
+        processes.start_tracking(recipe.flat())
         reporter.started(run)
-        with Interruption() as interruption, run.written_beside():
-            saver = Saver(run, loop.state, processes, interruption)
+        with nullcontext(interruption) if interruption else Interruption() as ending, run.written_beside():
+            saver = Saver(run, loop.state, processes, ending)
             while not run.is_finished:
                 row = loop.epoch(run, saver, reporter)
                 reporter.epoch_finished(row)
@@ -175,7 +177,7 @@ class Loop:
             state.close_epoch()
             saver.save()
             results = {suffix: of_weights.test for suffix, of_weights in measured.items()}
-            self.processes.track(row, results, pictures=is_kept and recipe.probe.pictures)
+            self.processes.track(row, results, pictures=is_kept and bool(recipe.probe.pictures))
         return row
 
     def steps(self, epoch: int) -> Iterator[int]:

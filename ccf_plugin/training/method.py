@@ -71,15 +71,18 @@ class Method:
             num_classes=len(parts.classes),
             fresh_noise=True,
         )
+        trained_on = parts.with_extra()
         self.whole_batches = TrainingBatches(
-            on_device(parts.train.images, parts.device),
-            parts.train.labels.to(parts.device),
+            on_device(trained_on.images, parts.device),
+            trained_on.labels.to(parts.device),
             batch_size=recipe.optim.batch_size,
             seed=recipe.seed,
             augmentation=recipe.data.augmentation,
             padding=recipe.data.crop_padding,
             border=recipe.data.crop_border,
             cutout=recipe.data.cutout,
+            extra=0 if parts.extra is None else len(parts.extra),
+            extra_share=recipe.data.extra_share or 0.5,
         )
         self.batches = replace(self.whole_batches, rank=processes.rank, processes=processes.count)
         self.teachers = [_teacher(section, parts, state) for section in recipe.distill]

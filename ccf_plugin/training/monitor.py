@@ -52,7 +52,7 @@ class Monitor:
         self._trained_on = parts.train.subset(torch.arange(count) * len(parts.train) // count)
 
     def measure(self, model: nn.Module, progress: Progress) -> Measured:
-        """Clean accuracy, RA and CAS; where the recipe probes clean images, C and CAS are of those."""
+        """Clean accuracy, RA and CAS. C and CAS are of clean images where the recipe says so."""
         recipe, parts = self._parts.recipe, self._parts
         if model not in self._attacks:
             self._attacks[model] = _build_attack(parts, model)
@@ -103,7 +103,7 @@ def _build_attack(parts: Parts, model: nn.Module) -> Attack:
 
 
 def check_measurable(parts: Parts) -> None:
-    """Find the model's head, and run both attacks on two test images: what fails, fails before it costs.
+    """Find the model's head, and run both attacks on two test images: so that a failure comes before the training.
 
     The model, its modes and the random state are as before. Each process checks for itself.
 

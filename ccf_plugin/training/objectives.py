@@ -232,7 +232,7 @@ def _boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -log_p.gather(1, labels.unsqueeze(1)).squeeze(1) - others
 
 
-# The user's own, by python:package.module:function.
+# What is known of the user's loss, python:package.module:function.
 CUSTOM_LOSS = Objective(
     _checked_loss,
     "a loss of your own",

@@ -19,7 +19,6 @@ from ccf_plugin.errors import InputError, UnavailableError, missing_extra
 from ccf_plugin.integrations.trackers import class_figures, log_picture
 from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from ccf_plugin.probe.result import CrossClassResult
@@ -29,9 +28,18 @@ _SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 class Processes:
-    """This process among those of the job. accelerate makes the group, wraps the model and reduces."""
+    """This process among those of the job. accelerate makes the group, wraps the model and reduces.
 
-    def __init__(self, recipe: Recipe, trackers: Sequence[str], folder: Path) -> None:
+    Args:
+        device: its name, as ``engine.devices.resolve_device`` takes it.
+        sync_batchnorm: whether BatchNorm takes its statistics over all processes.
+        trackers: names of accelerate's trackers, which write into ``folder``.
+        folder: of the run.
+    """
+
+    def __init__(
+        self, device: str, *, sync_batchnorm: bool = False, trackers: Sequence[str] = (), folder: Path = Path()
+    ) -> None:
         known = sorted(str(kind) for kind in get_available_trackers())
         for name in trackers:
             if name == "tensorboard" and name not in known:
@@ -40,14 +48,14 @@ class Processes:
                 raise UnavailableError(
                     f"track: expected a tracker that is installed ({', '.join(known) or 'none is'}), found {name!r}"
                 )
-        self._accelerator = _accelerator(recipe, trackers, folder)
+        self._accelerator = _accelerator(device, trackers, folder)
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
-        self.device = job_device(recipe.device)
+        self.device = job_device(device)
         self.is_main: bool = self.rank == 0
-        if recipe.sync_batchnorm and self.count > 1 and self.device.type == "cpu":
+        if sync_batchnorm and self.count > 1 and self.device.type == "cpu":
             raise InputError("sync_batchnorm: expected CUDA devices, which torch's SyncBatchNorm needs, found the CPU")
-        self._sync_batchnorm = recipe.sync_batchnorm and self.count > 1
+        self._sync_batchnorm = sync_batchnorm and self.count > 1
 
     def wrap(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The bare model (for attacks and measurement), and the one whose backward pass averages gradients."""
@@ -104,12 +112,10 @@ class Processes:
         """Until all processes are here."""
         self._accelerator.wait_for_everyone()
 
-    def start_tracking(self, recipe: Recipe) -> None:
-        """Begin a run with the trackers, if there are any."""
+    def start_tracking(self, config: Mapping[str, Any]) -> None:
+        """Begin a run with the trackers, if there are any; ``config`` is the recipe by dotted key."""
         if self._accelerator.log_with:
-            known = {
-                key: value if isinstance(value, int | float) else str(value) for key, value in recipe.flat().items()
-            }
+            known = {key: value if isinstance(value, int | float) else str(value) for key, value in config.items()}
             place = self._accelerator.logging_dir  # TensorBoard is there by itself
             options = {"wandb": {"dir": place}}
             self._accelerator.init_trackers("ccf_plugin", config=known, init_kwargs=options)
@@ -135,8 +141,8 @@ class Processes:
             tracker.finish()
 
 
-def _accelerator(recipe: Recipe, trackers: Sequence[str], folder: Path) -> Accelerator:
-    """accelerate's part in a job: nothing of how a recipe trains is left to its environment.
+def _accelerator(device: str, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """accelerate's part in a job: nothing of how a run trains is left to its environment.
 
     ``accelerate launch`` exports the user's own choices, of which an accelerator takes each that it is not given; the
     steps to accumulate over it takes even then, unless they are given as a plugin.
@@ -149,7 +155,7 @@ def _accelerator(recipe: Recipe, trackers: Sequence[str], folder: Path) -> Accel
             )
     try:
         return Accelerator(
-            cpu=resolve_device(recipe.device).type == "cpu",
+            cpu=resolve_device(device).type == "cpu",
             mixed_precision="no",  # ``Forward`` sees to precision
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -13,15 +13,17 @@ from rich.text import Text
 from torch import Tensor
 
 from ccf_plugin.engine.heartbeat import Heartbeat, in_words
+from ccf_plugin.errors import counted
 from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.alarms import alarms_in_words
 from ccf_plugin.runs.layout import AVERAGE
 from ccf_plugin.runs.log import EpochRow
-from ccf_plugin.runs.metrics import Where, all_metrics, metric_of
+from ccf_plugin.runs.metrics import Where, all_metrics
 from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
-from ccf_plugin.tables import Cell, Table, Value
+from ccf_plugin.tables import Cell, Table
 from ccf_plugin.training.loop import Reporter
 from ccf_plugin.training.run import Run
+from ccf_plugin.training.study import Study
 from ccf_plugin.zoo.datasets import resolved
 
 
@@ -71,7 +73,7 @@ class ProgressReporter(Reporter):
             soft_wrap=True,
         )
         if unreached := run.recipe.unreached():
-            note = f"not reached in {_epochs(total)}: {', '.join(unreached)}"
+            note = f"not reached in {counted(total, 'epoch')}: {', '.join(unreached)}"
             self._console.print(note, style="yellow", highlight=False, soft_wrap=True)
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
@@ -120,7 +122,7 @@ class ProgressReporter(Reporter):
         after = self._total_epochs - self._epoch - 1
         if not self._seconds or after < 1:
             return ""
-        return f"then {_epochs(after)} of about {in_words(sum(self._seconds) / len(self._seconds))}"
+        return f"then {counted(after, 'epoch')} of about {in_words(sum(self._seconds) / len(self._seconds))}"
 
     def epoch_finished(self, row: EpochRow) -> None:
         """An epoch's figures are known."""
@@ -142,7 +144,7 @@ def closing_table(run: Run) -> RichTable:
 
     Beneath: every alarm and when it was raised, and the best epoch's RA on images that did not choose it.
     """
-    duration = f"{_epochs(run.epoch)} in {sum(row.seconds for row in run.rows):.0f} s"
+    duration = f"{counted(run.epoch, 'epoch')} in {sum(row.seconds for row in run.rows):.0f} s"
     ended = f", ended by {run.rows[-1].alarm}" if run.epoch < run.recipe.optim.epochs else ""
     table = RichTable(
         title=f"{run.folder}: {duration}{ended}; best by {run.selected_by.replace('_', ' ')}",
@@ -172,29 +174,27 @@ def _caption(run: Run) -> Text | None:
     return Text("\n").join(lines) if lines else None
 
 
-def sweep_table(runs: Mapping[str, Run | None]) -> Table:
-    """Best and last RA and CAS of several runs, by name: of the averaged weights where a run averages.
-
-    None is a run that diverged.
-    """
-    shown = [metric_of(column) for column in ("test_robust_accuracy", "cas")]
-    rows: list[list[Cell]] = []
-    for name, run in runs.items():
-        if run is None:
-            rows.append([name, "diverged", None, None, None, None])
-            continue
-        averaged = run.best_of(AVERAGE)
-        suffix = "" if averaged is None else AVERAGE
-        best, last = averaged or run.best or run.rows[-1], run.rows[-1]
-        figures = [
-            Value(getattr(row, metric.name + suffix), metric.on_terminal) for row in (best, last) for metric in shown
-        ]
-        rows.append([f"{name}, averaged weights" if suffix else name, best.epoch, *figures])
-    return Table(("run", "best epoch", "best RA", "best CAS", "last RA", "last CAS"), rows)
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
+def plan_table(study: Study) -> Table:
+    """The runs of a study, their epochs, and how long they may take by finished epochs, or by the study's word."""
+    done = {
+        member.folder: member.reopen(study.allow_change).rows if member.has_begun else [] for member in study.members
+    }
+    measured: dict[str, list[float]] = {}
+    for member in study.members:
+        measured.setdefault(member.name, []).extend(row.seconds for row in done[member.folder])
+    planned: list[list[Cell]] = []
+    total, is_whole = 0.0, True
+    for member in study.members:
+        rows, epochs = done[member.folder], member.recipe.optim.epochs
+        known = measured[member.name]
+        each = sum(known) / len(known) if known else member.seconds_per_epoch
+        left = None if each is None else each * (epochs - len(rows))
+        total, is_whole = total + (left or 0.0), is_whole and left is not None
+        teachers = ", ".join(teacher.name for teacher in member.teachers)
+        about = "not known" if left is None else in_words(left)
+        planned.append([member.label, teachers, epochs, len(rows), about])
+    planned.append(["all", None, None, None, in_words(total) if is_whole else "not known"])
+    return Table(("run", "after", "epochs", "done", "about"), planned)
 
 
 def _line(row: EpochRow, where: Where) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from ccf_plugin.files import flattened
+from ccf_plugin.files import PICTURES, flattened
 from ccf_plugin.runs.alarms import ALARMS
 from ccf_plugin.threat import Pixels, ThreatModel, threat_model
 
@@ -22,6 +22,13 @@ def _check_loss(name: str) -> str:
     if find_objective(name) is None:
         raise PydanticCustomError("loss", "Input should be " + loss_forms())
     return name
+
+
+def _check_pictures(formats: Any) -> bool | list[str]:
+    known = [ending.removeprefix(".") for ending in PICTURES]
+    if isinstance(formats, bool) or (isinstance(formats, list) and all(name in known for name in formats)):
+        return formats
+    raise PydanticCustomError("pictures", f"Input should be true, false or a list of some of {', '.join(known)}")
 
 
 def _ramped(weight: float, ramp: list[int] | None, epoch: int) -> float:
@@ -59,7 +66,9 @@ class DataSection(_Section):
     A crop shows up to crop_padding pixels beyond the border: the image reflected there, or zeros. cutout is the side in
     pixels of a square that is blackened at a random place of each training image; validation is
     how many training images are held out, evenly over the classes and the last of each. downscale replaces squares of
-    so many pixels a side by their means.
+    so many pixels a side by their means. extra names further data, such as generated ones: of each batch
+    extra_share (0.5 where silent) are images of it, of its training split or else its only one, and an epoch still has
+    as many images as without.
     """
 
     name: str
@@ -73,6 +82,8 @@ class DataSection(_Section):
     train_per_class: Annotated[int, Field(ge=1)] | None = None
     test_limit: Annotated[int, Field(ge=1)] | None = None
     downscale: Annotated[int, Field(ge=1)] = 1
+    extra: str | None = None
+    extra_share: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class AttackSection(_Section):
@@ -114,7 +125,7 @@ class ObjectiveSection(_Section):
 class DistillSection(_Section):
     """[[distill]]: a teacher's share λ = weight of the loss at a temperature T; teacher "average" is [average]'s.
 
-    A teacher with weights of one's own has checkpoint and the keys behind it, as zoo.models.load_model takes them.
+    A teacher with the user's weights has checkpoint and the keys behind it, as zoo.models.load_model takes them.
     With ramp = [start, end], λ is 0 up to epoch start and rises linearly until end; from there it is weight_after,
     or weight where that is silent.
     """
@@ -178,7 +189,7 @@ class EnsemblingSection(_Section):
 
 
 class PerturbationSection(_Section):
-    """[awp]: adversarial weight perturbation of relative size gamma, after so many epochs.
+    """[awp]: adversarial weight perturbation of relative size gamma, after start_epoch epochs.
 
     kind "sam" is sharpness-aware minimisation: all weights together, by gamma in their gradient's direction.
     """
@@ -243,17 +254,23 @@ class ProbeSection(_Section):
     inputs: Literal["adversarial", "clean"] = "adversarial"
     instances: bool = False
     every: Annotated[int, Field(ge=1)] = 1
-    pictures: bool = True
+    pictures: Annotated[bool | list[str], PlainValidator(_check_pictures)] = True
+
+    @property
+    def picture_endings(self) -> list[str]:
+        """Those of an epoch's pictures."""
+        formats = self.pictures if isinstance(self.pictures, list) else ["png"] * self.pictures
+        return [f".{name}" for name in formats]
 
 
 class CheckpointSection(_Section):
-    """[checkpoints]: every so many epochs one is kept in epochs/, beside best and last; 0 for none."""
+    """[checkpoints]: a checkpoint in epochs/ at each multiple of ``every``, beside best and last; 0 for none."""
 
     every: Annotated[int, Field(ge=0)] = 0
 
 
 class StopSection(_Section):
-    """[stop]: end the run when one of these alarms stands at so many evaluated epochs in a row."""
+    """[stop]: end the run when one of these alarms stands at ``patience`` evaluated epochs in a row."""
 
     on: Annotated[list[Literal[tuple(ALARMS)]], Field(min_length=1)]  # type: ignore[valid-type]
     patience: Annotated[int, Field(ge=1)] = 1
@@ -324,6 +341,11 @@ class Recipe(_Section):
     def training_threat(self) -> ThreatModel:
         """The threat model that training's attack follows."""
         return training_threat(self.attack.model_dump())
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch passes each image forward and backward: in the attack's steps, and for the loss."""
+        return 1 + self.training_threat().steps * self.objective.is_adversarial
 
     def evaluation_threat(self) -> ThreatModel:
         """The threat model that measures RA; norm and eps are the training attack's where silent."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.threat import ThreatModel
@@ -43,7 +43,7 @@ def recipe_by_schema(content: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise InputError(*_schema_faults(error)) from None
+        raise InputError(*schema_faults(error, Recipe)) from None
 
 
 def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
@@ -62,6 +62,8 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("model.checkpoint_key", "model.weights that it is a key of", "none")
     if evaluate.get("select") == "validation" and data.get("validation") is None:
         yield Fault("evaluate.select", "data.validation images to select by", "none")
+    if data.get("extra") is None and data.get("extra_share") is not None:
+        yield Fault("data.extra_share", "data.extra images to be the share of", "none")
     optim = _table(content, "optim")
     points = optim.get("points", [])
     if (optim.get("schedule") == "points") != bool(points):
@@ -133,6 +135,7 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
     checks: list[tuple[str, Callable[[], object]]] = [
         ("model.name", lambda: named(model, check_name)),
         ("data.name", lambda: named(data, check_spec)),
+        ("data.extra", lambda: named(data, check_spec, "extra")),
         ("objective.loss", lambda: named(objective, check_loss, "loss")),
         ("attack.name", lambda: named(attack, attack_class)),
         ("evaluate.name", lambda: named(evaluate, attack_class)),
@@ -167,8 +170,8 @@ def _ends_too_soon(ramp: object) -> bool:
     return are_epochs and ramp[0] >= ramp[1]  # type: ignore[index]
 
 
-def _schema_faults(error: ValidationError) -> list[Fault]:
-    """One fault per key; where a key may have several types, all are named."""
+def schema_faults(error: ValidationError, schema: type[BaseModel]) -> list[Fault]:
+    """Of a file of this schema, one fault per key; where a key may have several types, all are named."""
     expected: dict[str, list[str]] = {}
     found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
@@ -176,11 +179,11 @@ def _schema_faults(error: ValidationError) -> list[Fault]:
         name = str(fault["loc"][-1])
         found[key] = repr(fault["input"])
         if fault["type"] == "extra_forbidden":
-            valid = _valid_keys(fault["loc"][:-1])
+            valid = _valid_keys(schema, fault["loc"][:-1])
             found[key] = repr(name) + (did_you_mean(name, valid) or f"; valid here: {', '.join(valid)}")
             expected[key] = ["a known key"]
         elif fault["type"] == "missing":
-            found[key] = "none; add it to the recipe"
+            found[key] = "none; add it"
             expected[key] = ["a value"]
         else:
             expected.setdefault(key, []).append(str(fault["msg"]).removeprefix("Input should be "))
@@ -194,8 +197,8 @@ def _is_type(part: str | int) -> bool:
     return part in ("str", "float", "int", "constrained-int") or str(part).startswith("literal[")
 
 
-def _valid_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = Recipe
+def _valid_keys(schema: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    section: Any = schema
     for part in location:
         if isinstance(part, str):  # a number counts the tables of a list
             annotation = section.model_fields[part].annotation

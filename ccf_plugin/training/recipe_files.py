@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 import tomllib
@@ -34,23 +35,32 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, allow_code:
         InputError: no such recipe, not TOML, code that is not allowed, or faults in it (all of them, one per line).
     """
     path = find_recipe(name_or_path)
-    content = _with_base(path, visited=())
-    named = [] if allow_code else list(code_in(content))
+    return build_recipe(_with_base(path, visited=()), str(path), overrides, allow_code=allow_code)
+
+
+def build_recipe(
+    content: Mapping[str, Any], source: str, overrides: Sequence[str] = (), *, allow_code: bool = False
+) -> Recipe:
+    """The recipe of a file's content, as ``load_recipe`` makes it; ``source`` is what faults call the file."""
+    made = copy.deepcopy(dict(content))
+    named = [] if allow_code else list(code_in(made))
     if named:  # before anything looks at it closer, which would import it
         raise InputError(
             *(
-                Fault(f"{path}: {key}", "no code named by a file", repr(spec), "if you trust it, add {allow_code=True}")
+                Fault(
+                    f"{source}: {key}", "no code named by a file", repr(spec), "if you trust it, add {allow_code=True}"
+                )
                 for key, spec in named
             )
         )
     for override in overrides:
-        _apply(content, override)
-    source = f"{path} with its overrides" if overrides else str(path)
-    _check_values(content, source)
-    if overrides and isinstance(published := content.get("published"), dict):
+        _apply(made, override)
+    source = f"{source} with its overrides" if overrides else source
+    _check_values(made, source)
+    if overrides and isinstance(published := made.get("published"), dict):
         published["changed"] = [*published.get("changed", []), *overrides]
     try:
-        return checked_recipe(_with_defaults(content))
+        return checked_recipe(_with_defaults(made))
     except InputError as error:
         raise error.within(source) from None
 
@@ -62,7 +72,7 @@ def read_recipe(path: Path) -> Recipe:
         InputError: not TOML, or faults in it.
     """
     try:
-        return recipe_by_schema(_with_defaults(_parse(path), by_method=False))
+        return recipe_by_schema(_with_defaults(read_toml(path), by_method=False))
     except InputError as error:
         raise error.within(str(path)) from None
 
@@ -105,19 +115,31 @@ def _with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"expected recipes to build on others without a circle, found one at {path}; remove a base")
     if len(visited) > _MOST_BASES:
         raise InputError(f"expected a base of at most {_MOST_BASES} others, found more at {path}; join some of them")
-    content = _parse(path)
+    content = read_toml(path)
     base = content.pop("base", None)
     if base is None:
         return content
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
-    beside = expanded_path(path.parent / (base if base.endswith(".toml") else f"{base}.toml"))
-    below = _with_base(beside if beside.is_file() else find_recipe(base), (*visited, path.resolve()))
+    below = _with_base(_find_base(base, path.parent), (*visited, path.resolve()))
     below.pop("published", None)  # they were not published of what this file makes of it
-    return _merged(below, content)
+    return merged(below, content)
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def base_content(base: str, study: Path) -> dict[str, Any]:
+    """The tables of the recipe that a study's file names as a ``base``; raises as loading does."""
+    beside = _find_base(base, study.parent)
+    is_itself = beside.resolve() == study.resolve()  # a study may have its recipe's name
+    return _with_base(find_recipe(base) if is_itself else beside, ())
+
+
+def _find_base(base: str, folder: Path) -> Path:
+    beside = expanded_path(folder / (base if base.endswith(".toml") else f"{base}.toml"))
+    return beside if beside.is_file() else find_recipe(base)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file; raises InputError for one that is not to be read, is no TOML, or is no recipe's size."""
     try:
         size = path.stat().st_size
         if size > _LARGEST_RECIPE:
@@ -140,7 +162,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _check_values(content: Mapping[str, Any], source: str) -> None:
     """Raise InputError for whole numbers beyond TOML's 64 bits, and for more tables in one another than any recipe has.
 
-    Python would count on, and whoever takes such values would fail in ways of their own.
+    Python accepts both, and libraries that receive such values fail in ways of their own.
     """
     inside: list[tuple[str, Any, int]] = [("", content, 0)]
     while inside:
@@ -153,12 +175,13 @@ def _check_values(content: Mapping[str, Any], source: str) -> None:
         inside += [(f"{key}.{name}".lstrip("."), item, depth + 1) for name, item in items]
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables over tables, key by key; lists are replaced."""
+    both = dict(below)
     for key, value in above.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both_tables else value
-    return merged
+        are_tables = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = merged(both[key], value) if are_tables else value
+    return both
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ccf_plugin.errors import Fault, InputError, one_line
-from ccf_plugin.files import write_atomically
+from ccf_plugin.drawing import drop_figure, figure_bytes, figure_of
+from ccf_plugin.errors import Fault, InputError, counted, one_line
+from ccf_plugin.files import write_atomically, write_together
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import should_stop
 from ccf_plugin.runs.environment import add_resumption, read_environment
@@ -73,7 +74,8 @@ class Run:
         run = cls.read(folder, recipe)
         if run.epoch > recipe.optim.epochs:
             raise InputError(
-                f"expected {run.epoch} epochs or more, which are done in {folder}, found {recipe.optim.epochs}"
+                f"expected {counted(run.epoch, 'epoch')} or more, which are done in {folder}, "
+                f"found {recipe.optim.epochs}"
             )
         _check_changes(folder, recipe, allow_change)
         read_environment(folder, remedy="; write {} into it")
@@ -220,15 +222,13 @@ class Run:
 
     def _save_result(self, stems: Sequence[Path], weights: str, result: CrossClassResult) -> None:
         """Under each name, the picture being drawn once; ``weights`` are named in its title."""
-        drawn: Path | None = None
+        contents = result.contents()
+        if endings := self.recipe.probe.picture_endings:
+            figure = figure_of(result.plot(title=f"{weights}: {result.title()}"))
+            contents |= {ending: figure_bytes(figure, ending) for ending in endings}
+            drop_figure(figure)
         for stem in stems:
-            result.save(stem)
-            if self.recipe.probe.pictures:
-                picture = stem.with_suffix(".png")
-                if drawn is None:
-                    drawn = result.save_picture(picture, title=f"{weights}: {result.title()}")
-                else:
-                    write_atomically(picture, drawn.read_bytes())
+            write_together({stem.with_suffix(ending): content for ending, content in contents.items()})
 
     def _write_log(self) -> None:
         averaged, validated = self.recipe.average is not None, self.recipe.data.validation is not None

@@ -1,4 +1,4 @@
-"""When a run's state is saved: at epoch ends, every so many minutes, and when a signal asks the run to end."""
+"""When a run's state is saved: at the end of an epoch, at intervals, and when a signal ends the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ccf_plugin.measuring.evaluate import Batches
-from ccf_plugin.training.interruption import Interrupted, Interruption
+from ccf_plugin.training.interruption import TIME_UP, Interrupted, Interruption
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.state import TrainingState
@@ -39,17 +39,20 @@ class Saver:
         """
         minutes = (time.monotonic() - self._saved) / 60
         is_due = self._processes.is_main and minutes > self._run.recipe.checkpoint_minutes
-        request = self._processes.largest(self._interruption.signal or (_DUE if is_due else 0))
+        request = self._processes.largest(self._interruption.request or (_DUE if is_due else 0))
         if request and not self._state.totals().failed_at:  # else the epoch's end will tell, and the good state stays
             self.save()
         if request > _DUE:
             self._run.wait()
-            where = f"{signal.Signals(request).name} in epoch {epoch}, saved after step {self._state.step}"
+            what = "time is up" if request == TIME_UP else signal.Signals(request).name
+            where = f"{what} in epoch {epoch}, saved after step {self._state.step}"
             remedy = f"continue with {{resume=True}} ({{out={str(self._run.folder)!r}}})"
             raise Interrupted(where, request, remedy)
 
     def watched(self, epoch: int, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of an evaluation, between which a signal may end the run; the epoch's training is saved then.
+
+        A time limit waits for the epoch's end: slots that are shorter than an evaluation would never finish one.
 
         With several processes, whose numbers of batches differ, the signal waits for the next step.
         """

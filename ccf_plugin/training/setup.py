@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.modes import evaluation_mode
 from ccf_plugin.engine.precision import Precision, resolve_precision
-from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.errors import Fault, InputError, counted
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.measuring.provenance import images_fingerprint, names_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
-from ccf_plugin.training.recipe import Recipe
-from ccf_plugin.zoo.datasets import Split, load_data
+from ccf_plugin.training.recipe import DataSection, Recipe
+from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model
 from ccf_plugin.zoo.weights import load_weights
 
@@ -28,7 +28,8 @@ from ccf_plugin.zoo.weights import load_weights
 class Parts:
     """The data, the model as training starts from it, on its device, and the precision.
 
-    ``recipe`` has this precision in place of "auto". ``validation`` is None where none is held out.
+    ``recipe`` has this precision in place of "auto". ``validation`` is None where none is held out, ``extra`` where the
+    recipe names no further data.
     """
 
     recipe: Recipe
@@ -40,6 +41,7 @@ class Parts:
     model: nn.Module
     device: torch.device
     precision: Precision
+    extra: Split | None = None
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -47,13 +49,20 @@ class Parts:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def with_extra(self) -> Split:
+        """The training images, those of ``extra`` behind them."""
+        if self.extra is None:
+            return self.train
+        images = (self.train.images, self.extra.images)
+        return Split(torch.cat(images), torch.cat([self.train.labels, self.extra.labels]))  # type: ignore[arg-type]
+
     def forward(self, model: nn.Module) -> Forward:
         """The pass of the run's model, or of a wrapped or averaged one: images → float32 logits."""
         return Forward(model, precision=self.precision, output=self.recipe.probe.output, classes=len(self.classes))
 
     def fingerprints(self) -> dict[str, str]:
         """A hash of each split's images and labels, by its name, and one of the classes' names in their order."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        splits = {"train": self.train, "extra": self.extra, "validation": self.validation, "test": self.test}
         hashes = {name: images_fingerprint(split) for name, split in splits.items() if split is not None}
         return {**hashes, "classes": names_fingerprint(self.classes)}
 
@@ -85,11 +94,11 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
 
     Args:
         download: fetch the data set where it is missing.
-        processes: so many will share each batch.
+        processes: how many processes share each batch.
 
     Raises:
         InputError: all that can be wrong with a recipe's data, model and device is found here.
-        UnavailableError: what it needs is not to be had here.
+        UnavailableError: data or weights are not available here.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -107,6 +116,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     train, validation = data.train, None
     if recipe.data.validation is not None:
         train, validation = hold_out(data.train, recipe.data.validation)
+    extra = None if recipe.data.extra is None else _extra_images(recipe.data, data, download=download)
     size = min(train.images.shape[2:])
     if recipe.data.augmentation != "none" and recipe.data.crop_padding >= size:
         raise InputError(
@@ -133,15 +143,33 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         shared = "" if processes == 1 else f" and {processes} processes"
         raise InputError(
             f"optim.batch_size: expected one that leaves no batch of a single image, which BatchNorm refuses, found "
-            f"{batch_size} for {len(train)} images{shared}"
+            f"{batch_size} for {counted(len(train), 'image')}{shared}"
         )
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = resolve_precision(recipe.precision, device)
     recipe = recipe.model_copy(update={"precision": precision})  # what the run records
-    parts = Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision)
+    parts = Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision, extra)
     with torch.no_grad(), evaluation_mode(model):  # one that needs contiguous feature maps becomes so now
         parts.forward(model)(torch.zeros(2, channels, height, width, device=device))
     return parts
+
+
+def _extra_images(section: DataSection, data: ImageData, *, download: bool) -> Split:
+    """The images of ``data.extra``. Raises InputError where they do not go with those of ``data``."""
+    assert section.extra is not None  # noqa: S101  (for the type alone)
+    found = load_data(section.extra, root=section.root, download=download, downscale=section.downscale)
+    extra, train = found.train or found.test, data.train
+    assert extra is not None  # noqa: S101  (one of them is there)
+    assert train is not None  # noqa: S101  (checked before)
+    shape, classes = tuple(train.images.shape[1:]), len(data.classes)
+    if tuple(extra.images.shape[1:]) != shape:
+        expected, shown = ("×".join(map(str, size)) for size in (shape, extra.images.shape[1:]))
+        raise InputError(Fault("data.extra", f"images of {expected} as {data.name} has", shown))
+    if len(extra) == 0 or int(extra.labels.max()) >= classes:
+        raise InputError(Fault("data.extra", f"labels of the {classes} classes", f"{len(found.classes)} classes"))
+    if not (isinstance(train.images, Tensor) and isinstance(extra.images, Tensor)):
+        raise InputError(Fault("data.extra", "images that are in memory, as npz:PATH has", "files", "pack them as npz"))
+    return extra
 
 
 def check_weights(weights: str | None, out: Path) -> None:

@@ -55,8 +55,8 @@ class TrainingState:
         self.average = None if recipe.average is None else WeightAverage(self.model, recipe.average)
         self.ensemble = None
         if recipe.ensembling is not None:
-            size = len(parts.train), len(parts.classes)
-            self.ensemble = TemporalEnsemble(recipe.ensembling, *size, parts.device)
+            images = len(parts.train) + (0 if parts.extra is None else len(parts.extra))
+            self.ensemble = TemporalEnsemble(recipe.ensembling, images, len(parts.classes), parts.device)
         self.withstood: Tensor | None = None  # (N,) bool: the test images that did at the most robust epoch
         self.step = 0
         self._sums = _Sums.zeros(parts.device)

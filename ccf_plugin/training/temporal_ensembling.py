@@ -13,8 +13,8 @@ from ccf_plugin.training.recipe import EnsemblingSection
 class TemporalEnsemble:
     """Running predictions p̂ of N training images, and the loss that pulls the model towards them.
 
-    An image's p ← decay · p + (1 − decay) · softmax(f(x)), once an epoch, on the clean augmented image in eval mode;
-    p̂ is p scaled to a sum of 1. The loss is w(t) · mean of (softmax(f(x')) − p̂)² over images and
+    An image's p ← decay · p + (1 − decay) · softmax(f(x)), once an epoch where it comes, on the clean augmented image
+    in eval mode; p̂ is p scaled to a sum of 1. The loss is w(t) · mean of (softmax(f(x')) − p̂)² over images and
     classes, w(t) = weight · exp(−5 (1 − t)²), t from 0 to 1 over the ramp (Laine and Aila 2017; Dong et al. 2022, who
     put it under adversarial training).
 

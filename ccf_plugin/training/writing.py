@@ -19,11 +19,11 @@ class Writer:
         self._has_failed = False
 
     def add(self, job: Callable[[], None]) -> None:
-        """Do it after those that wait; what it needs must not change meanwhile."""
+        """Queue a job; the data that it uses must not change before it has run."""
         self._jobs.append(self._thread.submit(self._do, job))
 
     def wait(self) -> None:
-        """Until all are done; raises what one of them raised."""
+        """Wait until all jobs are done; raises what one of them raised."""
         while self._jobs:
             self._jobs.pop(0).result()
 

@@ -42,7 +42,7 @@ class AutoAttack:
             part.n_target_classes = min(_TARGETS, n_classes - 1)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        # Its logger tells of defences that it may not be able to judge: randomised, with vanishing gradients, …
+        # Its logger warns of defences that it may not be able to judge: randomised, with vanishing gradients, …
         logger: logging.Logger = self._attack.logger
         before, handler = logger.propagate, _Notes(self.notes)
         logger.addHandler(handler)

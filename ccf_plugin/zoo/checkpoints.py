@@ -55,7 +55,7 @@ def write_checkpoint(paths: Sequence[Path], tensors: Mapping[str, Tensor], metad
 def load_state(path: Path) -> dict[str, Tensor]:
     """The one state dict in a file, without a prefix ``"module."`` that every key has.
 
-    For weights of a given model, whatever lies beside them, see ``zoo.weights.load_weights``. Raises InputError, on one
+    For weights of a given model beside other content, see ``zoo.weights.load_weights``. Raises InputError, on one
     line, as ``read_content`` does, and for a file that holds no state dict.
     """
     content = read_content(path)

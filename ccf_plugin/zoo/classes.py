@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.errors import InputError, counted, some_of
 from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 _LARGEST_FILE = 10_000_000
@@ -176,7 +176,7 @@ def _difference(data_names: Sequence[str], chosen: Sequence[str]) -> str:
     twice = [name for name, count in Counter(chosen).items() if count > 1]
     other = [name for name in chosen if name not in set(data_names)]
     missing = [name for name in data_names if name not in set(chosen)]
-    parts = [f"{len(chosen)} names"]
+    parts = [counted(len(chosen), "name")]
     parts += [
         f"{kind}: {some_of(names)}"
         for kind, names in (("twice", twice), ("not theirs", other), ("missing", missing))

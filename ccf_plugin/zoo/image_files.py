@@ -27,7 +27,7 @@ class ImageFile(Protocol):
 
 Preprocess = Callable[[Image.Image], Image.Image]  # resizes and crops
 Images = NDArray[np.uint8]
-# The classes of a split in their order, each with what lists its images: nobody waits for a list that is not wanted.
+# The classes of a split in their order, each with a function that lists its images, called only where it is needed.
 ClassFiles = Mapping[str, Callable[[], list[Path]]]
 
 _GREY_MODES = {"1", "L", "LA", "La"}

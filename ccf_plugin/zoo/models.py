@@ -32,12 +32,12 @@ def load_model(
 
     ``spec`` is ``robustbench:[dataset/threat/]Name`` (weights in ``model_dir``), ``timm:name``, a run folder (its best
     weights, the averaged ones where it averages), a .safetensors checkpoint of a run, or of another source that is
-    registered; or, with weights of one's own, ``python:package.module:factory``, ``timm:name``, ``preact_resnet18`` or
+    registered; or, with the user's weights, ``python:package.module:factory``, ``timm:name``, ``preact_resnet18`` or
     ``narrow_preact_resnet18``.
 
     Args:
         pretrained: False leaves RobustBench's and timm's models, and the package's own networks, untrained.
-        checkpoint: weights of one's own, found in the file by structure (``zoo.weights``). What of it was taken is said
+        checkpoint: the user's weights, found in the file by structure (``zoo.weights``). What of it was taken is said
             in a warning.
         checkpoint_key: which of several state dicts in it, such as "swa_state_dict".
         options: of the code that makes the network.

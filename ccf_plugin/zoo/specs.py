@@ -43,7 +43,7 @@ def import_entries(package: str, path: Iterable[str], *, first: Sequence[str]) -
 
 
 def find(table: Mapping[str, E], spec: str) -> tuple[E, str] | None:
-    """The entry that a spec belongs to, and the name behind its prefix (without such: the spec); None where none is."""
+    """The entry that a spec belongs to, and the name behind its prefix, or the spec itself; None: no such prefix."""
     prefix, _, name = spec.partition(":")
     entry = table.get(prefix) if prefix else None
     if entry is not None and entry.form == prefix:

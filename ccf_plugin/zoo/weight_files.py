@@ -1,4 +1,4 @@
-"""Files of weights, whoever wrote them: what they hold, as nested mappings of tensors. Nothing is unpickled."""
+"""Files of weights of any origin, read as nested mappings of tensors. Nothing is unpickled."""
 
 from __future__ import annotations
 

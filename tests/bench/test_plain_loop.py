@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def _precise(parts: Parts, logits: torch.dtype = torch.float64) -> Parts:
 
 def _losses(parts: Parts) -> list[float]:
     """Of each of the first 20 steps, by the loop itself."""
-    loop = Loop(parts, Processes(parts.recipe, (), Path()))
+    loop = Loop(parts, Processes(parts.recipe.device))
     losses, before = [], 0.0
     for epoch in (1, 2):
         for step in loop.steps(epoch):
@@ -112,7 +111,7 @@ def test_an_epochs_images_are_those_of_a_loader_that_augments_them_one_by_one(au
 
 def test_one_pass_gives_what_separate_passes_give() -> None:
     parts = _precise(_parts())
-    list(islice(Loop(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
+    list(islice(Loop(parts, Processes(parts.recipe.device)).steps(1), 8))
     (loader,) = [list(parts.test.batches(20, CPU))]
     torch.manual_seed(0)
     apart = reference.evaluate(parts.model, loader, parts.recipe.evaluation_threat())
@@ -127,7 +126,7 @@ def test_one_pass_gives_what_separate_passes_give() -> None:
 @pytest.mark.parametrize("inputs", ["clean", "adversarial"])
 def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_size: int) -> None:
     parts = _precise(_parts("probe.instances=true", f"probe.inputs={inputs}"))
-    list(islice(Loop(parts, Processes(parts.recipe, (), Path())).steps(1), 8))
+    list(islice(Loop(parts, Processes(parts.recipe.device)).steps(1), 8))
     whole = measure_model(parts, parts.model, lambda batches, _: batches).test
     evaluate = parts.recipe.evaluate.model_copy(update={"batch_size": batch_size})
     other = replace(parts, recipe=parts.recipe.model_copy(update={"evaluate": evaluate}))
@@ -139,7 +138,7 @@ def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_si
 
 
 def test_a_step_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop(_parts(), Processes(tiny(), (), Path()))
+    loop = Loop(_parts(), Processes("auto"))
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -154,7 +153,7 @@ def test_no_step_waits_for_the_device(loss: str) -> None:
     attack = ["attack.name=TPGD"] if loss == "trades" else []
     # Not [average]: torch counts the averaged steps in a tensor that it keeps on the host, and reads that.
     more = ["ensembling.ramp=[0, 1]", "data.augmentation=crop-flip", f"objective.loss={loss}"]
-    loop = Loop(_parts(*attack, *more), Processes(tiny(), (), Path()))
+    loop = Loop(_parts(*attack, *more), Processes("auto"))
     steps = loop.steps(1)
     next(steps)  # the attack checks its first images
     with Reads() as reads:

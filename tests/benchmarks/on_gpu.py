@@ -107,7 +107,7 @@ def step(compiled: bool, mode: str | None = None, *, replayed: bool = True, reci
         started = now()
         device = torch.device(setting.device)
         parts = prepare(chosen, device)
-        steps = Loop(parts, Processes(chosen, (), setting.folder)).steps(1)
+        steps = Loop(parts, Processes(chosen.device, folder=setting.folder)).steps(1)
         warm = []
         for _ in range(4):
             start = now()

@@ -18,7 +18,8 @@ from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.measuring.compare import name_sides
 from ccf_plugin.measuring.evaluate import MeasuredSplit
 from ccf_plugin.measuring.gradcam import find_layer, grad_cam
-from ccf_plugin.measuring.saliency import saliency, shared_features
+from ccf_plugin.measuring.pictures import draw_saliency
+from ccf_plugin.measuring.saliency import Example, Saliency, View, saliency, shared_features
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.zoo.datasets import Split
@@ -189,6 +190,23 @@ def test_images_by_class_and_by_number(both: tuple[Subject, Subject]) -> None:
         saliency(*both, count=0)
     with pytest.raises(InputError, match="expected a class's name or its index below 10"):
         saliency(*both, class_name="ten")
+
+
+def test_the_picture_names_attack_class_image_and_colours() -> None:
+    view = View(torch.rand(3, 8, 8), 1, torch.rand(8, 8))
+    examples = tuple(Example(index, 0, torch.rand(3, 8, 8), view, view) for index in (7, 12))
+    threat = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20}
+    figure = draw_saliency(Saliency(examples, ("a", "b"), ("cat", "dog"), "pets", threat), ("best", "last"))
+    assert (
+        figure.get_suptitle().replace("\n", " ") == "attack: PGD-20, Linf, eps 8/255, step 2/255, on each model itself"
+    )
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == ["class cat\nimage 7", "class cat\nimage 12"]
+    assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()][:3] == ["test image", "best says", "last says"]
+    assert figure.axes[-1].get_ylabel().startswith("Grad-CAM of the true class")
+    assert figure.axes[-1].get_ylim() == (0, 1)
+    clean = Saliency(examples, ("a", "b"), ("cat", "dog"), "pets", None)
+    assert draw_saliency(clean, ("best", "last")).get_suptitle() == "clean images"
 
 
 def test_shared_features_and_the_images_that_excite_them() -> None:

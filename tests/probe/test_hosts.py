@@ -468,23 +468,27 @@ def test_what_is_measured_there(name: str) -> None:
         measured(probe, right(parts(model)))
 
 
-@pytest.mark.parametrize("run", [over_samples, over_weights, sample_gradients, on_fake_tensors, on_meta, in_threads])
+@pytest.mark.parametrize("run", [over_samples, over_weights, sample_gradients, on_fake_tensors, on_meta])
 def test_a_pass_without_one_figure_is_never_measured_wrongly(run: Pass) -> None:
-    """Rows of vmap, tensors without values, several threads' passes at once: an error, or a figure of one of them."""
+    """Rows of vmap, tensors without values: an error."""
     model = Body()
     with CrossClassProbe(model) as probe:
         run(model)
-        if run is in_threads:
+        with pytest.raises(InputError) as caught:
             probe.update(LABELS)
-            figures = [right([(model.features(images(number)), model.head.weight)]) for number in range(3)]
-            found = probe.compute().matrix
-            assert any(np.allclose(found, figure, atol=1e-6) for figure in figures)
-        else:
-            with pytest.raises(InputError) as caught:
-                probe.update(LABELS)
-                probe.compute()
-            assert "\n" not in str(caught.value)
-            assert len(str(caught.value)) < 600
+            probe.compute()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+def test_of_several_threads_passes_at_once_one_is_measured() -> None:
+    model = Body()
+    with CrossClassProbe(model) as probe:
+        in_threads(model)
+        probe.update(LABELS)
+        figures = [right([(model.features(images(number)), model.head.weight)]) for number in range(3)]
+        matrix = probe.compute().matrix
+    assert any(np.allclose(matrix, figure, atol=1e-6) for figure in figures)
 
 
 # --- outputs and inputs that a careless hook stumbles over ----------------------------------------------------------
@@ -564,8 +568,7 @@ def test_any_output_passes_through(name: str) -> None:
         for _ in range(2):
             output = model(images())
             assert output is made[-1]
-            if name in ("an iterator", "a generator"):
-                assert len(list(output)) == 1
+            assert name not in ("an iterator", "a generator") or len(list(output)) == 1
         message = refusal(lambda: probe.update(LABELS)) or refusal(probe.compute)
         assert message is None or "\n" not in message
 
@@ -676,6 +679,11 @@ def _noted(probe: CrossClassProbe) -> int:
     return 0 if notes is None else len(notes.calls)
 
 
+def _refused(probe: CrossClassProbe) -> None:
+    with TorchFunctionMode(), pytest.raises(InputError):
+        probe.update(LABELS)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("where", ["features", "head"])
 @pytest.mark.parametrize("then", ["update", "another pass", "detach"])
@@ -700,20 +708,16 @@ def test_a_pass_that_is_broken_off_leaves_nothing(error: type[BaseException], wh
             with pytest.raises(error):
                 model(images())
             # torch tells no hook of what is not an Exception; whatever is asked of the probe next cleans up
-            if issubclass(error, Exception):
-                assert torch._C._len_torch_function_stack() == 0
+            assert not issubclass(error, Exception) or torch._C._len_torch_function_stack() == 0
             noted = _noted(probe)
             assert torch.equal(images() @ images().mT, images() @ images().mT)
             assert _noted(probe) in (0, noted)
-            if then == "update":
-                with TorchFunctionMode(), pytest.raises(InputError):
-                    probe.update(LABELS)
-                assert torch._C._len_torch_function_stack() == 0
-            elif then == "detach":
-                probe.detach()
-                assert torch._C._len_torch_function_stack() == 0
-                return
+            asked = {"update": lambda: _refused(probe), "detach": probe.detach}.get(then, lambda: model(images()))
             model.failing = False
+            asked()
+            assert torch._C._len_torch_function_stack() == 0
+            if then == "detach":
+                return
             assert torch.equal(model(images()), expected), warmed
             assert torch._C._len_torch_function_stack() == 0
             probe.update(LABELS)
@@ -977,12 +981,10 @@ def test_tensor_parallel(sharded: Callable[..., Any], plan: str, attach: str) ->
     for rank in ranks:
         found = _of(rank, f"{plan}, {attach}")
         assert found["identical"]
-        if "refused" in found:
-            assert "\n" not in found["refused"]
-            assert "tensor" in found["refused"].lower()
-        else:
-            assert plan != "columns left apart", "each process holds some classes alone"
-            np.testing.assert_allclose(np.array(found["matrix"]), np.array(found["expected"]), atol=1e-5)
+        refused = found.get("refused", "")
+        assert not refused or ("\n" not in refused and "tensor" in refused.lower())
+        assert refused or plan != "columns left apart", "each process holds some classes alone"
+        assert refused or np.allclose(np.array(found["matrix"]), np.array(found["expected"]), atol=1e-5)
         outcomes.add("refused" in found)
     assert len(outcomes) == 1  # one that waits for another that refused would wait for ever
 
@@ -1059,17 +1061,18 @@ def test_low_rank_adapters(name: str, mode: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
         assert measured(probe, right(parts)).head.features == n
-        if target != "body":
-            moved = float((effective(model) - model.base_model.model.head.base_layer.weight).detach().abs().max())
-            assert moved > 1e-2  # the adapter is more than rounding
-            apart = effective(model)
+        apart, merged, moved = effective(model), effective(model), 1.0
+        if target != "body":  # there the head has no adapter
+            moved = float((apart - model.base_model.model.head.base_layer.weight).detach().abs().max())
             model.merge_adapter()
             counted_pass(4)
-            torch.testing.assert_close(effective(model), apart, atol=1e-5, rtol=0)
+            merged = effective(model)
             model.unmerge_adapter()
             counted_pass(5)
             with model.disable_adapter():
                 counted_pass(6)
+        assert moved > 1e-2  # the adapter is more than rounding
+        torch.testing.assert_close(merged, apart, atol=1e-5, rtol=0)
         measured(probe, right(parts))
 
 
@@ -1348,12 +1351,11 @@ def test_torchattacks_in_run_and_in_a_loop(name: str, normalised: bool) -> None:
                 outcomes.append(str(error))
             else:
                 outcomes.append((result.matrix, result.robust_accuracy))
-    if isinstance(outcomes[0], str):
-        assert normalised
-        assert outcomes[0] == outcomes[1]
-    else:
-        np.testing.assert_allclose(outcomes[0][0], outcomes[1][0], atol=1e-6)
-        assert outcomes[0][1] == outcomes[1][1]
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    assert refusals in ([], [outcomes[0]] * 2)
+    assert normalised or not refusals
+    assert refusals or np.allclose(outcomes[0][0], outcomes[1][0], atol=1e-6)
+    assert refusals or outcomes[0][1] == outcomes[1][1]
 
 
 @pytest.mark.filterwarnings("ignore")

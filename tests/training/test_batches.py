@@ -48,6 +48,24 @@ def test_an_epoch_holds_each_image_once_and_the_last_batch_what_remains() -> Non
         torch.testing.assert_close(images, batches.images[y].float() / 255, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("extra", "share", "shares"), [(7, 0.25, [2, 2, 2, 2]), (3, 0.9, [7, 7, 7, 5])])
+def test_each_batch_has_its_share_of_extra_images(extra: int, share: float, shares: list[int]) -> None:
+    count = 30
+    images, labels = _images(count + extra), torch.arange(count + extra)
+    batches = TrainingBatches(images, labels, batch_size=8, seed=0, extra=extra, extra_share=share)
+    drawn = [y for _, y, _, _ in batches.epoch(1)]
+    assert (len(batches), [len(y) for y in drawn]) == (4, [8, 8, 8, 6])
+    assert [int((y >= count).sum()) for y in drawn] == shares
+    of_extra, of_data = torch.cat(drawn)[torch.cat(drawn) >= count], torch.cat(drawn)[torch.cat(drawn) < count]
+    assert len(of_data.unique()) == len(of_data)
+    counts = of_extra.bincount(minlength=count + extra)[count:]
+    assert int(counts.max() - counts.min()) <= 1  # none a second time before all have come once
+    halves = [replace(batches, rank=rank, processes=2).epoch(1) for rank in (0, 1)]
+    for whole, *parts in zip(drawn, *halves, strict=True):
+        assert torch.equal(whole, torch.cat([part.labels for part in parts]))
+    assert [y.tolist() for _, y, _, _ in batches.epoch(1, skip=2)] == [y.tolist() for y in drawn[2:]]
+
+
 @pytest.mark.parametrize("augmentation", ["none", "crop", "crop-flip"])
 def test_an_epoch_is_determined_by_seed_and_number(augmentation: str) -> None:
     def epoch(seed: int, number: int) -> torch.Tensor:

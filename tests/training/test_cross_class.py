@@ -22,7 +22,7 @@ OWN = "objective.loss=python:training.own_losses:keeping_cross_class_features"
 
 
 def _loop(recipe: Recipe, out: Path) -> tuple[Loop, Batch]:
-    processes = Processes(recipe, (), out)
+    processes = Processes(recipe.device, folder=out)
     loop = Loop(prepare(recipe, processes.device), processes)
     return loop, next(iter(loop.method.batches.epoch(1)))
 

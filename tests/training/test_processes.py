@@ -13,7 +13,6 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
 from support.commands import ended, run, sets, start
-from support.runs import tiny
 from torch.testing import assert_close
 
 from ccf_plugin.errors import InputError
@@ -120,17 +119,15 @@ def test_accelerates_environment_changes_nothing_and_is_told(
 def test_models_are_not_split_up(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"the whole model each, found ACCELERATE_USE_{name}=true; launch with"):
-        Processes(tiny(), (), tmp_path)
+        Processes("auto", folder=tmp_path)
 
 
 def test_an_accelerator_of_the_hosts_own_choices_is_refused(tmp_path: Path) -> None:
     code = (
         "from accelerate import Accelerator\n"
         "host = Accelerator(mixed_precision='bf16', cpu=True)\n"
-        "from pathlib import Path\n"
         "from ccf_plugin.training.processes import Processes\n"
-        "from ccf_plugin.training.recipe_files import load_recipe\n"
-        "Processes(load_recipe('digits', ['device=cpu']), (), Path())\n"
+        "Processes('cpu')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "InputError: expected accelerate without choices of its own" in done.stderr

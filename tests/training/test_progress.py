@@ -18,7 +18,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.selection import selection_free_accuracy
-from ccf_plugin.training.progress import ProgressReporter, closing_table, sweep_table
+from ccf_plugin.training.progress import ProgressReporter, closing_table
 from ccf_plugin.training.run import Run
 
 FIRST = EpochRow(
@@ -144,10 +144,3 @@ def test_a_terminal_names_it_once_above_the_bars(run: Run) -> None:
     assert shown.count("epoch 2: catastrophic overfitting; CAS falling\n") == 1
     assert shown.count("falling") == 1
     assert "loss 1.500 · test RA 45.0% · CAS 10.00 ━" in shown
-
-
-def test_a_sweep_s_long_names_are_folded_and_not_cut_off(run: Run) -> None:
-    names = [f"attack.eps={eps}/255,distill=[{{teacher='average', weight=0.5, temperature=2.0}}]" for eps in (2, 4)]
-    shown = _shown(sweep_table(dict.fromkeys(names, run)).rich())
-    folded = "".join(line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│"))
-    assert "".join(name.replace(" ", "") for name in names) == folded.replace(" ", "")

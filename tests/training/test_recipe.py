@@ -376,3 +376,15 @@ def test_the_documented_keys_and_defaults_are_the_schemas(tmp_path: Path) -> Non
         assert default is None or documented[key] == shown.get(key, default), key
     (tmp_path / "all.toml").write_text(block)
     assert load_recipe(str(tmp_path / "all.toml")).unreached() == []
+
+
+def test_pictures_are_of_the_formats_that_a_recipe_names() -> None:
+    endings = {
+        text: load_recipe("digits", [f"probe.pictures={text}"]).probe.picture_endings
+        for text in ("true", "false", "['pdf', 'svg']")
+    }
+    assert endings == {"true": [".png"], "false": [], "['pdf', 'svg']": [".pdf", ".svg"]}
+    with pytest.raises(
+        InputError, match=r"probe.pictures: expected true, false or a list of some of png, pdf, svg, found"
+    ):
+        load_recipe("digits", ["probe.pictures=['jpg']"])

@@ -71,7 +71,7 @@ def test_a_fused_optimizer_goes_on_with_its_parameters_strides(tmp_path: Path, m
 
     def new_loop() -> Loop:
         parts = prepare(tiny(), torch.device("cpu"))
-        return Loop(parts, Processes(parts.recipe, (), tmp_path))
+        return Loop(parts, Processes(parts.recipe.device, folder=tmp_path))
 
     def strides_and_kinds() -> list[list[Any]]:
         """Of each parameter and of its momentum."""

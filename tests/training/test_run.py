@@ -160,6 +160,41 @@ def test_a_run_of_smaller_images_is_measured_on_such(tmp_path: Path) -> None:
     assert whole.data.split.images.shape == (20, 1, 8, 8)
 
 
+def test_extra_images_train_beside_the_data_and_belong_to_the_run(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "extra.npz", x=images, y=np.arange(9))
+    extra = f"data.extra=npz:{tmp_path / 'extra.npz'}"
+    run = train(
+        tiny(extra, "data.extra_share=0.25", "optim.epochs=1", "ensembling={ramp=[1, 2]}"), tmp_path / "run", Quiet()
+    )
+    logged = json.loads((run.folder / "environment.json").read_text())["images"]
+    assert logged.keys() == {"train", "extra", "test", "classes"}
+    np.savez(tmp_path / "extra.npz", x=images[::-1], y=np.arange(9))
+    with pytest.raises(InputError, match="extra"):
+        train(
+            tiny(extra, "data.extra_share=0.25", "optim.epochs=2"),
+            run.folder,
+            resume=True,
+            allow_change=["optim.epochs"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "fault"),
+    [
+        ((9, 6, 6), 9, r"data.extra: expected images of 1×8×8 as digits has, found 1×6×6"),
+        ((12, 8, 8), 12, r"data.extra: expected labels of the 10 classes, found 12 classes"),
+    ],
+)
+def test_extra_images_that_do_not_go_with_the_data(
+    images: tuple[int, ...], labels: int, fault: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "extra.npz", x=np.zeros(images, dtype=np.uint8), y=np.arange(labels))
+    with pytest.raises(InputError, match=fault):
+        train(tiny(f"data.extra=npz:{tmp_path / 'extra.npz'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path) -> None:
     again = train(tiny(), tmp_path / "again", Quiet())
     assert_same_run(again, finished)

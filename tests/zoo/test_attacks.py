@@ -106,8 +106,18 @@ def test_autoattacks_own_attacks_get_the_fresh_seed(network: nn.Module) -> None:
     assert len(seeds) >= 3
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize(("name", "norm"), [case for case in CASES if case[0] in ON_PARTS])
+def test_what_runs_the_model_on_parts_of_a_batch_is_refused_in_train_mode(
+    name: str, norm: str, network: nn.Module
+) -> None:
+    with pytest.raises(InputError, match="expected 'eval' with attack"):
+        build_attack(name, network, threat_model(norm=norm), mode="train", options=OPTIONS.get(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "mode"),
+    [(*case, mode) for mode in ("eval", "train") for case in CASES if mode == "eval" or case[0] not in ON_PARTS],
+)
 def test_attacks_stay_in_the_ball_and_leave_the_model_alone(
     name: str, norm: str, mode: Any, network: nn.Module, batch: Batch
 ) -> None:
@@ -123,10 +133,6 @@ def test_attacks_stay_in_the_ball_and_leave_the_model_alone(
     network.train()
     frozen.eval()
 
-    if mode == "train" and name in ON_PARTS:
-        with pytest.raises(InputError, match="expected 'eval' with attack"):
-            build_attack(name, network, threat, mode=mode, options=OPTIONS.get(name))
-        return
     attack = build_attack(name.lower(), network, threat, mode=mode, options=OPTIONS.get(name))
     adversarial = attack(images, labels)
 

@@ -92,7 +92,7 @@ def test_an_option_may_be_code_but_not_that_of_a_file(tmp_path: Path) -> None:
     assert isinstance(network.get_submodule("activation"), torch.nn.Tanh)
     described = {"model": {"name": spec, "options": options}, "classes": ["a", "b", "c"], "input_size": [1, 4, 4]}
     save_checkpoint(tmp_path / "w.safetensors", network, described)
-    with pytest.raises(InputError, match=r"--model-option activation=python:torch\.nn:Tanh"):
+    with pytest.raises(InputError, match=r"name it: options=\{'activation': 'python:torch\.nn:Tanh'\}"):
         load_model(spec, checkpoint=tmp_path / "w.safetensors")
     given = {"activation": "python:torch.nn:Tanh"}
     loaded = load_model(spec, checkpoint=tmp_path / "w.safetensors", options=given, num_classes=3).model

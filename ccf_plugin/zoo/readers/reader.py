@@ -20,7 +20,7 @@ class Arrays:
     """Images in memory, each with its label; ``zoo.arrays`` checks all of it.
 
     Attributes:
-        splits: by "train" and "test", as far as there are such: images uint8 (N, H, W, 1 or 3) or (N, H, W), or encoded
+        splits: by "train" and "test" where they exist: images uint8 (N, H, W, 1 or 3) or (N, H, W), or encoded
             ones in a sequence, which are decoded as they are needed; and their labels, integers (N,) or (N, 1), or one
             row of zeros and a one for each (one-hot). May hold splits that were not asked for: labels without
             ``classes`` are counted over all of them.
@@ -40,7 +40,7 @@ class ImageFiles:
     """Images on disk, decoded as they are needed.
 
     Attributes:
-        splits: by "train" and "test", as far as there are such: the classes in their order, and the files of each. May
+        splits: by "train" and "test" where they exist: the classes in their order, and the files of each. May
             hold splits that were not asked for. Files that are no images are left out, which a note says.
         colour: RGB even where every image is grey.
         readable: gives the classes' names for those of ``splits``.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccf_plugin.errors import CCFError, InputError
+from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.folders import needs_code
@@ -31,7 +31,7 @@ def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, mode
         # A file must not choose which code runs; the user names it.
         raise needs_code(path, "a network of this package", "a model of your own code", str(code))
     if path.stem.endswith(AVERAGE):
-        spec = str(path)  # so that whoever named the folder sees which weights they are
+        spec = str(path)  # it tells which weights of the folder were taken
     return from_metadata(metadata, path, spec=spec, name=_run_name(path))
 
 
@@ -76,7 +76,8 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
             raise TypeError(head, output)
         options = dict(model.get("options") or {})
         for key, code in code_in(options):  # a file must not choose which code runs; the user names it
-            raise InputError(f"an option that is your own code; name it: --model-option {key}={code}")
+            remedy = f"name it: {{options={ {key: code}!r}}}"
+            raise InputError(Fault("", "options without code", "one that is your own code", remedy))
         source = find(SOURCES, str(model["name"]))
         options.update(source[0].untrained if source else {})  # the weights follow from the file
         network = build_model(
