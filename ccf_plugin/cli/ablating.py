@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 
     from ccf_plugin.measuring.ablation_result import Ablation, Figures, PairAblation
 
-_REMOVED = {
-    "shared": "shared by the pair",
-    "specific": "of one class",
-    "matched": "others of the same mass",
-    "random": "random others",
-}
 _LISTED = 8
 
 
@@ -107,6 +101,7 @@ def ablate(
 
 
 def _print(console: Console, ablation: Ablation) -> None:
+    from ccf_plugin.measuring.ablation_result import REMOVED
     from ccf_plugin.threat import threat_sentence
 
     data, most = ablation.data, f"{ablation.count} of {counted(ablation.features, 'feature')} removed"
@@ -115,9 +110,9 @@ def _print(console: Console, ablation: Ablation) -> None:
     )
     images = counted(data["count"], "clean image")
     table = _table(f"{most} before {ablation.head}, {pairs}, {images} of {data['name']}", "p over pairs")
-    for kind in _REMOVED:
+    for kind in REMOVED:
         tests = "" if kind == "shared" else _p(ablation.over_pairs[kind])
-        table.add_row(_REMOVED[kind], *_changes(ablation.mean_change(kind)), tests)
+        table.add_row(REMOVED[kind], *_changes(ablation.mean_change(kind)), tests)
     console.print(table)
     ranks = {name: "none" if value != value else f"{value:.2f}" for name, value in ablation.spearman.items()}  # NaN
     console.print(
@@ -169,6 +164,8 @@ def _pairs_table(ablation: Ablation) -> Table:
 
 
 def _attacked_table(ablation: Ablation, pair: PairAblation, threat: str) -> Table:
+    from ccf_plugin.measuring.ablation_result import REMOVED
+
     names = " – ".join(ablation.classes[index] for index in pair.pair)
     table = _table(
         f"{names} under attack ({threat}), {counted(pair.images, 'image')}, C = {pair.correlation:.2f}", "p over images"
@@ -177,5 +174,5 @@ def _attacked_table(ablation: Ablation, pair: PairAblation, threat: str) -> Tabl
     accuracies = (f"{value:.1%}" for value in (before.rest_accuracy, before.between_accuracy, before.accuracy))
     table.add_row("nothing", f"{before.rest:.2f}", f"{before.between:.2f}", *accuracies, "")
     for kind, removal in pair.removals.items():
-        table.add_row(_REMOVED[kind], *_changes(removal.change), _p(removal.p))
+        table.add_row(REMOVED[kind], *_changes(removal.change), _p(removal.p))
     return table

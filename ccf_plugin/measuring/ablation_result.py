@@ -13,8 +13,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SHARED, SPECIFIC, MATCHED, RANDOM = "shared", "specific", "matched", "random"
-KINDS = (SHARED, SPECIFIC, MATCHED, RANDOM)
-MARGINS = ("rest", "between")
+# What is removed, and the margins, as people read them.
+REMOVED = {
+    SHARED: "shared by the pair",
+    SPECIFIC: "of one class",
+    MATCHED: "others of the same mass",
+    RANDOM: "random others",
+}
+MARGIN_WORDS = {"rest": "the pair against the rest", "between": "one of the pair against the other"}
+KINDS = tuple(REMOVED)
+MARGINS = tuple(MARGIN_WORDS)
 
 Pair = tuple[int, int]
 

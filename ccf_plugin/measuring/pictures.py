@@ -18,6 +18,7 @@ from ccf_plugin.drawing import (
     figure_of,
     new_figure,
 )
+from ccf_plugin.measuring.ablation_result import MARGIN_WORDS, MARGINS
 from ccf_plugin.threat import threat_label
 
 if TYPE_CHECKING:
@@ -166,10 +167,9 @@ def draw_ablation(ablation: Ablation, title: str) -> Figure:
     """Both margins against the number of removed features, by kind, and against C with the shared ones removed."""
     figure = new_figure(15.0, 4.6)
     axes = figure.subplots(1, 3)
-    headings = {"rest": "the pair against the rest", "between": "one of the pair against the other"}
     doses = [dose.count for dose in ablation.doses]
-    low = min(min(getattr(dose, name).values()) for dose in ablation.doses for name in headings)
-    for ax, (name, heading) in zip(axes, headings.items(), strict=False):
+    low = min(min(getattr(dose, name).values()) for dose in ablation.doses for name in MARGINS)
+    for ax, (name, heading) in zip(axes, MARGIN_WORDS.items(), strict=False):
         for kind, colour in _COLOURS.items():
             means = [getattr(dose, name)[kind] for dose in ablation.doses]
             ax.plot(doses, means, "o-", ms=4, color=colour, label=kind)
@@ -185,7 +185,7 @@ def draw_ablation(ablation: Ablation, title: str) -> Figure:
     for name, marker in (("rest", "o"), ("between", "x")):
         points = [(pair.correlation, getattr(pair.removals["shared"].change, name)) for pair in ablation.pairs]
         rank = ablation.spearman[name]
-        label = headings[name] + ("" if rank != rank else f", ρ = {rank:.2f}".replace("-", "−"))  # NaN: none
+        label = MARGIN_WORDS[name] + ("" if rank != rank else f", ρ = {rank:.2f}".replace("-", "−"))  # NaN: none
         axes[2].scatter(*np.transpose(points), marker=marker, s=22, label=label, color=_COLOURS["shared"])
     axes[2].axhline(0, color="0.6", linewidth=0.8)
     axes[2].set(xlabel="C of the pair", title=f"without {ablation.count} shared features, a point for each pair")

@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.measuring.ablation_result import KINDS, MARGINS, SHARED
+from ccf_plugin.measuring.ablation_result import KINDS, MARGIN_WORDS, MARGINS, REMOVED, SHARED
 from ccf_plugin.runs.reading import RunFiles
 from ccf_plugin.threat import threat_sentence
 
-_REMOVED = {
-    "shared": "shared by the pair",
-    "specific": "of one class",
-    "matched": "others of the same mass",
-    "random": "random others",
-}
-_HEADINGS = {"rest": "the pair against the rest", "between": "one of the pair against the other"}
 _ACCURACIES = {"rest_accuracy": "pair found among all", "between_accuracy": "right of the two", "accuracy": "accuracy"}
 _MINUS = "\N{MINUS SIGN}"
 
@@ -66,24 +59,24 @@ def _described(ablation: Mapping[str, Any], name: str) -> dict[str, Any]:
         "features": ablation["features"],
         "margins": [
             {
-                "heading": _HEADINGS[margin],
+                "heading": MARGIN_WORDS[margin],
                 "curves": [
-                    {"name": _REMOVED[kind], "values": [float(dose[margin][kind]) for dose in ablation["doses"]]}
+                    {"name": REMOVED[kind], "values": [float(dose[margin][kind]) for dose in ablation["doses"]]}
                     for kind in KINDS
                 ],
             }
             for margin in MARGINS
         ],
         "table": {
-            "columns": ["removed", *(f"margin: {text}" for text in _HEADINGS.values()), *_ACCURACIES.values(), "p"],
+            "columns": ["removed", *(f"margin: {text}" for text in MARGIN_WORDS.values()), *_ACCURACIES.values(), "p"],
             "rows": [
-                [_REMOVED[kind], *_changes(ablation["mean_change"][kind]), _p(ablation["over_pairs"].get(kind, {}))]
+                [REMOVED[kind], *_changes(ablation["mean_change"][kind]), _p(ablation["over_pairs"].get(kind, {}))]
                 for kind in KINDS
             ],
         },
         "ranks": " and ".join(
             f"{'none' if (rank := ablation['spearman'][margin]) is None else _signed(rank, '.2f')} with "
-            f"{_HEADINGS[margin]}"
+            f"{MARGIN_WORDS[margin]}"
             for margin in MARGINS
         ),
         "attacked": [_attacked(pair, ablation["threat"]) for pair in ablation["attacked"]],
@@ -96,11 +89,11 @@ def _attacked(pair: Mapping[str, Any], threat: Mapping[str, Any] | None) -> dict
     return {
         "name": f"{' – '.join(pair['pair'])} under {threat_sentence(threat)}, {pair['images']} images, "
         f"C = {pair['correlation']:.2f}",
-        "columns": ["removed", *(f"margin: {text}" for text in _HEADINGS.values()), *_ACCURACIES.values(), "p"],
+        "columns": ["removed", *(f"margin: {text}" for text in MARGIN_WORDS.values()), *_ACCURACIES.values(), "p"],
         "rows": [
             ["nothing", *before, ""],
             *(
-                [_REMOVED[kind], *_changes(removal["change"]), "" if kind == SHARED else _p(removal["p"])]
+                [REMOVED[kind], *_changes(removal["change"]), "" if kind == SHARED else _p(removal["p"])]
                 for kind, removal in pair["removals"].items()
             ),
         ],
