@@ -301,7 +301,9 @@ def test_the_study_of_the_tutorial_writes_what_it_names(tmp_path: Path) -> None:
     assert "eps5.cas > eps20.cas" in out
     for name in ("results/eps.md", "results/eps.png", "runs/eps/table.tex"):
         assert (tmp_path / name).is_file()
-    code, _, err = run("compare", "runs/eps/eps5-0", "--format", "pdf", cwd=tmp_path)
+    code, _, err = run(
+        "compare", "runs/eps/eps20-0", "runs/eps/eps5-0", "--eps", "5/255", "--format", "pdf", cwd=tmp_path
+    )
     assert code == 0, err
 
 
