@@ -68,7 +68,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-DIGITS = ("--data", "digits", "--limit", 10, "--steps", 1)
+DIGITS = ("--data", "digits", "--limit", 10)
 
 
 @pytest.mark.parametrize("command", ["probe", "evaluate", "compare"])
@@ -78,7 +78,7 @@ def test_json_stands_alone_on_standard_output(
 ) -> None:
     spec = _module(here, f"says_{command}_{saying}", **dict.fromkeys(PLACES, SAYING[saying]))
     before = sys.stdout
-    assert run_here(command, *[spec] * (2 if command == "compare" else 1), *DIGITS, "--json") == 0
+    assert run_here(command, *[spec] * (2 if command == "compare" else 1), *DIGITS, "--steps", 1, "--json") == 0
     assert sys.stdout is before
     out, err = capsys.readouterr()
     assert json.loads(out)
@@ -86,8 +86,9 @@ def test_json_stands_alone_on_standard_output(
 
 
 def test_a_process_of_its_own_too(here: Path) -> None:
-    spec = _module(here, "says_all", **dict.fromkeys(PLACES, "; ".join(SAYING.values())))
-    code, out, err = run("probe", spec, *DIGITS, "--json", cwd=here)
+    beside = "import os; os.write(1, b'of C\\n'); os.system('echo of the shell'); print('a', file=sys.__stdout__)"
+    spec = _module(here, "says_all", **dict.fromkeys(PLACES, "; ".join([*SAYING.values(), beside])))
+    code, out, err = run("probe", spec, *DIGITS, "--steps", 1, "--json", cwd=here)
     assert code == 0, err
     assert json.loads(out)
     assert "of the user" in err
@@ -95,7 +96,7 @@ def test_a_process_of_its_own_too(here: Path) -> None:
 
 def test_tables_stay_on_standard_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = _module(here, "says_beside_a_table", at_import=SAYING["print"])
-    assert run_here("probe", spec, *DIGITS) == 0
+    assert run_here("probe", spec, *DIGITS, "--steps", 1) == 0
     out, err = capsys.readouterr()
     assert "strongest pairs" in out
     assert ("of the user" in out, "of the user" in err) == (False, True)
@@ -108,7 +109,7 @@ def test_code_that_would_end_the_program_is_one_line(
 ) -> None:
     line, message = ENDING[ending]
     name = f"ends_{place}_{ending.replace(' ', '_').replace('.', '_')}"
-    assert run_here("probe", _module(here, name, **{place: line}), *DIGITS) == 2
+    assert run_here("probe", _module(here, name, **{place: line}), *DIGITS, "--steps", 1) == 2
     out, err = capsys.readouterr()
     told = err.splitlines()[-1]
     assert message in told
@@ -116,6 +117,33 @@ def test_code_that_would_end_the_program_is_one_line(
     assert out == ""
     assert (len(err.splitlines()), "usage" in err) == (1, False) or place == "in_forward"
     assert not (here / "results").exists()
+
+
+@pytest.mark.parametrize("place", PLACES[:2])
+def test_nor_may_it_end_the_process(place: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run_here("probe", _module(here, f"dies_{place}", **{place: "import os; os._exit(0)"}), *DIGITS, "--steps", 1)
+        == 2
+    )
+    assert "ends the program by sys.exit(0)" in capsys.readouterr().err
+
+
+FAILING = {
+    "of two images": ("{}['logits']", r"refuses them (KeyError: 'logits' in {}.py, line 14)"),
+    "of more": ("assert len(images) < 3 or images.no_such", r"found AttributeError: 'Tensor' object has no attribute"),
+    "by its arguments": ("self.head()", "TypeError: Linear.forward() missing 1 required positional argument: 'input'"),
+}
+
+
+@pytest.mark.parametrize("failing", FAILING)
+def test_a_forward_that_fails_is_one_line(failing: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line, message = FAILING[failing]
+    name = f"fails_{list(FAILING).index(failing)}"
+    spec = _module(here, name, in_forward=line)
+    assert run_here("probe", spec, *DIGITS, "--clean") == 2
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if "note:" not in line)
+    assert message.replace("{}", name) in told
+    assert f"{name}.py, line 14" in told
 
 
 OWN = """
@@ -152,7 +180,9 @@ def test_data_attacks_and_losses_may_not_either(kind: str, here: Path, capsys: p
 
 def test_what_works_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guarded = "import argparse\nif __name__ == '__main__':\n    argparse.ArgumentParser().parse_args()"
-    assert run_here("probe", _module(here, "guarded", at_import=guarded), *DIGITS) == 0, capsys.readouterr().err
+    assert run_here("probe", _module(here, "guarded", at_import=guarded), *DIGITS, "--steps", 1) == 0, (
+        capsys.readouterr().err
+    )
     import argparse
 
     with pytest.raises(SystemExit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -30,8 +31,9 @@ from ccf_plugin.cli import (
 from ccf_plugin.cli.console import preserve_stdout, set_volume
 from ccf_plugin.cli.help import Command, Group
 from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.zoo.python_code import ends_program
+from ccf_plugin.zoo.python_code import ends_program, fault_of_user_code
 
+_log = logging.getLogger(__name__)
 app = typer.Typer(cls=Group, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -108,14 +110,15 @@ def main() -> NoReturn:
     except SystemExit as error:  # no command raises one: a user's model, loss or attack does, and typer's completion
         if _is_completing():
             raise
+        if isinstance(error.__context__, BrokenPipeError):  # rich's and typer's answer to a reader that has gone
+            _leave_a_broken_pipe()
         _fail("\n".join(ends_program("", error).lines(_spell)), InputError.exit_code)
     except CCFError as error:
         _fail("\n".join(error.lines(_spell)), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail(f"interrupted{_RESUMABLE.get(_command_name(), '')}", _INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `ccf … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _leave_a_broken_pipe()
     except OSError as error:
         _fail(str(CCFError(_explain(error))), 1)
     except MemoryError:
@@ -123,10 +126,21 @@ def main() -> NoReturn:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # of click's errors, wherever this typer keeps its click
         if usage is None:
-            raise
+            of_user = fault_of_user_code(error)
+            if of_user is None:
+                raise
+            _log.info("the whole traceback", exc_info=error)
+            _fail("\n".join(of_user.lines(_spell)), of_user.exit_code)
         command = getattr(getattr(error, "ctx", None), "command_path", "ccf")
         _fail(f"{usage().rstrip('.')}; see {command} --help", 2)
     sys.exit(code)
+
+
+def _leave_a_broken_pipe() -> NoReturn:
+    if sys.__stdout__ is not None:
+        sys.stdout = sys.__stdout__  # which typer has wrapped
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def _spell(reference: str) -> str:

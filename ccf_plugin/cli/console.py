@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         name = record.name.removeprefix("ccf_plugin.")
         print(f"ccf: {name}: {record.getMessage()}", file=sys.stderr)  # noqa: T201
+        if record.exc_info:
+            traceback.print_exception(record.exc_info[1])
 
 
 def is_first_process() -> bool:
@@ -85,7 +88,7 @@ def quiet_libraries() -> None:
     Warnings that a user can do nothing about stay out of the way; the package's own are shown in one line.
     """
     if not _kept:
-        _kept.append(sys.stdout)
+        _kept.append(_apart(sys.stdout))
         sys.stdout = sys.stderr
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module=r"ccf_plugin\..*")  # the same one once
@@ -95,6 +98,20 @@ def quiet_libraries() -> None:
         warnings.showwarning = lambda *_, **__: None
 
 
+def _apart(stream: TextIO) -> TextIO:
+    """The process's standard output under another number; its own leads to standard error from now on.
+
+    So it is for what C code and other processes write. A stream that something has put in its place stays as it is.
+    """
+    errors = sys.__stderr__
+    if stream is None or stream is not sys.__stdout__ or errors is None or errors is not sys.stderr:
+        return stream
+    stream.flush()
+    own = os.fdopen(os.dup(stream.fileno()), "w", 1, encoding=stream.encoding, errors=stream.errors)
+    os.dup2(errors.fileno(), stream.fileno())
+    return own
+
+
 @contextlib.contextmanager
 def preserve_stdout() -> Iterator[None]:
     """Afterwards standard output is what it was."""
@@ -102,8 +119,12 @@ def preserve_stdout() -> Iterator[None]:
     try:
         yield
     finally:
-        _kept.clear()
         sys.stdout = before
+        if _kept and (own := _kept.pop()) is not before:
+            before.flush()
+            os.dup2(own.fileno(), before.fileno())
+            with contextlib.suppress(OSError):  # its reader has gone
+                own.close()
 
 
 def print_result(text: str) -> None:

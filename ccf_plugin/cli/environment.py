@@ -13,7 +13,13 @@ _LIBRARIES = (
     *("torch", "torchvision", "torchattacks", "robustbench", "timm", "accelerate", "numpy", "scipy", "scikit-learn"),
     *("safetensors", "matplotlib", "plotly", "pydantic", "rich", "typer"),
 )
-_EXTRAS = {"hf": "datasets", "saliency": "captum", "metrics": "torchmetrics", "tensorboard": "tensorboard"}
+_EXTRAS = {
+    "hf": "datasets",
+    "saliency": "captum",
+    "metrics": "torchmetrics",
+    "tensorboard": "tensorboard",
+    **{name: name for name in ("lightning", "transformers", "wandb", "pandas")},
+}
 
 
 def env(

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +17,18 @@ from ccf_plugin.engine.modes import device_of, evaluation_mode
 from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.engine.precision import Precision
 from ccf_plugin.engine.versions import installed_versions
-from ccf_plugin.errors import InputError
+from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.distributed import num_processes, rank
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import Attack, build_attack
 from ccf_plugin.zoo.datasets import Split
+from ccf_plugin.zoo.python_code import place_in_user_code
 
 _ALWAYS = ("ccf_plugin", "torch", "numpy")
 _LIBRARIES = ("torchattacks", "robustbench", "timm", "torchvision")
+_REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError)
 _log = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -153,12 +156,17 @@ def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bo
     device = device_of(model)
     try:
         with evaluation_mode(model), torch.set_grad_enabled(graph):
-            return model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
-    except (RuntimeError, ValueError, AssertionError) as error:
+            output = model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
+    except _REFUSALS as error:
+        place = place_in_user_code(error)
+        where = "" if place is None else f" in {Path(place.filename).name}, line {place.lineno}"
         raise InputError(
             f"expected a model for images of {'×'.join(map(str, size))}, found that {name} refuses them "
-            f"({' '.join(str(error).split())[:120]}); choose data or model to match"
+            f"({one_line(error, 120)}{where}); choose data or model to match"
         ) from error
+    if output is None:
+        raise InputError(f"expected logits of {name}, found that its forward returns None; return them")
+    return output
 
 
 def versions() -> dict[str, str]:

@@ -17,10 +17,11 @@ from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.measuring.claims import Comparison, Figure, runs_of
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, by_name
 from ccf_plugin.measuring.verdicts import Judgement, judge
+from ccf_plugin.runs.layout import STUDY
 from ccf_plugin.runs.metrics import metric_of
 from ccf_plugin.tables import Cell, Table, Value
 
-STUDY, TABLE, DIFFERENCES, LATEX = "study.json", "table.csv", "differences.csv", "table.tex"
+TABLE, DIFFERENCES, LATEX = "table.csv", "differences.csv", "table.tex"
 _FORMAT = 1
 
 

@@ -18,7 +18,6 @@ from ccf_plugin.measuring.finished_runs import FinishedRun, by_name
 from ccf_plugin.measuring.study_results import (
     DIFFERENCES,
     LATEX,
-    STUDY,
     TABLE,
     claims_table,
     differences_table,
@@ -27,7 +26,7 @@ from ccf_plugin.measuring.study_results import (
 )
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
-from ccf_plugin.runs.layout import ENVIRONMENT, LOG, RECIPE, RECORDS, result_of
+from ccf_plugin.runs.layout import ENVIRONMENT, LOG, RECIPE, RECORDS, STUDY, result_of
 
 MOST_BYTES = 2_000_000  # of what is kept of a study
 _SERIES = {"test RA": "test_robust_accuracy", "CAS": "cas"}

@@ -18,6 +18,7 @@ LAST_STATE = f"{STATE}/last.json"
 SALIENCY = "saliency"  # pictures that somebody put there
 TRACKERS = "trackers"
 LOCK = ".lock"
+STUDY = "study.json"  # beside the runs of a study
 
 Which = Literal["best", "last"]
 

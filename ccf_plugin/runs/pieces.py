@@ -16,14 +16,13 @@ from typing import Any, Literal
 from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.files import is_aside, made_folder, write_atomically, write_together
 from ccf_plugin.runs.folder import has_begun, lock
-from ccf_plugin.runs.layout import LAST_STATE, LOCK, RECIPE, RUN_FILES, STATE
+from ccf_plugin.runs.layout import LAST_STATE, LOCK, RECIPE, RUN_FILES, STATE, STUDY
 from ccf_plugin.runs.state import read_state
 
 _FORMAT = 1
 _MAGIC = b"ccf piece\n"
 _ENDING = ".piece"
-_STUDY = "study.json"
-_STATED = (_STUDY, "table.csv", "differences.csv", "table.tex")
+_STATED = (STUDY, "table.csv", "differences.csv", "table.tex")
 Stand = dict[
     str, list[int]
 ]  # epochs and steps of each run's state, by its folder inside what is packed ("" for itself)
@@ -118,7 +117,7 @@ def unpack(pieces: Path, folder: Path) -> Stand:
         if not {_inside(name, RECIPE), _inside(name, LAST_STATE)} <= contents.keys():
             raise InputError(f"expected recipe and state of {name or 'a run'} in the pieces of {pieces}, found none")
         _check_place(folder / name, contents[_inside(name, RECIPE)], epoch, step)
-    if "" not in stand and folder.is_dir() and not (folder / _STUDY).is_file() and any(folder.iterdir()):
+    if "" not in stand and folder.is_dir() and not (folder / STUDY).is_file() and any(folder.iterdir()):
         raise InputError(f"expected the study's folder or a new one, found other files in {folder}; choose another")
     with made_folder(folder), contextlib.ExitStack() as locks:
         for parent in {Path(name).parent for name in contents}:
@@ -142,7 +141,7 @@ def _runs_in(folder: Path) -> dict[str, tuple[bool, bool]]:
     if has_begun(folder):
         return {"": (True, True)}
     try:
-        study = json.loads((folder / _STUDY).read_text("utf-8"))
+        study = json.loads((folder / STUDY).read_text("utf-8"))
         known = [run for run in study["runs"] if has_begun(folder / run["folder"])]
         unfinished = [run for run in study["runs"] if run["status"] != "finished"]
         taught = {teacher for run in unfinished for teacher in run.get("teachers", ())}

@@ -12,11 +12,9 @@ import numpy as np
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path, flattened
-from ccf_plugin.runs.layout import LOG, RECIPE
+from ccf_plugin.runs.layout import LOG, RECIPE, STUDY
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.reading import ListedRun, RunFiles, Track
-
-STUDY = "study.json"
 
 
 @dataclass(frozen=True)

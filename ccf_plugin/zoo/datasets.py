@@ -181,7 +181,10 @@ def check_spec(spec: str) -> None:
 def _find_reader(spec: str) -> tuple[Reader, str]:
     entry = find(READERS, spec)
     if entry is None:
-        raise InputError(f"data {spec!r} is unknown; expected {forms(READERS)}{nearest(READERS, spec)}")
+        path = expanded_path(spec)
+        meant = "folder" if path.is_dir() else "npz" if path.suffix == ".npz" else None
+        near = nearest(READERS, spec) if meant is None else f"; did you mean '{meant}:{spec}'?"
+        raise InputError(f"data {spec!r} is unknown; expected {forms(READERS)}{near}")
     return entry
 
 

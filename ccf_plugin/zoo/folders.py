@@ -19,6 +19,9 @@ def folder_from(path: str | Path | None, default: tuple[str, str]) -> Path:
     return expanded_path(path if path is not None else os.environ.get(variable) or folder)
 
 
+_LFS_POINTER = b"version https://git-lfs"
+
+
 def check_file(path: Path) -> None:
     """Raise InputError unless a file that may be a checkpoint lies there."""
     if not path.is_file():
@@ -28,6 +31,9 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: expected a checkpoint file, found an empty one; download or save it again")
     if is_web_page(path):
         raise InputError(f"{path}: expected a checkpoint file, found a web page; download it again")
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InputError(f"{path}: expected a checkpoint file, found a pointer to one; fetch it by git lfs pull")
 
 
 def needs_code(

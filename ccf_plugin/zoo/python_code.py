@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
+import sysconfig
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,8 @@ from typing import Any
 from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
 
 _PREFIX = "python:"
+_PACKAGE = str(Path(__file__).parents[1])
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def is_python(spec: object) -> bool:
@@ -54,10 +58,29 @@ def check_target(target: str) -> None:
 
 
 def failed(source: str, error: Exception) -> InputError:
-    """One line on an exception out of such code, with the place where it was raised."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(last.filename).name}, line {last.lineno}"
-    return InputError(f"{source}: expected it to run, found {one_line(error)} ({place}); correct the code")
+    """One line on an exception out of such code, with the place in it, or in what it called, where it was raised."""
+    return _failed(source, error, place_in_user_code(error) or traceback.extract_tb(error.__traceback__)[-1])
+
+
+def fault_of_user_code(error: Exception) -> InputError | None:
+    """One line on an exception that went through the user's own code last; None where it is the package's own fault."""
+    place = place_in_user_code(error)
+    return None if place is None else _failed("your code", error, place)
+
+
+def place_in_user_code(error: Exception) -> traceback.FrameSummary | None:
+    """Where in files of neither this package nor an installed one an exception arose, below the package's last call."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(_PACKAGE):
+            return None
+        if not frame.filename.startswith(("<", *_INSTALLED)):
+            return frame
+    return None
+
+
+def _failed(source: str, error: Exception, place: traceback.FrameSummary) -> InputError:
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return InputError(f"{source}: expected it to run, found {one_line(error)} ({where}); correct the code")
 
 
 @contextlib.contextmanager
@@ -66,16 +89,17 @@ def running_user_code(spec: str) -> Iterator[None]:
 
     Raises InputError where it would: by ``sys.exit``, or because argparse does not know ``ccf``'s own arguments.
     """
-    usage, leave = ArgumentParser.print_usage, ArgumentParser.exit
+    usage, leave, end = ArgumentParser.print_usage, ArgumentParser.exit, os._exit
     ArgumentParser.print_usage = lambda *_: None  # type: ignore[method-assign]
     ArgumentParser.exit = lambda _, status=0, message=None: sys.exit(status)  # type: ignore[assignment, method-assign]
+    os._exit = sys.exit  # type: ignore[assignment]
     try:
         with working_directory_importable():
             yield
     except SystemExit as error:
         raise ends_program(spec, error) from error
     finally:
-        ArgumentParser.print_usage, ArgumentParser.exit = usage, leave  # type: ignore[method-assign]
+        ArgumentParser.print_usage, ArgumentParser.exit, os._exit = usage, leave, end  # type: ignore[method-assign]
 
 
 def ends_program(spec: str, error: SystemExit) -> InputError:

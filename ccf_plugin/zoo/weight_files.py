@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from datetime import date, datetime, timedelta
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,8 @@ StateDicts = dict[tuple[str, ...], dict[str, Tensor]]
 _TORCH_SUFFIXES = {".pt", ".pth", ".th", ".ckpt", ".bin", ".tar"}
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02")  # torch's archives, and its pickles before torch 1.6
 _DEEPEST = 8
+# Classes of values that do nothing but hold some.
+_PLAIN: tuple[type, ...] = (Namespace, SimpleNamespace, PosixPath, date, datetime, timedelta, np.dtype, np.ndarray)
 # What torch.compile, FSDP and activation checkpointing put into keys, wherever the module that they wrap stands.
 _WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -32,7 +37,7 @@ def read_content(path: Path) -> Any:
     """What a safetensors or torch file holds, whatever its suffix; torch files are read with ``weights_only=True``.
 
     Raises InputError, on one line, for a file that is missing, empty, cut short, a web page, of another kind, or that
-    holds Python objects beside tensors, numbers, text and ``argparse.Namespace``.
+    holds Python objects beside tensors, numbers, text and what ``_PLAIN`` lists.
     """
     check_file(path)
     with path.open("rb") as file:
@@ -113,20 +118,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with weights_only(), _plain_values():
+        with weights_only(), _plain_values(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is TorchScript, which it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: {refusal(error, path)}") from error
     except Exception as error:  # a damaged file fails in as many ways as it has bytes
+        if "TorchScript" in str(error):
+            remedy = f"save its state dict: torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pt')"
+            raise InputError(f"{path}: expected a torch checkpoint, found a TorchScript module; {remedy}") from error
         raise damaged(path, "torch checkpoint", error) from error
 
 
 @contextlib.contextmanager
 def _plain_values() -> Iterator[None]:
-    """Let torch's restricted reader take what training scripts keep beside weights: arguments, and numpy's numbers."""
-    scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
-    numbers = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    names: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [Namespace, np.dtype, *numbers]
-    names += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    """Let torch's restricted reader take what training scripts keep beside weights: arguments, paths, dates, arrays."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    array: Any = np.zeros(0).__reduce__()[0]
+    numbers = [type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefd", "U1", "S1")]
+    names: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [*_PLAIN, *numbers]
+    for core in ("core", "_core"):
+        names += [(scalar, f"numpy.{core}.multiarray.scalar"), (array, f"numpy.{core}.multiarray._reconstruct")]
     with torch.serialization.safe_globals(names):
         yield

@@ -76,6 +76,12 @@ CHECKPOINTS = {
         file("w.safetensors", _safetensors({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})),
     ),
     "a zip bomb's header": Case(own(), "damaged", zip_bomb("weights.pt", "archive/data.pkl", b"\0" * 999, 1 << 31)),
+    "a pointer of Git LFS": Case(own(), "fetch it by git lfs pull", file("weights.pt", b"version https://git-lfs.x/1")),
+    "TorchScript": Case(
+        own(),
+        "found a TorchScript module; save its state dict",
+        lambda f: torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(f / "weights.pt")),
+    ),
     "a text file": Case(own("weights.txt"), "ending in .safetensors, .pt or .pth", file("weights.txt", b"hello")),
     "a list": Case(own(), "expected a state dict", _torch(lambda state: list(state.values()))),
     "an optimiser's state": Case(own(), "these are no tensors: lr", _torch(lambda _: {"lr": 0.1})),

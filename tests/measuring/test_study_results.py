@@ -13,7 +13,6 @@ from support.studies import made_run
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.claims import parse_claim
 from ccf_plugin.measuring.study_results import (
-    STUDY,
     claim_in_words,
     describe_study,
     differences_table,
@@ -22,6 +21,7 @@ from ccf_plugin.measuring.study_results import (
     state_claims,
     study_table,
 )
+from ccf_plugin.runs.layout import STUDY
 
 FIRST, LATER = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2))
 RA = "test_robust_accuracy"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import warnings
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +105,8 @@ class Family(NamedTuple):
     name: str = "weights.pth"
 
 
+KEPT = [np.float32(3.0), np.zeros(3), np.array(["a"]), np.random.get_state(), 1j, Path("a"), datetime.now()]
+KEPT += [timedelta(1), SimpleNamespace(a=1), {1, 2}, b"b", torch.Size([1]), Counter("a")]
 FAMILIES = {
     "a state dict": Family(STATE),
     "of DataParallel": Family(under("module.", STATE), "prefix `module.` removed"),
@@ -143,6 +148,7 @@ FAMILIES = {
     ),
     "before torch 0.4.1": Family(OLD),
     "timm's": Family({"state_dict": STATE, "arch": "x", "args": Namespace(lr=0.1), "metric": 3.0}, "`state_dict`"),
+    "what scripts keep beside it": Family({"net": STATE, "kept": KEPT}, "`net`"),
     "an average that has not begun": Family(
         {"state_dict": STATE, "swa_state_dict": {key: value.clone() for key, value in STATE.items()}}, "`state_dict`"
     ),
