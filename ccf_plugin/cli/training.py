@@ -68,6 +68,7 @@ def train(
 def recipes() -> None:
     """List the shipped recipes, one a line: name, data, epochs × passes of each image, what it is, source."""
     from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
+    from ccf_plugin.training.study import shipped_studies
 
     lines = []
     for name, path in shipped_recipes().items():
@@ -79,6 +80,7 @@ def recipes() -> None:
     for *cells, what in lines:
         cells = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
         console.print("  ".join([*cells, what]), highlight=False, soft_wrap=True)
+    console.print(f"Studies, for ccf study NAME: {', '.join(shipped_studies())}", highlight=False, soft_wrap=True)
     console.print(
         "\nAfter the data: epochs × forward and backward passes of each image, the attack's steps among them."
         "\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME",
