@@ -80,10 +80,10 @@ def recipes() -> None:
     for *cells, what in lines:
         cells = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
         console.print("  ".join([*cells, what]), highlight=False, soft_wrap=True)
-    console.print(f"Studies, for ccf study NAME: {', '.join(shipped_studies())}", highlight=False, soft_wrap=True)
     console.print(
         "\nAfter the data: epochs × forward and backward passes of each image, the attack's steps among them."
         "\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME",
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"Studies, for ccf study NAME: {', '.join(shipped_studies())}", highlight=False, soft_wrap=True)
