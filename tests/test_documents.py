@@ -39,6 +39,7 @@ FILES = {
     "my_sharing_losses.py": "test_the_loss_that_reads_the_head_is_cross_entropy_less_cas",
     "my_attacks.py": "test_the_loss_and_the_attack_are_what_the_package_takes",
     "my_data.py": "test_the_loss_and_the_data_train",
+    "eps.toml": "test_the_study_of_the_tutorial_writes_what_it_names",
     "my_entry.py": "test_a_run_becomes_an_entry_of_robustbench",
     "pyproject.toml": "test_the_entry_point_of_a_plugin_is_in_the_group_that_is_loaded",
 }
@@ -302,6 +303,20 @@ def test_the_loss_and_the_data_train(tmp_path: Path) -> None:
     assert code == 0, err
     with np.load(tmp_path / "run" / "probe" / "001.npz") as result:
         assert result["matrix"].shape == (3, 3)
+
+
+@pytest.mark.slow
+def test_the_study_of_the_tutorial_writes_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "eps.toml").write_text(titled("eps.toml"))
+    code, out, err = run("study", "eps.toml", "--page", "results", *sets(["optim.epochs=1"]), cwd=tmp_path)
+    assert code == 0, err
+    assert "eps5.cas > eps20.cas" in out
+    for name in ("results/eps.md", "results/eps.png", "runs/eps/table.tex"):
+        assert (tmp_path / name).is_file()
+    code, _, err = run(
+        "compare", "runs/eps/eps20-0", "runs/eps/eps5-0", "--eps", "5/255", "--format", "pdf", cwd=tmp_path
+    )
+    assert code == 0, err
 
 
 @pytest.fixture
