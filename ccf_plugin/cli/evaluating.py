@@ -217,6 +217,8 @@ def leaderboard(
             correlation = rank_correlation(probed)
             if correlation == correlation:  # not NaN
                 title += f": Spearman's ρ(CAS, RA) = {correlation:.2f}"
+                beyond = rank_correlation(probed, "cas_excess")
+                title += "" if beyond != beyond else f", ρ(CAS beyond chance, RA) = {beyond:.2f}"
             pictures = save_figure(draw_leaderboard(probed, title), *map(file.with_suffix, endings))
             console.print(title, highlight=False, soft_wrap=True)
     absent = len(rows) - len(probed)
@@ -230,9 +232,18 @@ def _leaderboard_table(rows: list[Row]) -> Table:
 
     from ccf_plugin.threat import threat_label
 
-    table = Table("model", "clean", f"RA ({threat_label(vars(rows[0]))})", "AutoAttack, published", "CAS", "I-CAS")
+    table = Table(
+        "model",
+        "clean",
+        f"RA ({threat_label(vars(rows[0]))})",
+        "AutoAttack, published",
+        "CAS",
+        "beyond chance",
+        "I-CAS",
+    )
     for row in rows:
+        excess = "" if row.cas_excess is None else f"{row.cas_excess:+.2f}"
         accuracies = (row.clean_accuracy, row.robust_accuracy, row.published_autoattack_accuracy)
         shown = ["" if value is None else f"{value:.1%}" for value in accuracies]
-        table.add_row(row.model, *shown, f"{row.cas:.2f}", f"{row.instance_cas:.2f}")
+        table.add_row(row.model, *shown, f"{row.cas:.2f}", excess, f"{row.instance_cas:.2f}")
     return table

@@ -14,6 +14,7 @@ from ccf_plugin.files import csv_bytes, read_csv, write_atomically
 from ccf_plugin.measuring.evaluate import Progress
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.measuring.subject import load_subject
+from ccf_plugin.probe.result_files import plain
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.robustbench_models import benchmark_threat
 from ccf_plugin.zoo.robustbench_table import Published, entries, local_files, published_accuracies
@@ -41,9 +42,11 @@ class Row:
     seed: int | None = None
     precision: str = ""
     unavailable: str = ""
+    cas_excess: float | None = None
 
 
 _COLUMNS = tuple(field.name for field in fields(Row))
+_LATER = 1  # columns, the last, that files of earlier versions lack
 
 
 def measure_leaderboard(
@@ -119,7 +122,7 @@ def read_leaderboard(file: Path) -> list[Row]:
     """The rows of a CSV that ``measure_leaderboard`` wrote. Raises InputError for another file."""
     try:
         columns, rows = read_csv(file)
-        if columns != list(_COLUMNS):
+        if columns not in (list(_COLUMNS), list(_COLUMNS[:-_LATER])):
             raise ValueError(f"the columns {', '.join(columns)[:60]}")
         return [Row(**{name: _parse(name, cell) for name, cell in row.items()}) for row in rows]
     except ValueError as error:
@@ -127,13 +130,17 @@ def read_leaderboard(file: Path) -> list[Row]:
         raise InputError(fault) from error
 
 
-def rank_correlation(rows: Sequence[Row]) -> float:
-    """Spearman's ρ between CAS and robust accuracy; NaN for fewer than three models."""
-    if len(rows) < 3:
+def rank_correlation(rows: Sequence[Row], figure: str = "cas") -> float:
+    """Spearman's ρ between CAS, or its excess over chance, and robust accuracy; NaN for fewer than three models.
+
+    CAS by chance differs with a model's width, so that "cas_excess" compares models of several.
+    """
+    known = [(getattr(row, figure), row.robust_accuracy) for row in rows if getattr(row, figure) is not None]
+    if len(known) < 3:
         return float("nan")
     from scipy.stats import spearmanr
 
-    return float(spearmanr([row.cas for row in rows], [row.robust_accuracy for row in rows]).statistic)
+    return float(spearmanr(*zip(*known, strict=True)).statistic)
 
 
 def leaderboard_conditions(dataset: str, threat: str, settings: Settings) -> dict[str, Any]:
@@ -184,6 +191,7 @@ def _probe(spec: str, name: str, settings: Settings, known: dict[str, Any], prog
         robust_accuracy=result.robust_accuracy,
         cas=result.cas,
         instance_cas=result.instance_cas,
+        cas_excess=plain(result.cas_excess),
         images=len(subject.data.split),
         attack=result.threat["attack"],
     )

@@ -77,6 +77,10 @@ def test_what_can_be_had_is_measured_and_the_rest_is_listed(place: Path, tmp_pat
     expected = subject.measure(instances=True)
     row = rows[FIRST]
     assert (row.cas, row.instance_cas) == (expected.cas, expected.instance_cas)
+    assert row.cas_excess == expected.cas_excess
+    older = tmp_path / "older.csv"
+    older.write_text("\n".join(line.rpartition(",")[0] for line in file.read_text().splitlines()) + "\n")
+    assert {row.model: row.cas_excess for row in read_leaderboard(older)} == dict.fromkeys(rows)
     assert (row.robust_accuracy, row.clean_accuracy) == (expected.robust_accuracy, expected.clean_accuracy)
     assert (row.attack, row.steps, row.images, row.unavailable) == ("PGD", 1, 20, "")
     assert (row.published_clean_accuracy, row.published_autoattack_accuracy) == (0.8902, 0.5767)

@@ -1,0 +1,67 @@
+"""The figures of docs/results/evidence.md are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.runs.log import read_log
+
+ROOT = Path(__file__).parents[2]
+RESULTS, RUN = Path(__file__).parent / "results", ROOT / "docs" / "results" / "overfit_small"
+PAGE = (ROOT / "docs" / "results" / "evidence.md").read_text(encoding="utf-8")
+
+
+def numbers(row: str) -> list[float]:
+    return [float(text.replace("\N{MINUS SIGN}", "-")) for text in re.findall(r"[\N{MINUS SIGN}-]?\d+(?:\.\d+)?", row)]
+
+
+@pytest.mark.parametrize("epoch", [4, 13, 20, 40])
+def test_what_fell_along_the_run(epoch: int) -> None:
+    result = CrossClassResult.load(RUN / "probe" / f"{epoch:03}")
+    (row,) = re.findall(rf"^\| {epoch}(?:,[^|]*)? \|(.*)\|$", PAGE, re.M)
+    units = result.in_logit_units
+    assert units is not None
+    figures = [100 * (result.robust_accuracy or 0), result.cas, result.null.cas_mean, result.cas_excess]
+    figures += [result.shared_part, units["shared_part"], (result.lengths**2).sum(), (units["lengths"] ** 2).sum()]
+    for shown, figure, digits in zip(numbers(row), figures, [1] * 4 + [2] * 4, strict=True):
+        assert shown == pytest.approx(figure, abs=0.51 * 10**-digits)
+
+
+def test_the_alarm_comes_after_the_best_epoch_of_the_committed_run() -> None:
+    """What the alarms' page says of their delay on a real log."""
+    rows = read_log(RUN)
+    best = max(rows, key=lambda row: row.test_robust_accuracy or 0.0)
+    alarmed = [row.epoch for row in rows if "robust overfitting" in row.alarm]
+    assert (best.epoch, alarmed[0], alarmed[-1]) == (13, 20, rows[-1].epoch)
+
+
+def test_what_the_statistics_cost() -> None:
+    described = json.loads((RESULTS / "null_overhead.json").read_text(encoding="utf-8"))
+    assert described["share_of_a_clean_pass"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("replaced_by", "columns"),
+    [
+        ("their means over all images", ("mean", "without, means")),
+        ("their medians", ("median", "without, means")),
+        ("their means over the other classes' images", ("mean of the others'", "without, means")),
+        ("0", ("0", "without, 0")),
+        ("their means over the pair's images", ("mean of the pair's", "without, means")),
+    ],
+)
+def test_what_an_ablations_accuracy_depends_on(replaced_by: str, columns: tuple[str, str]) -> None:
+    rows = json.loads((RESULTS / "ablation_definitions.json").read_text(encoding="utf-8"))["rows"]
+    points = {(row["attack met"], row["replaced by"]): row["points"] for row in rows}
+    figures = [
+        points[attack_met, columns[0]][kind]
+        for attack_met in ("the whole network", columns[1])
+        for kind in ("pair against rest", "own against other")
+    ]
+    (row,) = re.findall(rf"^\| {re.escape(replaced_by)} \|(.*)\|$", PAGE, re.M)
+    assert numbers(row) == pytest.approx(figures, abs=0.051)
