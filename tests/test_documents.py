@@ -23,9 +23,9 @@ from support.commands import run, sets
 from support.documents import DOCS, PAGES, ROOT, Block, blocks, page, titled
 
 import ccf_plugin
-from ccf_plugin import CrossClassProbe, plugins
+from ccf_plugin import CrossClassProbe, class_attribution, correlation_matrix, plugins
 from ccf_plugin.cli.app import app
-from ccf_plugin.probe.result_files import ARRAYS, BITS
+from ccf_plugin.probe.result_files import ARRAYS, BITS, PARTS
 from ccf_plugin.runs import layout
 from ccf_plugin.runs.log import column_names, read_log
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
@@ -36,8 +36,10 @@ from ccf_plugin.zoo.models import build_model
 # A block with a title is a file, which the test named here uses; all others run, or load, as they stand.
 FILES = {
     "my_losses.py": "test_the_loss_and_the_data_train",
+    "my_sharing_losses.py": "test_the_loss_that_reads_the_head_is_cross_entropy_less_cas",
     "my_attacks.py": "test_the_loss_and_the_attack_are_what_the_package_takes",
     "my_data.py": "test_the_loss_and_the_data_train",
+    "eps.toml": "test_the_study_of_the_tutorial_writes_what_it_names",
     "my_entry.py": "test_a_run_becomes_an_entry_of_robustbench",
     "pyproject.toml": "test_the_entry_point_of_a_plugin_is_in_the_group_that_is_loaded",
 }
@@ -258,7 +260,7 @@ def test_the_page_of_files_names_every_field_of_a_result_and_every_column() -> N
         probe.update(torch.arange(3))
         result = probe.compute()
     assert sorted(named["A result: .json"]) == sorted(result.to_json())
-    assert sorted(named["A result: .npz"]) == sorted((*ARRAYS, *BITS))
+    assert sorted(named["A result: .npz"]) == sorted((*ARRAYS, *PARTS, *BITS))
     assert sorted(named["log.csv"]) == sorted(column_names(averaged=False, validated=False))
     for name in (layout.RECIPE, layout.ENVIRONMENT, layout.LOG, "best.safetensors", "last_average.safetensors"):
         assert name in named["A run's folder"]
@@ -281,6 +283,17 @@ def test_the_loss_and_the_attack_are_what_the_package_takes() -> None:
     torch.testing.assert_close((adversarial - images).abs(), torch.full_like(images, 0.1))
 
 
+def test_the_loss_that_reads_the_head_is_cross_entropy_less_cas() -> None:
+    found: dict[str, Any] = {}
+    exec(titled("my_sharing_losses.py"), found)
+    g, head, labels = torch.rand(6, 4), torch.randn(3, 4), torch.arange(6) % 3
+    logits = g @ head.T
+    output = found["sharing"](lambda _: logits, g, g, labels, features=lambda _: g, head=head, weight=3.0)
+    matrix = correlation_matrix(class_attribution(g, head, labels))
+    cas = matrix.clamp(min=0).sum() - 3
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(logits, labels) - 3 * cas / 6)
+
+
 def test_the_loss_and_the_data_train(tmp_path: Path) -> None:
     for name in ("my_losses.py", "my_data.py"):
         (tmp_path / name).write_text(titled(name))
@@ -290,6 +303,20 @@ def test_the_loss_and_the_data_train(tmp_path: Path) -> None:
     assert code == 0, err
     with np.load(tmp_path / "run" / "probe" / "001.npz") as result:
         assert result["matrix"].shape == (3, 3)
+
+
+@pytest.mark.slow
+def test_the_study_of_the_tutorial_writes_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "eps.toml").write_text(titled("eps.toml"))
+    code, out, err = run("study", "eps.toml", "--page", "results", *sets(["optim.epochs=1"]), cwd=tmp_path)
+    assert code == 0, err
+    assert "eps5.cas > eps20.cas" in out
+    for name in ("results/eps.md", "results/eps.png", "runs/eps/table.tex"):
+        assert (tmp_path / name).is_file()
+    code, _, err = run(
+        "compare", "runs/eps/eps20-0", "runs/eps/eps5-0", "--eps", "5/255", "--format", "pdf", cwd=tmp_path
+    )
+    assert code == 0, err
 
 
 @pytest.fixture

@@ -62,8 +62,7 @@ def compare(
         typer.Option(
             metavar="N",
             rich_help_panel=PROBE,
-            help="95 % intervals of CAS, of CAS beyond chance, of their differences, and of all pairs at once, "
-            "from N resamples of the images; 400 are enough. Default: none.",
+            help="How often to draw the bands that hold for all pairs of classes at once. Default: 1000.",
         ),
     ] = None,
     vmin: options.VMin = None,
@@ -109,9 +108,6 @@ def compare(
         raise InputError(Fault("bootstrap", "2 or more", str(bootstrap)))
     names = name_sides(a, b)
     sides = load_sides(*names, settings, checkpoint or [])
-    if bootstrap is not None and not all(isinstance(side, Subject) for side in sides):
-        expected = "models to measure with {bootstrap}"
-        raise InputError(Fault("", expected, "a saved result", "files hold no samples"))
     difference_scale = (-difference_vmax if difference_vmin is None else difference_vmin, difference_vmax)
     for scale in ((vmin, vmax), difference_scale):
         colour_scale(_number_of_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
@@ -197,7 +193,7 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
     from ccf_plugin.tables import Cell, Table, Value
     from ccf_plugin.threat import threat_label
 
-    first, second, bootstrap = comparison.first, comparison.second, comparison.bootstrap
+    first, second, paired = comparison.first, comparison.second, comparison.paired
     rows: list[list[Cell]] = []
 
     def add(label: str, name: str, form: str, difference_form: str | Callable[[float], str]) -> None:
@@ -213,12 +209,14 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
         if comparison.differences[name] is not None:
             rows.append(["  95% interval", *_accuracy_intervals(comparison, name)])
     add("CAS", "cas", ".2f", "+.2f")
-    if bootstrap is not None:
-        rows.append(["  95% interval", *_spans(bootstrap.first, bootstrap.second, bootstrap.difference)])
+    if paired is not None:
+        rows.append(["  95% interval", *_spans(*paired.cas)])
     add("CAS beyond chance", "cas_excess", ".2f", "+.2f")
-    if comparison.paired is not None:
-        rows.append(["  95% interval", *_spans(*comparison.paired.excess)])
+    if paired is not None and paired.excess is not None:
+        rows.append(["  95% interval", *_spans(*paired.excess)])
     add("I-CAS", "instance_cas", ".2f", "+.2f")
+    if paired is not None and paired.instance_cas is not None:
+        rows.append(["  95% interval", *_spans(*paired.instance_cas)])
     return Table(("", *titles, "first − second"), rows)
 
 

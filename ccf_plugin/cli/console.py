@@ -161,9 +161,10 @@ def check_names(*models: str, checkpoint: Path | None = None) -> None:
         check_file(expanded_path(checkpoint))
 
 
-def with_interval(share: float, interval: tuple[float, float] | None) -> str:
-    """An accuracy and its 95 % interval: "40.5% (95%: 37.5% to 43.6%)"."""
-    return f"{share:.1%}" if interval is None else f"{share:.1%} (95%: {interval[0]:.1%} to {interval[1]:.1%})"
+def with_interval(figure: float, interval: tuple[float, float] | None, form: str = ".1%") -> str:
+    """A figure and its 95 % interval: "40.5% (95%: 37.5% to 43.6%)"."""
+    shown = format(figure, form)
+    return shown if interval is None else f"{shown} (95%: {interval[0]:{form}} to {interval[1]:{form}})"
 
 
 def print_written(console: Console, files: Sequence[Path]) -> None:

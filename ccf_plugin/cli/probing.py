@@ -144,16 +144,18 @@ def _print_result(console: Console, result: CrossClassResult, groups: GroupEvide
     if result.robust_accuracy is not None:
         table.add_row(f"RA ({threat_label(threat)})", with_interval(result.robust_accuracy, result.interval()))
     present = len(result.matrix) - len(result.missing_classes)
-    table.add_row("CAS", f"{result.cas:.2f} of {present * (present - 1)}")
+    table.add_row("CAS", f"{with_interval(result.cas, result.interval('cas'), '.2f')} of {present * (present - 1)}")
     null = result.null
     table.add_row(
         "CAS by chance",
-        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}: excess {result.cas_excess:+.2f}, p = {null.cas_p:.2g}",
+        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}: excess "
+        f"{with_interval(result.cas_excess, result.interval('cas_excess'), '+.2f')}, p = {null.cas_p:.2g}",
     )
     if result.gauge_note:
         table.add_row("mean row of W", result.gauge_note)
     if result.instance_cas is not None:
-        table.add_row("I-CAS", f"{result.instance_cas:.2f}")
+        interval = result.interval("instance_cas")
+        table.add_row("I-CAS", with_interval(result.instance_cas, interval, ".2f"))
     if result.average_instance_cas is not None:
         table.add_row("  over all pairs", f"{result.average_instance_cas:.2f}")
     for name, (mean, deviation) in result.spread.items():

@@ -68,6 +68,7 @@ def train(
 def recipes() -> None:
     """List the shipped recipes, one a line: name, data, epochs × passes of each image, what it is, source."""
     from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
+    from ccf_plugin.training.study import shipped_studies
 
     lines = []
     for name, path in shipped_recipes().items():
@@ -85,3 +86,4 @@ def recipes() -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"Studies, for ccf study NAME: {', '.join(shipped_studies())}", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
 from ccf_plugin.measuring.evaluate import versions
 from ccf_plugin.measuring.names import is_result
 from ccf_plugin.measuring.paired import (
+    BOOTSTRAP,
     AccuracyTest,
     PairedIntervals,
     accuracy_tests,
@@ -26,7 +27,8 @@ from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
-from ccf_plugin.probe.confidence import Interval, difference_of_cas
+from ccf_plugin.probe.jackknife import Interval
+from ccf_plugin.probe.result import NO_PARTS
 from ccf_plugin.probe.result_files import plain
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
@@ -47,24 +49,12 @@ _FIGURES = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "cas_excess"
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """Intervals of CAS over resampled test images, the same for both models, and of its paired difference."""
-
-    first: Interval
-    second: Interval
-    difference: Interval
-    level: float
-    resamples: int
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Two results under the same conditions. Differences are first − second: positive is what the second lacks."""
 
     first: CrossClassResult
     second: CrossClassResult
-    bootstrap: Bootstrap | None = None
-    paired: PairedIntervals | None = None  # from the same resamples
+    paired: PairedIntervals | None = None
 
     @cached_property
     def accuracy_tests(self) -> dict[str, AccuracyTest]:
@@ -101,7 +91,7 @@ class Comparison:
         return [(names[i], names[j], float(first[i, j]), float(second[i, j])) for i, j in pairs]
 
     def bands(self, pairs: Sequence[Pair]) -> list[Interval] | None:
-        """The simultaneous band of C_first − C_second of each of these pairs; None without a bootstrap."""
+        """The simultaneous band of C_first − C_second of each of these pairs; None without intervals."""
         if self.paired is None:
             return None
         names = self.first.names
@@ -118,15 +108,19 @@ class Comparison:
             "class_names": list(self.first.names),
             "lost": self._described(self.lost(pairs)),
             "gained": self._described(self.gained(pairs)),
-            "bootstrap": None if self.bootstrap is None else vars(self.bootstrap),
+            "bootstrap": None if self.paired is None else self.paired.cas_to_json(),
             "paired": None if self.paired is None else self.paired.to_json(),
             "data": None if self.first.data is None else dict(self.first.data),
             "threat": None if self.first.threat is None else dict(self.first.threat),
-            "provenance": comparison_provenance(
-                self.first, self.second, None if self.bootstrap is None else self.bootstrap.resamples
-            ),
+            "provenance": comparison_provenance(self.first, self.second, self._asked_bootstrap),
             "versions": versions(),
         }
+
+    @property
+    def _asked_bootstrap(self) -> int | None:
+        """How many draws of the bands were asked for; None where nobody did."""
+        resamples = BOOTSTRAP if self.paired is None else self.paired.bands.resamples
+        return None if resamples == BOOTSTRAP else resamples
 
     def _described(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         described = [_pair(pair) for pair in pairs]
@@ -136,24 +130,20 @@ class Comparison:
 
 
 def compare(first: CrossClassResult, second: CrossClassResult, *, bootstrap: int | None = None) -> Comparison:
-    """Put two results side by side.
+    """Put two results side by side, with intervals where both have them (``measuring.paired``); no attack is run again.
 
     Args:
-        bootstrap: how often to resample the test images for 95 % intervals of CAS, its excess and
-            their differences, and for bands of all pairs at once (``measuring.paired``); no attack is run again.
+        bootstrap: how often the bands of all pairs are drawn; None: 1,000 times, where there are intervals.
 
     Raises:
-        InputError: other classes, data, count or attack (what differs is named); ``bootstrap`` of results from files,
-            which hold no single samples.
+        InputError: other classes, data, count or attack (what differs is named); ``bootstrap`` of results without
+            intervals.
     """
     check_alike(first, second)
-    if bootstrap is None:
-        return Comparison(first, second)
-    intervals = [side.confidence(bootstrap=bootstrap, instances=False) for side in (first, second)]
-    assert first.samples is not None and second.samples is not None  # noqa: PT018, S101  (confidence asked for them)
-    difference = difference_of_cas(first.samples, second.samples, len(first.matrix), bootstrap=bootstrap)
-    both = Bootstrap(intervals[0].cas, intervals[1].cas, difference, intervals[0].level, bootstrap)
-    return Comparison(first, second, both, paired_intervals(first, second, bootstrap=bootstrap))
+    paired = paired_intervals(first, second, bootstrap=BOOTSTRAP if bootstrap is None else bootstrap)
+    if bootstrap is not None and paired is None:
+        raise InputError(NO_PARTS)
+    return Comparison(first, second, paired)
 
 
 def comparison_provenance(first: Side, second: Side, bootstrap: int | None = None) -> dict[str, Any]:

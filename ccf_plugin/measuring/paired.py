@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.probe.attribution import class_attribution_similarity, correlation_matrix
-from ccf_plugin.probe.confidence import Interval, Samples, interval_around, mcnemar, paired_bootstrap
-from ccf_plugin.probe.null import expected_cas
+from ccf_plugin.probe.confidence import check_resampling, mcnemar, paired_bootstrap
+from ccf_plugin.probe.jackknife import Interval, deviations, interval_around, simultaneous_bands
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.result_files import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Intervals = tuple[Interval, Interval, Interval]  # of the first, of the second, of the difference
+BOOTSTRAP = 1_000
 # The accuracies that images are recorded for, and the record.
 _RECORDS = {"clean_accuracy": "correct_clean", "robust_accuracy": "correct"}
 
@@ -66,7 +63,7 @@ class PairBands:
         difference: C_first − C_second, (K, K) float64.
         half_width: of the band around it, (K, K) float64; NaN on the diagonal and for a class without images.
         level: of all bands together.
-        resamples: of the images.
+        resamples: of the bootstrap that they come from.
     """
 
     difference: NDArray[np.float64]
@@ -97,92 +94,76 @@ class PairBands:
 
 @dataclass(frozen=True)
 class PairedIntervals:
-    """What resampled images say of CAS beyond chance (of the first, of the second, of the difference) and of C."""
+    """What other images would do to CAS, CAS beyond chance and I-CAS (first, second, difference) and to C.
 
-    excess: tuple[Interval, Interval, Interval]
+    ``excess`` and ``instance_cas`` are None where a result has no such figure or no interval of it.
+    """
+
+    cas: Intervals
+    excess: Intervals | None
+    instance_cas: Intervals | None
     bands: PairBands
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "excess": dict(zip(("first", "second", "difference"), map(list, self.excess), strict=True)),
+            "excess": None if self.excess is None else _by_side(self.excess),
+            "instance_cas": None if self.instance_cas is None else _by_side(self.instance_cas),
             "pairs": {
                 "half_width": plain(self.bands.half_width),
                 "surviving": self.bands.surviving_pairs,
                 "level": self.bands.level,
-                "method": "max-T bootstrap over all pairs",
+                "method": "max-T multiplier bootstrap over all pairs",
             },
         }
 
+    def cas_to_json(self) -> dict[str, Any]:
+        """The intervals of CAS and of its difference, as plain JSON values."""
+        return {**_by_side(self.cas), "level": self.bands.level, "resamples": self.bands.resamples}
+
 
 def paired_intervals(
-    first: CrossClassResult, second: CrossClassResult, *, bootstrap: int, level: float = 0.95, seed: int = 0
-) -> PairedIntervals:
-    """Intervals of CAS beyond chance, and simultaneous bands of C_first − C_second, from the same resampled images.
+    first: CrossClassResult, second: CrossClassResult, *, bootstrap: int = BOOTSTRAP, level: float = 0.95, seed: int = 0
+) -> PairedIntervals | None:
+    """Intervals of CAS and of CAS beyond chance, and simultaneous bands of C_first − C_second, also of saved results.
 
-    The bands are those of a bootstrap of the largest statistic (max-T, Westfall & Young 1993): with s[i, j] the
-    standard deviation of a pair's resampled difference, the half width is c s[i, j], where c is what the largest
-    |difference less its mean| / s of all pairs stays below in ``level`` of the resamples. No correction for the
-    number of pairs is needed beside it. In each resample CAS by chance is ``probe.null.expected_cas``.
+    What moves both models' figures alike cancels in their difference: it is the jackknife's without the same parts of
+    the same images (`probe.jackknife`), and narrower than the two models' own intervals suggest.
 
     Args:
-        first, second: results that still have their samples, of the same images.
-        bootstrap: how often to resample.
+        first, second: results of the same images in the same order.
+        bootstrap: how often the bands' largest deviation is drawn.
+
+    Returns:
+        None where one of them has no intervals.
 
     Raises:
-        InputError: a result without samples; other labels or another order.
+        InputError: fewer than two draws; a level outside (0, 1).
     """
-    samples = [result.samples for result in (first, second)]
-    if samples[0] is None or samples[1] is None:
-        raise InputError("expected results that still have their single samples, found none; files hold no samples")
-    if not torch.equal(samples[0].labels, samples[1].labels):
-        raise InputError("expected both models' samples of the same images in the same order, found other labels")
-    classes = len(first.matrix)
-    rows, columns = np.triu_indices(classes, 1)
+    check_resampling(bootstrap, level)
+    parts = [side.without_parts for side in (first, second)]
+    if parts[0] is None or parts[1] is None:
+        return None
 
-    def resampled() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A resample's differences of C by pair, (P,), and both attributions."""
-        means = [side.resampled_means(classes, bootstrap=bootstrap, seed=seed) for side in _both(samples)]
-        for batch in zip(*means, strict=True):
-            for a, b in zip(*batch, strict=True):
-                difference = correlation_matrix(a) - correlation_matrix(b)
-                yield difference.cpu()[rows, columns], a, b
+    def intervals(name: str) -> Intervals | None:
+        sides = [side.interval(name, level) for side in (first, second)]
+        variance = first.variance_of(name, second)
+        if sides[0] is None or sides[1] is None or variance is None:
+            return None
+        difference = getattr(first, name) - getattr(second, name)
+        return sides[0], sides[1], interval_around(difference, variance, level)
 
-    # Twice over the same resamples, since those of 1,000 classes do not fit into memory.
-    count, mean, squares = 0, torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    excess: list[list[float]] = []
-    for difference, a, b in resampled():
-        count += 1
-        step = difference - mean
-        mean += step / count
-        squares += step * (difference - mean)
-        excess.append([_excess(a), _excess(b)])
-    spread = (squares / (count - 1)).sqrt()
-    largest = [_largest(difference - mean, spread) for difference, _, _ in resampled()]
-    half_width = np.full((classes, classes), np.nan)
-    half_width[rows, columns] = half_width[columns, rows] = float(np.quantile(largest, level)) * spread.numpy()
-    bands = PairBands(np.asarray(first.matrix - second.matrix), half_width, level, bootstrap)
-    excesses = torch.tensor(excess, dtype=torch.float64)
-    measured = (first.cas_excess, second.cas_excess)
-    intervals = [interval_around(excesses[:, side], measured[side], level, classes, signed=True) for side in (0, 1)]
-    difference_interval = interval_around(
-        excesses[:, 0] - excesses[:, 1], measured[0] - measured[1], level, classes, signed=True
-    )
-    return PairedIntervals((intervals[0], intervals[1], difference_interval), bands)
+    difference = first.matrix - second.matrix
+    moves = deviations(parts[0].matrix) - deviations(parts[1].matrix)
+    half_width = simultaneous_bands(difference, moves, draws=bootstrap, level=level, seed=seed)
+    cas = intervals("cas")
+    assert cas is not None  # noqa: S101  (CAS is a number)
+    bands = PairBands(difference, half_width, level, bootstrap)
+    return PairedIntervals(cas, intervals("cas_excess"), intervals("instance_cas"), bands)
 
 
-def _both(samples: list[Samples | None]) -> list[Samples]:
-    return [side for side in samples if side is not None]
-
-
-def _excess(means: Tensor) -> float:
-    return float(class_attribution_similarity(correlation_matrix(means)) - expected_cas(means))
-
-
-def _largest(deviation: Tensor, spread: Tensor) -> float:
-    """The largest |deviation| / spread of all pairs that vary."""
-    varies = spread > 0  # not where it is NaN
-    return float((deviation[varies].abs() / spread[varies]).max()) if varies.any() else 0.0
+def _by_side(intervals: Intervals) -> dict[str, list[float]]:
+    return dict(zip(("first", "second", "difference"), map(list, intervals), strict=True))
 
 
 def describe_tests(tests: dict[str, AccuracyTest]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from ccf_plugin.files import write_json
 from ccf_plugin.measuring.evaluate import AttackSettings, Progress, check_input, versions
 from ccf_plugin.measuring.provenance import differences, in_words
 from ccf_plugin.measuring.subject import Subject
-from ccf_plugin.probe.confidence import Interval, wilson
+from ccf_plugin.probe.confidence import wilson
+from ccf_plugin.probe.jackknife import Interval
 from ccf_plugin.threat import Pixels, show_pixels, threat_label, threat_model
 from ccf_plugin.zoo.auto_attack import build_autoattack
 

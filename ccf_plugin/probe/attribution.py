@@ -215,7 +215,8 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
     place = torch.arange(len(order), device=device) + shift[labels[order]]
     padded = attributions.new_zeros(total, attributions.shape[1])
     padded[place] = attributions[order]
-    padded /= torch.linalg.vector_norm(padded, dim=1, keepdim=True).clamp(min=torch.finfo(padded.dtype).tiny)
+    lengths = torch.linalg.vector_norm(padded, dim=1, keepdim=True)
+    padded /= torch.where(lengths > 0, lengths, 1.0)  # 0 also where the squares are too small for the dtype
     is_padding = torch.ones(total, dtype=torch.bool, device=device)
     is_padding[place] = False
     # the l-th chunks of all classes together: each class at most once, so plain indexing can update them

@@ -38,7 +38,7 @@ def sum_over_processes(sums: Sums | None) -> Sums | None:
     Raises:
         InputError: (in every process) the processes' heads differ in shape.
     """
-    shapes = gather_objects(None if sums is None else tuple(sums.attributions.shape))
+    shapes = gather_objects(None if sums is None else sums.shape)
     distinct = sorted({shape for shape in shapes if shape is not None})
     if not distinct:
         return None

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.probe.attribution import class_attribution_similarity, instance_matrix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Attributions of single samples as they were measured: ``rows`` A(x), (N, n) float; ``labels``, (N,) int64."""
+
+    rows: Tensor
+    labels: Tensor
+
+    def matrix(self, classes: int) -> NDArray[np.float64]:
+        """The instance matrix, (K, K)."""
+        return instance_matrix(self.rows, self.labels, classes).double().cpu().numpy()
+
+    def average_cas(self, classes: int) -> float:
+        """Σ_{i≠j} max(mean cosine of all pairs of samples of classes i and j, 0)."""
+        return float(class_attribution_similarity(instance_matrix(self.rows, self.labels, classes, reduction="mean")))
 
 
 class InstanceRows:
@@ -48,12 +72,9 @@ class InstanceRows:
             self._seen = torch.zeros(self._num_classes, dtype=torch.int64, device=rows.device)
         if self._capped.device != rows.device:
             self._capped, self._seen = self._capped.to(rows.device), self._seen.to(rows.device)
-        classes = torch.arange(self._num_classes, device=rows.device)
-        onehot = (labels.unsqueeze(1) == classes).to(torch.int64)  # F.one_hot looks at the values, which synchronises
-        rank = (onehot.cumsum(0) - onehot).gather(1, labels.unsqueeze(1)).squeeze(1)
-        slot = (self._seen[labels] + rank).clamp(max=self._cap)
+        slot = (self._seen[labels] + rank_in_class(labels, self._num_classes)).clamp(max=self._cap)
         self._capped[labels, slot] = rows.to(self._capped.dtype)
-        self._seen += onehot.sum(0)
+        self._seen.index_add_(0, labels, torch.ones_like(labels))
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """All rows (N, n) and their labels (N,)."""
@@ -71,6 +92,13 @@ class InstanceRows:
     def _claim(self, nbytes: int) -> None:
         self.nbytes += nbytes
         check_row_memory(self.nbytes, self._max_bytes)
+
+
+def rank_in_class(labels: Tensor, classes: int) -> Tensor:
+    """How many samples of its own class stand before each one, (N,) int64. Nothing synchronises."""
+    every = torch.arange(classes, device=labels.device)
+    onehot = (labels.unsqueeze(1) == every).to(torch.int64)  # F.one_hot looks at the values, which synchronises
+    return (onehot.cumsum(0) - onehot).gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def check_row_memory(nbytes: int, max_bytes: int) -> None:

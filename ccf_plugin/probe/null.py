@@ -154,18 +154,29 @@ def expected_cas(vectors: Tensor) -> Tensor:
     Returns:
         (…) of the same dtype; it keeps gradients.
     """
-    features = vectors.shape[-1]
-    units, _ = defined_units(vectors)
-    means = units.mean(-1, keepdim=True)
-    mean_root = math.sqrt(features) * means[..., 0]
-    sd_root = torch.linalg.vector_norm(units - means, dim=-1) / max(features - 1, 1) ** 0.25
-    mean, sd = (root[..., :, None] * root[..., None, :] for root in (mean_root, sd_root))
-    z = (mean / sd.clamp(min=1e-12)).clamp(-_CERTAIN, _CERTAIN)
-    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
-    expected = mean * torch.special.ndtr(z) + sd * density
+    roots = roots_of_chance(vectors)
+    expected = expected_pairs(roots, roots)
     off_diagonal = expected - torch.diag_embed(expected.diagonal(dim1=-2, dim2=-1))
     total: Tensor = off_diagonal.sum((-2, -1))
     return total
+
+
+def roots_of_chance(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """``mean_root`` and ``sd_root`` of `PermutationNull` for vectors (…, n): (…) each; 0 where they are NaN or zero."""
+    features = vectors.shape[-1]
+    units, _ = defined_units(vectors)
+    means = units.mean(-1, keepdim=True)
+    spread = torch.linalg.vector_norm(units - means, dim=-1)
+    return math.sqrt(features) * means[..., 0], spread / max(features - 1, 1) ** 0.25
+
+
+def expected_pairs(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+    """E max(C[i, j], 0) by chance of each of the ``rows`` with each of the ``columns``, by their roots: (…, I, J)."""
+    mean, sd = (row[..., :, None] * column[..., None, :] for row, column in zip(rows, columns, strict=True))
+    z = (mean / sd.clamp(min=1e-12)).clamp(-_CERTAIN, _CERTAIN)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    expected: Tensor = mean * torch.special.ndtr(z) + sd * density
+    return expected
 
 
 def _cas_by_permutations(

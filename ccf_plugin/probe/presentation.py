@@ -122,7 +122,7 @@ def as_frame(result: CrossClassResult, what: str) -> pd.DataFrame:
 
 
 def are_equal(first: CrossClassResult, second: CrossClassResult) -> bool:
-    """Whether all fields but ``samples`` are the same; NaN is the same as NaN."""
+    """Whether all fields are the same; NaN is the same as NaN."""
     names = [field.name for field in fields(first) if field.compare]
     return all(_same(getattr(first, name), getattr(second, name)) for name in names)
 

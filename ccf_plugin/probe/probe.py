@@ -21,13 +21,13 @@ from ccf_plugin.engine.versions import installed_versions
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix
 from ccf_plugin.probe.calls import PassRecord
-from ccf_plugin.probe.confidence import Samples
 from ccf_plugin.probe.decomposition import mean_row_share
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
-from ccf_plugin.probe.instances import InstanceRows
+from ccf_plugin.probe.instances import InstanceRows, Samples
+from ccf_plugin.probe.jackknife import WithoutParts, instances_without_parts
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
@@ -294,6 +294,7 @@ class CrossClassProbe:
         result = CrossClassResult(
             matrix=correlation_matrix(vectors).numpy(),
             class_attribution=vectors.numpy(),
+            without_parts=_with_instances(sums.without_parts(), samples),
             counts=sums.counts.cpu().numpy().copy(),  # the sums go on
             instance_matrix=None if samples is None else samples.matrix(classes),
             average_instance_cas=None if samples is None else samples.average_cas(classes),
@@ -315,7 +316,6 @@ class CrossClassProbe:
             model_mode=_only({mode for mode, _ in passes}),
             precision=_only({precision for _, precision in passes}),
             versions={"torch": torch.__version__, "numpy": np.__version__, **installed_versions(["ccf_plugin"])},
-            samples=None if samples is None else samples.on_host(),
         )
         if result.missing_classes:
             warnings.warn(
@@ -421,7 +421,7 @@ class CrossClassProbe:
             )
 
     def _read(self, record: PassRecord) -> ForwardPass:
-        shape = None if self._sums is None else (len(self._sums.counts), self._sums.attributions.shape[1])
+        shape = None if self._sums is None else self._sums.shape
         return self._attached().read(record, shape)
 
     @torch.no_grad()
@@ -436,7 +436,7 @@ class CrossClassProbe:
             device = features.device
             labels = labels.to(device, torch.int64, non_blocking=device.type == "cuda")
             sums = self._sums_for(latest)
-            classes = len(sums.counts)
+            classes = sums.shape[0]
             labels, is_bad = within_classes(labels, classes)
             reading = latest.reading
             self._reason = self._reason or latest.reason
@@ -444,9 +444,9 @@ class CrossClassProbe:
             if self._centre:
                 latest = latest.centred()
             if latest.weight is None:
-                values = latest.gradient_attribution(labels, rows).to(sums.attributions.dtype)
+                values = latest.gradient_attribution(labels, rows).to(sums.by_part.dtype)
             else:
-                values = attribution(features.to(sums.attributions.dtype), latest.weight, labels)
+                values = attribution(features.to(sums.by_part.dtype), latest.weight, labels)
             if not self._places or self._places[-1][1] != latest.place:
                 self._places.append((sums.batches, latest.place))
             correct = sums.add(
@@ -480,12 +480,12 @@ class CrossClassProbe:
         shape, device = latest.shape, latest.features.device
         if self._sums is None:
             self._sums = Sums.zeros(shape, device)
-        if self._sums.attributions.shape != shape:
+        if self._sums.shape != shape:
             raise InputError(
-                f"expected the head to keep its shape {tuple(self._sums.attributions.shape)}, found {shape}; "
+                f"expected the head to keep its shape {self._sums.shape}, found {shape}; "
                 "call reset() after changing the model"
             )
-        if self._sums.counts.device != device:
+        if self._sums.by_part.device != device:
             self._sums = self._sums.to(device)
         return self._sums
 
@@ -507,6 +507,13 @@ NO_NEW_FORWARD = (
     "update once, and attach the probe before torch.compile's first call (or call torch._dynamo.reset() after "
     "attaching it)"
 )
+
+
+def _with_instances(without: WithoutParts | None, samples: Samples | None) -> WithoutParts | None:
+    if without is None or samples is None:
+        return without
+    parts = instances_without_parts(samples.rows, samples.labels, len(without.matrix))
+    return without if parts is None else replace(without, instance_rows=parts[0], instance_columns=parts[1])
 
 
 class _Process(NamedTuple):

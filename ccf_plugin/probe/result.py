@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +17,10 @@ from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe import presentation, result_files
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.classes import class_index, top_pairs
-from ccf_plugin.probe.confidence import Confidence, Interval, Samples, wilson
+from ccf_plugin.probe.confidence import Confidence, wilson
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
+from ccf_plugin.probe.jackknife import Interval, WithoutParts, check_level, interval_around
 from ccf_plugin.probe.null import PermutationNull, permutation_null
 
 if TYPE_CHECKING:
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
     from ccf_plugin.drawing import Annotate
 
 _ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
+_SIMILARITIES = ("cas", "cas_excess", "instance_cas")
+NO_PARTS = (
+    "expected a result with intervals of CAS, found none: it has a class of fewer than 20 images, or more than 228 "
+    "classes, or is of an older version; measure it anew with more images a class"
+)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -44,9 +52,9 @@ class CrossClassResult:
         clean_loss, robust_loss: the mean cross-entropy of the logits, or None where not measured.
         confusion_clean, confusion_adversarial: samples by true class (rows) and predicted class, (K, K) int64;
             ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
-        correct_clean, correct: whether each image was classified right, clean and in the passes that counted, (N,) bool
-            in the loader's order (with several processes: the first image of each, the second of each, …; None where
-            they have other shares). None but from ``probe.run``.
+        correct_clean, correct: whether each image was classified right, clean and under attack (without one: in the
+            passes that counted), (N,) bool in the loader's order (with several processes: the first image of each,
+            the second of each, …; None where they have other shares). None but from ``probe.run``.
         logit_variance: of the logits over samples and classes, each sample's mean taken away, so that what the softmax
             does not see does not count; None where not measured.
         mean_row_share: of the head's W in the last pass that counted, from 0 to 1; see `decomposition.mean_row_share`.
@@ -66,7 +74,8 @@ class CrossClassResult:
         repeats: where the attack was repeated with other seeds, every repeat's seed and figures.
         provenance: all that the figures depend on, as ``measuring.provenance`` describes it; {} where unknown.
         unknown: what the file of a newer version said beside all this, by name; saved again as it was.
-        samples: single samples' attributions where instances were measured; kept in memory, never saved.
+        without_parts: C, CAS by chance and C_I without a part of one class's images, from which their intervals come;
+            None where a class has fewer than 20 images, above 228 classes, and in files of older versions.
     """
 
     matrix: NDArray[np.float64]
@@ -98,7 +107,7 @@ class CrossClassResult:
     repeats: tuple[Mapping[str, Any], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
-    samples: Samples | None = field(default=None, compare=False)
+    without_parts: WithoutParts | None = None
 
     @property
     def cas(self) -> float:
@@ -185,23 +194,58 @@ class CrossClassResult:
         return _class_accuracy(self.confusion_clean)
 
     def interval(self, name: str = "robust_accuracy", level: float = 0.95) -> Interval | None:
-        """Wilson's interval of an accuracy over other images of the same kind; None where it was not measured.
+        """The interval of a figure over other images of the same kind; None where it is not known.
+
+        Of accuracies it is Wilson's, of CAS, its excess and I-CAS a jackknife's (`probe.jackknife`). These hold at this
+        number of images a class: CAS of 10 images a class and of 1,000 are not comparable. An I-CAS that other images
+        might make 0 has none.
 
         Args:
-            name: "robust_accuracy", "clean_accuracy" or "accuracy".
+            name: "robust_accuracy", "clean_accuracy", "accuracy", "cas", "cas_excess" or "instance_cas".
             level: the interval's probability.
 
         Raises:
             InputError: another name, or a level outside (0, 1).
         """
-        if name not in _ACCURACIES:
-            raise InputError(f"expected name to be one of {', '.join(_ACCURACIES)}, found {name!r}")
-        share, total = getattr(self, name), int(self.counts.sum())
-        return None if share is None or not total else wilson(round(share * total), total, level)
+        check_level(level)
+        if name not in (*_ACCURACIES, *_SIMILARITIES):
+            raise InputError(f"expected name to be one of {', '.join((*_ACCURACIES, *_SIMILARITIES))}, found {name!r}")
+        figure, total = getattr(self, name), int(self.counts.sum())
+        if figure is None or not total:
+            return None
+        if name in _ACCURACIES:
+            return wilson(round(figure * total), total, level)
+        variance = self.variance_of(name)
+        if variance is None:
+            return None
+        low, high = interval_around(figure, variance, level)
+        if name == "instance_cas" and low <= 0:
+            return None  # nearest cosines of about 0, of which the jackknife tells too little
+        most = len(self.matrix) * (len(self.matrix) - 1)
+        return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
+
+    def variance_of(self, name: str, other: CrossClassResult | None = None) -> float | None:
+        """The variance of "cas", "cas_excess" or "instance_cas" over other images; None where not known.
+
+        Args:
+            name: the figure.
+            other: of its difference from that of another model on the same images.
+        """
+        sides = [self, *([] if other is None else [other])]
+        apart = [
+            None if side.without_parts is None else side.without_parts.apart(name, side.matrix, side.instance_matrix)
+            for side in sides
+        ]
+        if apart[0] is None or apart[-1] is None or not all(math.isfinite(getattr(side, name)) for side in sides):
+            return None
+        moved = apart[0] if other is None else apart[0] - apart[-1]
+        # CAS by chance is a mean over permutations
+        noise = [side.null.cas_sd**2 / side.null.permutations for side in sides] if name == "cas_excess" else []
+        return float(np.square(moved).sum()) + sum(noise)
 
     def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
-        """``interval`` of each accuracy, as plain values."""
-        known = {name: self.interval(name, level) for name in _ACCURACIES}
+        """``interval`` of each figure, as plain values."""
+        known = {name: self.interval(name, level) for name in (*_ACCURACIES, *_SIMILARITIES)}
         return {name: None if interval is None else list(interval) for name, interval in known.items()}
 
     @property
@@ -282,30 +326,26 @@ class CrossClassResult:
         return spread
 
     def confidence(
-        self, *, bootstrap: int = 200, level: float = 0.95, seed: int = 0, instances: bool = True
+        self, *, level: float = 0.95, instances: bool = True, bootstrap: int | None = None, seed: int | None = None
     ) -> Confidence:
-        """Intervals of CAS and I-CAS over resampled images: no attack is run again.
-
-        They hold at this number of images a class; CAS of 10 images a class and of 1,000 are not comparable. In
-        simulations with 400 resamples 95 % intervals held CAS in 96 of 100 cases, with 200 those of I-CAS in 89 alone.
+        """``interval`` of CAS, of its excess and, with ``instances``, of I-CAS together, also of a saved result.
 
         Args:
-            bootstrap: how often to resample.
-            level: the interval's probability.
-            seed: of the resampling.
-            instances: also I-CAS, which computes the instance matrix once per resample.
+            level: the intervals' probability.
+            instances: also I-CAS.
+            bootstrap, seed: of no use since no image is resampled any more; to be left out.
 
         Raises:
-            InputError: single samples were not kept (measured without ``instances=True``, or loaded from a file).
+            InputError: a class with images has fewer than 20, more than 228 classes, or a file of an older version.
         """
-        if self.samples is None:
-            raise InputError(
-                "expected a result that still has its single samples, found none; measure with instances=True "
-                "and ask before saving (files hold no samples)"
-            )
-        return self.samples.confidence(
-            len(self.matrix), bootstrap=bootstrap, level=level, seed=seed, instances=instances
-        )
+        if (bootstrap, seed) != (None, None):
+            text = "confidence() needs no bootstrap and no seed any more: it is a jackknife; leave them out"
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+        cas = self.interval("cas", level)
+        if cas is None:
+            raise InputError(NO_PARTS)
+        of_instances = self.interval("instance_cas", level) if instances else None
+        return Confidence(cas, self.interval("cas_excess", level), of_instances, level)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""
@@ -332,7 +372,9 @@ class CrossClassResult:
         Raises:
             InputError: a file is missing, is not such a result, or is of a newer format.
         """
-        return cls(**result_files.read_result(path))
+        fields = result_files.read_result(path)
+        parts = {name: fields.pop(key) for key, name in result_files.PARTS.items() if key in fields}
+        return cls(**fields, without_parts=WithoutParts(**parts) if parts else None)
 
     def plot(
         self,

@@ -32,6 +32,8 @@ ARRAYS: dict[str, Any] = {
     "confusion_adversarial": np.int64,
     "confusion_unnamed": np.int64,
 }
+# The arrays of `jackknife.WithoutParts`, by their names in the file.
+PARTS = {f"without_part_{name}": name for name in ("matrix", "chance", "instance_rows", "instance_columns")}
 BITS = ("correct_clean", "correct")  # one bit an image, eight to a byte
 _NUMBER = float | int | None
 _PLAIN_FIELDS: dict[str, Any] = {
@@ -145,6 +147,8 @@ def describe(result: CrossClassResult) -> dict[str, Any]:
 def result_bytes(result: CrossClassResult) -> dict[str, bytes]:
     """The contents of the .npz (the arrays; those that are None are left out) and the .json (the rest), by ending."""
     arrays = {name: getattr(result, name) for name in (*ARRAYS, *BITS)}
+    if result.without_parts is not None:
+        arrays |= {key: getattr(result.without_parts, name) for key, name in PARTS.items()}
     if len(result.matrix) > _LISTED_NULL:
         arrays |= {"null_mean_root": result.null.mean_root, "null_sd_root": result.null.sd_root}
     given = {name: array for name, array in arrays.items() if array is not None}
@@ -179,7 +183,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         described = {**_LATER_FIELDS, **json.loads(description.read_text(encoding="utf-8"))}
         version = int(described["format"])
         with np.load(npz, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in (*ARRAYS, *BITS) if name in archive.files}
+            arrays = {name: archive[name] for name in (*ARRAYS, *PARTS, *BITS) if name in archive.files}
         if version > FORMAT:
             raise InputError(
                 f"expected a result of format {FORMAT} or older, found {version} in {description}; update ccf_plugin"
@@ -217,6 +221,12 @@ def _checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
             raise ValueError(f"infinite numbers in {name}")
         if array.dtype == np.int64 and (array < 0).any():
             raise ValueError(f"negative numbers in {name}")
+    for name in arrays.keys() & PARTS.keys():
+        checked[name] = arrays[name].astype(np.float32, casting="same_kind")
+        shape = (classes, 20) if PARTS[name] == "chance" else (classes, 20, classes)  # `jackknife.PARTS`
+        is_whole = {"without_part_matrix", "without_part_chance"} <= arrays.keys()
+        if checked[name].shape != shape or np.isinf(checked[name]).any() or not is_whole:
+            raise ValueError(f"{name} of shape {checked[name].shape}, alone or with infinite numbers")
     for name in BITS:
         if name in arrays:
             number = int(checked["counts"].sum())

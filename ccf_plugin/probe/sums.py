@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import accumulator_dtype, class_means
+from ccf_plugin.probe.instances import rank_in_class
+from ccf_plugin.probe.jackknife import WithoutParts, number_of_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +24,10 @@ _NO_BATCH = torch.iinfo(torch.int64).max
 
 @dataclass
 class Sums:
-    """Sums over samples, (K, n) and (K,). Nothing but `checked_means` synchronises with the host."""
+    """Sums over samples. Nothing but `checked_means` synchronises with the host."""
 
-    attributions: Tensor  # (K, n), float64 where the device has it
-    counts: Tensor  # (K,) int64
+    by_part: Tensor  # (K, G, n), A(x) of the images of a class, in G parts; float64 where the device has it
+    counts_by_part: Tensor  # (K, G) int64
     correct: Tensor  # () int64
     clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
     confusion: Tensor | None  # (K K,) int64, row by row: true class, predicted class; None for too many classes
@@ -39,15 +41,31 @@ class Sums:
     batches: int = 0
     clean_batches: int = 0
 
+    @property
+    def attributions(self) -> Tensor:
+        """Σ A(x) by class, (K, n)."""
+        return self.by_part.sum(1)
+
+    @property
+    def counts(self) -> Tensor:
+        """Images by class, (K,) int64."""
+        return self.counts_by_part.sum(1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, n)."""
+        return self.by_part.shape[0], self.by_part.shape[2]
+
     @classmethod
     def zeros(cls, shape: tuple[int, int], device: torch.device) -> Sums:
         """Nothing seen yet, for (K, n) = ``shape``."""
+        parts = number_of_parts(*shape)
         number = torch.zeros((), dtype=torch.int64, device=device)
         cells = shape[0] ** 2 if shape[0] <= _CONFUSED_CLASSES else None
         confusion = None if cells is None else torch.zeros(cells, dtype=torch.int64, device=device)
         return cls(
-            attributions=torch.zeros(shape, dtype=accumulator_dtype(device), device=device),
-            counts=torch.zeros(shape[0], dtype=torch.int64, device=device),
+            by_part=torch.zeros(shape[0], parts, shape[1], dtype=accumulator_dtype(device), device=device),
+            counts_by_part=torch.zeros(shape[0], parts, dtype=torch.int64, device=device),
             correct=number,
             clean_correct=number.clone(),
             confusion=confusion,
@@ -89,9 +107,10 @@ class Sums:
             miss = torch.where(missed, error.to(self.largest_miss.dtype), 0.0)
             torch.maximum(self.largest_miss, miss, out=self.largest_miss)
             self.refits += refitted
-        self.attributions.index_add_(0, labels, attributions)
-        ones = torch.ones_like(labels)
-        self.counts.index_add_(0, labels, ones)
+        ones, classes = torch.ones_like(labels), self.shape[0]
+        part = self._parts_of(labels)
+        self.by_part.view(-1, self.shape[1]).index_add_(0, part, attributions)
+        self.counts_by_part.view(-1).index_add_(0, part, ones)
         predicted = logits.argmax(1)
         correct, clean_correct = predicted == labels, None
         self.correct += correct.sum()
@@ -100,17 +119,24 @@ class Sums:
             self.logit_spread += wide.var(1, correction=0).sum()
             self.loss += F.cross_entropy(wide, labels, reduction="sum")
         if self.confusion is not None:
-            self.confusion.index_add_(0, torch.add(predicted, labels, alpha=len(self.counts)), ones)
+            self.confusion.index_add_(0, torch.add(predicted, labels, alpha=classes), ones)
         if clean is not None:
             clean_predicted = clean.argmax(1)
             self.clean_loss += F.cross_entropy(clean.to(self.clean_loss.dtype), labels, reduction="sum")
             clean_correct = clean_predicted == labels
             self.clean_correct += clean_correct.sum()
             if self.clean_confusion is not None:
-                self.clean_confusion.index_add_(0, torch.add(clean_predicted, labels, alpha=len(self.counts)), ones)
+                self.clean_confusion.index_add_(0, torch.add(clean_predicted, labels, alpha=classes), ones)
             self.clean_batches += 1
         self.batches += 1
         return correct, clean_correct
+
+    def _parts_of(self, labels: Tensor) -> Tensor:
+        """Where each sample of a batch belongs among the K · G parts, (N,): a class's samples take turns."""
+        classes, parts = self.counts_by_part.shape
+        if parts == 1:
+            return labels
+        return labels * parts + (self.counts[labels] + rank_in_class(labels, classes)) % parts
 
     def to(self, device: torch.device) -> Sums:
         """These sums on another device, where the model went."""
@@ -132,7 +158,7 @@ class Sums:
     def _square(self, cells: Tensor | None) -> NDArray[np.int64] | None:
         if cells is None or int(cells.sum()) != int(self.counts.sum()):
             return None
-        return cells.view(len(self.counts), -1).cpu().numpy().copy()  # the sums go on
+        return cells.view(self.shape[0], -1).cpu().numpy().copy()  # the sums go on
 
     def checked_means(self, head: str = "", reason: str = "") -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.
@@ -149,7 +175,7 @@ class Sums:
         bad_label, not_finite, missed = self.first_faults.tolist()
         if bad_label != _NO_BATCH:
             raise InputError(
-                f"expected labels in 0..{len(self.counts) - 1}, found others in batch {bad_label} (counted from 0); "
+                f"expected labels in 0..{self.shape[0] - 1}, found others in batch {bad_label} (counted from 0); "
                 "labels count from 0, and the data's classes must be the model's"
             )
         if not_finite != _NO_BATCH:
@@ -164,6 +190,10 @@ class Sums:
                 f"from 0){f': {reason}' if reason else ''}; call reset(), after which the head is looked for anew"
             )
         return class_means(self.attributions.cpu().double(), self.counts.cpu())
+
+    def without_parts(self) -> WithoutParts | None:
+        """C without each part, from which intervals come."""
+        return WithoutParts.of_sums(self.by_part.cpu().double(), self.counts_by_part.cpu())
 
 
 NOTHING_ADDED = "expected at least one update before compute, found none; run a pass, then update(labels)"

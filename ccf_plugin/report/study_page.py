@@ -124,7 +124,8 @@ def _lines(study: Path, described: Mapping[str, Any], runs: Sequence[FinishedRun
     yield ""
     yield from _machines(runs)
     yield ""
-    yield f"Files, in [{name}/]({name}/): {STUDY}, {TABLE}, {DIFFERENCES}, {LATEX}; the runs' folders without weights."
+    files = ", ".join(f"[{file}]({name}/{file})" for file in (STUDY, TABLE, DIFFERENCES, LATEX))
+    yield f"Files, in `{name}/`: {files}; the runs' folders without weights."
     yield ""
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 from ccf_plugin.errors import counted
 from ccf_plugin.files import flattened
+from ccf_plugin.measuring.paired import paired_intervals
+from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import ALARMS, alarms_by_kind, alarms_in_words
+from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.runs.metrics import METRICS, Metric, all_metrics, metric_of
 from ccf_plugin.runs.reading import RunFiles, Track, describe_data
@@ -59,6 +62,7 @@ def summarise(run: RunFiles, track: Track) -> str:
         f"last evaluated at {at(last)}",
     ]
     parts += changes_after_best(track, last)
+    parts += cas_with_intervals(run, track)
     if not track.suffix:
         parts += alarms_in_words(track.rows) or ["no alarm in the log"]
     return "; ".join(parts) + "."
@@ -90,6 +94,38 @@ def changes_after_best(track: Track, last: EpochRow) -> list[str]:
     if ratios:
         moved.append(f"{' and '.join(ratios)}, in variances of the logits")
     return moved
+
+
+def cas_with_intervals(run: RunFiles, track: Track) -> list[str]:
+    """CAS at the best and the last epoch with 95 % intervals, that of their difference, and how many pairs differ."""
+    ends = [row for row in (track.best, None if track.last is track.best else track.last) if row is not None]
+    results = [(row.epoch, result) for row in ends if (result := _result_of(run, track, row)) is not None]
+    shown = [
+        f"{metric_of(name).heading} {_cas(low)} to {_cas(high)} at epoch {epoch}"
+        for name in ("cas", "cas_excess")
+        for epoch, result in results
+        if (interval := result.interval(name)) is not None
+        for low, high in (interval,)
+    ]
+    parts = [f"95 % intervals over other images: {', '.join(shown)}"] if shown else []
+    if len(results) == 2 and (paired := paired_intervals(results[0][1], results[1][1])) is not None:
+        (low, high), bands = paired.cas[2], paired.bands
+        parts.append(
+            f"CAS of the best epoch less that of the last {_cas(low)} to {_cas(high)}; {bands.surviving_pairs} of "
+            f"{bands.pairs} pairs of classes differ, at 95 % together"
+        )
+    return parts
+
+
+def _result_of(run: RunFiles, track: Track, row: EpochRow) -> CrossClassResult | None:
+    stems = [result_of(run.folder, row.epoch, track.suffix)]
+    stems += [result_of(run.folder, "best", track.suffix)] if row is track.best else []
+    stem = next((stem for stem in stems if stem.with_suffix(".json").is_file()), None)
+    return None if stem is None else CrossClassResult.load(stem)
+
+
+def _cas(value: float) -> str:
+    return metric_of("cas").in_report(value)
 
 
 def _signed(value: float, form: str) -> str:

@@ -59,9 +59,14 @@ def begin(folder: Path, environment: Mapping[str, Any], recipe: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_asides(folder)
     write_json(folder / ENVIRONMENT, environment)  # first: by it the folder is known as a run's
+    make_parts(folder)
+    write_atomically(folder / RECIPE, recipe.encode())
+
+
+def make_parts(folder: Path) -> None:
+    """The folders inside a run's, which a copy may have lost while they were empty."""
     for part in (PROBE, EPOCHS, STATE):
         (folder / part).mkdir(exist_ok=True)
-    write_atomically(folder / RECIPE, recipe.encode())
 
 
 def remove_asides(folder: Path) -> None:

@@ -32,13 +32,16 @@ class Measured:
     """A model's result on the test split, on clean training images and, where there is such a split, on validation's.
 
     ``train`` is of as many training images as there are test images, evenly over the training set, unaugmented.
-    ``withstands`` (N,) bool says of each test image whether it is classified right under attack.
     """
 
     test: CrossClassResult
     train: CrossClassResult
     validation: CrossClassResult | None
-    withstands: NDArray[np.bool_] | None = None
+
+    @property
+    def withstands(self) -> NDArray[np.bool_] | None:
+        """Whether each test image is classified right under attack, (N,) bool."""
+        return self.test.correct
 
 
 class Monitor:
@@ -77,14 +80,13 @@ class Monitor:
         attack = _attack(parts)
         with batch_size_errors("evaluate.batch_size", size):
             test = on(parts.test, "test", attack)
-            withstands = test.correct
             if recipe.probe.inputs == "clean":
-                clean = on(parts.test, "test", None)
-                test = replace(clean, robust_accuracy=test.robust_accuracy, robust_loss=test.robust_loss)
+                under_attack = {name: getattr(test, name) for name in ("robust_accuracy", "robust_loss", "correct")}
+                test = replace(on(parts.test, "test", None), **under_attack)
             with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
                 train = on(self._trained_on, "train", None)
             validation = None if parts.validation is None else on(parts.validation, "validation", attack)
-            return Measured(test, train, validation, withstands)
+            return Measured(test, train, validation)
 
 
 def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:

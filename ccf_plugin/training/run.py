@@ -16,7 +16,7 @@ from ccf_plugin.files import write_atomically, write_together
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.alarms import should_stop
 from ccf_plugin.runs.environment import add_resumption, read_environment
-from ccf_plugin.runs.folder import begin, check_is_free, remove_asides
+from ccf_plugin.runs.folder import begin, check_is_free, make_parts, remove_asides
 from ccf_plugin.runs.layout import LOG, RECIPE, result_of, weights_of
 from ccf_plugin.runs.log import EpochRow, best_row, log_bytes, read_log, selecting_figure, with_unknown_columns
 from ccf_plugin.runs.selection import save_records
@@ -83,6 +83,7 @@ class Run:
 
     def write_again(self, environment: dict[str, Any]) -> None:
         """Bring a reopened run's files to its state, and remove those half-written; the environment joins the first."""
+        make_parts(self.folder)
         add_resumption(self.folder, environment, epoch=self.epoch, step=read_state(self.folder).step)
         with contextlib.suppress(InputError):  # a log that was damaged or removed is written anew
             self.rows = with_unknown_columns(self.rows, read_log(self.folder))
@@ -243,6 +244,8 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
     flat_before, flat_now = before.flat(), recipe.flat()
     if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
         flat_before["precision"] = read_environment(folder).get("precision", "auto")
+    if flat_now["precision"] == "auto":  # the machine has not settled it yet; training asks again once it has
+        flat_now["precision"] = flat_before["precision"]
     keys = sorted(flat_before.keys() | flat_now.keys())
     moved = {"data.root"}  # where data lie is no part of what the run is
     changed = [key for key in keys if key not in moved and flat_before.get(key) != flat_now.get(key)]

@@ -1,10 +1,13 @@
 """Does CAS measure what it claims? Images whose classes share known parts, from none to all, and the CAS found.
 
     python tests/benchmarks/ground_truth.py --seeds 0 1 2 --out docs/pictures/cas_ground_truth.png
+    python tests/benchmarks/ground_truth.py --added --seeds 0 1 2 --out docs/pictures/cas_added_parts.png
 
 Six classes of 16×16 images. A class is five glyphs of 4×4 pixels; an image shows three of them, in three of its 16
 cells, with noise. The dial says how many of a class's five glyphs it shares: with one other class (layout "pairs"; at 5
-the two classes of a pair are the same), or each glyph with another of the five other classes (layout "spread").
+the two classes of a pair are the same), or each glyph with another of the five other classes (layout "spread"). There
+classes also become harder to tell apart. With --added (layout "added") a class keeps four glyphs of its own, of which
+each image shows three, and the dial says how many glyphs that a pair shares are shown beside them, in each image.
 
 The network sees each cell by itself (a 4×4 convolution of stride 4, ReLU, the maximum over the cells, a linear head),
 so that a feature can stand for a glyph and not for a whole class: what a head can share is what the images share.
@@ -35,19 +38,23 @@ from ccf_plugin.probe.attribution import (
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import build_attack
 
-Layout = Literal["pairs", "spread"]
+Layout = Literal["pairs", "spread", "added"]
 Training = Literal["adversarial", "standard"]
 CLASSES, PARTS, SHOWN, CELLS, SIDE = 6, 5, 3, 4, 4  # CELLS a side of the image, SIDE pixels a side of the cell
+OWN = 4  # glyphs of a class's own in layout "added"
 DIALS = tuple(range(PARTS + 1))
 EPS, STEPS = 0.1, 3
 ARMS: tuple[tuple[Layout, Training], ...] = (("pairs", "adversarial"), ("pairs", "standard"), ("spread", "adversarial"))
+ADDED: tuple[tuple[Layout, Training], ...] = (("added", "adversarial"), ("added", "standard"))
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One trained network. C is averaged over the pairs of classes that share parts and over those that do not.
 
-    ``positive_cas`` is what CAS under attack would be if an attribution kept only what speaks for the class.
+    ``positive_cas`` is what CAS under attack would be if an attribution kept only what speaks for the class. Under
+    attack ``taken_for_partner`` of the images are taken for the other class of their pair, ``taken_for_others`` for
+    one of the other four.
     """
 
     layout: Layout
@@ -61,11 +68,15 @@ class Outcome:
     positive_cas: float
     shared: float | None
     unshared: float | None
+    cas_null: float
+    cas_excess: float
+    taken_for_partner: float
+    taken_for_others: float
 
 
 def partners(layout: Layout) -> list[list[tuple[int, int]]]:
     """For each of the five parts, who shares it with whom once the dial has passed it: three pairs of classes."""
-    if layout == "pairs":
+    if layout != "spread":
         return [[(0, 1), (2, 3), (4, 5)]] * PARTS
     rounds = []  # a round-robin tournament: each class meets each other class once
     for turn in range(CLASSES - 1):
@@ -75,7 +86,11 @@ def partners(layout: Layout) -> list[list[tuple[int, int]]]:
 
 
 def parts_of_classes(layout: Layout, dial: int) -> Tensor:
-    """Which glyphs make up each class, int64 (6, 5)."""
+    """Which glyphs make up each class, int64 (6, 5); in layout "added" its own four and then those that it shares."""
+    if layout == "added":
+        own = torch.arange(CLASSES * OWN).view(CLASSES, OWN)
+        shared = CLASSES * OWN + torch.arange(CLASSES // 2 * dial).view(CLASSES // 2, dial)
+        return torch.cat([own, shared.repeat_interleave(2, 0)], 1)
     parts: list[list[int]] = [[] for _ in range(CLASSES)]
     new = 0
     for number, pairs in enumerate(partners(layout)):
@@ -87,10 +102,10 @@ def parts_of_classes(layout: Layout, dial: int) -> Tensor:
     return torch.tensor(parts)
 
 
-def glyphs(generator: torch.Generator) -> Tensor:
-    """30 glyphs of six bright pixels, no two with more than three in common, (30, 4, 4)."""
+def glyphs(generator: torch.Generator, number: int = CLASSES * PARTS) -> Tensor:
+    """Glyphs of six bright pixels, no two with more than three in common, (number, 4, 4)."""
     found: list[Tensor] = []
-    while len(found) < CLASSES * PARTS:
+    while len(found) < number:
         glyph = torch.zeros(SIDE * SIDE)
         glyph[torch.randperm(SIDE * SIDE, generator=generator)[:6]] = 1
         if all((glyph * other).sum() <= 3 for other in found):
@@ -98,12 +113,19 @@ def glyphs(generator: torch.Generator) -> Tensor:
     return torch.stack(found).view(-1, SIDE, SIDE)
 
 
-def draw_images(count: int, parts: Tensor, shapes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images float (N, 1, 16, 16) in [0, 1] of the classes in turn, and labels."""
+def draw_images(
+    count: int, parts: Tensor, shapes: Tensor, generator: torch.Generator, *, always: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Images float (N, 1, 16, 16) in [0, 1] of the classes in turn, and labels.
+
+    Three of a class's glyphs are shown, and beside them the last ``always`` of them, which are not among the three.
+    """
     labels = torch.arange(count) % CLASSES
-    chosen = parts[labels].gather(1, torch.rand(count, PARTS, generator=generator).argsort(1)[:, :SHOWN])
-    places = torch.rand(count, CELLS * CELLS, generator=generator).argsort(1)[:, :SHOWN]
-    contrast = 0.6 + 0.4 * torch.rand(count, SHOWN, 1, 1, generator=generator)
+    some, all_of = parts[labels].split([parts.shape[1] - always, always], 1)
+    chosen = some.gather(1, torch.rand(some.shape, generator=generator).argsort(1)[:, :SHOWN])
+    chosen, shown = torch.cat([chosen, all_of], 1), SHOWN + always
+    places = torch.rand(count, CELLS * CELLS, generator=generator).argsort(1)[:, :shown]
+    contrast = 0.6 + 0.4 * torch.rand(count, shown, 1, 1, generator=generator)
     cells = torch.zeros(count, CELLS * CELLS, SIDE, SIDE)
     cells[torch.arange(count).unsqueeze(1), places] = shapes[chosen] * contrast
     images = cells.view(count, CELLS, CELLS, SIDE, SIDE).transpose(2, 3).reshape(count, 1, CELLS * SIDE, CELLS * SIDE)
@@ -117,8 +139,10 @@ def run(
     """Train one network on one setting of the dial and measure it on new images, clean and under PGD-10."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    shapes, parts = glyphs(generator), parts_of_classes(layout, dial)
-    x, y = draw_images(images, parts, shapes, generator)
+    parts = parts_of_classes(layout, dial)
+    shapes = glyphs(generator, CLASSES * OWN + CLASSES // 2 * PARTS) if layout == "added" else glyphs(generator)
+    always = dial if layout == "added" else 0
+    x, y = draw_images(images, parts, shapes, generator, always=always)
     network = nn.Sequential(
         nn.Conv2d(1, 64, SIDE, SIDE), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)
     )
@@ -133,7 +157,7 @@ def run(
             F.cross_entropy(network(batch), y[rows]).backward()
             optimizer.step()
             schedule.step()
-    test = [draw_images(tested, parts, shapes, generator)]
+    test = [draw_images(tested, parts, shapes, generator, always=always)]
     pgd_10 = build_attack(None, network, ThreatModel("Linf", EPS, EPS / 4, 10), num_classes=CLASSES)
     with CrossClassProbe(network) as probe:
         clean, attacked = probe.run(test), probe.run(test, pgd_10, seed=0)
@@ -144,6 +168,10 @@ def run(
         for first, second in pairs:
             sharing[first, second] = sharing[second, first] = True
     other = ~(sharing | np.eye(CLASSES, dtype=bool))
+    confusion = attacked.confusion_adversarial
+    assert confusion is not None
+    partner = np.arange(CLASSES) ^ 1
+    taken = confusion[range(CLASSES), partner].sum() / confusion.sum()
     return Outcome(
         layout=layout,
         training=training,
@@ -156,6 +184,10 @@ def run(
         positive_cas=positive_cas(network, pgd_10(*test[0]), test[0][1]),
         shared=float(attacked.matrix[sharing].mean()) if sharing.any() else None,
         unshared=float(attacked.matrix[other].mean()) if other.any() else None,
+        cas_null=attacked.null.cas_mean,
+        cas_excess=attacked.cas_excess,
+        taken_for_partner=float(taken),
+        taken_for_others=1 - attacked.robust_accuracy - float(taken),
     )
 
 
@@ -169,9 +201,9 @@ def positive_cas(network: nn.Sequential, images: Tensor, labels: Tensor) -> floa
     return float(class_attribution_similarity(correlation_matrix(means)))
 
 
-def rank_correlation(outcomes: list[Outcome], *, clean: bool = False) -> float:
-    """Spearman's, between dial and CAS (under attack, or clean), over the networks given."""
-    found = [outcome.clean_cas if clean else outcome.cas for outcome in outcomes]
+def rank_correlation(outcomes: list[Outcome], *, clean: bool = False, figure: str = "cas") -> float:
+    """Spearman's, between dial and CAS (under attack, or clean) or another figure, over the networks given."""
+    found = [getattr(outcome, "clean_cas" if clean else figure) for outcome in outcomes]
     return float(spearmanr([outcome.dial for outcome in outcomes], found).statistic)
 
 
@@ -237,19 +269,69 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+FOLLOWED = ("cas", "cas_null", "cas_excess", "shared", "robust_accuracy", "taken_for_partner", "taken_for_others")
+
+
+def table_of_added(outcomes: list[Outcome]) -> str:
+    """Means (and ranges) over the seeds in Markdown, one row a dial, and each figure's rank correlations with it."""
+    lines = []
+    for _, training in ADDED:
+        own = [one for one in outcomes if one.training == training]
+        lines += [f"\n{training} training", "", f"| parts added | {' | '.join(FOLLOWED)} |", f"|{'---|' * 8}"]
+        for dial in DIALS:
+            cells = []
+            for name in FOLLOWED:
+                values = [getattr(one, name) for one in own if one.dial == dial]
+                known = [value for value in values if value is not None]
+                if known:
+                    low, high = min(known), max(known)
+                    cells.append(f"{statistics.mean(known):.3f} ({low:.3f} to {high:.3f})")
+                else:
+                    cells.append("")
+            lines.append(f"| {dial} | {' | '.join(cells)} |")
+        for name in ("cas", "cas_excess", "taken_for_partner", "robust_accuracy"):
+            seeds = sorted({one.seed for one in own})
+            ranks = [rank_correlation([one for one in own if one.seed == seed], figure=name) for seed in seeds]
+            lines.append(f"rank correlation of the dial and {name}, each seed: {', '.join(f'{r:.2f}' for r in ranks)}")
+    return "\n".join(lines)
+
+
+def draw_added(outcomes: list[Outcome], path: Path) -> None:
+    """CAS, CAS beyond chance, and what is taken for what against the number of parts that were added."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = {"cas": "CAS", "cas_excess": "CAS beyond chance", "robust_accuracy": "RA", "taken_for_partner": ""}
+    axes = dict(zip(panels, figure.subplots(1, 4), strict=True))
+    for name, ax in axes.items():
+        for number, (_, training) in enumerate(ADDED):
+            own = [one for one in outcomes if one.training == training]
+            means = [statistics.mean(getattr(one, name) for one in own if one.dial == dial) for dial in DIALS]
+            ax.plot(DIALS, means, color=f"C{number}", label=f"{training} training")
+            ax.plot([one.dial for one in own], [getattr(one, name) for one in own], "o", ms=4, color=f"C{number}")
+        ax.set(xlabel="glyphs that a pair of classes shares", title=panels[name] or "taken for the partner")
+    axes["robust_accuracy"].set_ylim(0, 1)
+    axes["taken_for_partner"].set_ylim(bottom=0)
+    axes["cas"].legend(fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--added", action="store_true", help='layout "added" alone')
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("cas_ground_truth.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     outcomes = []
-    for layout, training in ARMS:
+    for layout, training in ADDED if arguments.added else ARMS:
         for seed in arguments.seeds:
             outcomes += [run(layout, training, dial, seed) for dial in DIALS]
     arguments.out.with_suffix(".json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
-    draw(outcomes, arguments.out)
-    print(table(outcomes))
+    (draw_added if arguments.added else draw)(outcomes, arguments.out)
+    print((table_of_added if arguments.added else table)(outcomes))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
     python tests/benchmarks/on_gpu.py --minutes 9 --out DIR [--only step_compiled,evaluation] [--data npz:PATH]
 
+With ``--study NAME`` it does a slot of a study of ``recipes/studies`` instead, from the pieces of an earlier one:
+
+    python tests/benchmarks/on_gpu.py --study soft_labels --minutes 9 --data npz:PATH --out OUT [--pieces EARLIER]
+
 The rows come most valuable first, each in a process of its own with its own time limit, and whatever has finished (of
 a row that ran out of time too) is in DIR/on_gpu.json and DIR/on_gpu.md. No network is needed: ``--data`` is a data set
 as recipes name it, by default made-up images of CIFAR-10's size, since speed does not depend on what they show.
@@ -581,6 +585,46 @@ def _made_up(folder: Path, count: int, test: int) -> str:
     return f"npz:{folder / 'made_up.npz'}"
 
 
+# Every study in small, where there is no GPU: that it runs through.
+_SMALL_STUDY = [
+    'model={name="narrow_preact_resnet18", options={width=2, blocks=[1, 1, 1, 1]}}',
+    *("data.train_per_class=2", "data.test_limit=20", "evaluate.steps=1", "optim.epochs=2", "optim.batch_size=10"),
+    *("evaluate.every=1", "probe.every=2", "attack.steps=1", "threads=1"),
+]
+_PACKING = 30  # seconds
+
+
+def do_study(arguments: argparse.Namespace, data: str, folder: Path) -> int:
+    """A slot of a study: join what an earlier one left, go on, and leave pieces in ``--out``; gives the exit code.
+
+    Data and runs have the same names in each slot, which are part of what a run is: ``npz:cifar10.npz`` for
+    ``--data npz:/any/where/cifar10.npz``, and ``runs/NAME``. At home ``ccf unpack OUT runs/NAME`` and
+    ``ccf study NAME --set data.name=npz:cifar10.npz --set device=cuda --minutes 0 --page docs/results`` make its page.
+    """
+    kind, colon, place = data.partition(":")
+    if colon:
+        link = folder / Path(place).name
+        if not link.exists():
+            link.symlink_to(Path(place).resolve())
+        data = f"{kind}:{link.name}"
+    runs = f"runs/{Path(arguments.study).stem}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+    def ccf(*words: object) -> int:
+        command = [sys.executable, "-m", "ccf_plugin", *map(str, words)]
+        return subprocess.run(command, check=False, cwd=folder, env=environment).returncode
+
+    if arguments.pieces is not None and (code := ccf("unpack", arguments.pieces.resolve(), runs)):
+        return code
+    minutes = max(0.1, arguments.minutes - _PACKING / 60)
+    sets = [f"data.name={data}", f"device={arguments.device}", *(_SMALL_STUDY if arguments.device == "cpu" else [])]
+    options = [word for one in sets for word in ("--set", one)]
+    code = ccf("study", arguments.study, "--minutes", f"{minutes:g}", "--out", runs, *options)
+    if not (folder / runs / "study.json").is_file():
+        return code
+    return ccf("pack", runs, arguments.out.resolve(), "--momentum", arguments.momentum) or code
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9)
@@ -588,6 +632,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--data", default="", help="npz:PATH or folder:PATH")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: only to see that the rows work")
+    parser.add_argument("--study", default="", help="do this study of recipes/studies instead; --out gets its pieces")
+    parser.add_argument("--pieces", type=Path, help="with --study: go on from what an earlier slot's --out got")
+    parser.add_argument("--momentum", choices=("float32", "bfloat16", "none"), default="float32", help="see ccf pack")
     parser.add_argument("--row", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     rows = {row.name: row for row in ROWS}
@@ -611,6 +658,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         count = (400, 40) if arguments.device == "cpu" else (50_000, 10_000)
         data = arguments.data or _made_up(Path(folder), *count)
+        if arguments.study:
+            sys.exit(do_study(arguments, data, Path(folder)))
         found = run_all([rows[name] for name in asked] or list(ROWS), arguments, data)
     print(table(found))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -43,6 +46,42 @@ def test_cas_rises_with_the_dial() -> None:
     assert outcomes[0].robust_accuracy > 0.9  # a network that learned its task
     assert outcomes[0].cas < 1.5  # of at most 6 that sharing alone explains
     assert outcomes[-1].cas > 4
+
+
+@pytest.mark.parametrize("dial", [0, 2, 5])
+def test_parts_are_added_to_three_of_four_of_a_classes_own(dial: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = truth.parts_of_classes("added", dial)
+    owned, shared = (set(part.flatten().tolist()) for part in (parts[:, :4], parts[:, 4:]))
+    assert len(owned) == 24
+    assert len(shared) == 3 * dial
+    assert not owned & shared
+    for first in (0, 2, 4):
+        assert parts[first, 4:].tolist() == parts[first + 1, 4:].tolist()
+    shapes = truth.glyphs(generator, 39)
+    images, labels = truth.draw_images(12, parts, shapes, generator, always=dial)
+    for image, label in zip(images, labels, strict=True):
+        cells = image.view(4, 4, 4, 4).transpose(1, 2).reshape(16, 4, 4)
+        shown = {int((shapes * (cell > 0.4)).sum((1, 2)).argmax()) for cell in cells if cell.max() > 0.5}
+        assert len(shown) == 3 + dial
+        assert set(parts[label, 4:].tolist()) <= shown <= set(parts[label].tolist())
+
+
+def test_cas_follows_added_parts_where_accuracy_stays() -> None:
+    """What the committed networks say: docs/results/ground-truth.md."""
+    written = json.loads((Path(__file__).parent / "results" / "cas_added_parts.json").read_text(encoding="utf-8"))
+    outcomes = [truth.Outcome(**one) for one in written]
+    for seed in (0, 1, 2):
+        adversarial, standard = (
+            [one for one in outcomes if (one.seed, one.training) == (seed, training)]
+            for training in ("adversarial", "standard")
+        )
+        assert truth.rank_correlation(adversarial) == 1
+        assert truth.rank_correlation(adversarial, figure="cas_excess") == 1
+        assert min(one.robust_accuracy for one in adversarial if one.dial < 5) > 0.96
+        assert adversarial[-1].cas - adversarial[0].cas > 3
+        assert standard[-1].taken_for_partner > 0.2
+        assert standard[-1].cas - standard[0].cas < 0.7
 
 
 @pytest.mark.slow

@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from ccf_plugin.measuring.study_results import read_study
+from ccf_plugin.report.study_page import build_page
+from ccf_plugin.runs.pieces import unpack
+from ccf_plugin.training.study import shipped_studies
+
 from . import on_gpu
 
 
@@ -33,6 +38,20 @@ def test_rows_leave_json_and_a_table(tmp_path: Path) -> None:
     figures = found["rows"]["evaluation"]["figures"]
     assert figures["replayed_20"]["cas"] == pytest.approx(figures["eager_20"]["cas"])
     assert "| instance_cas | I-CAS of 10,000 × 512 | finished |" in (tmp_path / "on_gpu.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_studies())
+def test_every_study_runs_in_small_and_goes_on_from_pieces(name: str, tmp_path: Path) -> None:
+    first = _run(tmp_path / "first", "--study", name, "--device", "cpu", "--minutes", "0.6")  # 6 s
+    assert first.returncode == 0, first.stderr
+    done = _run(tmp_path / "out", "--study", name, "--device", "cpu", "--pieces", str(tmp_path / "first"))
+    assert done.returncode == 0, done.stderr
+    unpack(tmp_path / "out", tmp_path / name)
+    study = read_study(tmp_path / name)
+    assert study["finished"]
+    assert [run["status"] for run in study["runs"]] == ["finished"] * len(study["runs"])
+    assert len(build_page(tmp_path / name)[0].splitlines()) > 20
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

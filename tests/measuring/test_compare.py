@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
 from ccf_plugin.measuring.compare import compare, load_sides, name_sides
 from ccf_plugin.measuring.pictures import draw_comparison
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.probe import CrossClassResult
-from ccf_plugin.probe.confidence import Samples, difference_of_cas
 
 THREAT = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "seed": 0}
 
@@ -118,50 +116,9 @@ def test_another_seed_of_the_attack_is_the_same_attack() -> None:
     assert compare(FIRST, replace(SECOND, threat={**THREAT, "seed": 5})).second.cas == SECOND.cas
 
 
-def _drawn(seed: int, shared: float) -> Samples:
-    """Attributions of 60 images of each of 4 classes, whose class means share a direction; noise follows the images."""
-    labels = torch.arange(4).repeat_interleave(60)
-    images = torch.randn(240, 12, generator=torch.Generator().manual_seed(seed))
-    means = torch.eye(4, 12) + shared * torch.nn.functional.one_hot(torch.tensor(8), 12)
-    return Samples(means[labels] + 0.7 * images, labels)
-
-
-def test_the_interval_of_the_difference_is_paired() -> None:
-    """The same images stand behind both models: their common noise cancels, and an unpaired interval would be wider."""
-    first, second = _drawn(0, 0.55), _drawn(0, 0.5)
-    low, high = difference_of_cas(first, second, 4, bootstrap=200)
-    intervals = [side.confidence(4, bootstrap=200, level=0.95, seed=0, instances=False).cas for side in (first, second)]
-    unpaired = float(np.hypot(*(high - low for low, high in intervals)))
-    assert high - low < 0.5 * unpaired
-    measured = [side.resampled(4, bootstrap=2, level=0.95, seed=0, instances=False)[0][0] for side in (first, second)]
-    assert low < measured[0] - measured[1] < high
-    assert low > 0
-    assert difference_of_cas(first, first, 4, bootstrap=20) == (0.0, 0.0)
-    assert difference_of_cas(second, first, 4, bootstrap=200) == pytest.approx((-high, -low), abs=0.02)
-
-
-def test_the_interval_covers_the_difference_of_new_images() -> None:
-    """Of 40 draws of images, the 80 % interval holds the difference that all draws average to in most."""
-    pairs = [(_drawn(seed, 0.7), _drawn(seed, 0.4)) for seed in range(40)]
-    figures = [
-        [side.resampled(4, bootstrap=2, level=0.5, seed=0, instances=False)[0][0] for side in pair] for pair in pairs
-    ]
-    truth = float(np.mean([a - b for a, b in figures]))
-    held = 0
-    for first, second in pairs:
-        low, high = difference_of_cas(first, second, 4, bootstrap=60, level=0.8)
-        held += low <= truth <= high
-    assert 24 <= held <= 39  # 32 expected; three standard deviations of 40 draws are 7.6
-
-
-def test_other_images_have_no_paired_interval() -> None:
-    first = _drawn(0, 0.5)
-    with pytest.raises(InputError, match="the same images in the same order"):
-        difference_of_cas(first, Samples(first.rows, first.labels.flip(0)), 4, bootstrap=10)
-
-
-def test_results_from_files_have_no_interval() -> None:
-    with pytest.raises(InputError, match="files hold no samples"):
+def test_results_without_parts_have_no_intervals() -> None:
+    assert compare(FIRST, SECOND).paired is None
+    with pytest.raises(InputError, match="expected a result with intervals of CAS, found none"):
         compare(FIRST, SECOND, bootstrap=10)
 
 

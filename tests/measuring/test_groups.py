@@ -119,3 +119,19 @@ def test_without_confusions_there_is_a_reason() -> None:
     assert found.confusion is None
     assert found.to_json()["note"] == "the result has no confusion matrix"
     assert found.rows()[1] == ("C against confusions", "not tested: the result has no confusion matrix")
+
+
+# Of each of CIFAR-100's classes, in alphabetical order, the number of its superclass in alphabetical order, as the data
+# set's own files have them (github.com/ryanchankh/cifar100coarse lists them).
+COARSE = [
+    *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
+    *(6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10),
+    *(16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16),
+    *(12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+]
+
+
+def test_cifar_100s_superclasses_are_the_data_sets_own() -> None:
+    names = sorted(member.strip() for members in NAMED["cifar100"].values() for member in members.split(","))
+    superclasses = sorted(NAMED["cifar100"])
+    assert [superclasses.index(group) for group in read_groups("cifar100", names).group_of] == COARSE

@@ -11,14 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
-from ccf_plugin.probe.attribution import (
-    attribution,
-    class_attribution,
-    class_attribution_similarity,
-    correlation_matrix,
-    instance_matrix,
-)
-from ccf_plugin.probe.confidence import Samples, difference_of_cas, mcnemar, paired_bootstrap, wilson
+from ccf_plugin.probe.confidence import mcnemar, paired_bootstrap, wilson
 
 from .conftest import small_batch
 
@@ -46,107 +39,11 @@ def sampled(count: int, seed: int) -> CrossClassResult:
         return probe.compute()
 
 
-def test_intervals_hold_the_figures_and_repeat(result: CrossClassResult) -> None:
-    found = result.confidence(bootstrap=100)
-    for figure, (low, high) in ((result.cas, found.cas), (result.instance_cas, found.instance_cas)):
-        assert 0 <= low <= figure <= high <= 12
-        assert low < high
-    assert result.confidence(bootstrap=100) == found
-    assert result.confidence(bootstrap=100, seed=1) != found
-    narrow = result.confidence(bootstrap=100, level=0.5)
-    assert narrow.cas[1] - narrow.cas[0] < found.cas[1] - found.cas[0]
-    assert result.confidence(bootstrap=10, instances=False).instance_cas is None
-
-
-def test_intervals_are_as_wide_as_new_images_move_the_figures() -> None:
-    figures = np.array([(r.cas, r.instance_cas) for r in (sampled(50, seed) for seed in range(40))])
-    for index, name in enumerate(("cas", "instance_cas")):
-        widths = []
-        for seed in range(5):
-            low, high = getattr(sampled(50, seed).confidence(bootstrap=100, level=0.68), name)
-            widths.append((high - low) / 2)
-        assert 0.6 < np.mean(widths) / figures[:, index].std() < 1.7, name
-
-
-def two_models(seed: int) -> tuple[Samples, Samples]:
-    """Two heads on the same 400 images of four classes: positive features, as after a ReLU."""
-    labels = torch.arange(4).repeat_interleave(100)
-    own = nn.functional.one_hot(labels, 4).float()
-    generator = torch.Generator().manual_seed(seed)
-    features = (torch.cat([own, own.roll(1, 1)], 1) + torch.randn(400, 8, generator=generator)).relu()
-    fixed = torch.Generator().manual_seed(0)
-    weight = 1 + torch.randn(4, 8, generator=fixed)
-    other = weight + 0.5 * torch.randn(4, 8, generator=fixed)
-    return Samples(attribution(features, weight, labels), labels), Samples(attribution(features, other, labels), labels)
-
-
-def cas_of(samples: Samples) -> float:
-    sums = torch.zeros(4, 8, dtype=torch.float64).index_add(0, samples.labels, samples.rows.double())
-    return float(class_attribution_similarity(correlation_matrix(sums)))
-
-
-@pytest.mark.slow
-def test_intervals_of_cas_hold_its_expectation_in_93_of_100_draws() -> None:
-    drawn = np.array([[cas_of(first), cas_of(second)] for first, second in map(two_models, range(1_000, 4_000))])
-    inside = []
-    for seed in range(600):
-        first, second = two_models(seed)
-        low, high = first.confidence(4, bootstrap=400, level=0.95, seed=seed, instances=False).cas
-        under, above = difference_of_cas(first, second, 4, bootstrap=400, seed=seed)
-        inside.append([low <= drawn[:, 0].mean() <= high, under <= (drawn[:, 0] - drawn[:, 1]).mean() <= above])
-    assert (np.mean(inside, 0) >= 0.93).all(), np.mean(inside, 0)
-
-
-@pytest.mark.parametrize("at_once", [2**22, 1])
-def test_a_resample_is_a_probe_of_the_images_drawn(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr("ccf_plugin.probe.confidence._MOST_AT_ONCE", at_once)
-    generator = torch.Generator().manual_seed(3)
-    rows, labels = torch.randn(41, 6, generator=generator), torch.randint(3, (41,), generator=generator)
-    of_class = [torch.nonzero(labels == label).squeeze(1) for label in (0, 1, 2)]
-    measured, found = Samples(rows, labels).resampled(3, bootstrap=5, level=0.9, seed=8, instances=True)
-    draws = torch.Generator().manual_seed(8)
-    for cas, instance_cas in found.tolist():
-        # as many images of every class as there are, each drawn from the class, one class after the other
-        parts = [of[(torch.rand(len(of), generator=draws, dtype=torch.float64) * len(of)).long()] for of in of_class]
-        drawn = torch.cat(parts)
-        means = torch.stack([rows[part].double().mean(0) for part in parts]).numpy()
-        units = means / np.linalg.norm(means, axis=1, keepdims=True)
-        matrix = units @ units.T
-        assert cas == pytest.approx(sum(max(matrix[i, j], 0) for i in range(3) for j in range(3) if i != j))
-        single = class_attribution_similarity(instance_matrix(rows[drawn], labels[drawn], 3))
-        assert instance_cas == pytest.approx(float(single))
-    whole = [
-        correlation_matrix(class_attribution(rows.double(), torch.ones(3, 6).double(), labels)),
-        instance_matrix(rows, labels, 3),
-    ]
-    assert measured == pytest.approx([float(class_attribution_similarity(matrix)) for matrix in whole])
-
-
 def test_figures_depend_on_the_number_of_images_a_class() -> None:
     """CAS and I-CAS of 10 images a class are not those of 1,000: compare like with like."""
     few, many = ([sampled(count, seed) for seed in range(5)] for count in (5, 500))
     assert np.mean([r.instance_cas for r in many]) > 1.2 * np.mean([r.instance_cas for r in few])
     assert abs(np.mean([r.cas for r in many]) - np.mean([r.cas for r in few])) > 3 * np.std([r.cas for r in many])
-
-
-def test_intervals_leave_a_missing_class_out(model: nn.Module) -> None:
-    images, labels = small_batch(40)
-    keep = labels != 1
-    with CrossClassProbe(model, instances=True) as probe, pytest.warns(UserWarning, match="no samples"):
-        found = probe.run([(images[keep], labels[keep])])
-    low, high = found.confidence(bootstrap=20).cas
-    assert low <= found.cas <= high
-
-
-def test_intervals_need_the_samples(model: nn.Module, result: CrossClassResult, tmp_path: Path) -> None:
-    with CrossClassProbe(model) as probe, pytest.raises(InputError, match="instances=True"):
-        probe.run([small_batch()]).confidence()
-    result.save(tmp_path / "found")
-    with pytest.raises(InputError, match="before saving"):
-        CrossClassResult.load(tmp_path / "found").confidence()
-    for wrong in ({"bootstrap": 1}, {"level": 0.0}, {"level": 1.0}):
-        with pytest.raises(InputError, match="bootstrap of 2 or more"):
-            result.confidence(**wrong)
 
 
 def test_wilson_by_hand_and_at_the_ends() -> None:

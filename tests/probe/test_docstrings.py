@@ -8,10 +8,10 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["probe", "metric"])
+@pytest.mark.parametrize("name", ["probe.probe", "integrations.torchmetrics"])
 def test_examples(name: str) -> None:
-    if name == "metric":
+    if name.endswith("torchmetrics"):
         pytest.importorskip("torchmetrics")
-    found = doctest.testmod(importlib.import_module(f"ccf_plugin.probe.{name}"))
+    found = doctest.testmod(importlib.import_module(f"ccf_plugin.{name}"))
     assert found.attempted
     assert not found.failed

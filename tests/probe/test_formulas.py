@@ -267,3 +267,11 @@ def test_the_mean_over_all_pairs_hovers_near_zero() -> None:
     mean = instance_matrix(rows, labels, 4, reduction="mean")
     nearest = instance_matrix(rows, labels, 4)
     assert float(mean.abs().max()) < 0.1 < float(nearest.min())
+
+
+def test_attributions_too_small_to_have_a_length_have_cosine_zero() -> None:
+    """Their squares are 0 in float32: divided by the least number they would have cosines of 1e16."""
+    labels = torch.arange(9) % 3
+    for reduction in ("max", "mean"):
+        matrix = instance_matrix(torch.full((9, 4), 1e-30), labels, 3, reduction=reduction)
+        assert float(matrix.abs().max()) < 1e-6

@@ -93,6 +93,14 @@ def test_a_state_alone_leaves_the_weights_that_are_there(halfway: Path, whole: R
     assert Run.read(tmp_path / "home", tiny(*RECIPE)).is_finished
 
 
+def test_a_run_that_lost_its_empty_folders_goes_on(halfway: Path, whole: Run, tmp_path: Path) -> None:
+    shutil.copytree(halfway, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "epochs")
+    shutil.rmtree(tmp_path / "copy" / "probe")
+    run = train(tiny(*RECIPE), tmp_path / "copy", Quiet(), resume=True)
+    assert [row.cas for row in run.rows] == [row.cas for row in whole.rows]
+
+
 def _refused(folder: Path, into: Path, message: str) -> None:
     before = contents(into) if into.exists() else {}
     with pytest.raises(InputError) as error:

@@ -19,7 +19,7 @@ from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import read_log
-from ccf_plugin.runs.selection import selection_free_accuracy, two_fold_accuracy
+from ccf_plugin.runs.selection import BIASED, selection_free_accuracy, two_fold_accuracy
 from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
@@ -232,13 +232,19 @@ def test_standard_training_keeps_the_epoch_of_the_best_clean_accuracy(tmp_path: 
 
 
 def test_standard_training_probes_clean_images_and_still_tells_ra(tmp_path: Path) -> None:
-    run = train(tiny("objective.loss=standard", "probe.inputs=clean", "optim.epochs=1"), tmp_path / "standard", Quiet())
-    (row,) = read_log(run.folder)
+    settings = ["objective.loss=standard", "probe.inputs=clean", "optim.epochs=2", "probe.every=2"]
+    run = train(tiny(*settings), tmp_path / "standard", Quiet())
+    row, last = read_log(run.folder)
     assert row.train_robust_accuracy is None
     assert row.test_robust_accuracy is not None
-    result = CrossClassResult.load(run.folder / "probe" / "001")
+    result = CrossClassResult.load(run.folder / "probe" / "002")
     assert result.threat is None
-    assert result.clean_accuracy == pytest.approx(row.test_clean_accuracy)
+    assert result.clean_accuracy == pytest.approx(last.test_clean_accuracy)
+    assert result.correct is not None
+    assert result.correct_clean is not None
+    assert result.correct.mean() == pytest.approx(last.test_robust_accuracy)
+    assert result.correct_clean.mean() == pytest.approx(last.test_clean_accuracy)
+    assert selection_free_accuracy(run.folder, [row, last], BIASED) is not None
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -183,6 +183,15 @@ def test_weights_of_finished_runs_may_be_thrown_away(whole: Path, ccf: Ccf, tmp_
     assert outcome(tmp_path / "runs" / "mine") == outcome(whole / "runs" / "mine")
 
 
+def test_a_precision_that_the_machine_settles_is_no_change(ccf: Ccf, tmp_path: Path) -> None:
+    write_study(tmp_path / "mine.toml", common={**COMMON, "precision": "auto"}, seeds=[0])
+    assert ccf("study", "mine.toml", "--minutes", "0.00001")[0] == 0
+    for _ in range(2):
+        code, _, err = ccf("study", "mine.toml")
+        assert (code, err) == (0, "")
+    assert read_study(tmp_path / "runs" / "mine")["finished"]
+
+
 def test_a_dry_run_writes_nothing(ccf: Ccf, tmp_path: Path) -> None:
     write_study(tmp_path / "mine.toml", seconds_per_epoch=45)
     code, out, _ = ccf("study", "mine.toml", "--dry-run")
