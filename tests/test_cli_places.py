@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from support.commands import Ccf, sets
 from support.runs import SMALLEST
 
+from ccf_plugin.cli.places import Place
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.datasets import load_data
 
@@ -67,15 +69,14 @@ def test_other_conditions_get_a_name_that_tells_them_apart(ccf: Ccf, model: Path
 
 
 def test_a_batch_size_counts_where_figures_depend_on_it(ccf: Ccf, model: Path, tmp_path: Path) -> None:
-    same, other = (
-        ("--limit", 20, "--steps", 1),
-        ("--limit", 20, "--steps", 1, "--norm", "L2"),
-    )  # whose start draws twice
-    for options in (same, other):
+    one_step = ("--limit", 20, "--steps", 1)
+    by_image, by_batch = (*one_step, "--norm", "L2"), (*one_step, "--attack", "APGD")
+    for options in (one_step, by_image, by_batch):
         for batch_size in (20, 7):
             assert ccf("probe", model, *options, "--batch-size", batch_size)[0] == 0
     names = {path.name for path in (tmp_path / "results").glob("*.json")}
-    assert names == {f"{BASE}.json", "digits-PGDL2-1-L2-128of255.json", "digits-PGDL2-1-L2-128of255-batch7.json"}
+    apgd = {"digits-APGD1-Linf-8of255.json", "digits-APGD1-Linf-8of255-batch7.json"}
+    assert names == {f"{BASE}.json", "digits-PGDL2-1-L2-128of255.json", *apgd}
 
 
 def test_two_checkpoints_of_one_factory_are_two_results(ccf: Ccf, tmp_path: Path) -> None:
@@ -235,6 +236,28 @@ def test_a_result_that_came_while_this_one_was_measured_is_kept(
     written = [path for path in tmp_path.glob("mine-*.json") if path.name in out]
     assert len(written) == 1
     assert CrossClassResult.load(written[0]).provenance["seed"] == 0
+
+
+@pytest.mark.parametrize("out", ["there", "there/", ".", ""])
+@pytest.mark.parametrize("command", ["probe", "evaluate"])
+def test_a_folder_is_where_files_go(ccf: Ccf, model: Path, tmp_path: Path, out: str, command: str) -> None:
+    (tmp_path / "there").mkdir()
+    assert ccf(command, model, "--limit", 10, "--steps", 1, "--out", out)[0] == 0
+    (written,) = (tmp_path / out).glob("digits-*.json")
+    assert not (tmp_path / "there.json").exists()
+    assert "provenance" in json.loads(written.read_text())
+
+
+def _write(limit: int) -> None:
+    Place(None, "a", {"limit": limit}).write({".json": json.dumps({"provenance": {"limit": limit}}).encode()})
+
+
+def test_commands_that_write_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.map(_write, range(24), chunksize=1)
+    kept = [json.loads(file.read_text())["provenance"]["limit"] for file in (tmp_path / "results").iterdir()]
+    assert sorted(kept) == list(range(24))
 
 
 def test_reports_of_runs_of_one_name_are_two(ccf: Ccf, tmp_path: Path) -> None:

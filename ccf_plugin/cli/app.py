@@ -34,7 +34,12 @@ from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.zoo.python_code import ends_program, fault_of_user_code
 
 _log = logging.getLogger(__name__)
-app = typer.Typer(cls=Group, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 def _print_version(wanted: bool) -> None:

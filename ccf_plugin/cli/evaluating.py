@@ -21,7 +21,7 @@ from ccf_plugin.cli.console import (
     with_interval,
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
-from ccf_plugin.cli.places import Place, endings_of, named_file
+from ccf_plugin.cli.places import Place, endings_of, named_file, takes_files
 from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 
@@ -83,11 +83,12 @@ def evaluate(
     subject = load_subject(model, settings)
     assert subject.attack is not None  # noqa: S101  (only the setting ``clean`` leaves it out)
     threat, images = subject.attack.threat, len(subject.data.split)
-    file = None if out is None else named_file(out, ".json")
-    if file is None and not as_json:
+    is_folder = out is not None and takes_files(out)
+    file = None if out is None or is_folder else named_file(out, ".json")
+    if file is None and (is_folder or not as_json):
         name = f"{subject.loaded.name}-evaluation-{threat_file_part(threat.as_dict())}"
         provenance = describe_evaluation(subject, subject.attack)["provenance"]
-        file = Place(None, name, provenance, force=restart).file()
+        file = Place(out, name, provenance, force=restart).file()
     console = open_console(stderr=as_json)
     with contextlib.nullcontext() if file is None else made_folder(file.parent):
         evaluation = run_evaluation(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +50,7 @@ class Place:
     (``measuring.provenance``), the name goes on with what differs: "digits-PGD20-Linf-8of255-limit3".
 
     Args:
-        out: what the user named, or None.
+        out: what the user named, or None; a folder is where the files go, under the name that they have otherwise.
         name: what the files are called otherwise.
         provenance: of the result to come, as JSON gives it back.
         suffixes: of the files; "" is a single file, which is called just as ``out`` says.
@@ -68,8 +72,11 @@ class Place:
         read: Read = read_provenance,
     ) -> None:
         self._provenance, self._suffixes, self._force, self._read = provenance, suffixes, force, read
+        folder = Path("results")
+        if out is not None and suffixes != ("",) and takes_files(out):
+            folder, out = expanded_path(out), None
         self._named = None if out is None else _stem(out, suffixes)
-        self._default = Path("results") / name
+        self._default = folder / name
         self.stem = self._default
         if self._named is not None:
             self._check(self._named)
@@ -89,9 +96,9 @@ class Place:
 
     def write(self, contents: Mapping[str, bytes]) -> list[Path]:
         """Write the files of these suffixes, all or none; folders are made as needed."""
-        self.settle()
-        files = {self.file(suffix): content for suffix, content in contents.items()}
-        with made_folder(self.stem.parent):
+        with made_folder(self.stem.parent), _alone_in(self.stem.parent):
+            self.settle()
+            files = {self.file(suffix): content for suffix, content in contents.items()}
             write_together(files)
         return list(files)
 
@@ -151,8 +158,27 @@ class Place:
         return stem.with_name(f"{stem.name}{suffix}") if suffix else stem
 
 
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other command of this machine writes into a folder; nothing is left in it."""
+    from filelock import FileLock
+
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else ""  # whose files others cannot open
+    with FileLock(Path(tempfile.gettempdir()) / f"ccf-{user}-{digest}.lock"):
+        yield
+
+
+def takes_files(out: Path) -> bool:
+    """Whether a user names a folder that is there, for files to go into under their own names."""
+    path = expanded_path(out)
+    return path.is_dir() and path.suffix not in _SUFFIXES
+
+
 def named_file(out: Path, suffix: str) -> Path:
-    """The file that a user names, with or without its ending."""
+    """The file that a user names, with or without its ending. Raises InputError where that is a folder."""
+    if expanded_path(out).is_dir():
+        raise InputError(Fault("", "a file to write", f"the folder {out}", "choose another {out}"))
     stem = _stem(out, (suffix,))
     return stem.with_name(f"{stem.name}{suffix}")
 

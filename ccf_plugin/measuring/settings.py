@@ -129,6 +129,9 @@ class Settings:
     batch_size: int = 250
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size)
+
     @classmethod
     def of(cls, **values: Any) -> Self:
         """Settings of these values, by the names of ``flat``; the others have their defaults."""

@@ -25,7 +25,7 @@ OPTIONS = {
     "a negative eps": Case(option("--eps", "-1/255"), "eps"),
     "no steps": Case(option("--steps", "0"), "steps: expected a whole number of at least 1"),
     "a negative limit": Case(option("--limit", "-3"), "--limit"),
-    "a negative batch": Case(option("--batch-size", "-1", "--clean"), "batch size"),
+    "a negative batch": Case(option("--batch-size", "-1", "--clean"), "--batch-size: expected at least 1"),
     "a seed of 2^70": Case(option("--seed", str(2**70), "--steps", "1"), "seed"),
     "another device": Case(option("--device", "cuda:99"), "cuda:99"),
     "a device of no kind": Case(option("--device", "tpu"), "expected auto, cpu, cuda"),
