@@ -149,8 +149,11 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     precision = resolve_precision(recipe.precision, device)
     recipe = recipe.model_copy(update={"precision": precision})  # what the run records
     parts = Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision, extra)
-    with torch.no_grad(), evaluation_mode(model):  # one that needs contiguous feature maps becomes so now
-        parts.forward(model)(torch.zeros(2, channels, height, width, device=device))
+    try:
+        with torch.no_grad(), evaluation_mode(model):  # one that needs contiguous feature maps becomes so now
+            parts.forward(model)(torch.zeros(2, channels, height, width, device=device))
+    except InputError as error:  # of the entry of its output that holds the logits
+        raise error.within("probe") from error
     return parts
 
 

@@ -178,7 +178,8 @@ def test_the_examples_are_those_that_only_the_best_gets_right(both: tuple[Subjec
 
 
 def test_images_by_class_and_by_number(both: tuple[Subject, Subject]) -> None:
-    assert {example.label for example in saliency(*both, class_name="8").examples} == {8}
+    label = saliency(*both, count=1).examples[0].label  # of which there is such an image, whatever the processor
+    assert {example.label for example in saliency(*both, class_name=str(label)).examples} == {label}
     named = saliency(*both, indices=[7, 3]).examples
     assert [example.index for example in named] == [7, 3]
     for indices, text in (([450], "from 0 to 449"), ([-1], "found -1")):

@@ -120,8 +120,8 @@ MODEL = "python:support.broken_gradients:FrozenTrunk"
     [
         (["probe", MODEL], "probe it with --clean or --attack Square, which need none"),
         (["compare", MODEL, MODEL], "probe it with --clean or --attack Square"),
-        (["evaluate", MODEL], "probe it with clean or attack Square"),
-        (["evaluate", MODEL, "--autoattack"], "probe it with clean or attack Square"),
+        (["evaluate", MODEL], "probe it with clean or --attack Square"),
+        (["evaluate", MODEL, "--autoattack"], "probe it with clean or --attack Square"),
     ],
 )
 def test_commands_say_it_in_one_line(
