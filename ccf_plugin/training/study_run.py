@@ -6,17 +6,18 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from ccf_plugin.errors import DivergedError, InputError
+from ccf_plugin.errors import CCFError, DivergedError, InputError
 from ccf_plugin.files import made_folder
 from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.measuring.finished_runs import FinishedRun
 from ccf_plugin.measuring.study_results import describe_study, save_study, state_claims
 from ccf_plugin.runs.folder import LockedError, check_is_free, lock
+from ccf_plugin.runs.layout import STUDY
 from ccf_plugin.training.interruption import TIME_UP, Interrupted, Interruption
 from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.study import Member, Study
@@ -46,6 +47,18 @@ def run_study(
     if until is not None and not _is_alone():
         raise InputError("expected a time limit in one process, found a job of several; end it by SIGTERM")
     statuses = _Statuses(study)
+    with made_folder(study.folder), _taken_back_where_refused(study):
+        return _run_study(study, statuses, reporting, until, download, say)
+
+
+def _run_study(
+    study: Study,
+    statuses: _Statuses,
+    reporting: Callable[[Member], AbstractContextManager[Reporter]],
+    until: float | None,
+    download: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     results = update(study, statuses.all())
     for one in study.members:
         if statuses.known[one.folder] == "finished":
@@ -91,6 +104,20 @@ def run_study(
                 break
             results = update(study, statuses.all())
     return update(study, statuses.all()) if elsewhere else results
+
+
+@contextlib.contextmanager
+def _taken_back_where_refused(study: Study) -> Iterator[None]:
+    """Remove what a new study wrote, should it be refused before a run of it has begun."""
+    before, begun = set(study.folder.iterdir()), [member.has_begun for member in study.members]
+    try:
+        yield
+    except CCFError:
+        if study.folder / STUDY not in before and begun == [member.has_begun for member in study.members]:
+            for path in set(study.folder.iterdir()) - before:
+                if path.is_file():
+                    path.unlink()
+        raise
 
 
 class _Statuses:
