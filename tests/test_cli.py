@@ -247,6 +247,7 @@ def test_a_run_is_shown_as_one_page(ccf: Ccf, tmp_path: Path, monkeypatch: pytes
     assert ccf("train", "digits", *TINY, "--out", "first", "--force")[0] == 0  # a report hinders no later run
 
 
+@pytest.mark.slow
 def test_the_closing_table_shows_averaged_weights_too(ccf: Ccf) -> None:
     code, out, _ = ccf("train", "digits", *TINY, "--set", "average={kind='ema', decay=0.5}")
     assert code == 0

@@ -50,6 +50,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.slow
 def test_other_conditions_get_a_name_that_tells_them_apart(ccf: Ccf, model: Path, tmp_path: Path, case: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "other.npz", x=images, y=np.arange(20) % 10)

@@ -97,7 +97,7 @@ class TRADES:
 sys.modules["mair"] = types.SimpleNamespace(RobModel=RobModel, TRADES=TRADES)
 """
 HEAVY = re.compile(
-    r"^(?:import|from) (?:accelerate|lightning|robustbench|timm|transformers)\b", re.M
+    r"^(?:import|from) (?:accelerate|lightning|mair|robustbench|timm|transformers)\b", re.M
 )  # seconds to import
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 

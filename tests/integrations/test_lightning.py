@@ -19,6 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger  # noqa: E4
 
 from ccf_plugin.integrations.lightning import CrossClassCallback  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CLASSES, N = 3, 24
 NAMES = ["cat", "dog", "ship"]
 

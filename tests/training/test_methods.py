@@ -109,6 +109,7 @@ SHORTENED = {
 
 
 @pytest.mark.parametrize("name", attack_names())
+@pytest.mark.slow
 def test_any_attack_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the mode that the paper's code attacks in, or, where that is refused, in the other."""
     monkeypatch.chdir(tmp_path)

@@ -316,6 +316,7 @@ def test_stop_ends_a_run_on_its_alarm_and_it_stays_ended(tmp_path: Path, monkeyp
     assert reporter.rows == []
 
 
+@pytest.mark.slow
 def test_trackers_get_each_epochs_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     pytest.importorskip("wandb")
