@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.measuring.claims import Comparison, Figure, runs_of
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, by_name
 from ccf_plugin.measuring.verdicts import Judgement, judge
-from ccf_plugin.runs.layout import STUDY
+from ccf_plugin.runs.layout import DIFFERENCES, LATEX, STUDY, TABLE
 from ccf_plugin.runs.metrics import metric_of
+from ccf_plugin.runs.seeds import mean_and_sd
+from ccf_plugin.runs.study_file import FORMAT, read_study
 from ccf_plugin.tables import Cell, Table, Value
-
-TABLE, DIFFERENCES, LATEX = "table.csv", "differences.csv", "table.tex"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -99,37 +96,6 @@ def _read_stated(folder: Path) -> list[Stated]:
     return found
 
 
-def read_study(folder: Path) -> dict[str, Any]:
-    """study.json of a folder.
-
-    Raises:
-        InputError: there is none, or it is damaged, or of a newer format.
-    """
-    path = folder / STUDY
-    try:
-        study = json.loads(path.read_text("utf-8"))
-        if study["format"] > _FORMAT:
-            raise InputError(f"{path}: written in format {study['format']}; update ccf_plugin")
-        for claim in study["claims"]:
-            if not all(isinstance(claim[key], str) for key in ("claim", "stated", "mark")):
-                raise TypeError("a claim that is no text")
-            if not isinstance(claim["stated_before"], bool):
-                raise TypeError("stated_before")
-        for run in study["runs"]:
-            if not isinstance(run["folder"], str) or not isinstance(run["name"], str):
-                raise TypeError("a run that is no text")
-            if Path(run["folder"]).name != run["folder"]:
-                raise ValueError(f"a run's folder {run['folder']!r}")
-        return dict(study)
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"expected the study of a folder in {path}, found none that can be read ({one_line(error, 120)}); "
-            "remove it, and the claims count as stated now"
-        ) from None
-
-
 def describe_study(
     described: Mapping[str, Any],
     stated: Sequence[Stated],
@@ -173,7 +139,7 @@ def describe_study(
         for compared in [_difference(name, baseline, column)]
     ]
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         **described,
         "finished": not any(unfinished.values()),
         "claims": claims,
@@ -261,8 +227,8 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
             values = [run.value(Figure(name, column.column, column.at)) for run in runs]
         except NotMeasuredError:
             continue
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        figures[column.name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+        mean, sd = mean_and_sd(values) if len(values) > 1 else (values[0], None)
+        figures[column.name] = {"mean": mean, "sd": sd, "values": values}
     return {"run": name, "seeds": len(runs), "averaged": bool(runs[0].suffix), "figures": figures}
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from ccf_plugin.measuring.claims import Comparison, Correlation, Figure, Leaf, Number, is_linear, runs_of, value_of
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError
 from ccf_plugin.probe.confidence import mcnemar
+from ccf_plugin.runs.seeds import mean_and_sd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,7 +131,7 @@ def _decide(margin: float, p: float) -> Verdict:
 
 
 def _over_seeds(comparison: Comparison, margins: Sequence[float], left: float, right: float) -> Judgement:
-    mean, spread = float(np.mean(margins)), float(np.std(margins, ddof=1))
+    mean, spread = mean_and_sd(margins)
     half = stats.t.ppf(1 - LEVEL / 2, len(margins) - 1) * spread / np.sqrt(len(margins))
     p = 0.0 if mean else 1.0  # where all seeds agree to the last digit
     if spread > 1e-12 * abs(mean):

@@ -15,18 +15,11 @@ from ccf_plugin.drawing import drop_figure, new_figure
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import write_atomically, write_together
 from ccf_plugin.measuring.finished_runs import FinishedRun, by_name
-from ccf_plugin.measuring.study_results import (
-    DIFFERENCES,
-    LATEX,
-    TABLE,
-    claims_table,
-    differences_table,
-    read_study,
-    study_table,
-)
+from ccf_plugin.measuring.study_results import claims_table, differences_table, study_table
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
-from ccf_plugin.runs.layout import ENVIRONMENT, LOG, RECIPE, RECORDS, STUDY, result_of
+from ccf_plugin.runs.layout import ENVIRONMENT, LOG, RECIPE, RECORDS, STUDY, STUDY_FILES, result_of
+from ccf_plugin.runs.study_file import read_study
 
 MOST_BYTES = 2_000_000  # of what is kept of a study
 _SERIES = {"test RA": "test_robust_accuracy", "CAS": "cas"}
@@ -66,7 +59,7 @@ def _finished(study: Path, described: Mapping[str, Any]) -> list[FinishedRun]:
 
 def _keep(study: Path, kept: Path) -> None:
     described = read_study(study)
-    contents = {kept / name: (study / name).read_bytes() for name in (STUDY, TABLE, DIFFERENCES, LATEX)}
+    contents = {kept / name: (study / name).read_bytes() for name in STUDY_FILES}
     results: dict[Path, CrossClassResult] = {}
     for run in _finished(study, described):
         to = kept / run.folder.name
@@ -124,7 +117,7 @@ def _lines(study: Path, described: Mapping[str, Any], runs: Sequence[FinishedRun
     yield ""
     yield from _machines(runs)
     yield ""
-    files = ", ".join(f"[{file}]({name}/{file})" for file in (STUDY, TABLE, DIFFERENCES, LATEX))
+    files = ", ".join(f"[{file}]({name}/{file})" for file in STUDY_FILES)
     yield f"Files, in `{name}/`: {files}; the runs' folders without weights."
     yield ""
 

@@ -18,7 +18,10 @@ LAST_STATE = f"{STATE}/last.json"
 SALIENCY = "saliency"  # pictures that somebody put there
 TRACKERS = "trackers"
 LOCK = ".lock"
-STUDY = "study.json"  # beside the runs of a study
+# Beside the runs of a study.
+STUDY = "study.json"
+TABLE, DIFFERENCES, LATEX = "table.csv", "differences.csv", "table.tex"
+STUDY_FILES = (STUDY, TABLE, DIFFERENCES, LATEX)
 
 Which = Literal["best", "last"]
 

@@ -16,13 +16,13 @@ from typing import Any, Literal
 from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.files import is_aside, made_folder, write_atomically, write_together
 from ccf_plugin.runs.folder import has_begun, lock
-from ccf_plugin.runs.layout import LAST_STATE, LOCK, RECIPE, RUN_FILES, STATE, STUDY
+from ccf_plugin.runs.layout import LAST_STATE, LOCK, RECIPE, RUN_FILES, STATE, STUDY, STUDY_FILES
 from ccf_plugin.runs.state import read_state
+from ccf_plugin.runs.study_file import read_study
 
 _FORMAT = 1
 _MAGIC = b"ccf piece\n"
 _ENDING = ".piece"
-_STATED = (STUDY, "table.csv", "differences.csv", "table.tex")
 Stand = dict[
     str, list[int]
 ]  # epochs and steps of each run's state, by its folder inside what is packed ("" for itself)
@@ -62,7 +62,7 @@ def pack(
     stand: Stand = {}
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name in _STATED:
+        for name in STUDY_FILES:
             if (folder / name).is_file():
                 archive.writestr(name, (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
         for name, (with_weights, with_state) in runs.items():
@@ -140,16 +140,13 @@ def _runs_in(folder: Path) -> dict[str, tuple[bool, bool]]:
     """The runs with a state, by their folder inside this one: whether their weights are needed yet, and their state."""
     if has_begun(folder):
         return {"": (True, True)}
-    try:
-        study = json.loads((folder / STUDY).read_text("utf-8"))
-        known = [run for run in study["runs"] if has_begun(folder / run["folder"])]
-        unfinished = [run for run in study["runs"] if run["status"] != "finished"]
-        taught = {teacher for run in unfinished for teacher in run.get("teachers", ())}
-        return {run["folder"]: (run in unfinished or run["folder"] in taught, run in unfinished) for run in known}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"expected a run with a saved state, or a study, in {folder}, found none ({one_line(error, 100)})"
-        ) from None
+    if not (folder / STUDY).is_file():
+        raise InputError(f"expected a run with a saved state, or a study, in {folder}, found none")
+    study = read_study(folder)
+    known = [run for run in study["runs"] if has_begun(folder / run["folder"])]
+    unfinished = [run for run in study["runs"] if run["status"] != "finished"]
+    taught = {teacher for run in unfinished for teacher in run.get("teachers", ())}
+    return {run["folder"]: (run in unfinished or run["folder"] in taught, run in unfinished) for run in known}
 
 
 def _files_of(run: Path, *, with_weights: bool, with_state: bool) -> Iterator[Path]:
@@ -269,7 +266,7 @@ def _check_name(name: str, stand: Stand, pieces: Path) -> None:
     is_plain = name == "/".join(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name
     inside = name if "" in stand else name.partition("/")[2]
     is_of_run = bool(inside) and inside.split("/")[0] in RUN_FILES and ("" in stand or parts[0] in stand)
-    if not is_plain or not (is_of_run or name in _STATED):
+    if not is_plain or not (is_of_run or name in STUDY_FILES):
         raise InputError(f"expected the files of a run or a study in the pieces of {pieces}, found {name[:80]!r}")
 
 

@@ -15,6 +15,7 @@ from ccf_plugin.files import expanded_path, flattened
 from ccf_plugin.runs.layout import LOG, RECIPE, STUDY
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.reading import ListedRun, RunFiles, Track
+from ccf_plugin.runs.study_file import read_study
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,17 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 
 
 def _of_study(folder: Path) -> Listing:
-    path = folder / STUDY
-    try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        entries = [
-            (str(run["name"]), str(run["label"]), str(run["status"]), folder / str(run["folder"]))
-            for run in study["runs"]
-        ]
-        baseline = study.get("baseline")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"expected a study in {path}, found none that can be read ({error})") from None
-    has_epochs = [_is_run(run) and bool(read_log(run)) for _, _, _, run in entries]
-    runs = [ListedRun(run, label, name) for (name, label, _, run), has in zip(entries, has_epochs, strict=True) if has]
+    study = read_study(folder)
+    runs, left_out = [], []
+    for run in study["runs"]:
+        place = folder / run["folder"]
+        if _is_run(place) and read_log(place):
+            runs.append(ListedRun(place, run["label"], run["name"]))
+        else:
+            left_out.append(f"{run['label']} ({run['status']})")
     if not runs:
         raise InputError(f"expected a study with a run that has finished epochs in {folder}, found none yet")
-    left_out = [
-        f"{label} ({status})" for (_, label, status, _), has in zip(entries, has_epochs, strict=True) if not has
-    ]
+    baseline = study.get("baseline")
     return Listing(runs, left_out, baseline if isinstance(baseline, str) else None)
 
 

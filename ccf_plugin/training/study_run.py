@@ -47,25 +47,13 @@ def run_study(
     if until is not None and not _is_alone():
         raise InputError("expected a time limit in one process, found a job of several; end it by SIGTERM")
     statuses = _Statuses(study)
-    with made_folder(study.folder), _taken_back_where_refused(study):
-        return _run_study(study, statuses, reporting, until, download, say)
-
-
-def _run_study(
-    study: Study,
-    statuses: _Statuses,
-    reporting: Callable[[Member], AbstractContextManager[Reporter]],
-    until: float | None,
-    download: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    results = update(study, statuses.all())
-    for one in study.members:
-        if statuses.known[one.folder] == "finished":
-            say(f"{one.label}: finished already in {one.folder}")
     elsewhere: set[Path] = set()
     has_trained = False
-    with Interruption(until) as interruption:
+    with made_folder(study.folder), _taken_back_where_refused(study), Interruption(until) as interruption:
+        results = update(study, statuses.all())
+        for one in study.members:
+            if statuses.known[one.folder] == "finished":
+                say(f"{one.label}: finished already in {one.folder}")
         while (member := statuses.next_one(elsewhere)) is not None:
             if request := interruption.request:
                 if request == TIME_UP and (has_trained or until == -math.inf):
@@ -178,7 +166,7 @@ def update(study: Study, statuses: Mapping[Path, Status]) -> dict[str, Any]:
             for member in study.members
         ],
     }
-    with made_folder(study.folder), FileLock(study.folder / _LOCK) if _is_first() else contextlib.nullcontext():
+    with FileLock(study.folder / _LOCK) if _is_first() else contextlib.nullcontext():
         has_begun = any(status in ("finished", "begun") for status in statuses.values())
         stated = state_claims(study.folder, list(study.claims), has_begun=has_begun)
         comparisons = dict(study.claims) | {one.claim: _parsed(one.claim, study) for one in stated if one.withdrawn}

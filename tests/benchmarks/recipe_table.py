@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ccf_plugin.measuring.study_results import COLUMNS, read_study
+from ccf_plugin.measuring.study_results import COLUMNS
 from ccf_plugin.runs.layout import RECIPE
+from ccf_plugin.runs.study_file import read_study
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, read_recipe, shipped_recipes
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from ccf_plugin.measuring.study_results import read_study
 from ccf_plugin.report.study_page import build_page
 from ccf_plugin.runs.pieces import unpack
+from ccf_plugin.runs.study_file import read_study
 from ccf_plugin.training.study import shipped_studies
 
 from . import on_gpu

@@ -16,12 +16,12 @@ from ccf_plugin.measuring.study_results import (
     claim_in_words,
     describe_study,
     differences_table,
-    read_study,
     save_study,
     state_claims,
     study_table,
 )
 from ccf_plugin.runs.layout import STUDY
+from ccf_plugin.runs.study_file import read_study
 
 FIRST, LATER = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2))
 RA = "test_robust_accuracy"

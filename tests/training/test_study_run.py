@@ -17,10 +17,10 @@ from support.commands import Ccf, ended, run, run_here, start, wait_until
 from support.runs import COLUMNS
 from support.studies import COMMON, STUDY, write_study
 
-from ccf_plugin.measuring.study_results import read_study
 from ccf_plugin.report.study_page import build_page
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.state import read_state
+from ccf_plugin.runs.study_file import read_study
 
 TIMED = ("seconds", "images_per_second")
 
