@@ -9,26 +9,19 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
+from support.runs import PLUGIN
 
 import ccf_plugin
 from ccf_plugin import plugins
 from ccf_plugin.errors import InputError
 
-RECIPE = """
-[model]
-name = "mine:small"
-[data]
-name = "dots:12"
+RECIPE = (
+    PLUGIN
+    + """
 [objective]
 loss = "halved"
-[attack]
-steps = 1
-[evaluate]
-steps = 1
-[optim]
-batch_size = 6
-epochs = 1
 """
+)
 
 
 def _install(folder: Path, code: str, name: str = "own") -> Path:

@@ -79,16 +79,24 @@ def read_recipe(path: Path) -> Recipe:
 
 def find_recipe(name_or_path: str) -> Path:
     """The recipe's file: a path that exists, or the name of a shipped recipe."""
+    return find_file(name_or_path, "recipe", shipped_recipes(), "`ccf recipes` lists the shipped ones")
+
+
+def find_file(name_or_path: str, kind: str, shipped: Mapping[str, Path], listed: str) -> Path:
+    """A path that exists, or one of the shipped files by its name; ``listed`` says where their names are.
+
+    Raises:
+        InputError: neither.
+    """
     path = expanded_path(name_or_path)
     if path.is_file():
         return path
-    shipped = shipped_recipes()
     if name_or_path in shipped:
         return shipped[name_or_path]
     looks_like_path = path.suffix == ".toml" or len(path.parts) > 1
     raise InputError(
-        f"expected {'a recipe file' if looks_like_path else 'a recipe file or the name of a shipped recipe'}, found "
-        f"no {name_or_path!r}{did_you_mean(path.stem, shipped) or '; `ccf recipes` lists the shipped ones'}"
+        f"expected {f'a {kind} file' if looks_like_path else f'a {kind} file or the name of a shipped {kind}'}, found "
+        f"no {name_or_path!r}{did_you_mean(path.stem, shipped) or f'; {listed}'}"
     )
 
 

@@ -34,7 +34,15 @@ from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.runs.folder import has_begun
 from ccf_plugin.training.recipe import Recipe, Seed
 from ccf_plugin.training.recipe_faults import schema_faults
-from ccf_plugin.training.recipe_files import base_content, build_recipe, load_recipe, merged, read_toml, shipped_recipes
+from ccf_plugin.training.recipe_files import (
+    base_content,
+    build_recipe,
+    find_file,
+    load_recipe,
+    merged,
+    read_toml,
+    shipped_recipes,
+)
 from ccf_plugin.training.run import Run
 
 _OF_A_RUN = ("seeds", "seconds_per_epoch")  # what a run's table may say beside a recipe's keys
@@ -146,7 +154,8 @@ def load_study(
     """
     if any(one.partition("=")[0].strip() == "seed" for one in common):
         raise InputError("expected seeds in the study's file, found one that changes all runs; edit its seeds")
-    path = _find_study(name_or_path)
+    shipped = shipped_studies()
+    path = find_file(name_or_path, "study", shipped, f"there are {', '.join(shipped)}")
     file = _checked(path, read_toml(path))
     folder = expanded_path(folder or Path("runs") / path.stem)
     seeds = {name: _seeds(path, name, file) for name in file.runs}
@@ -230,17 +239,6 @@ def sweep_study(
         baseline=members[0].name,
         allow_change=allow_change,
     )
-
-
-def _find_study(name_or_path: str) -> Path:
-    path = expanded_path(name_or_path)
-    if path.is_file():
-        return path
-    shipped = shipped_studies()
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    listed = did_you_mean(path.stem, shipped) or f"; there are {', '.join(shipped)}"
-    raise InputError(f"expected a study's file or the name of a shipped study, found no {name_or_path!r}{listed}")
 
 
 def _checked(path: Path, content: Mapping[str, Any]) -> StudyFile:

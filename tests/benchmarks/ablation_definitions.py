@@ -15,13 +15,11 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import pyautoattack
 import torch
-from pyautoattack.examples.resnet import ResNet18
-from torch import Tensor
+from torch import Tensor, nn
 
-from ccf_plugin import class_attribution
+from ccf_plugin import class_attribution, load_data, load_model
 from ccf_plugin.probe.ablation import AblationLayer
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import build_attack
@@ -29,7 +27,7 @@ from ccf_plugin.zoo.attacks import build_attack
 FIRST, SECOND, M = 0, 8, 26  # airplane, ship
 
 
-def features_of(model: ResNet18, images: Tensor) -> Tensor:
+def features_of(model: nn.Module, images: Tensor) -> Tensor:
     """g(x), (N, n) float64."""
     read: list[Tensor] = []
     handle = model.linear.register_forward_pre_hook(lambda _, args: read.append(args[0]))
@@ -60,12 +58,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    model = ResNet18().eval()
     checkpoint = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
-    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
-    with np.load(chosen.data) as archive:
-        images = torch.from_numpy(archive["x"]).permute(0, 3, 1, 2).float() / 255
-        labels = torch.from_numpy(archive["y"])
+    model = load_model("python:pyautoattack.examples.resnet:ResNet18", checkpoint=checkpoint).model
+    split = load_data(f"npz:{chosen.data}", splits=("test",)).test
+    images, labels = next(split.batches(len(split), torch.device("cpu")))
     of_pair = (labels == FIRST) | (labels == SECOND)
     pair, own = images[of_pair], labels[of_pair]
     g, layer = features_of(model, images), AblationLayer(model, images[:16])

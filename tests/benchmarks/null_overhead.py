@@ -18,12 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyautoattack
 import torch
-from pyautoattack.examples.resnet import ResNet18
 
-from ccf_plugin import CrossClassProbe, CrossClassResult
+from ccf_plugin import CrossClassProbe, CrossClassResult, load_data, load_model
 
 
 def main() -> None:
@@ -32,12 +30,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    model = ResNet18()
     checkpoint = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
-    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
-    with np.load(chosen.data) as archive:
-        images = torch.from_numpy(archive["x"]).permute(0, 3, 1, 2).float() / 255
-        labels = torch.from_numpy(archive["y"])
+    model = load_model("python:pyautoattack.examples.resnet:ResNet18", checkpoint=checkpoint).model
+    split = load_data(f"npz:{chosen.data}", splits=("test",)).test
+    images, labels = next(split.batches(len(split), torch.device("cpu")))
     with CrossClassProbe(model) as probe:
         started = time.process_time()
         result = probe.run(list(zip(images.split(250), labels.split(250), strict=True)))

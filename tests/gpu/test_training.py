@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import Quiet, assert_same_run, tiny
+from support.runs import Quiet, assert_same_run, interrupted, tiny
 
 from ccf_plugin.engine.memory import batch_size_errors
 from ccf_plugin.errors import UnavailableError
@@ -27,8 +27,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(precision: str, tmp_path: Pat
     recipe = tiny(*ON_CUDA, f"precision={precision}", "average.kind=ema")
     whole = train(recipe, tmp_path / "whole", Quiet())
     # after an epoch, and in the middle of one, where a signal lets it save
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "epoch", Quiet(stop_after=1))
+    interrupted(recipe, tmp_path / "epoch")
     with pytest.raises(Interrupted):
         train(recipe, tmp_path / "step", Quiet(signal_at=(2, 2), number=signal.SIGTERM))
     for name in ("epoch", "step"):

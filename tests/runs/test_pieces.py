@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import Quiet, assert_same_run, contents, tiny
+from support.runs import Quiet, assert_same_run, contents, interrupted, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.runs import pieces as module
@@ -27,8 +27,7 @@ RECIPE = ["optim.epochs=3", "average={kind='ema', decay=0.9}", "checkpoints.ever
 def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after its first epoch of three."""
     folder = tmp_path_factory.mktemp("halfway") / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(*RECIPE), folder, Quiet(stop_after=1))
+    interrupted(tiny(*RECIPE), folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import Quiet, tiny
+from support.runs import Quiet, interrupted, tiny
 
 from ccf_plugin.runs.state import read_state
 from ccf_plugin.training.loop import train
@@ -16,8 +16,7 @@ from ccf_plugin.training.loop import train
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), tmp_path / "run", Quiet(stop_after=2))
+    interrupted(tiny(), tmp_path / "run", 2)
     return tmp_path / "run"
 
 

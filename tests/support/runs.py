@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.torch import load_file
 
 from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.runs.metrics import column_names
+from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
@@ -32,6 +34,28 @@ SHORT = [
     "checkpoints.every=2",
 ]
 TINY = [*NETWORK, *SHORT]
+# Of the data and the network that support/plugin.py adds: two batches.
+PLUGIN = """
+[model]
+name = "mine:small"
+
+[data]
+name = "dots:12"
+
+[attack]
+steps = 1
+
+[evaluate]
+steps = 1
+
+[optim]
+batch_size = 6
+epochs = 1
+
+[probe]
+every = 1
+pictures = false
+"""
 
 
 class Quiet:
@@ -63,6 +87,13 @@ class Quiet:
         self.rows.append(row)
         if row.epoch == self._stop_after:
             raise KeyboardInterrupt
+
+
+def interrupted(recipe: Recipe, folder: Path, epochs: int = 1, *, resume: bool = False) -> Path:
+    """The folder of a run that was ended after so many epochs."""
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, folder, Quiet(stop_after=epochs), resume=resume)
+    return folder
 
 
 def tiny(*more: str) -> Recipe:

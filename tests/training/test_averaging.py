@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import SHORT, Quiet, assert_same_run, tiny
+from support.runs import SHORT, Quiet, assert_same_run, interrupted, tiny
 from torch import Tensor, nn
 
 from ccf_plugin.runs.layout import checkpoint_of
@@ -150,8 +150,7 @@ def test_what_a_weight_is_computed_from_is_averaged(
 def test_a_run_averages_torchs_older_normalisations_and_resumes(name: str, tmp_path: Path) -> None:
     recipe = load_recipe("digits", [f"model={{name='python:training.own_models:{name}'}}", *SHORT, *WAKE])
     whole = train(recipe, tmp_path / "whole", Quiet())
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "stopped", Quiet(stop_after=2))
+    interrupted(recipe, tmp_path / "stopped", 2)
     assert_same_run(train(recipe, tmp_path / "stopped", Quiet(), resume=True), whole)
 
 
@@ -210,8 +209,7 @@ def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(tmp_path: Pat
     whole = train(tiny(*WAKE), tmp_path / "whole", Quiet())
     for epoch in (1, 2):
         folder = tmp_path / f"stopped{epoch}"
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny(*WAKE), folder, Quiet(stop_after=epoch))
+        interrupted(tiny(*WAKE), folder, epoch)
         resumed = train(tiny(*WAKE), folder, Quiet(), resume=True)
         assert_same_run(resumed, whole)
         first, second = (load_file(run.folder / "last_average.safetensors") for run in (resumed, whole))
@@ -220,8 +218,7 @@ def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(tmp_path: Pat
 
 def test_a_run_stopped_before_its_average_was_evaluated_is_its_raw_weights(tmp_path: Path) -> None:
     late = tiny("average={kind='ema', start_epoch=2}", "evaluate.every=2", "optim.epochs=4")
-    with pytest.raises(KeyboardInterrupt):
-        train(late, tmp_path / "run", Quiet(stop_after=3))
+    interrupted(late, tmp_path / "run", 3)
     assert (tmp_path / "run" / "last_average.safetensors").is_file()
     assert checkpoint_of(tmp_path / "run", "last").name == "last.safetensors"
     assert checkpoint_of(tmp_path / "run", "best").name == "best.safetensors"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import Quiet, assert_same_run, tiny
+from support.runs import Quiet, assert_same_run, interrupted, tiny
 
 from ccf_plugin import CrossClassProbe
 from ccf_plugin.errors import InputError
@@ -53,8 +53,7 @@ def test_without_weight_it_changes_no_bit_and_in_its_ramp_it_does_and_resumes(tm
     whole = train(tiny(TERM), tmp_path / "whole", Quiet())
     assert whole.rows[0].train_loss == plain.rows[0].train_loss  # before the ramp
     assert whole.rows[1].train_loss != plain.rows[1].train_loss
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(TERM), tmp_path / "stopped", Quiet(stop_after=2))
+    interrupted(tiny(TERM), tmp_path / "stopped", 2)
     assert_same_run(train(tiny(TERM), tmp_path / "stopped", Quiet(), resume=True), whole)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import SHORT, Quiet, assert_same_run, contents, tiny
+from support.runs import SHORT, Quiet, assert_same_run, contents, interrupted, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.settings import Settings
@@ -57,8 +57,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is_written(
 
 def test_a_run_that_is_resumed_is_looked_at_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), folder, Quiet(stop_after=1))
+    interrupted(tiny(), folder)
     before = contents(folder)
     with pytest.raises(InputError, match="did you mean 'linear'"):
         train(tiny("probe.head=linea"), folder, Quiet(), resume=True, allow_change=["probe.head"])

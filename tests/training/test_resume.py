@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.commands import ended, run, sets, start
-from support.runs import SHORT, TINY, Quiet, assert_same_run, contents, tiny
+from support.runs import SHORT, TINY, Quiet, assert_same_run, contents, interrupted, tiny
 from torch import Tensor
 
 from ccf_plugin.errors import CCFError, InputError
@@ -49,8 +49,7 @@ class _Killed(Quiet):
 def test_a_resumed_run_equals_an_uninterrupted_one(finished: Run, tmp_path: Path) -> None:
     for epoch in (1, 2):
         folder = tmp_path / f"stopped{epoch}"
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny(), folder, Quiet(stop_after=epoch))
+        interrupted(tiny(), folder, epoch)
         reporter = Quiet()
         resumed = train(tiny(), folder, reporter, resume=True)
         assert [row.epoch for row in reporter.rows] == list(range(epoch + 1, 4))
@@ -178,8 +177,7 @@ def test_a_lock_whose_holder_was_killed_holds_nobody_up(tmp_path: Path) -> None:
 
 def test_resume_follows_the_state_and_not_an_edited_log(finished: Run, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), folder, Quiet(stop_after=2))
+    interrupted(tiny(), folder, 2)
     (folder / "log.csv").write_text("hello")
     assert_same_run(train(tiny(), folder, Quiet(), resume=True), finished)
 
@@ -196,8 +194,7 @@ def test_a_tie_after_a_resume_keeps_the_first_best(tmp_path: Path) -> None:
     # A network that evaluation leaves as it began: no step moves it, and it has no BatchNorm.
     network = "model={name='python:training.processes_model:layer_norm_network'}"
     still = load_recipe("digits", [network, *SHORT, "optim.lr=1e-30", "data.test_limit=95"])
-    with pytest.raises(KeyboardInterrupt):
-        train(still, tmp_path / "run", Quiet(stop_after=1))
+    interrupted(still, tmp_path / "run")
     resumed = train(still, tmp_path / "run", Quiet(), resume=True)
     (accuracy,) = {row.test_robust_accuracy for row in resumed.rows}
     assert accuracy is not None
@@ -225,8 +222,7 @@ def _digits(file: Path, *, changed: bool = False) -> Recipe:
 
 def test_other_images_than_before_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(_digits(tmp_path / "digits.npz"), folder, Quiet(stop_after=1))
+    interrupted(_digits(tmp_path / "digits.npz"), folder)
     before = contents(folder)
     with pytest.raises(
         InputError, match=r"expected the images that the run .* was trained with, found others \(train\)"
@@ -240,8 +236,7 @@ def test_other_names_of_the_classes_than_before_are_refused(tmp_path: Path) -> N
     names, folder = tmp_path / "names.txt", tmp_path / "run"
     names.write_text("\n".join("abcdefghij"))
     named = tiny(f"data.classes={names}")
-    with pytest.raises(KeyboardInterrupt):
-        train(named, folder, Quiet(stop_after=1))
+    interrupted(named, folder)
     names.write_text("\n".join("bacdefghij"))
     with pytest.raises(InputError, match=r"found others \(classes\)"):
         train(named, folder, Quiet(), resume=True)
@@ -249,22 +244,19 @@ def test_other_names_of_the_classes_than_before_are_refused(tmp_path: Path) -> N
 
 def test_a_run_that_does_not_say_its_images_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(_digits(tmp_path / "digits.npz"), folder, Quiet(stop_after=1))
+    interrupted(_digits(tmp_path / "digits.npz"), folder)
     environment = json.loads((folder / "environment.json").read_text())
     assert environment.pop("images").keys() == {"train", "test", "classes"}
     (folder / "environment.json").write_text(json.dumps(environment))
     changed = _digits(tmp_path / "digits.npz", changed=True)
-    with pytest.raises(KeyboardInterrupt):
-        train(changed, folder, Quiet(stop_after=2), resume=True)
+    interrupted(changed, folder, 2, resume=True)
     # and from then on it says them
     with pytest.raises(InputError, match="found others"):
         train(_digits(tmp_path / "digits.npz"), folder, Quiet(), resume=True)
 
 
 def test_images_may_change_where_the_recipe_s_data_may(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), tmp_path / "run", Quiet(stop_after=1))
+    interrupted(tiny(), tmp_path / "run")
     fewer = tiny("data.test_limit=10")
     resumed = train(fewer, tmp_path / "run", Quiet(), resume=True, allow_change=["data.test_limit"])
     assert resumed.epoch == 3

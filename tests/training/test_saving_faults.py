@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import Quiet, assert_same_run, tiny
+from support.runs import Quiet, assert_same_run, interrupted, tiny
 
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
@@ -87,8 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one") / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(*RECIPE), folder, Quiet(stop_after=1))
+    interrupted(tiny(*RECIPE), folder)
     return folder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import Quiet, assert_same_run, tiny
+from support.runs import Quiet, assert_same_run, interrupted, tiny
 
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe import EnsemblingSection
@@ -75,6 +75,5 @@ def test_its_predictions_are_part_of_the_state(tmp_path: Path) -> None:
     predictions = load_file(whole.folder / "state" / "003.safetensors")["ensemble.predictions"]
     assert predictions.shape == (60, 10)
     torch.testing.assert_close(predictions.sum(1), torch.full((60,), 1 - 0.5**3))  # each image three times
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(ENSEMBLING), tmp_path / "stopped", Quiet(stop_after=1))
+    interrupted(tiny(ENSEMBLING), tmp_path / "stopped")
     assert_same_run(train(tiny(ENSEMBLING), tmp_path / "stopped", Quiet(), resume=True), whole)

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from support.commands import Ccf
+from support.runs import PLUGIN
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.runs import metrics
@@ -24,27 +25,6 @@ from ccf_plugin.zoo.sources import SOURCES, Source, register_source
 from ccf_plugin.zoo.specs import find, forms
 
 ENTRIES = Path(__file__).parents[1] / "support" / "plugin.py"
-RECIPE = """
-[model]
-name = "mine:small"
-
-[data]
-name = "dots:12"
-
-[attack]
-steps = 1
-
-[evaluate]
-steps = 1
-
-[optim]
-batch_size = 6
-epochs = 1
-
-[probe]
-every = 1
-pictures = false
-"""
 
 
 @pytest.fixture
@@ -105,7 +85,7 @@ def test_messages_do_not_know_entries_that_are_not_there() -> None:
 
 @pytest.mark.usefixtures("_entries")
 def test_a_recipe_of_new_entries_trains_and_its_run_is_probed(ccf: Ccf, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    (tmp_path / "mine.toml").write_text(PLUGIN)
     recipe = load_recipe("mine.toml")
     assert (recipe.model.name, recipe.data.name) == ("mine:small", "dots:12")
     with pytest.raises(InputError) as caught:
