@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ccf_plugin.cli.console import open_console, quiet_libraries
+from ccf_plugin.errors import counted
 from ccf_plugin.files import expanded_path
 
 
@@ -47,7 +48,7 @@ def pack(
     pieces = pack(source, place, precision=precision, megabytes=megabytes, state_only=state_only)
     size = sum(path.stat().st_size for path in pieces)
     exact = "exact" if precision == Precision() else "not exact"
-    said = f"Wrote {len(pieces)} pieces to {into}, {size / 2**20:.1f} MB; {exact}"
+    said = f"Wrote {counted(len(pieces), 'piece')} to {into}, {size / 2**20:.1f} MB; {exact}"
     open_console().print(said, highlight=False, soft_wrap=True)
 
 

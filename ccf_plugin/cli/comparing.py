@@ -208,15 +208,14 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
         add(label, name, ".1%", lambda difference: f"{difference * 100:+.1f} points")
         if comparison.differences[name] is not None:
             rows.append(["  95% interval", *_accuracy_intervals(comparison, name)])
-    add("CAS", "cas", ".2f", "+.2f")
-    if paired is not None:
-        rows.append(["  95% interval", *_spans(*paired.cas)])
-    add("CAS beyond chance", "cas_excess", ".2f", "+.2f")
-    if paired is not None and paired.excess is not None:
-        rows.append(["  95% interval", *_spans(*paired.excess)])
-    add("I-CAS", "instance_cas", ".2f", "+.2f")
-    if paired is not None and paired.instance_cas is not None:
-        rows.append(["  95% interval", *_spans(*paired.instance_cas)])
+    for label, name, intervals in (
+        ("CAS", "cas", None if paired is None else paired.cas),
+        ("CAS beyond chance", "cas_excess", None if paired is None else paired.excess),
+        ("I-CAS", "instance_cas", None if paired is None else paired.instance_cas),
+    ):
+        add(label, name, ".2f", "+.2f")
+        if intervals is not None:
+            rows.append(["  95% interval", *_spans(*intervals)])
     return Table(("", *titles, "first − second"), rows)
 
 

@@ -126,13 +126,13 @@ class CrossClassCallback(lightning.Callback):
             return
         self.result = self._probe.compute()
         self._probe.reset()
-        prefix = _PREFIXES[stage]
-        module.log_dict({f"{prefix}_{name}": value for name, value in figures(self.result).items()})
-        of_classes = {f"{prefix}_{name}": value for name, value in class_figures(self.result).items()}
+        prefix = f"{_PREFIXES[stage]}_"
+        module.log_dict(figures(self.result, prefix))
+        of_classes = class_figures(self.result, prefix)
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(of_classes, step=trainer.global_step)
             if self._picture:
-                log_picture(logger, f"{prefix}_C", self.result, trainer.global_step)
+                log_picture(logger, f"{prefix}C", self.result, trainer.global_step)
 
     def _detach(self) -> None:
         if self._probe is not None:

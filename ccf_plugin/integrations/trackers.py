@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 100  # with figures of their own in a tracker
 
 
-def figures(result: CrossClassResult) -> dict[str, float]:
-    """CAS, what of it is beyond chance, I-CAS and the accuracies, by name, where they were measured."""
+def figures(result: CrossClassResult, prefix: str = "") -> dict[str, float]:
+    """CAS, what of it is beyond chance, I-CAS and the accuracies, by prefix and name, where they were measured."""
     names = ("cas", "cas_excess", "instance_cas", "clean_accuracy", "robust_accuracy", "accuracy")
     known = {name: getattr(result, name) for name in names}
-    return {name: value for name, value in known.items() if value is not None and value == value}  # NaN is none
+    return {prefix + name: value for name, value in known.items() if value is not None and value == value}  # no NaN
 
 
-def class_figures(result: CrossClassResult) -> dict[str, float]:
+def class_figures(result: CrossClassResult, prefix: str = "") -> dict[str, float]:
     """Each class's accuracy and its share of CAS, as "class_accuracy/cat" and "class_cas/cat"; {} above 100 classes."""
     if len(result.matrix) > _MOST_CLASSES:
         return {}
     of_classes = {"class_accuracy": result.class_accuracy, "class_cas": result.pair_contributions().sum(1)}
     return {
-        f"{kind}/{name}": float(value)
+        f"{prefix}{kind}/{name}": float(value)
         for kind, values in of_classes.items()
         if values is not None
         for name, value in zip(result.names, values, strict=True)

@@ -82,15 +82,14 @@ class CrossClassTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-i
         self.result = self._probe.compute()
         self._probe.reset()
         ends = (key.removesuffix("_runtime") for key in metrics or () if key.endswith("_runtime"))
-        prefix = next(ends, "eval")
-        found = {f"{prefix}_{name}": value for name, value in figures(self.result).items()}
-        of_classes = {f"{prefix}_{name}": value for name, value in class_figures(self.result).items()}
+        prefix = f"{next(ends, 'eval')}_"
+        measured = figures(self.result, prefix)
         if metrics is not None:
-            metrics.update(found)
-        self._trainer.log({**found, **of_classes})
+            metrics.update(measured)
+        self._trainer.log({**measured, **class_figures(self.result, prefix)})
         if self._picture and state.is_world_process_zero:
             for tracker in self._trackers():
-                log_picture(tracker, f"{prefix}_C", self.result, state.global_step)
+                log_picture(tracker, f"{prefix}C", self.result, state.global_step)
 
     def _trackers(self) -> list[Any]:
         """Those of ``report_to`` that take pictures; the run of Weights & Biases is its own library's global."""
