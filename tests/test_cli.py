@@ -444,6 +444,7 @@ def test_a_real_process_prints_errors_without_a_traceback(tmp_path: Path) -> Non
     assert err.startswith("ccf: model 'nowhere'")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, checkpoint: Path) -> None:
     with ended(start("probe", checkpoint, "--clean", "--limit", 20, "--json", cwd=tmp_path)) as process:
         assert process.stdout is not None
@@ -479,6 +480,7 @@ def test_the_golden_figures_through_the_command_line(ccf: Ccf, outside_data: Pat
         assert text in out
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table_and_writes_json(ccf: Ccf, tmp_path: Path) -> None:
     settings = [*TINY, "--set", "optim.batch_size=16"]
     code, out, err = ccf("bench", "--recipe", "digits", "--epochs", 1, "--reference-steps", 0, *settings)

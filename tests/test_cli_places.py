@@ -69,6 +69,7 @@ def test_other_conditions_get_a_name_that_tells_them_apart(ccf: Ccf, model: Path
     assert set(contents(tmp_path / "results")) == set(after)
 
 
+@pytest.mark.slow
 def test_a_batch_size_counts_where_figures_depend_on_it(ccf: Ccf, model: Path, tmp_path: Path) -> None:
     one_step = ("--limit", 20, "--steps", 1)
     by_image, by_batch = (*one_step, "--norm", "L2"), (*one_step, "--attack", "APGD")

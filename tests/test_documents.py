@@ -99,6 +99,7 @@ sys.modules["mair"] = types.SimpleNamespace(RobModel=RobModel, TRADES=TRADES)
 HEAVY = re.compile(
     r"^(?:import|from) (?:accelerate|lightning|mair|robustbench|timm|transformers)\b", re.M
 )  # seconds to import
+SLOW_PAGES = ("docs/how-to/attacks.md", "docs/how-to/pictures.md", "docs/explanation/head.md")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -114,7 +115,10 @@ def test_the_entry_point_of_a_plugin_is_in_the_group_that_is_loaded() -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [pytest.param(each, marks=pytest.mark.slow if HEAVY.search(each.code) else ()) for each in SNIPPETS],
+    [
+        pytest.param(each, marks=pytest.mark.slow if HEAVY.search(each.code) or each.page in SLOW_PAGES else ())
+        for each in SNIPPETS
+    ],
     ids=str,
 )
 def test_snippet_runs(block: Block, tmp_path: Path) -> None:

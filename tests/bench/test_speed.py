@@ -68,6 +68,7 @@ def test_flops_are_those_of_the_networks_layers(figures: dict[str, Any]) -> None
     assert figures["flops_per_image"]["evaluation"] == pytest.approx(evaluation, rel=0.2)  # and the head is looked for
 
 
+@pytest.mark.slow
 def test_quick_is_a_few_steps_and_an_attack_that_the_plain_loop_lacks_is_measured_alone() -> None:
     figures = bench(tiny("optim.batch_size=8", "attack.norm=L2"), Quiet(), epochs=1, reference_steps=1, quick=True)
     assert figures["train_images"] == 30

@@ -62,6 +62,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert "expected rows among tests, step_captured" in _run(tmp_path, "--only", "none").stderr
 
 
+@pytest.mark.slow
 def test_what_a_row_had_when_its_time_ran_out_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row's process, its own children too, is ended."""
     script = tmp_path / "slow.py"

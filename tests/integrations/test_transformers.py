@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 from ccf_plugin.integrations.transformers import CrossClassTrainerCallback  # noqa: E402
 
 CLASSES, N = 3, 18
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 class Images(torch.utils.data.Dataset[Any]):

@@ -187,6 +187,7 @@ def test_what_is_not_the_same_evaluation_is_not_continued(tmp_path: Path) -> Non
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_hidden_gradients_are_flagged(tmp_path: Path) -> None:
     """PGD finds no slope to follow on steps; AutoAttack's Square needs none. The same model without steps is not."""
     found = {}

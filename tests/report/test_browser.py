@@ -300,6 +300,7 @@ def test_chance_excess_and_lengths_are_drawn_and_hidden_by_the_legend(visit: Ope
     assert page.evaluate(f"{hidden}.map(({{ name }}) => name)") == ["CAS by chance"] * 2
 
 
+@pytest.mark.slow
 def test_each_panel_s_title_stays_beside_it(visit: Open) -> None:
     for device in (DESKTOP, PHONE):
         page = visit("evidence", **device)
@@ -311,6 +312,7 @@ def test_each_panel_s_title_stays_beside_it(visit: Open) -> None:
         assert all(above[1] < below[0] for above, below in pairwise(boxes))
 
 
+@pytest.mark.slow
 def test_a_matrix_fills_its_place_after_the_page_was_widened(visit: Open) -> None:
     width = "document.querySelector('#matrix .heatmaplayer image').getBoundingClientRect().width"
     expected = visit("one").evaluate(width)
@@ -320,6 +322,7 @@ def test_a_matrix_fills_its_place_after_the_page_was_widened(visit: Open) -> Non
     _until(page, f"Math.abs({width} - {expected}) <= 1")
 
 
+@pytest.mark.slow
 def test_a_hundred_classes_are_labelled_sparsely_until_one_looks_closer(visit: Open) -> None:
     page = visit("hundred")
     texts = "document.querySelectorAll('#matrix .xaxislayer-above text').length"
@@ -358,6 +361,7 @@ def _texts(svg: ElementTree.Element) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("inches", [3.25, 6.75])
+@pytest.mark.slow
 def test_a_saved_figure_is_one_for_a_paper(visit: Open, inches: float) -> None:
     """On a phone in dark mode: light, of a wide screen's layout, self-contained, named and large enough to read."""
     page = visit("evidence", color_scheme="dark", **PHONE)
@@ -391,6 +395,7 @@ def test_a_saved_figure_is_one_for_a_paper(visit: Open, inches: float) -> None:
     assert page.evaluate("document.getElementById('matrix').layout.width") < 400  # the page's own is as it was
 
 
+@pytest.mark.slow
 def test_the_cells_of_a_saved_matrix_are_shapes_of_its_values(visit: Open) -> None:
     page = visit("one")
     _, svg = _saved(page, "matrix", 6.75)
@@ -414,6 +419,7 @@ def test_the_cells_of_a_saved_matrix_are_shapes_of_its_values(visit: Open) -> No
     assert reds == sorted(reds, reverse=True)
 
 
+@pytest.mark.slow
 def test_what_is_hidden_is_not_saved(visit: Open) -> None:
     page = visit("evidence")
     page.locator("#curves .legend .traces", has_text="CAS by chance").locator(".legendtoggle").click()
@@ -450,6 +456,7 @@ def test_print_loses_nothing(visit: Open) -> None:
     assert page.evaluate("document.getElementById('curves')._fullLayout.paper_bgcolor") == "rgba(0,0,0,0)"
 
 
+@pytest.mark.slow
 def test_a_printed_page_is_a_pdf_of_all(visit: Open) -> None:
     """The browser itself says that it prints: the details are in the file, and closed again after it."""
     page = visit("one")
@@ -463,6 +470,7 @@ def test_a_printed_page_is_a_pdf_of_all(visit: Open) -> None:
     _until(page, f"document.querySelectorAll('details:not([open])').length === {closed}")
 
 
+@pytest.mark.slow
 def test_what_scrolls_says_so_and_can_be_reached_by_keyboard(visit: Open) -> None:
     for name, device, scrolls in (("one", DESKTOP, False), ("evidence", PHONE, True)):
         page = visit(name, **device)
@@ -494,10 +502,10 @@ def test_an_ablation_is_drawn_by_dose(visit: Open) -> None:
     ("name", "scheme", "device"),
     [
         ("evidence", "light", DESKTOP),
-        ("seeds", "dark", PHONE),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                ("seeds", "dark", PHONE),
                 ("one", "light", DESKTOP),
                 ("one", "dark", PHONE),
                 ("two", "dark", DESKTOP),

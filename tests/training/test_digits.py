@@ -44,7 +44,9 @@ def _robust_accuracy(row: EpochRow) -> float:
     return figure
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "digits" else pytest.mark.slow) for name in DIGITS]
+)
 def test_it_learns_in_a_few_epochs(name: str, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """RA under PGD-10 is three times chance or more; with these settings it is 50 to 60 %."""
     monkeypatch.chdir(kept["short"])

@@ -155,6 +155,7 @@ def test_the_state_is_saved_every_so_many_minutes(finished: Run, tmp_path: Path)
     assert_same_run(train(hurried, tmp_path / "run", Quiet(), resume=True), finished)
 
 
+@pytest.mark.slow
 def test_one_folder_has_one_writer(tmp_path: Path) -> None:
     with lock(tmp_path / "run"):
         # In a process of its own: the lock is the process's.
@@ -275,7 +276,9 @@ def test_a_schedule_that_spans_the_run_cannot_be_stretched(tmp_path: Path) -> No
         train(tiny("optim.schedule=cosine", "optim.epochs=2"), tmp_path / "run", Quiet(), resume=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_the_command_ends_with_the_shells_code_for_the_signal(tmp_path: Path, number: int, code: int) -> None:
     settings = [*TINY, "optim.epochs=100000"]
     with ended(start("train", "digits", "--out", "run", *sets(settings), cwd=tmp_path)) as process:
