@@ -32,7 +32,14 @@ class Scaled(nn.Module):
         self.body, self.head = nn.Linear(12, 5), nn.Linear(5, 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        return 2 * self.head(self.body(images.flatten(1)))
+        return 2 * self.head(self.body(images.flatten(1)).relu())
+
+
+class Rounded(Scaled):
+    """Logits that differ from the layer's own by a factor as rounding may look like one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (1 + 2e-5) * self.head(self.body(images.flatten(1)).relu())
 
 
 class Twice(Scaled):
@@ -83,6 +90,17 @@ def test_heads_that_are_not_one_layer_are_refused(network: type[nn.Module], head
     torch.manual_seed(0)
     with pytest.raises(InputError, match=f"1×1 convolution on one feature vector a sample, found .*{found}"):
         HeadReader(network(), torch.rand(4, 3, 2, 2), head=head)
+
+
+def test_a_factor_that_rounding_may_look_like_is_no_other_head() -> None:
+    torch.manual_seed(0)
+    model, images, labels = Rounded(), torch.rand(24, 3, 2, 2), torch.arange(24) % 4
+    with CrossClassProbe(model) as probe:
+        with HeadReader(model, images).reading(model) as forward:
+            features = forward.features(forward(images))
+            cas = class_attribution_similarity(correlation_matrix(class_attribution(features, forward.head, labels)))
+        probe.update(labels)
+        assert float(cas.detach()) == pytest.approx(probe.compute().cas, rel=1e-5)
 
 
 @pytest.mark.parametrize("with_a_class_missing", [False, True])
