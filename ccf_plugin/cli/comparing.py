@@ -253,7 +253,7 @@ def _pairs_table(
     return table
 
 
-@options.with_settings("checkpoint")
+@options.with_settings("checkpoint", "centre")
 def saliency(
     best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
     last: Annotated[

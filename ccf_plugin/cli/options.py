@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
+from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT, PROBE
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.zoo.normalizations import USUAL
 from ccf_plugin.zoo.readers import READERS
@@ -117,6 +117,9 @@ StepSize = Annotated[
 Steps = Annotated[int | None, _option(ATTACK, "Steps of the attack. Default: the run's own, else 20.")]
 Seed = Annotated[int, _option(ATTACK, "Of the attack's random start.")]
 Precision = Annotated[str, _option(ATTACK, "Of the attack's passes: float32, bf16 or auto.")]
+Centre = Annotated[
+    bool, _option(PROBE, "Measure with the head's rows less their mean, which no prediction depends on.", "--centre")
+]
 Device = Annotated[str, _option(OUTPUT, "auto, cpu, cuda or cuda:N.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the code that the recipe file names (python:…).")]
 VMin = Annotated[
@@ -179,6 +182,7 @@ _SETTING_OPTIONS: dict[str, Any] = {
     "steps": Steps,
     "seed": Seed,
     "precision": Precision,
+    "centre": Centre,
     "device": Device,
 }
 
@@ -191,7 +195,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     """Give a command, in place of its parameter ``settings``, an option for each of ``measuring.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 27 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 28 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()
