@@ -1,6 +1,6 @@
 """torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was.
 
-``TPGDL2`` is ours (``zoo.trades_l2``); wherever a name is looked up it counts as one of torchattacks'.
+Those of ``zoo.further_attacks`` count as torchattacks' wherever a name is looked up.
 
 ``python:package.module:name`` is the user's own: a class with torchattacks' interface, or a function, that is called
 once as ``name(model, **arguments)`` and gives a callable ``(images, labels) → adversarial images``. ``model`` maps
@@ -35,7 +35,7 @@ Mode = Literal["eval", "train"]
 
 _DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
 # One method under two names; the norm says which is meant.
-_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2"}
+_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2", "CWPGD": "CWPGDL2"}
 # The norms of those that a name or a parameter does not tell; "none" is bounded in no norm.
 _NORMS = {
     **dict.fromkeys(("CW", "DeepFool"), "L2"),
@@ -73,7 +73,7 @@ _FROM_THREAT = {
 # They do the same at every call, on the device alone, but for random numbers that are drawn there.
 _REPLAYABLE = {
     *("FGSM", "BIM", "RFGSM", "FFGSM", "MIFGSM", "NIFGSM", "PGD", "EOTPGD", "TPGD"),
-    *("PGDL2", "TPGDL2"),
+    *("PGDL2", "TPGDL2", "CWPGD", "CWPGDL2"),
 }
 # Their examples do not depend, but by rounding, on what else is in a batch, where random numbers are each image's own.
 # Others go on with the images that are not fooled yet, stop or split by the batch, or draw in another way.
@@ -345,7 +345,9 @@ def attack_names() -> list[str]:
     """The names that ``build_attack`` knows, as torchattacks spells them."""
     import torchattacks
 
-    return [name for name in (*torchattacks.__all__, "TPGDL2") if name not in _NOT_ATTACKS]
+    from ccf_plugin.zoo.further_attacks import FURTHER
+
+    return [name for name in (*torchattacks.__all__, *FURTHER) if name not in _NOT_ATTACKS]
 
 
 def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
@@ -357,7 +359,7 @@ def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
         return name, function
     import torchattacks
 
-    from ccf_plugin.zoo.trades_l2 import TPGDL2
+    from ccf_plugin.zoo.further_attacks import FURTHER
 
     known = {known.lower(): known for known in attack_names()}
     if name.lower() in {wrapper.lower() for wrapper in _NOT_ATTACKS}:
@@ -365,7 +367,7 @@ def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
     if name.lower() not in known:
         raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
     exact = known[name.lower()]
-    class_: type = TPGDL2 if exact == "TPGDL2" else getattr(torchattacks, exact)
+    class_: type = FURTHER.get(exact) or getattr(torchattacks, exact)
     return exact, class_
 
 
