@@ -27,8 +27,8 @@ from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
+from ccf_plugin.probe.confidence import NO_PARTS
 from ccf_plugin.probe.jackknife import Interval
-from ccf_plugin.probe.result import NO_PARTS
 from ccf_plugin.probe.result_files import plain
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
