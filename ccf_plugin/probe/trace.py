@@ -20,7 +20,7 @@ from ccf_plugin.probe.layers import unwrapped
 from ccf_plugin.probe.linear_map import Reading, read
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
-from ccf_plugin.probe.terms import at_mean
+from ccf_plugin.probe.terms import at_mean, runs_of
 from ccf_plugin.probe.watch import PassWatcher
 
 GRADIENT = "gradient"
@@ -127,7 +127,7 @@ class HeadTracer:
                     f"expected the head {gone!r} to run in every pass, found that the last pass went around it; probe "
                     f"the part of the model that always runs, or attach before torch.compile's first call ({message})"
                 )
-        new = self.watcher.has_new_layers()
+        new = self.watcher.layers.have_grown()
         if new or self._head is not None:
             self._head = None
             built = ", ".join(map(repr, self._watch_all()))
@@ -158,7 +158,7 @@ class HeadTracer:
             if logits.device.type == "cpu" and bool(reading.missed.numpy()):
                 plan, reading, reason = self._read_anew(plan, record, reading, shape)
                 logits = self._logits(plan, record)
-            if self.watcher.has_moved(term.links[0].name for term in plan.terms):
+            if self.watcher.layers.have_moved(term.links[0].name for term in plan.terms):
                 self._watch_all()
         return ForwardPass(
             reading.features.detach(),
@@ -270,7 +270,7 @@ class HeadTracer:
         heights = {len(matrix) for run in runs for _, matrix in run.matrices()}
         products = any(run.is_function for run in runs)
         self.watcher.narrow(record, linked, {classes, *heights}, features, products)
-        if products and self.watcher.has_new_layers():  # a layer that was built in this pass, seen as its function
+        if products and self.watcher.layers.have_grown():  # a layer that was built in this pass, seen as its function
             self.watcher.widen()
 
     def _read_members(self, record: PassRecord) -> ForwardPass:
@@ -303,13 +303,10 @@ class HeadTracer:
         """The logits, groups of runs whose shares are added, and the heads' names and kinds."""
         with contextlib.suppress(InputError):
             plan = detect_in_output(record, self._output)
-            groups: list[
-                tuple[set[Any], list[LayerCall]]
-            ] = []  # whose shares are added: same weights, or same features
+            # runs whose shares are added, with what they have in common: the weights, or the features
+            groups: list[tuple[set[Any], list[LayerCall]]] = []
             for term in plan.used:
-                link = term.links[-1]
-                runs = record.runs(link.name)
-                for call in runs if link.run is None else [runs[link.run]]:
+                for call in runs_of(term.links[-1], record):
                     marks = {("weight", term.matrices), ("features", call.source)}
                     group = next((group for group in groups if group[0] & marks), None)
                     if group is None:
