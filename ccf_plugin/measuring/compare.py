@@ -58,7 +58,7 @@ class Comparison:
 
     @cached_property
     def accuracy_tests(self) -> dict[str, AccuracyTest]:
-        """Of the accuracies, paired by images, where both results have records of these."""
+        """Tests of the accuracies, paired by images, where both results have records of the images."""
         return accuracy_tests(self.first, self.second)
 
     @property
@@ -261,7 +261,7 @@ def _like(result: CrossClassResult, settings: Settings) -> Settings:
 
 
 def _conditions(side: Side) -> dict[str, Any]:
-    """What has to be equal, by the name that a message gives it; only what is known."""
+    """The known conditions that must be equal, by the names that messages use."""
     passes: dict[str, Any]
     if isinstance(side, Subject):
         data: Mapping[str, Any] = side.data.describe()
@@ -284,7 +284,7 @@ def _conditions(side: Side) -> dict[str, Any]:
 
 
 def _differ(name: str, first: Any, second: Any) -> bool:
-    """Older results give an attack without steps 1 of them."""
+    """Whether two values differ; older results record one step for an attack that has none."""
     return bool(first != second) and not (name == "steps" and (first, second) in ((None, 1), (1, None)))
 
 

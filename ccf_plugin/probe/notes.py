@@ -1,4 +1,4 @@
-"""What a pass that goes on has shown so far: the runs of its layers, and which of them read what others made."""
+"""What a pass has shown so far: the runs of its layers, and which of them read what others made."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class CrossClassProbe:
         weakref.finalize(self, remove_hooks, self._tracer.watcher.hooks).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the hooks and what they noted: a copy attaches to its own model."""
+        """Everything except the hooks and their notes: a copy attaches to its own model."""
         attached = self._tracer is not None
         return {**self.__dict__, "_head": self.head, "_tracer": attached, "_captured": None, "_captures": False}
 
@@ -361,7 +361,7 @@ class CrossClassProbe:
         return record
 
     def _warn_of_other_passes(self, record: PassRecord) -> None:
-        """Once: that other passes might have been meant, such as TRADES' adversarial one before its clean one."""
+        """Warn once that another pass might be meant, such as TRADES' adversarial one before its clean one."""
         if record.alike > 1 and not self._has_warned_of_others:
             self._has_warned_of_others = True
             mode = "train" if record.training else "eval"

@@ -144,7 +144,7 @@ class CrossClassResult:
 
     @property
     def in_logit_units(self) -> dict[str, Any] | None:
-        """The same in units of the logits' variance, so that a head times a constant gives the same.
+        """Parts and lengths in units of the logits' variance, so that a head times a constant gives the same.
 
         ``shared_part`` and ``negative_part``, which is Σ_{i≠j} min(A_i · A_j, 0) here, are divided by the variance,
         ``lengths`` by its square root. None where the variance is not known, or 0.
@@ -159,7 +159,7 @@ class CrossClassResult:
 
     @property
     def gauge_note(self) -> str:
-        """That CAS depends on what the softmax does not see, where it does; "" otherwise."""
+        """A note where CAS depends on something that the softmax does not see; "" elsewhere."""
         if self.centred or self.mean_row_share is None or self.mean_row_share < MEAN_ROW_MATTERS:
             return ""
         return (
@@ -300,7 +300,7 @@ class CrossClassResult:
         Args:
             level: the intervals' probability.
             instances: also I-CAS.
-            bootstrap, seed: of no use since no image is resampled any more; to be left out.
+            bootstrap, seed: deprecated and without effect, since no image is resampled any more.
 
         Raises:
             InputError: a class with images has fewer than 20, more than 228 classes, or a file of an older version.
@@ -394,7 +394,7 @@ class CrossClassResult:
         )
 
     def save_picture(self, path: str | Path, *, dpi: float | None = None, **options: Any) -> Path:
-        """``plot`` into a file that is what its name says: .png, .pdf or .svg; the options are ``plot``'s.
+        """Save what ``plot`` draws, as .png, .pdf or .svg by the file's name; the options are ``plot``'s.
 
         Args:
             dpi: of a PNG, and of the cells in the others; 150 and 300 by default.
@@ -436,7 +436,7 @@ class CrossClassResult:
         return presentation.as_html(self)
 
     def __eq__(self, other: object) -> bool:
-        """Whether all that was measured and recorded is the same; ``samples``, which no file holds, do not count."""
+        """Whether all that was measured and recorded is the same; NaN equals NaN."""
         return presentation.are_equal(self, other) if isinstance(other, CrossClassResult) else NotImplemented
 
     def __hash__(self) -> int:

@@ -1,4 +1,4 @@
-"""The one training loop. Read `train` and `Loop` from top to bottom: everything else hands them their parts."""
+"""The one training loop. Read `train` and `Loop` from top to bottom: everything else gives them their parts."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ class Loop:
                 ensemble.update(indices.to(predictions.device), logits.to(predictions.device))
 
     def _models(self, epoch: int) -> dict[str, nn.Module]:
-        """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
+        """The models that an epoch's end measures and saves, by suffix: the raw weights and any averaged ones."""
         averaged = self.state.averaged_model(
             contiguous(batch.images) for batch in self.method.whole_batches.epoch(epoch)
         )

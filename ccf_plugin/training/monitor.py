@@ -89,13 +89,8 @@ class Monitor:
             return Measured(test, train, validation)
 
 
-def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
-    """As a ``Monitor`` does, once."""
-    return Monitor(parts).measure(model, progress)
-
-
 def _attack(parts: Parts) -> AttackSettings:
-    """The evaluation's."""
+    """The attack of the evaluation."""
     evaluate, threat = parts.recipe.evaluate, parts.recipe.evaluation_threat()
     return AttackSettings(threat, evaluate.name, evaluate.options, parts.precision, evaluate.seed)
 
@@ -105,7 +100,7 @@ def _build_attack(parts: Parts, model: nn.Module) -> Attack:
 
 
 def check_measurable(parts: Parts) -> None:
-    """Find the model's head, and run both attacks on two test images: so that a failure comes before the training.
+    """Find the model's head and run both attacks on two test images, so that a failure comes before training.
 
     The model, its modes and the random state are as before. Each process checks for itself.
 
