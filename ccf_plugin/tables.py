@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "\\": r"\textbackslash{}",
+    "|": r"\textbar{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
@@ -159,7 +160,8 @@ def _one_line(text: str) -> str:
 
 
 def _latex_row(texts: Any) -> str:
-    return " & ".join(map(_latex_text, texts)) + r" \\"
+    row = " & ".join(map(_latex_text, texts)) + r" \\"
+    return "{}" * row.startswith(("[", "*")) + row  # which the end of the line above would take for its option
 
 
 def _latex_text(text: str) -> str:

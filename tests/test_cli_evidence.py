@@ -91,3 +91,37 @@ def test_bad_input_gets_one_line_and_leaves_nothing(ccf: Ccf, digits_run: Path, 
     assert out == ""
     ends_in_one_line(code, err, message)
     assert list(tmp_path.iterdir()) == []
+
+
+_GAUGED = """
+import torch
+from torch import nn
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+def shifted():
+    model = plain()
+    model[3].weight.data += torch.linspace(-1, 2, 12)
+    return model
+"""
+
+
+def test_a_centred_measurement_does_not_know_the_mean_row(ccf: Ccf, tmp_path: Path) -> None:
+    (tmp_path / "gauged.py").write_text(_GAUGED)
+    results = {}
+    for name in ("plain", "shifted"):
+        for centre in ((), ("--centre",)):
+            out = f"{name}{len(centre)}"
+            code, printed, _ = ccf(
+                "probe", f"python:gauged:{name}", "--data", "digits", "--clean", "--limit", 40, *centre, "--out", out
+            )
+            assert code == 0
+            assert ("a centred measurement is without it" in " ".join(printed.split())) is (not centre)
+            results[out] = CrossClassResult.load(tmp_path / out)
+    assert results["shifted1"].cas == pytest.approx(results["plain1"].cas, rel=1e-5)  # float32 logits
+    assert abs(results["shifted0"].cas - results["plain0"].cas) > 1
+    code, out, err = ccf("compare", "plain0", "plain1")
+    assert (code, out) == (2, "")
+    assert "centred False and True" in err

@@ -31,18 +31,25 @@ def test_latex_is_a_booktabs_tabular_whose_text_is_escaped() -> None:
         r"run & epochs & RA & CAS \\",
         r"\midrule",
         r"TRADES\_1 \& co & 200 & 51.2\% $\pm$ 0.4\% & $-$1.25 \\",
-        r"\quad best | last &  & 50.0\% &  \\",
+        r"\quad best \textbar{} last &  & 50.0\% &  \\",
         r"PGD-20 of eps 8/255 & 3 & 40.0\% to $-$1 &  \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]
 
 
-@pytest.mark.parametrize("letter", "&%$#_{}\\~^<>±×−→εΔρ")
+@pytest.mark.parametrize("letter", "&%$#_{}\\|~^<>±×−→εΔρ")
 def test_no_letter_that_latex_takes_for_its_own_is_left(letter: str) -> None:
     row = Table((f"a{letter}b",), [["x"]]).latex().decode().splitlines()[3]
     shown = row.removesuffix(r" \\").removeprefix("a").removesuffix("b")
     assert re.fullmatch(r"\\[&%$#_{}]|\\text\w+\{\}|\$[^$&%#]+\$", shown), shown
+
+
+@pytest.mark.parametrize("name", ["[UNK]", "*star", "[1] [2]"])
+def test_a_row_does_not_begin_with_what_the_line_above_takes_for_its_option(name: str) -> None:
+    """``\\\\ [UNK]`` is no length and ``\\\\ *`` loses its star, also with a line's end between."""
+    lines = Table((name, "CAS"), [[name, 1], [name, 2]]).latex().decode().splitlines()
+    assert [lines[number] for number in (3, 5, 6)] == [f"{{}}{name} & {last} \\\\" for last in ("CAS", 1, 2)]
 
 
 def test_markdown_csv_and_the_terminal_show_the_same_cells() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LISTED = 8
 
 
-@options.with_settings()
+@options.with_settings("centre")
 def ablate(
     model: options.Model,
     *,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ccf_plugin.measuring.robustness import Evaluation
 
 
-@options.with_settings("clean", "attack", "steps", "head")
+@options.with_settings("clean", "attack", "steps", "head", "centre")
 def evaluate(
     model: options.Model,
     *,

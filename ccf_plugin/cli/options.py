@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
+from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT, PROBE
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import toml_or_text
 from ccf_plugin.measuring.settings import Settings
@@ -161,6 +161,9 @@ _SETTING_OPTIONS: dict[str, Any] = {
     "steps": Annotated[int | None, option(ATTACK, "Steps of the attack. Default: the run's own, else 20.")],
     "seed": Annotated[int, option(ATTACK, "Of the attack's random start.")],
     "precision": Annotated[str, option(ATTACK, "Of the attack's passes: float32, bf16 or auto.")],
+    "centre": Annotated[
+        bool, option(PROBE, "Measure with the head's rows less their mean, which no prediction depends on.", "--centre")
+    ],
     "device": Device,
 }
 
@@ -173,7 +176,7 @@ def with_settings(*left_out: str) -> Callable[[Callable[..., None]], Callable[..
     """Give a command, in place of its parameter ``settings``, an option for each of ``measuring.settings.Settings``.
 
     The command gets the one ``Settings`` that is made of them; what is ``left_out`` keeps its default. typer makes a
-    command's options of its signature alone, so that this is written here; the other ways repeat the 27 parameters in
+    command's options of its signature alone, so that this is written here; the other ways repeat the 28 parameters in
     each of five commands, or lean on the click that a typer keeps to itself.
     """
     defaults = Settings().flat()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ccf_plugin.measuring.saliency import Saliency
 
 
-@options.with_settings("checkpoint")
+@options.with_settings("checkpoint", "centre")
 def saliency(
     best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
     last: Annotated[

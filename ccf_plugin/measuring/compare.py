@@ -245,7 +245,7 @@ def check_alike(first: Side, second: Side) -> None:
 
 def _like(result: CrossClassResult, settings: Settings) -> Settings:
     """The settings, with the result's data and attack where they are open."""
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = {"centre": result.centred}
     if result.data is not None:
         known = {"data": result.data.get("name"), "limit": result.data.get("count")}
         known["downscale"] = result.data.get("downscale", 1)
@@ -267,10 +267,10 @@ def _conditions(side: Side) -> dict[str, Any]:
         data: Mapping[str, Any] = side.data.describe()
         threat: Mapping[str, Any] = side.describe_attack() or {}
         names: tuple[str, ...] | None = side.data.classes
-        passes = {"mode": "eval"}
+        passes = {"mode": "eval", "centred": side.probe.centre}
     else:
         data, threat, names = side.data or {}, side.threat or {}, side.class_names
-        passes = {"mode": side.model_mode, "precision": side.precision}
+        passes = {"mode": side.model_mode, "precision": side.precision, "centred": side.centred}
     counts = _counts(side)
     conditions: dict[str, Any] = {"classes": len(counts)}
     if names is not None:

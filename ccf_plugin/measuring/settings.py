@@ -109,13 +109,14 @@ class AttackChoice:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How the probe measures: ``head``, ``output``, ``instances`` and ``max_per_class`` as ``CrossClassProbe`` takes
-    them. A run's own head and output count where these are None."""
+    """How the probe measures: ``head``, ``output``, ``instances``, ``max_per_class`` and ``centre`` as
+    ``CrossClassProbe`` takes them. A run's own head and output count where these are None."""
 
     head: str | None = None
     output: int | str | None = None
     instances: bool = False
     max_per_class: int | None = None
+    centre: bool = False
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class CrossClassResult:
             return ""
         return (
             f"{self.mean_row_share:.2%} of |W|² lies in the mean of the head's rows, which changes no prediction but "
-            "changes CAS; centre=True measures without it"
+            "changes CAS; a centred measurement is without it"
         )
 
     @property

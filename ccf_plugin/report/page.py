@@ -104,6 +104,7 @@ def build_report(
         "has_chance": "cas_null" in drawn,
         "has_test_losses": not {"test_clean_loss", "test_robust_loss"}.isdisjoint(drawn),
         "has_lengths": "squared_lengths" in drawn,
+        "has_gradients": "gradient_norm" in drawn,
         "ablations": data["ablations"],
         "differences": recipe_differences(runs),
         "environments": [environment_rows(run) for run in runs],

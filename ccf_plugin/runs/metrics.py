@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ccf_plugin.runs.layout import AVERAGE
 
@@ -28,7 +28,7 @@ class Metric:
         name: its column in log.csv, for the raw weights and, where it is measured on a split, the test images.
         label: its name in the report; "test " is left out where the report shows the test images alone.
         format: how it is written, such as ".2f"; a format that ends in "%" shows a fraction as percent.
-        take: its value in a result, None where that has none; None for what the training loop gives itself.
+        take: its value in what ``split`` names, None where that has none; None for what the training loop gives itself.
         averaged: whether the averaged weights have it too, in the column ``name`` + ``AVERAGE``.
         validation: whether the validation images have it too, in a column ``validation_…``: "logged" in log.csv
             alone, "shown" wherever the test images' figure is.
@@ -40,13 +40,14 @@ class Metric:
         dash: of its curve, as plotly names it.
         place: of its curve in the legend and among the colours; after all others where None.
         published: the key of a recipe's [published] figures that it is compared with, where there is one.
-        split: the images that it is measured on; what training gives itself is of neither.
+        split: what of an epoch's measurement ``take`` is given: the result on these images, or "gradients", those of
+            the test images by their pixels. What training gives itself is of none.
     """
 
     name: str
     label: str
     format: str
-    take: Callable[[CrossClassResult], float | None] | None = None
+    take: Callable[[Any], float | None] | None = None
     averaged: bool = False
     validation: Literal["none", "logged", "shown"] = "none"
     short: str | None = None
@@ -56,7 +57,7 @@ class Metric:
     dash: str = "longdash"
     place: int | None = None
     published: str | None = None
-    split: Literal["test", "validation", "train"] = "test"
+    split: Literal["test", "validation", "train", "gradients"] = "test"
 
     @property
     def heading(self) -> str:
@@ -220,6 +221,28 @@ METRICS: list[Metric] = [
         terminal=(),
         axis=_LOSS,
         dash="solid",
+    ),
+    Metric(
+        "gradient_norm",
+        "norm of the input gradient",
+        ".3f",
+        lambda gradients: _finite(gradients.norm),
+        averaged=True,
+        terminal=(),
+        axis="input gradient",
+        dash="solid",
+        split="gradients",
+    ),
+    Metric(
+        "gradient_alignment",
+        "gradient alignment",
+        ".3f",
+        lambda gradients: _finite(gradients.alignment),
+        averaged=True,
+        terminal=("line",),
+        axis="alignment",
+        dash="solid",
+        split="gradients",
     ),
 ]
 _IN_FIRST_LOGS = 9  # entries of the first version of log.csv; the columns of later ones follow theirs

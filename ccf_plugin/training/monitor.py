@@ -15,6 +15,7 @@ from ccf_plugin.engine.memory import batch_size_errors, largest_batch_size
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
+from ccf_plugin.measuring.gradients import InputGradients, input_gradients
 from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.runs.metrics import all_metrics
@@ -32,11 +33,13 @@ class Measured:
     """A model's result on the test split, on clean training images and, where there is such a split, on validation's.
 
     ``train`` is of as many training images as there are test images, evenly over the training set, unaugmented.
+    ``gradients``, of the test images, is None unless the recipe asks for it.
     """
 
     test: CrossClassResult
     train: CrossClassResult
     validation: CrossClassResult | None
+    gradients: InputGradients | None = None
 
     @property
     def withstands(self) -> NDArray[np.bool_] | None:
@@ -86,7 +89,22 @@ class Monitor:
             with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
                 train = on(self._trained_on, "train", None)
             validation = None if parts.validation is None else on(parts.validation, "validation", attack)
-            return Measured(test, train, validation)
+            return Measured(test, train, validation, self._gradients(model, size))
+
+    def _gradients(self, model: nn.Module, batch_size: int) -> InputGradients | None:
+        recipe, parts = self._parts.recipe, self._parts
+        if not recipe.probe.gradients:
+            return None
+        threat, seed = recipe.evaluation_threat(), recipe.evaluate.seed
+        return input_gradients(
+            model,
+            parts.test,
+            threat,
+            seed=seed,
+            batch_size=batch_size,
+            output=recipe.probe.output,
+            classes=len(parts.classes),
+        )
 
 
 def _attack(parts: Parts) -> AttackSettings:

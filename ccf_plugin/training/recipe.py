@@ -246,6 +246,7 @@ class EvaluateSection(_Section):
 class ProbeSection(_Section):
     """[probe]: what is measured at evaluated epochs, and which of them leave result files and pictures.
 
+    instances adds I-CAS, gradients the norm and the alignment of the test images' gradients (``measuring.gradients``).
     head names the layer where it cannot be found, and output the entry of the model's output that holds the logits.
     """
 
@@ -253,6 +254,7 @@ class ProbeSection(_Section):
     output: int | str | None = None
     inputs: Literal["adversarial", "clean"] = "adversarial"
     instances: bool = False
+    gradients: bool = False
     every: Annotated[int, Field(ge=1)] = 1
     pictures: Annotated[bool | list[str], PlainValidator(_check_pictures)] = True
 

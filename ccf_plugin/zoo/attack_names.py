@@ -1,6 +1,6 @@
 """torchattacks' names: the class behind each, the norm that it works in, and what may be said of it.
 
-``TPGDL2`` is ours (``zoo.trades_l2``); wherever a name is looked up it counts as one of torchattacks'. What
+Those of ``zoo.further_attacks`` count as torchattacks' wherever a name is looked up. What
 ``python:package.module:name`` names is the user's own, see ``zoo.attacks``.
 """
 
@@ -18,7 +18,7 @@ Mode = Literal["eval", "train"]
 
 _DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
 # One method under two names; the norm says which is meant.
-_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2"}
+_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2", "CWPGD": "CWPGDL2"}
 # The norms of those that a name or a parameter does not tell; "none" is bounded in no norm.
 _NORMS = {
     **dict.fromkeys(("CW", "DeepFool"), "L2"),
@@ -59,7 +59,9 @@ def attack_names() -> list[str]:
     """The names that ``build_attack`` knows, as torchattacks spells them."""
     import torchattacks
 
-    return [name for name in (*torchattacks.__all__, "TPGDL2") if name not in _NOT_ATTACKS]
+    from ccf_plugin.zoo.further_attacks import FURTHER
+
+    return [name for name in (*torchattacks.__all__, *FURTHER) if name not in _NOT_ATTACKS]
 
 
 def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
@@ -71,7 +73,7 @@ def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
         return name, function
     import torchattacks
 
-    from ccf_plugin.zoo.trades_l2 import TPGDL2
+    from ccf_plugin.zoo.further_attacks import FURTHER
 
     known = {known.lower(): known for known in attack_names()}
     if name.lower() in {wrapper.lower() for wrapper in _NOT_ATTACKS}:
@@ -79,7 +81,7 @@ def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
     if name.lower() not in known:
         raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
     exact = known[name.lower()]
-    class_: type = TPGDL2 if exact == "TPGDL2" else getattr(torchattacks, exact)
+    class_: type = FURTHER.get(exact) or getattr(torchattacks, exact)
     return exact, class_
 
 

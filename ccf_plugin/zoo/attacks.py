@@ -33,7 +33,7 @@ from ccf_plugin.zoo.python_code import failed, is_python, running_user_code
 # They do the same at every call, on the device alone, except for random numbers that are drawn there.
 _REPLAYABLE = {
     *("FGSM", "BIM", "RFGSM", "FFGSM", "MIFGSM", "NIFGSM", "PGD", "EOTPGD", "TPGD"),
-    *("PGDL2", "TPGDL2"),
+    *("PGDL2", "TPGDL2", "CWPGD", "CWPGDL2"),
 }
 # Their examples do not depend, except by rounding, on the rest of a batch, where random numbers are each image's own.
 # Others go on with the images that are not fooled yet, stop or split by the batch, or draw in another way.

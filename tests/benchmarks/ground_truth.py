@@ -38,6 +38,7 @@ from ccf_plugin.probe.attribution import (
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.attacks import build_attack
 
+RESULTS = Path(__file__).parent / "results"  # where the figures of each network go, by the picture's name
 Layout = Literal["pairs", "spread", "added"]
 Training = Literal["adversarial", "standard"]
 CLASSES, PARTS, SHOWN, CELLS, SIDE = 6, 5, 3, 4, 4  # CELLS a side of the image, SIDE pixels a side of the cell
@@ -329,7 +330,7 @@ def main() -> None:
     for layout, training in ADDED if arguments.added else ARMS:
         for seed in arguments.seeds:
             outcomes += [run(layout, training, dial, seed) for dial in DIALS]
-    arguments.out.with_suffix(".json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
+    (RESULTS / f"{arguments.out.stem}.json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
     (draw_added if arguments.added else draw)(outcomes, arguments.out)
     print((table_of_added if arguments.added else table)(outcomes))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,10 +67,29 @@ def test_parts_are_added_to_three_of_four_of_a_classes_own(dial: int) -> None:
         assert set(parts[label, 4:].tolist()) <= shown <= set(parts[label].tolist())
 
 
+def _written(name: str) -> list[truth.Outcome]:
+    return [truth.Outcome(**one) for one in json.loads((truth.RESULTS / f"{name}.json").read_text(encoding="utf-8"))]
+
+
+def test_cas_follows_parts_shared_in_pairs_alone() -> None:
+    """What the committed networks say: docs/results/ground-truth.md."""
+    outcomes = _written("cas_ground_truth")
+
+    def of_arm(layout: str, training: str, seed: int) -> list[truth.Outcome]:
+        return [one for one in outcomes if (one.layout, one.training, one.seed) == (layout, training, seed)]
+
+    for seed in (0, 1, 2):
+        assert truth.rank_correlation(of_arm("pairs", "adversarial", seed)) > 0.94
+        assert truth.rank_correlation(of_arm("pairs", "standard", seed)) > 0.94
+        assert truth.rank_correlation(of_arm("spread", "adversarial", seed)) < 0.3
+        assert max(one.cas for one in of_arm("spread", "adversarial", seed)) < 1
+    cas = [np.mean([of_arm("pairs", "adversarial", seed)[dial].cas for seed in (0, 1, 2)]) for dial in truth.DIALS]
+    assert np.round(cas, 1).tolist() == [0.2, 0.2, 1.3, 3.2, 5.0, 5.9]
+
+
 def test_cas_follows_added_parts_where_accuracy_stays() -> None:
     """What the committed networks say: docs/results/ground-truth.md."""
-    written = json.loads((Path(__file__).parent / "results" / "cas_added_parts.json").read_text(encoding="utf-8"))
-    outcomes = [truth.Outcome(**one) for one in written]
+    outcomes = _written("cas_added_parts")
     for seed in (0, 1, 2):
         adversarial, standard = (
             [one for one in outcomes if (one.seed, one.training) == (seed, training)]

@@ -20,7 +20,7 @@ from ccf_plugin.zoo.attacks import build_attack
 
 from .models import CUDA, Counted, batch, network, plain_network
 
-NAMES = ["PGD", "PGDL2", "TPGD", "TPGDL2", "FFGSM", "MIFGSM"]
+NAMES = ["PGD", "PGDL2", "TPGD", "TPGDL2", "FFGSM", "MIFGSM", "CWPGD"]
 # Whole batches, and from time to time the last smaller one.
 SIZES = (12, 12, 12, 5, 12, 5, 5, 12)
 

@@ -23,10 +23,10 @@ from ccf_plugin.zoo.attacks import _PER_IMAGE, _seed, build_attack, is_replayed
 LINF = [
     "FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM",
     "UPGD", "APGD", "APGDT", "DIFGSM", "TIFGSM", "Jitter", "NIFGSM", "PGDRS",
-    "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "FAB", "Square",
+    "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "FAB", "Square", "CWPGD",
 ]
 # fmt: on
-L2 = ["PGDL2", "PGDRSL2", "TPGDL2", "APGD", "APGDT", "FAB", "Square"]
+L2 = ["PGDL2", "PGDRSL2", "TPGDL2", "CWPGDL2", "APGD", "APGDT", "FAB", "Square"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "APGDT": {"n_classes": 5},
     "FAB": {"n_classes": 5},
@@ -412,7 +412,21 @@ def test_an_own_attack_that_does_not_fit_is_refused(
     assert "\n" not in str(caught.value)
 
 
-REPLAYED = ["FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "TPGD", "MIFGSM", "NIFGSM", "PGDL2", "TPGDL2"]
+REPLAYED = [
+    "FGSM",
+    "BIM",
+    "RFGSM",
+    "PGD",
+    "EOTPGD",
+    "FFGSM",
+    "TPGD",
+    "MIFGSM",
+    "NIFGSM",
+    "PGDL2",
+    "TPGDL2",
+    "CWPGD",
+    "CWPGDL2",
+]
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

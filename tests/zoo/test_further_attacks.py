@@ -1,4 +1,4 @@
-"""The attack of TRADES in L2, against plain float64 steps with the gradient of the KL worked out by hand."""
+"""Our attacks against plain float64 steps whose gradients are worked out by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import build_attack
-from ccf_plugin.zoo.trades_l2 import TPGDL2
+from ccf_plugin.zoo.further_attacks import CWPGD, CWPGDL2, TPGDL2
 
 Array = NDArray[np.float64]
 
@@ -110,3 +110,55 @@ def test_a_model_that_does_not_look_at_its_images() -> None:
     images = torch.rand(2, 3, 4, 4)
     adversarial = build_attack("TPGDL2", Constant(), threat_model(norm="L2", steps=2))(images, torch.zeros(2).long())
     assert torch.isfinite(adversarial).all()
+
+
+def climb(
+    x: Array, start: Array, label: int, weight: Array, bias: Array, *, norm: str, eps: float, step: float
+) -> Array:
+    """Five steps up the margin of one image, flat."""
+    attacked = start
+    for _ in range(5):
+        logits = weight @ attacked + bias
+        rival = max((k for k in range(len(logits)) if k != label), key=lambda k: logits[k])
+        slope = weight[rival] - weight[label]
+        direction = np.sign(slope) if norm == "Linf" else slope / math.sqrt(math.fsum(slope**2))
+        moved = attacked + step * direction - x
+        length = math.sqrt(math.fsum(moved**2))
+        moved = np.clip(moved, -eps, eps) if norm == "Linf" else moved * min(1.0, eps / length)
+        attacked = np.clip(x + moved, 0, 1)
+    return attacked
+
+
+@pytest.mark.parametrize(("norm", "attack", "eps"), [("Linf", CWPGD, 0.1), ("L2", CWPGDL2, 0.4)])
+@pytest.mark.parametrize("certainty", [1, 1e4])
+def test_pgd_along_the_margin_equals_steps_by_hand(norm: str, attack: type, eps: float, certainty: float) -> None:
+    """With logits of 1e4 the cross-entropy of an image that is classified right has no slope left."""
+    model = Linear(12, 4)
+    model.weight.data *= certainty
+    model.bias.data *= certainty
+    images = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = model(images).argmax(1)
+    labels[3:] = torch.tensor([0, 1, 2])
+    torch.manual_seed(3)
+    found = attack(model, eps=eps, alpha=eps / 3, steps=5)(images, labels)
+    torch.manual_seed(3)
+    starts = attack(model, eps=eps, alpha=eps / 3, steps=0)(images, labels)
+    weight, bias = model.weight.detach().numpy(), model.bias.detach().numpy()
+    for image, start, label, attacked in zip(images, starts, labels.tolist(), found, strict=True):
+        x, begun = image.flatten().numpy(), start.detach().flatten().numpy()
+        expected = climb(x, begun, label, weight, bias, norm=norm, eps=eps, step=eps / 3)
+        np.testing.assert_allclose(attacked.detach().flatten().numpy(), expected, atol=1e-9)
+
+
+def test_it_does_what_the_cross_entropy_cannot() -> None:
+    model = Linear(12, 4).float()
+    model.weight.data *= 1e3
+    images = torch.rand(40, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    labels = model(images).argmax(1)
+    threat = threat_model(norm="Linf", eps=0.2, steps=10)
+    withstand = {
+        name: int((model(build_attack(name, model, threat, seed=0)(images, labels)).argmax(1) == labels).sum())
+        for name in ("PGD", "CWPGD")
+    }
+    assert withstand["CWPGD"] < withstand["PGD"]
+    assert build_attack("CWPGD", model, threat_model(norm="L2")).name == "CWPGDL2"

@@ -1,4 +1,4 @@
-"""The attack of TRADES in the L2 ball, which torchattacks has for Linf alone (its TPGD)."""
+"""Attacks that torchattacks lacks, with its interface: that of TRADES in the L2 ball, and PGD along the margin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchattacks import PGD, PGDL2
 from torchattacks.attack import Attack
 
 _TINY = 1e-12  # so that a vanishing gradient or perturbation divides by something
@@ -50,3 +51,46 @@ class TPGDL2(Attack):  # type: ignore[misc]  # torchattacks is not typed
 def _norm(batch: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(batch, dim=(1, 2, 3), keepdim=True)
     return norms
+
+
+class _AlongTheMargin:
+    """A torchattacks class that climbs max_{k≠y} z_k − z_y instead of the cross-entropy, z being the logits.
+
+    The loss of Carlini and Wagner 2017 (their f_6 with the sign of an ascent), not cut off at a confidence: it keeps
+    its slope where the cross-entropy's vanishes, as on images that are classified right with great certainty.
+    """
+
+    _labels: Tensor
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images (N, C, H, W) in [0, 1]; labels int64 (N,)."""
+        self._labels = labels.unsqueeze(1)
+        adversarial: Tensor = super().forward(images, torch.zeros_like(labels))  # type: ignore[misc]
+        return adversarial
+
+    def get_logits(self, inputs: Tensor, *others: Any, **named: Any) -> Tensor:
+        """(N, 2), 0 and a multiple of the margin less its value: the mean cross-entropy of class 0 has the margin's
+        gradient in each image."""
+        logits: Tensor = super().get_logits(inputs, *others, **named)  # type: ignore[misc]
+        strongest = logits.scatter(1, self._labels, -torch.inf).amax(1)
+        margin = strongest - logits.gather(1, self._labels).squeeze(1)
+        return torch.stack((torch.zeros_like(margin), 2 * len(margin) * (margin - margin.detach())), 1)
+
+
+class CWPGD(_AlongTheMargin, PGD):  # type: ignore[misc]
+    """PGD in the Linf ball along the margin."""
+
+    def __init__(self, model: Any, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10) -> None:
+        super().__init__(model, eps=eps, alpha=alpha, steps=steps)
+        self.supported_mode = ["default"]
+
+
+class CWPGDL2(_AlongTheMargin, PGDL2):  # type: ignore[misc]
+    """PGD in the L2 ball along the margin."""
+
+    def __init__(self, model: Any, eps: float = 128 / 255, alpha: float = 16 / 255, steps: int = 10) -> None:
+        super().__init__(model, eps=eps, alpha=alpha, steps=steps)
+        self.supported_mode = ["default"]
+
+
+FURTHER = {"TPGDL2": TPGDL2, "CWPGD": CWPGD, "CWPGDL2": CWPGDL2}
