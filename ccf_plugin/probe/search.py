@@ -205,19 +205,14 @@ class Search:
 
     def _with_rows(self, terms: list[Term], rows: list[Tensor], made: list[Tensor], wanted: Tensor) -> Plan | None:
         """The terms with these rows, and one factor each, or one for each class."""
-        all_classes = torch.arange(self._classes)
-        chosen = [
-            term
-            if outputs.shape[1] == len(at) and torch.equal(at, all_classes)
-            else replace(term, rows=tuple(at.tolist()))
-            for term, at, outputs in zip(terms, rows, made, strict=True)
-        ]
-        columns = torch.stack(
-            [outputs[:, at.to(outputs.device)] for at, outputs in zip(rows, made, strict=True)], 2
-        )  # (N, K, m)
-        return self._fewest(chosen, columns.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1)) or self._fewest(
-            chosen, columns.transpose(0, 1), wanted.T
-        )
+        chosen, columns = [], []
+        for term, at, outputs in zip(terms, rows, made, strict=True):
+            is_whole = outputs.shape[1] == len(at) and torch.equal(at, torch.arange(self._classes))
+            chosen.append(term if is_whole else replace(term, rows=tuple(at.tolist())))
+            columns.append(outputs[:, at.to(outputs.device)])
+        stacked = torch.stack(columns, 2)  # (N, K, m)
+        one_factor = self._fewest(chosen, stacked.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1))
+        return one_factor or self._fewest(chosen, stacked.transpose(0, 1), wanted.T)
 
     def _weighted_positions(self, term: Term) -> Plan | None:
         made = products_at_positions(term, self._record, self._wanted.dtype)
