@@ -203,7 +203,7 @@ class Loop:
         adversarial = batch.images
         if recipe.objective.is_adversarial:
             with part("attack"):
-                adversarial = method.attack(batch.images, batch.labels)
+                adversarial = method.attack(epoch)(batch.images, batch.labels)
         awp = recipe.awp if recipe.awp is not None and epoch > recipe.awp.start_epoch else None
         loss_of_bare_model = partial(self._loss, method.forward, epoch, batch, adversarial)
         with (

@@ -14,6 +14,7 @@ from ccf_plugin.engine.compilation import CompiledForward, build_forward
 from ccf_plugin.engine.modes import seeded
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.probe.head_reader import HeadReader, ReadForward
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.cross_class import CrossClassTerm
 from ccf_plugin.training.distillation import Teacher, load_teacher
@@ -22,7 +23,7 @@ from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.training.state import TrainingState
-from ccf_plugin.zoo.attacks import build_attack, is_replayed
+from ccf_plugin.zoo.attacks import Attack, build_attack, is_replayed
 from ccf_plugin.zoo.streaming import on_device
 
 
@@ -34,7 +35,7 @@ class Method:
         whole_batches: those batches, with the parts of all processes.
         forward: the bare model's pass, for the attack and the perturbation; compiled where that pays.
         trained_forward: the pass whose gradients train the weights.
-        attack, objective, teachers: what crafts the images, the loss, and what softens its labels.
+        objective, teachers: the loss, and what softens its labels.
         term: CAS as a part of the loss, where the recipe has it.
     """
 
@@ -62,15 +63,8 @@ class Method:
         self.trained_forward = self.forward if is_bare else parts.forward(state.trained)
         self.is_compiled = isinstance(self.forward, CompiledForward)
         torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
-        self.attack = build_attack(
-            recipe.attack.name,
-            self.forward,
-            recipe.training_threat(),
-            mode=recipe.attack.batchnorm if is_adversarial else "eval",
-            options=recipe.attack.options,
-            num_classes=len(parts.classes),
-            fresh_noise=True,
-        )
+        self._parts = parts
+        self._attack = self._build_attack(recipe.training_threat())
         trained_on = parts.with_extra()
         self.whole_batches = TrainingBatches(
             on_device(trained_on.images, parts.device),
@@ -86,6 +80,25 @@ class Method:
         )
         self.batches = replace(self.whole_batches, rank=processes.rank, processes=processes.count)
         self.teachers = [_teacher(section, parts, state) for section in recipe.distill]
+
+    def attack(self, epoch: int) -> Attack:
+        """What crafts an epoch's images."""
+        threat = self._parts.recipe.training_threat(epoch)
+        if threat != self._attack.threat:
+            self._attack = self._build_attack(threat)
+        return self._attack
+
+    def _build_attack(self, threat: ThreatModel) -> Attack:
+        recipe = self._parts.recipe
+        return build_attack(
+            recipe.attack.name,
+            self.forward,
+            threat,
+            mode=recipe.attack.batchnorm if recipe.objective.is_adversarial else "eval",
+            options=recipe.attack.options,
+            num_classes=len(self._parts.classes),
+            fresh_noise=True,
+        )
 
     @contextlib.contextmanager
     def reading(self, forward: nn.Module, epoch: int) -> Iterator[nn.Module | ReadForward]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
@@ -89,7 +90,8 @@ class DataSection(_Section):
 class AttackSection(_Section):
     """[attack]: the inner maximisation of training, a torchattacks class.
 
-    batchnorm is the model's mode meanwhile; where it is silent, a recipe's file means that of the loss's own code.
+    Over the first warmup_epochs eps rises linearly, epoch by epoch, and the step size with it. batchnorm is the model's
+    mode meanwhile; where it is silent, a recipe's file means that of the loss's own code.
     """
 
     name: str | None = None
@@ -97,6 +99,7 @@ class AttackSection(_Section):
     eps: Pixels | None = None
     step_size: Pixels | None = None
     steps: Annotated[int, Field(ge=1)] = 10
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
     batchnorm: Literal["train", "eval"] = "train"
     options: dict[str, Any] = {}
 
@@ -341,9 +344,13 @@ class Recipe(_Section):
     stop: StopSection | None = None
     published: PublishedSection | None = None
 
-    def training_threat(self) -> ThreatModel:
-        """The threat model that training's attack follows."""
-        return training_threat(self.attack.model_dump())
+    def training_threat(self, epoch: int | None = None) -> ThreatModel:
+        """The threat model that training's attack follows in an epoch (counted from 1), or after its warm-up (None)."""
+        whole = training_threat(self.attack.model_dump())
+        if epoch is None or epoch >= self.attack.warmup_epochs:
+            return whole
+        share = epoch / self.attack.warmup_epochs
+        return replace(whole, eps=whole.eps * share, step_size=whole.step_size * share)
 
     @property
     def passes(self) -> int:
@@ -363,7 +370,7 @@ class Recipe(_Section):
             for name, part in (("average", self.average), ("awp", self.awp))
             if part is not None
         }
-        within = {"optim.warmup_epochs": [optim.warmup_epochs]}
+        within = {"optim.warmup_epochs": [optim.warmup_epochs], "attack.warmup_epochs": [self.attack.warmup_epochs]}
         within |= {f"distill.{place}.ramp": part.ramp or [] for place, part in enumerate(self.distill)}
         within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
         within |= {"crossclass.ramp": (self.crossclass.ramp or []) if self.crossclass else []}
