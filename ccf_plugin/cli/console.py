@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.job import is_first_process, job_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,11 +48,6 @@ class _LogHandler(logging.Handler):
             traceback.print_exception(record.exc_info[1])
 
 
-def is_first_process() -> bool:
-    """Whether this is the one process of a job (accelerate, torchrun) that prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def leave_job() -> None:
     """End this process where it is one of a job of several; the last thing that a command does.
 
@@ -69,8 +65,8 @@ def leave_job() -> None:
 
 def refuse_several_processes(command: str, remedy: str) -> None:
     """Raise InputError inside a job of several processes (accelerate, torchrun), for a command of one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"expected ccf {command} in one process, found a job of {os.environ['WORLD_SIZE']}; {remedy}")
+    if job_size() > 1:
+        raise InputError(f"expected ccf {command} in one process, found a job of {job_size()}; {remedy}")
 
 
 _kept: list[TextIO] = []  # the standard output that a command began with, while results have it for themselves

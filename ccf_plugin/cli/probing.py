@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import (
     check_names,
-    is_first_process,
     leave_job,
     open_console,
     print_json,
@@ -20,6 +19,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import PROBE
 from ccf_plugin.cli.places import Place, endings_of
+from ccf_plugin.job import is_first_process
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
