@@ -9,14 +9,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ccf_plugin.training.mixing import Mixing
 from ccf_plugin.zoo.streaming import Images, read_ahead
 
 
 class Batch(NamedTuple):
     """Rows of one training step.
 
-    ``images`` float32 (B, C, H, W) in [0, 1], ``labels`` int64 (B,), ``indices`` int64 (B,): which of the training
-    images they are. ``share`` is what their mean weighs in the mean over processes: B · processes / the step's images.
+    ``images`` float32 (B, C, H, W) in [0, 1]; ``labels`` int64 (B,), or of mixed images their shares of the classes,
+    float32 (B, K); ``indices`` int64 (B,): which of the training images they are. ``share`` is what their mean weighs
+    in the mean over processes: B · processes / the step's images.
     """
 
     images: Tensor
@@ -52,6 +54,7 @@ class TrainingBatches:
             (DeVries and Taylor 2017); 0 for none.
         extra: so many images at the end are further data: an epoch has as many images as without them, and of each
             batch ``extra_share``, rounded, are of them, drawn without repetition until all have come.
+        mixing: mixes each image, augmented, with another of its batch.
         rank, processes: which part of every batch is this process's. Together they are exactly the batches of one
             process; where a batch has too few images, the first is repeated with a share of 0.
     """
@@ -66,6 +69,7 @@ class TrainingBatches:
     cutout: int = 0
     extra: int = 0
     extra_share: float = 0.5
+    mixing: Mixing | None = None
     rank: int = 0
     processes: int = 1
 
@@ -106,24 +110,36 @@ class TrainingBatches:
         """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
         device, draws = self.labels.device, self.draws(epoch)
         order, shifts, flips, centres = (numbers.to(device) for numbers in draws)
-        pieces = [self._piece(start) for start in range(skip * self.batch_size, self._count, self.batch_size)]
+        starts = range(skip * self.batch_size, self._count, self.batch_size)
+        pieces = [self._piece(start) for start in starts]
         is_resident = isinstance(self.images, Tensor) and self.images.device == device
         rows = ((order if is_resident else draws.order)[place] for place, _ in pieces)
         read = self.images.__getitem__
         fetched = map(read, rows) if is_resident else read_ahead(read, rows)
-        for (place, share), raw in zip(pieces, fetched, strict=True):
+        for start, (place, share), raw in zip(starts, pieces, fetched, strict=True):
             images, chosen = raw.to(device), order[place]
             if self.augmentation != "none":
                 images = shift_and_flip(images, shifts[place], flips[place], self.border)
             if self.cutout:
                 images = cut_out(images, centres[place], self.cutout)
-            yield Batch(images.float() / 255, self.labels[chosen], chosen, share)
+            images, labels = images.float() / 255, self.labels[chosen]
+            if self.mixing is not None:  # the second half are the partners
+                pairs = [half for both in (images, labels) for half in both.chunk(2)]
+                images, labels = self.mixing(*pairs, epoch=epoch, batch=start // self.batch_size)
+            yield Batch(images, labels, chosen[: len(images)], share)
 
-    def _piece(self, start: int) -> tuple[slice, float]:
-        """This process's part of the batch that begins at ``start``, and its share."""
+    def _piece(self, start: int) -> tuple[slice | Tensor, float]:
+        """The places of this process's part of the batch that begins at ``start``, and its share.
+
+        Where images are mixed, those of their partners follow.
+        """
         size = min(self.batch_size, self._count - start)
         first, end = (size * rank // self.processes for rank in (self.rank, self.rank + 1))
-        return slice(start + first, start + max(end, first + 1)), (end - first) * self.processes / size
+        last, share = max(end, first + 1), (end - first) * self.processes / size
+        if self.mixing is None:
+            return slice(start + first, start + last), share
+        places = torch.arange(first, last)
+        return start + torch.cat((places, (places + 1) % size)), share
 
 
 def shift_and_flip(

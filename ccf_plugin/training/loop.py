@@ -30,6 +30,7 @@ from ccf_plugin.training.batches import Batch
 from ccf_plugin.training.distillation import check_teachers, distilled
 from ccf_plugin.training.interruption import Interruption
 from ccf_plugin.training.method import Method
+from ccf_plugin.training.mixing import classes_of
 from ccf_plugin.training.monitor import Measured, Monitor, check_measurable, figures
 from ccf_plugin.training.objectives import StepOutput
 from ccf_plugin.training.opening import check_place, open_run
@@ -56,6 +57,13 @@ class Reporter:
     def evaluating(self, batches: Batches, total: int) -> Batches:
         """An evaluation of ``total`` batches begins; returns the batches, which it may count."""
         return batches
+
+    def measured(self, epoch: int, models: Mapping[str, nn.Module]) -> None:
+        """An epoch is trained and evaluated, and will be written next.
+
+        ``models`` are the run's own, which nothing may change: the weights as they are under "", the averaged ones,
+        where there are some, under "_average". Every process of a job is told.
+        """
 
     def epoch_finished(self, row: EpochRow) -> None:
         """An epoch is evaluated and written."""
@@ -154,6 +162,7 @@ class Loop:
                     measured[suffix] = self._monitor.measure(
                         model, lambda batches, total: saver.watched(epoch, reporter.evaluating(batches, total))
                     )
+        reporter.measured(epoch, models)
         row = EpochRow(
             epoch=epoch,
             lr=learning_rate(recipe.optim, epoch - 1),
@@ -222,7 +231,7 @@ class Loop:
             state.average.after_step(state.model, epoch, is_last=state.step == len(method.batches))
         if batch.share:
             loss = output.loss.detach() * (len(batch.labels) / batch.share)
-            state.add(loss, (output.logits.argmax(1) == batch.labels).sum())
+            state.add(loss, (output.logits.argmax(1) == classes_of(batch.labels)).sum())
 
     def _loss(self, forward: nn.Module, epoch: int, batch: Batch, adversarial: Tensor) -> StepOutput:
         """The step's whole loss, scaled so that the processes' mean is the mean over the step's images."""

@@ -18,6 +18,7 @@ from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.cross_class import CrossClassTerm
 from ccf_plugin.training.distillation import Teacher, load_teacher
+from ccf_plugin.training.mixing import Mixing
 from ccf_plugin.training.objectives import build_objective, reads_head
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import DistillSection
@@ -31,8 +32,8 @@ class Method:
     """The parts of a training step.
 
     Attributes:
-        batches: this process's part of the training batches, augmented.
-        whole_batches: those batches, with the parts of all processes.
+        batches: this process's part of the training batches, augmented and mixed.
+        whole_batches: those batches, with the parts of all processes, not mixed.
         forward: the bare model's pass, for the attack and the perturbation; compiled where that pays.
         trained_forward: the pass whose gradients train the weights.
         objective, teachers: the loss, and what softens its labels.
@@ -78,7 +79,9 @@ class Method:
             extra=0 if parts.extra is None else len(parts.extra),
             extra_share=recipe.data.extra_share or 0.5,
         )
-        self.batches = replace(self.whole_batches, rank=processes.rank, processes=processes.count)
+        self.batches = replace(
+            self.whole_batches, mixing=_mixing(parts), rank=processes.rank, processes=processes.count
+        )
         self.teachers = [_teacher(section, parts, state) for section in recipe.distill]
 
     def attack(self, epoch: int) -> Attack:
@@ -106,6 +109,13 @@ class Method:
         asks = reads_head(self.objective) or (self.term is not None and self.term.weight(epoch))
         with self._reader.reading(forward) if self._reader and asks else nullcontext(forward) as read:
             yield read
+
+
+def _mixing(parts: Parts) -> Mixing | None:
+    data = parts.recipe.data
+    if data.mix == "none":
+        return None
+    return Mixing(data.mix, data.mix_alpha, len(parts.classes), parts.recipe.seed)
 
 
 def _head_reader(parts: Parts, model: nn.Module) -> HeadReader:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ccf_plugin.engine.gradients import NoGradientError
@@ -146,11 +147,14 @@ def _check_attacks(parts: Parts) -> None:
     if recipe.objective.is_adversarial:
         # In eval mode, which moves nothing; what it finds is the same in both.
         training = AttackSettings(recipe.training_threat(), recipe.attack.name, recipe.attack.options, parts.precision)
-        _check_attack(parts, "attack", training.build(model, len(parts.classes), recipe.probe.output))
+        attack, mixed = training.build(model, len(parts.classes), recipe.probe.output), recipe.data.mix != "none"
+        _check_attack(parts, "attack", attack, mixed=mixed)
 
 
-def _check_attack(parts: Parts, section: str, attack: Attack) -> None:
+def _check_attack(parts: Parts, section: str, attack: Attack, *, mixed: bool = False) -> None:
     images, labels = next(iter(parts.test.batches(2, parts.device)))
+    if mixed:
+        labels = F.one_hot(labels, len(parts.classes)).float()
     try:
         with evaluation_mode(parts.model):
             attack(images, labels)

@@ -30,7 +30,7 @@ class StepOutput:
     logits: Tensor
 
 
-# forward, clean images, adversarial images (both (N, C, H, W) in [0, 1]), labels (N,)
+# forward, clean images, adversarial images (both (N, C, H, W) in [0, 1]), labels (N,), or shares (N, K)
 Loss = Callable[[Forward, Tensor, Tensor, Tensor], StepOutput]
 
 
@@ -45,7 +45,8 @@ class Objective:
         attack: the torchattacks class that crafts ``adversarial``; None trains on clean images alone.
         batchnorm: the mode of the model under that attack in the authors' code, "train" or "eval".
         beta: the default weight of its second term; None where it has none.
-        takes_smoothing: whether it takes ``label_smoothing``; ``why_not`` says why it does not.
+        takes_smoothing: whether it takes ``label_smoothing``, and labels (N, K) that are shares of the classes, as of
+            mixed images; ``why_not`` says why it does not.
         takes_options: whether objective.options are its further keywords.
     """
 

@@ -69,7 +69,8 @@ class DataSection(_Section):
     how many training images are held out, evenly over the classes and the last of each. downscale replaces squares of
     so many pixels a side by their means. extra names further data, such as generated ones: of each batch
     extra_share (0.5 where silent) are images of it, of its training split or else its only one, and an epoch still has
-    as many images as without.
+    as many images as without. mix blends each image with another of its batch ("mixup"), or pastes a part of that into
+    it ("cutmix"), and shares the label between both; mix_alpha is that of the share's Beta distribution.
     """
 
     name: str
@@ -85,6 +86,8 @@ class DataSection(_Section):
     downscale: Annotated[int, Field(ge=1)] = 1
     extra: str | None = None
     extra_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
 
 
 class AttackSection(_Section):

@@ -348,6 +348,8 @@ class _Epochs:
     def evaluating(self, batches: Any, total: int) -> Any:
         return batches
 
+    def measured(self, epoch: int, models: Any) -> None: ...
+
     def epoch_finished(self, row: Any) -> None:
         here = time.perf_counter()
         self.walls.append(here - self._since)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ccf_plugin.measuring.evaluate import Batches
 from ccf_plugin.runs.log import EpochRow, read_log
 from ccf_plugin.runs.metrics import column_names
-from ccf_plugin.training.loop import train
+from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
@@ -58,7 +58,7 @@ pictures = false
 """
 
 
-class Quiet:
+class Quiet(Reporter):
     """A reporter that remembers epochs and shows nothing.
 
     It can stop a run after an epoch, as a kill would, or send a signal after a step or when an evaluation begins.
@@ -71,8 +71,6 @@ class Quiet:
         self._stop_after = stop_after
         self._signal_at = signal_at
         self._number = number
-
-    def started(self, run: Run) -> None: ...
 
     def step(self, epoch: int, done: int, total: int) -> None:
         if (epoch, done) == self._signal_at:

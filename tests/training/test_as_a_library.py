@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.runs import Quiet, tiny
 from torch import Tensor
 
@@ -97,3 +98,19 @@ def test_the_hosts_compiled_code_stays(tmp_path: Path, monkeypatch: pytest.Monke
     train(tiny("compile=true", "optim.epochs=1"), tmp_path / "run", Quiet())
     of_the_host(torch.ones(3))
     assert compiled == [1]
+
+
+def test_a_host_sees_the_models_of_each_epoch_before_it_is_written(tmp_path: Path) -> None:
+    seen: list[tuple[int, dict[str, Any]]] = []
+
+    class Hook(Quiet):
+        def measured(self, epoch: int, models: Any) -> None:
+            assert len(self.rows) == epoch - 1
+            seen.append((epoch, {name: model.state_dict()["linear.bias"].clone() for name, model in models.items()}))
+
+    average = "average={kind='ema', start_epoch=1}"
+    train(tiny("optim.epochs=2", average), tmp_path / "run", Hook())
+    assert [(epoch, sorted(models)) for epoch, models in seen] == [(1, [""]), (2, ["", "_average"])]
+    for suffix in ("", "_average"):
+        written = load_file(tmp_path / "run" / f"last{suffix}.safetensors")
+        assert torch.equal(seen[-1][1][suffix], written["linear.bias"])

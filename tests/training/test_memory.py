@@ -12,13 +12,10 @@ from support.runs import SMALLEST
 CODE = """
 import os, sys
 from pathlib import Path
-from ccf_plugin.training.loop import train
+from ccf_plugin.training.loop import Reporter, train
 from ccf_plugin.training.recipe_files import load_recipe
 
-class Watch:
-    def started(self, run): ...
-    def step(self, epoch, done, total): ...
-    def evaluating(self, batches, total): return batches
+class Watch(Reporter):
     def epoch_finished(self, row):
         print(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"), flush=True)
 
