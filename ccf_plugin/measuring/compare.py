@@ -154,7 +154,7 @@ def comparison_provenance(first: Side, second: Side, bootstrap: int | None = Non
 def _provenance(side: Side) -> dict[str, Any]:
     if isinstance(side, Subject):
         known = side.provenance(instances=True)
-    else:  # that of an older version, or of somebody's own loop, says nothing
+    else:  # a result of an older version, or of somebody's own loop, says nothing
         figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
         known = dict(side.provenance) or {"figures": figures}
     return {name: value for name, value in known.items() if name != "command"}

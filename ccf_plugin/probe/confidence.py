@@ -68,7 +68,7 @@ def interval_of(result: CrossClassResult, name: str, level: float) -> Interval |
         return None
     low, high = interval_around(figure, variance, level)
     if name == "instance_cas" and low <= 0:
-        return None  # nearest cosines of about 0, of which the jackknife tells too little
+        return None  # the nearest cosines are about 0, where the jackknife says too little
     most = len(result.matrix) * (len(result.matrix) - 1)
     return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
 

@@ -69,7 +69,7 @@ _OTHER_FIELDS = {
     ),
     *("confusion_clean", "confusion_adversarial", "confusion_unnamed", "class_names", "head", "repeats", "format"),
 }
-# What files of older versions lack, and what it was for them.
+# The fields that files of older versions lack, and the values that they stand for there.
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
     "clean_loss": None,

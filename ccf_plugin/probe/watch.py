@@ -59,7 +59,7 @@ class PassWatcher:
         self.latest: PassRecord | None = None
         self.alike = {True: 0, False: 0}  # passes in train and in eval mode; see PassRecord
         self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
-        self._narrow = False  # whether the head is known, and what may be it is copied as it runs
+        self._narrow = False  # whether the head is known; then layers that may be it are copied as they run
         self._wants_products = name is None
         self._notes: Notes | None = None  # of the pass that goes on
         self._depth = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from ccf_plugin.errors import CCFError, spelled
 
-TIME_UP = 14  # SIGALRM's number on POSIX: stands among signals for the time limit
+TIME_UP = 14  # SIGALRM's number on POSIX stands for the time limit
 
 
 class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, not a fault

@@ -225,7 +225,7 @@ class Loop:
             if recipe.optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
             state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)  # at once: the next attack needs no memory for gradients
+            state.optimizer.zero_grad(set_to_none=True)  # at once, so that the next attack finds their memory free
         state.step += 1
         if state.average is not None:
             state.average.after_step(state.model, epoch, is_last=state.step == len(method.batches))

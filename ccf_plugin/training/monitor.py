@@ -145,7 +145,7 @@ def _check_attacks(parts: Parts) -> None:
     recipe, model = parts.recipe, parts.model
     _check_attack(parts, "evaluate", _build_attack(parts, model))
     if recipe.objective.is_adversarial:
-        # In eval mode, which moves nothing; what it finds is the same in both.
+        # In eval mode, which changes nothing in the model; the test finds the same in both modes.
         training = AttackSettings(recipe.training_threat(), recipe.attack.name, recipe.attack.options, parts.precision)
         attack, mixed = training.build(model, len(parts.classes), recipe.probe.output), recipe.data.mix != "none"
         _check_attack(parts, "attack", attack, mixed=mixed)

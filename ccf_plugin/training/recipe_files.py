@@ -124,7 +124,7 @@ def _with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
     below = _with_base(_find_base(base, path.parent), (*visited, path.resolve()))
-    below.pop("published", None)  # they were not published of what this file makes of it
+    below.pop("published", None)  # these figures are not those of the changed recipe
     return merged(below, content)
 
 

@@ -159,7 +159,7 @@ class Run:
             self.rows[-1] = row = replace(row, selected_by=self.selected_by)
         if not write:
             return row
-        self.wait()  # for the epoch before, whose copies of weights are held until then
+        self.wait()  # for the epoch before: until then its copies of weights stay in memory
         described = {**describe, "epoch": row.epoch}
         for suffix, snapshot in snapshots.items():
             self._write(self._epoch_job(row, suffix, snapshot, described))
@@ -242,7 +242,7 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
-    if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
+    if flat_before["precision"] == "auto":  # an earlier version recorded elsewhere what "auto" was
         flat_before["precision"] = read_environment(folder).get("precision", "auto")
     if flat_now["precision"] == "auto":  # the machine has not settled it yet; training asks again once it has
         flat_now["precision"] = flat_before["precision"]

@@ -219,7 +219,7 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
     for label in range(int(train.labels.max()) + 1):
         rows = (train.labels == label).nonzero().squeeze(1)
         from_the_end[rows] = torch.arange(len(rows) - 1, -1, -1)
-    # By how near they are to their class's end, then by class.
+    # In the order of their distance from their class's end, then of class.
     ranked = torch.argsort(from_the_end * (int(train.labels.max()) + 1) + train.labels)
     held = torch.zeros(len(train), dtype=torch.bool)
     held[ranked[:count]] = True
