@@ -88,7 +88,6 @@ def draw_heatmap(
     annotate: Annotate = "auto",
     colorbar: bool = True,
     fontsize: float | None = None,
-    axes: tuple[str, str] = ("class j", "class i"),
 ) -> Axes:
     """Draw a (K, K) matrix so that it can be read at the axes' own size; NaN is grey.
 
@@ -102,7 +101,6 @@ def draw_heatmap(
             the cell's.
         colorbar: whether there is one.
         fontsize: of names, labels and title, in points; by default it follows the axes' width, from 6 to 9.
-        axes: what the x and the y axis are; "" for nothing.
 
     Raises:
         InputError: another ``annotate``, or a size that is not above 0.
@@ -125,8 +123,8 @@ def draw_heatmap(
     names_size = min(size, room) if fontsize is None and room >= _LEAST_NAME else size
     _name_classes(ax, labels, names_size, font)
     ax.tick_params(labelsize=names_size, length=min(3.5, size / 3))
-    ax.set_xlabel(axes[0], fontsize=size)
-    ax.set_ylabel(axes[1], fontsize=size)
+    ax.set_xlabel("class j", fontsize=size)
+    ax.set_ylabel("class i", fontsize=size)
     if annotate:
         _write_values(ax, matrix, image.to_rgba(np.ma.masked_invalid(matrix))[..., :3], size, always=annotate is True)
     if colorbar:
@@ -250,11 +248,11 @@ def figure_bytes(figure: Figure, ending: str = ".png", dpi: float | None = None)
     return buffer.getvalue()
 
 
-def figure_pixels(figure: Figure, dpi: float = 100) -> NDArray[np.uint8]:
-    """What a figure of `new_figure` shows, (H, W, 3) uint8."""
+def figure_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """What a figure of `new_figure` shows, (H, W, 3) uint8, at 100 dots an inch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(dpi)
+    figure.set_dpi(100)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

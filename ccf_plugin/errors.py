@@ -122,9 +122,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(option) for option in nearest)}?" if nearest else ""
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """A number with its noun, as in "1 model", "2 models"; ``plural`` where it takes more than an s."""
-    return f"{count:d} {noun if count == 1 else plural or noun + 's'}"
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, as in "1 model", "2 models"."""
+    return f"{count:d} {noun}{'' if count == 1 else 's'}"
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:

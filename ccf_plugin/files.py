@@ -7,6 +7,8 @@ import csv
 import errno
 import json
 import os
+import shutil
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -106,6 +108,14 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def toml_or_text(text: str) -> Any:
+    """What stands behind "key=": a value as TOML writes it, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
 def expanded_path(text: str | Path) -> Path:
     """A path from a recipe or the command line: one with ``~`` or ``..`` made absolute, so that all who name it show
     where it leads; another as it is."""
@@ -128,6 +138,32 @@ def made_folder(folder: Path) -> Iterator[None]:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def nothing_left_on_failure(*paths: Path) -> Iterator[None]:
+    """Where the block fails, remove what is new of these files and folders and of names that go on from theirs.
+
+    Such are a download's partial files. The folders that were made for the first path go too.
+    """
+    folders = [folder for path in paths[:1] for folder in path.parents if not folder.exists()]
+
+    def present() -> set[Path]:
+        return {file for path in paths for file in path.parent.glob(f"{path.name}*")}
+
+    before = present()
+    try:
+        yield
+    except BaseException:
+        for path in present() - before:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        for folder in folders:  # innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def is_aside(path: Path) -> bool:

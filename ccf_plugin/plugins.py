@@ -9,13 +9,19 @@ A package declares one in its pyproject.toml; importing the module registers wha
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from importlib import metadata
 
 from ccf_plugin.errors import Fault, InputError, one_line
 
 GROUP = "ccf_plugin"
-_loaded: set[str] = set()
+
+
+@functools.cache
+def _not_imported() -> list[metadata.EntryPoint]:
+    """The installed plug-ins that are still to be imported, in the order of their names: searched for once."""
+    return sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name)
 
 
 def load_plugins() -> None:
@@ -24,15 +30,14 @@ def load_plugins() -> None:
     What they print goes to standard error. Raises InputError, naming the plug-in and its package, where one cannot be
     imported; the next call tries it again.
     """
-    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
-        if entry.name in _loaded:
-            continue
-        _loaded.add(entry.name)  # first: the plug-in itself asks for names of this package
+    left = _not_imported()
+    while left:
+        entry = left.pop(0)  # before its import: the plug-in itself asks for names of this package
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 entry.load()
         except (Exception, SystemExit) as error:
-            _loaded.discard(entry.name)
+            left.insert(0, entry)
             owner = "" if entry.dist is None else f" of {entry.dist.name} {entry.dist.version}"
             found = f"that importing {entry.value} fails ({one_line(error)})"
             remedy = "correct it, or uninstall its package"

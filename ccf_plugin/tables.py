@@ -167,4 +167,5 @@ def _latex_row(texts: Any) -> str:
 def _latex_text(text: str) -> str:
     """As LaTeX prints it: a hyphen that begins a number is a minus, a cell that begins with spaces is indented."""
     minus = re.sub(r"(?<![\w.\-])-(?=[\d.])", "−", _one_line(text))
-    return r"\quad " * text.startswith("  ") + "".join(_LATEX.get(letter, letter) for letter in minus)
+    indent = r"\quad " if text.startswith("  ") else ""
+    return indent + "".join(_LATEX.get(letter, letter) for letter in minus)

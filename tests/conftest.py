@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.checkpoints import save_checkpoint
 from support.commands import Ccf, environment, run_here
 from torch.nn import functional as F
 
-from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import build_model
 

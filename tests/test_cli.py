@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.checkpoints import save_checkpoint
 from support.commands import RANDOM_WEIGHTS, Ccf, ended, run, sets, start
 from support.runs import SMALLEST
 
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.training.recipe_files import shipped_recipes
-from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
 
 TINY = sets([*SMALLEST, "data.train_per_class=4", "optim.epochs=2", "probe.every=2"])

@@ -19,6 +19,7 @@ import pytest
 import torch
 import typer
 from nbclient import NotebookClient
+from support.checkpoints import save_checkpoint
 from support.commands import run, sets
 from support.documents import DOCS, PAGES, ROOT, Block, blocks, page, titled
 
@@ -30,7 +31,6 @@ from ccf_plugin.runs import layout
 from ccf_plugin.runs.log import column_names, read_log
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
 from ccf_plugin.training.study import load_study
-from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model
 
 # A block with a title is a file, which the test named here uses; all others run, or load, as they stand.

@@ -59,4 +59,3 @@ def test_a_long_line_keeps_both_its_ends(line: str | Fault) -> None:
 
 def test_a_count_and_its_noun_agree() -> None:
     assert [counted(number, "model") for number in (0, 1, 2)] == ["0 models", "1 model", "2 models"]
-    assert [counted(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(plugins, "_loaded", set())
+    monkeypatch.setattr(plugins, "_not_imported", functools.cache(plugins._not_imported.__wrapped__))
     monkeypatch.delitem(sys.modules, "own_module", raising=False)
     return folder
 

@@ -29,7 +29,7 @@ from ccf_plugin.probe.trace import GRADIENT
 from ccf_plugin.runs.environment import describe_environment
 from ccf_plugin.runs.log import EpochRow
 from ccf_plugin.training.loop import Loop, Reporter, train
-from ccf_plugin.training.monitor import measure_model
+from ccf_plugin.training.monitor import Monitor
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run
@@ -199,7 +199,7 @@ def _flops(parts: Parts) -> dict[str, float]:
     with _FlopCounter() as training:
         next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):
-        measure_model(parts, parts.model, lambda batches, _: batches)  # some classes may have no image among so few
+        Monitor(parts).measure(parts.model, lambda batches, _: batches)  # some classes may have no image among so few
     return {"training": training.total / len(train), "evaluation": evaluation.total / len(test)}
 
 

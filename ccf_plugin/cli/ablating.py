@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.comparing import pair_of
 from ccf_plugin.cli.console import (
     check_names,
     open_console,
-    print_result,
+    print_json,
+    print_line,
     print_written,
     progress_on,
     quiet_libraries,
@@ -66,17 +65,15 @@ def ablate(
     from ccf_plugin.measuring.pictures import draw_ablation
     from ccf_plugin.measuring.subject import load_subject
 
-    named = [pair_of(pair, key="pairs") for pair in pairs or ()]
+    named = [options.pair_of(pair, key="pairs") for pair in pairs or ()]
     if named and settings.attack.clean:
         raise InputError(Fault("", "{clean} or {pairs}", "both", "all pairs are measured on clean images anyway"))
     endings = endings_of(formats, out)
     subject = load_subject(model, settings)
     chosen = {"features": count, "pairs": [list(pair) for pair in named], "strongest": strongest}
     conditions = {**subject.provenance(), **chosen}
-    place = None
-    if out is not None or not as_json:
-        name = f"{subject.loaded.name}-ablation"
-        place = Place(out, name, conditions, (".json", *endings), force=force)
+    name = f"{subject.loaded.name}-ablation"
+    place = None if as_json and out is None else Place(out, name, conditions, (".json", *endings), force=force)
     console = open_console(stderr=as_json)
     ablation = run_ablation(
         subject,
@@ -94,7 +91,7 @@ def ablate(
         contents = {ending: figure_bytes(figure, ending) for ending in endings}
         written = place.write({".json": json_bytes(described), **contents})
     if as_json:
-        print_result(json.dumps(described, allow_nan=False))
+        print_json(described)
         return
     _print(console, ablation)
     print_written(console, written)
@@ -105,9 +102,9 @@ def _print(console: Console, ablation: Ablation) -> None:
     from ccf_plugin.threat import threat_sentence
 
     data, most = ablation.data, f"{ablation.count} of {counted(ablation.features, 'feature')} removed"
-    pairs = counted(len(ablation.pairs), "pair") + (
-        f" (of {len(ablation.pairs) + ablation.left_out})" * bool(ablation.left_out)
-    )
+    pairs = counted(len(ablation.pairs), "pair")
+    if ablation.left_out:
+        pairs += f" (of {len(ablation.pairs) + ablation.left_out})"
     images = counted(data["count"], "clean image")
     table = _table(f"{most} before {ablation.head}, {pairs}, {images} of {data['name']}", "p over pairs")
     for kind in REMOVED:
@@ -115,20 +112,18 @@ def _print(console: Console, ablation: Ablation) -> None:
         table.add_row(REMOVED[kind], *_changes(ablation.mean_change(kind)), tests)
     console.print(table)
     ranks = {name: "none" if value != value else f"{value:.2f}" for name, value in ablation.spearman.items()}  # NaN
-    console.print(
+    print_line(
+        console,
         f"Spearman's ρ of C with the margin that goes with the shared features: {ranks['rest']} against the rest, "
         f"{ranks['between']} between the two.",
-        highlight=False,
-        soft_wrap=True,
     )
     console.print(_pairs_table(ablation))
     for pair in ablation.attacked:
         console.print(_attacked_table(ablation, pair, threat_sentence(ablation.threat)))
-    console.print(
+    print_line(
+        console,
         "p: do the shared features change the margin (against the rest; between the two) as much as these? Wilcoxon's "
         "signed-rank test, two-sided, with Holm's correction.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

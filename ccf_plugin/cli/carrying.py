@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ccf_plugin.cli.console import open_console, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_line, quiet_libraries
 from ccf_plugin.errors import counted
 from ccf_plugin.files import expanded_path
 
@@ -49,7 +49,7 @@ def pack(
     size = sum(path.stat().st_size for path in pieces)
     exact = "exact" if precision == Precision() else "not exact"
     said = f"Wrote {counted(len(pieces), 'piece')} to {into}, {size / 2**20:.1f} MB; {exact}"
-    open_console().print(said, highlight=False, soft_wrap=True)
+    print_line(open_console(), said)
 
 
 def unpack(
@@ -63,4 +63,4 @@ def unpack(
 
     stand = unpack(expanded_path(pieces), expanded_path(folder))
     runs = ", ".join(f"{name or folder.name} at epoch {epoch}" for name, (epoch, _) in stand.items())
-    open_console().print(f"{folder}: {runs}", highlight=False, soft_wrap=True)
+    print_line(open_console(), f"{folder}: {runs}")

@@ -1,8 +1,7 @@
-"""compare, saliency. Heavy imports happen inside the commands, so that --help is instant."""
+"""compare. Heavy imports happen inside the command, so that --help is instant."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +11,14 @@ from ccf_plugin.cli import options
 from ccf_plugin.cli.console import (
     check_names,
     open_console,
-    print_result,
+    print_json,
+    print_line,
     print_written,
     progress_on,
     quiet_libraries,
     refuse_several_processes,
 )
-from ccf_plugin.cli.help import DATA, MODEL, OUTPUT, PROBE
+from ccf_plugin.cli.help import MODEL, OUTPUT, PROBE
 from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import Settings
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from ccf_plugin.measuring.compare import Comparison, Pair, Side
-    from ccf_plugin.measuring.evaluate import MeasuredSplit
-    from ccf_plugin.measuring.saliency import Saliency
     from ccf_plugin.tables import Table
 
 First = Annotated[
@@ -42,12 +40,7 @@ Second = Annotated[
 ]
 Checkpoints = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--checkpoint",
-        metavar="FILE",
-        rich_help_panel=MODEL,
-        help="Weights of a python: model; once for each, in their order.",
-    ),
+    options.option(MODEL, "Weights of a python: model; once for each, in their order.", "--checkpoint", metavar="FILE"),
 ]
 
 
@@ -59,26 +52,22 @@ def compare(
     settings: Settings,
     bootstrap: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=PROBE,
-            help="How often to draw the bands that hold for all pairs of classes at once. Default: 1000.",
+        options.option(
+            PROBE, "How often to draw the bands that hold for all pairs of classes at once. Default: 1000.", metavar="N"
         ),
     ] = None,
     vmin: options.VMin = None,
     vmax: options.VMax = None,
     difference_vmin: Annotated[
         float | None,
-        typer.Option(
-            rich_help_panel=OUTPUT,
-            help="The value at the lower end of the difference's colours, which go from red to blue where it is below "
+        options.option(
+            OUTPUT,
+            "The value at the lower end of the difference's colours, which go from red to blue where it is below "
             "0, and are the paper's at 0. Default: minus --difference-vmax.",
         ),
     ] = None,
-    difference_vmax: Annotated[
-        float, typer.Option(rich_help_panel=OUTPUT, help="The value of the difference's darkest colour.")
-    ] = 0.5,
-    pairs: Annotated[int, typer.Option(min=1, rich_help_panel=OUTPUT, help="How many pairs of classes to name.")] = 5,
+    difference_vmax: Annotated[float, options.option(OUTPUT, "The value of the difference's darkest colour.")] = 0.5,
+    pairs: Annotated[int, options.option(OUTPUT, "How many pairs of classes to name.", min=1)] = 5,
     checkpoint: Checkpoints = None,
     out: Annotated[
         Path | None,
@@ -111,15 +100,14 @@ def compare(
     difference_scale = (-difference_vmax if difference_vmin is None else difference_vmin, difference_vmax)
     for scale in ((vmin, vmax), difference_scale):
         colour_scale(_number_of_classes(sides[0]), *scale)  # says what is wrong with it before anything is measured
-    titles = _titles(sides, names)
+    titles = titles_of(sides, names)
     endings = endings_of(formats, out, [*PICTURES, *FORMS])
-    place = None
-    if out is not None or not as_json:
-        suffixes = [".json", *endings]
-        for side, letter in zip(sides, "ab", strict=True):
-            suffixes += [f"-{letter}.json", f"-{letter}.npz"] if isinstance(side, Subject) else []
-        name = f"{titles[0]}-against-{titles[1]}-{_attack_part(sides[0])}"
-        place = Place(out, name, comparison_provenance(*sides, bootstrap), suffixes, force=force)
+    suffixes = [".json", *endings]
+    for side, letter in zip(sides, "ab", strict=True):
+        suffixes += [f"-{letter}.json", f"-{letter}.npz"] if isinstance(side, Subject) else []
+    name = f"{titles[0]}-against-{titles[1]}-{attack_part(sides[0])}"
+    conditions = comparison_provenance(*sides, bootstrap)
+    place = None if as_json and out is None else Place(out, name, conditions, suffixes, force=force)
     console = open_console(stderr=as_json)
     results = [
         side.measure(instances=True, progress=progress_on(console, f"measuring {title}"))
@@ -143,7 +131,7 @@ def compare(
                 contents |= {f"-{letter}{ending}": content for ending, content in result.contents().items()}
         written = place.write(contents)
     if as_json:
-        print_result(json.dumps(comparison.to_json(), allow_nan=False))
+        print_json(comparison.to_json())
         return
     console.print(table.rich())
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
@@ -152,15 +140,11 @@ def compare(
         bands = comparison.paired.bands
         number = f"{bands.surviving_pairs} of {counted(bands.pairs, 'pair')} of classes"
         verb = "differs" if bands.surviving_pairs == 1 else "differ"
-        console.print(
-            f"{number} {verb}: their bands, which hold together at {bands.level:.0%}, leave out 0.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_line(console, f"{number} {verb}: their bands, which hold together at {bands.level:.0%}, leave out 0.")
     print_written(console, written)
 
 
-def _attack_part(side: Side) -> str:
+def attack_part(side: Side) -> str:
     """The attack in a file's name."""
     from ccf_plugin.measuring.subject import Subject
     from ccf_plugin.threat import threat_file_part
@@ -168,7 +152,7 @@ def _attack_part(side: Side) -> str:
     return threat_file_part(side.describe_attack() if isinstance(side, Subject) else side.threat)
 
 
-def _titles(sides: tuple[Side, Side], names: tuple[str, str]) -> tuple[str, str]:
+def titles_of(sides: tuple[Side, Side], names: tuple[str, str]) -> tuple[str, str]:
     """What the two are called in tables and pictures."""
     first, second = _title(sides[0], names[0]), _title(sides[1], names[1])
     return (first, second) if first != second else (f"{first}-a", f"{second}-b")
@@ -251,152 +235,3 @@ def _pairs_table(
     if not pairs:
         table.add_row("none", *[""] * (len(table.columns) - 1))
     return table
-
-
-@options.with_settings("checkpoint", "centre")
-def saliency(
-    best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
-    last: Annotated[
-        str | None,
-        typer.Argument(metavar="[LAST]", help="The same. Left out: BEST is a run, and LAST its last checkpoint."),
-    ] = None,
-    class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class", metavar="CLASS", rich_help_panel=DATA, help="Only images of this class, by name or number."
-        ),
-    ] = None,
-    indices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I,J,…", rich_help_panel=DATA, help="These test images, whatever the models make of them."
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option(rich_help_panel=DATA, help="How many images.")] = 6,
-    pair: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CLASS,CLASS",
-            rich_help_panel=PROBE,
-            help="Also the features of BEST that carry most of these classes' C[i, j].",
-        ),
-    ] = None,
-    features: Annotated[int, typer.Option(min=1, rich_help_panel=PROBE, help="With --pair: how many features.")] = 5,
-    layer: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=MODEL, help="The layer to explain. Default: the last map or grid of tokens."),
-    ] = None,
-    *,
-    settings: Settings,
-    checkpoint: Checkpoints = None,
-    out: Annotated[
-        Path | None,
-        options.out_option("Where <out>.json and the picture go. Default: results/<BEST>-<LAST>-saliency-<attack>"),
-    ] = None,
-    formats: options.Formats = None,
-    force: options.Force = False,
-) -> None:
-    """Show where BEST and LAST look (Grad-CAM) on adversarial examples that BEST classifies right and LAST wrong."""
-    quiet_libraries()
-    refuse_several_processes("saliency", "start it with python or ccf alone")
-    if last is not None:
-        check_names(best, last)
-
-    from ccf_plugin.drawing import figure_bytes
-    from ccf_plugin.errors import Fault, InputError
-    from ccf_plugin.files import json_bytes
-    from ccf_plugin.measuring.compare import load_sides, name_sides
-    from ccf_plugin.measuring.evaluate import versions
-    from ccf_plugin.measuring.names import is_result
-    from ccf_plugin.measuring.pictures import draw_saliency, draw_shared_features
-    from ccf_plugin.measuring.provenance import with_command
-    from ccf_plugin.measuring.saliency import saliency as find_saliency
-    from ccf_plugin.measuring.subject import Subject
-
-    if settings.probe.head is not None and pair is None:
-        expected = "{head} beside {pair}, whose features are its"
-        raise InputError(Fault("", expected, "it alone", "name a {pair}"))
-    chosen, chosen_pair = None if indices is None else _numbers(indices), None if pair is None else pair_of(pair)
-    names = name_sides(best, last)
-    results = [name for name in names if is_result(name)]
-    if results:
-        raise InputError(f"expected two models, found {results[0]!r}, a saved result, which has no weights")
-    first, second = load_sides(*names, settings, checkpoint or [])
-    assert isinstance(first, Subject) and isinstance(second, Subject)  # noqa: PT018, S101  (neither is a result)
-    titles = _titles((first, second), names)
-    choices = {
-        "count": count,
-        "class": class_name,
-        "indices": chosen,
-        "pair": chosen_pair,
-        "features": features,
-        "layer": layer,
-    }
-    sides = {"first": first.provenance(), "second": second.provenance()}
-    provenance = with_command({**sides, **choices, "features": None if pair is None else features})
-    endings = endings_of(formats, out)
-    pictures = ["", "-features"] if pair is not None else [""]
-    suffixes = [".json", *(name + ending for name in pictures for ending in endings)]
-    name = f"{titles[0]}-{titles[1]}-saliency-{_attack_part(first)}"
-    place = Place(out, name, provenance, suffixes, force=force)
-    console = open_console()
-    result = find_saliency(
-        first,
-        second,
-        count=count,
-        class_name=class_name,
-        indices=chosen,
-        pair=chosen_pair,
-        features=features,
-        layer=layer,
-        progress=lambda doing: progress_on(console, doing),
-    )
-    figures = {"": draw_saliency(result, titles)}
-    if result.shared is not None:
-        figures["-features"] = draw_shared_features(result.shared, first.data, titles[0])
-    for side in {side.loaded.spec: side for side in (first, second)}.values():
-        side.warn()
-    contents = {".json": json_bytes({**result.to_json(), "provenance": provenance, "versions": versions()})}
-    contents |= {name + ending: figure_bytes(figure, ending) for name, figure in figures.items() for ending in endings}
-    written = place.write(contents)
-    for table in _saliency_tables(result, first.data, titles):
-        console.print(table)
-    print_written(console, written)
-
-
-def _saliency_tables(result: Saliency, data: MeasuredSplit, titles: tuple[str, str]) -> list[RichTable]:
-    from rich.table import Table as RichTable
-
-    table = RichTable("image", "class", *(f"{title} says" for title in titles), title=result.attack)
-    for example in result.examples:
-        labels = (example.label, example.best.predicted, example.last.predicted)
-        table.add_row(str(example.index), *(data.classes[label] for label in labels))
-    if result.shared is None:
-        return [table]
-    share = f"share of C = {result.shared.correlation:.2f}"
-    features = RichTable(
-        "feature", share, "images that excite it most (class, number)", title=result.shared.heading(data.classes)
-    )
-    for feature in result.shared.features:
-        images = (f"{data.classes[int(data.split.labels[index])]} {index}" for index in feature.images[:5])
-        features.add_row(str(feature.feature), f"{feature.share:+.3f}", ", ".join(images))
-    return [table, features]
-
-
-def _numbers(text: str) -> list[int]:
-    from ccf_plugin.errors import Fault, InputError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(Fault("indices", "numbers such as 3,17,20", repr(text))) from None
-
-
-def pair_of(text: str, *, key: str = "pair") -> tuple[str, str]:
-    """The two classes that an option names; its parameter is ``key``."""
-    from ccf_plugin.errors import Fault, InputError
-
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2:
-        raise InputError(Fault(key, "two classes such as cat,dog (or their numbers)", repr(text)))
-    return parts[0], parts[1]

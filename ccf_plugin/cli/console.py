@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.job import is_first_process, job_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,19 +23,13 @@ if TYPE_CHECKING:
     from ccf_plugin.measuring.evaluate import Batches, Progress
 
 
-@dataclass
-class _Volume:
-    """How much is printed, as the options before the command say."""
-
-    is_quiet: bool = False
-
-
-_VOLUME = _Volume()
+_is_quiet = False  # as the options before the command say
 
 
 def set_volume(*, quiet: bool, verbose: bool) -> None:
     """Print no tables and no progress (``quiet``); show the package's log on standard error (``verbose``)."""
-    _VOLUME.is_quiet = quiet
+    global _is_quiet
+    _is_quiet = quiet
     log = logging.getLogger("ccf_plugin")
     for handler in [handler for handler in log.handlers if isinstance(handler, _LogHandler)]:
         log.removeHandler(handler)
@@ -50,11 +46,6 @@ class _LogHandler(logging.Handler):
         print(f"ccf: {name}: {record.getMessage()}", file=sys.stderr)  # noqa: T201
         if record.exc_info:
             traceback.print_exception(record.exc_info[1])
-
-
-def is_first_process() -> bool:
-    """Whether this is the one process of a job (accelerate, torchrun) that prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def leave_job() -> None:
@@ -74,8 +65,8 @@ def leave_job() -> None:
 
 def refuse_several_processes(command: str, remedy: str) -> None:
     """Raise InputError inside a job of several processes (accelerate, torchrun), for a command of one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"expected ccf {command} in one process, found a job of {os.environ['WORLD_SIZE']}; {remedy}")
+    if job_size() > 1:
+        raise InputError(f"expected ccf {command} in one process, found a job of {job_size()}; {remedy}")
 
 
 _kept: list[TextIO] = []  # the standard output that a command began with, while results have it for themselves
@@ -132,6 +123,11 @@ def print_result(text: str) -> None:
     print(text, file=_result_stream(), flush=True)
 
 
+def print_json(content: Any) -> None:
+    """Print a result's JSON values, on one line."""
+    print_result(json.dumps(content, allow_nan=False))
+
+
 def _result_stream() -> TextIO:
     return _kept[0] if _kept else sys.stdout
 
@@ -144,7 +140,7 @@ def open_console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     file = sys.stderr if stderr else _result_stream()
-    is_silent = _VOLUME.is_quiet or not is_first_process()
+    is_silent = _is_quiet or not is_first_process()
     return Console(file=file, quiet=is_silent, markup=False, emoji=False)
 
 
@@ -167,9 +163,14 @@ def with_interval(figure: float, interval: tuple[float, float] | None, form: str
     return shown if interval is None else f"{shown} (95%: {interval[0]:{form}} to {interval[1]:{form}})"
 
 
+def print_line(console: Console, line: str) -> None:
+    """A line of text as it is: not wrapped, nothing in it coloured."""
+    console.print(line, highlight=False, soft_wrap=True)
+
+
 def print_written(console: Console, files: Sequence[Path]) -> None:
     """Which files a command has written."""
-    console.print("Wrote " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+    print_line(console, "Wrote " + ", ".join(map(str, files)))
 
 
 def progress_on(console: Console, task: str, *, unit: str = "batch") -> Progress:
@@ -185,7 +186,7 @@ def progress_on(console: Console, task: str, *, unit: str = "batch") -> Progress
 def _with_lines(console: Console, task: str, batches: Batches, total: int, unit: str) -> Iterator[Any]:
     from ccf_plugin.engine.heartbeat import Heartbeat
 
-    with Heartbeat(lambda line: console.print(line, highlight=False, soft_wrap=True)) as heartbeat:
+    with Heartbeat(partial(print_line, console)) as heartbeat:
         heartbeat.begin(task, total, unit=unit)
         for done, batch in enumerate(batches, 1):
             yield batch

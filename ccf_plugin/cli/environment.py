@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from ccf_plugin.cli.console import open_console, print_result, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_json, quiet_libraries
 
 _LIBRARIES = (
     *("torch", "torchvision", "torchattacks", "robustbench", "timm", "accelerate", "numpy", "scipy", "scikit-learn"),
@@ -29,7 +28,7 @@ def env(
     quiet_libraries()
     described = describe()
     if as_json:
-        print_result(json.dumps(described))
+        print_json(described)
         return
     from rich.table import Table
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import (
     check_names,
     open_console,
-    print_result,
+    print_json,
+    print_line,
     print_written,
     progress_on,
     quiet_libraries,
@@ -38,34 +36,24 @@ def evaluate(
     model: options.Model,
     *,
     settings: Settings,
-    steps: Annotated[
-        list[int] | None,
-        typer.Option(rich_help_panel=ATTACK, help="Of PGD; may be repeated. Default: 20 and 100."),
-    ] = None,
-    restarts: Annotated[
-        int, typer.Option(rich_help_panel=ATTACK, help="Of PGD: right is what withstands so many random starts.")
-    ] = 1,
+    steps: Annotated[list[int] | None, options.option(ATTACK, "Of PGD; may be repeated. Default: 20 and 100.")] = None,
+    restarts: Annotated[int, options.option(ATTACK, "Of PGD: right is what withstands so many random starts.")] = 1,
     attack: Annotated[
-        list[str] | None,
-        typer.Option(rich_help_panel=ATTACK, help="Further torchattacks classes, such as FGSM or Square; repeatable."),
+        list[str] | None, options.option(ATTACK, "Further torchattacks classes, such as FGSM or Square; repeatable.")
     ] = None,
     curve: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="EPS", rich_help_panel=ATTACK, help="A further eps, such as 2/255, for RA over eps; repeatable."
-        ),
+        options.option(ATTACK, "A further eps, such as 2/255, for RA over eps; repeatable.", metavar="EPS"),
     ] = None,
     autoattack: Annotated[
-        bool,
-        typer.Option("--autoattack", rich_help_panel=ATTACK, help="AutoAttack too: slow, and what to quote."),
+        bool, options.option(ATTACK, "AutoAttack too: slow, and what to quote.", "--autoattack")
     ] = False,
     out: Annotated[
         Path | None,
         options.out_option("The JSON to write, and to continue. Default: results/<model>-evaluation-<norm>-<eps>"),
     ] = None,
     restart: Annotated[
-        bool,
-        typer.Option("--restart", "--force", rich_help_panel=OUTPUT, help="Begin anew, whatever the JSON holds."),
+        bool, options.option(OUTPUT, "Begin anew, whatever the JSON holds.", "--restart", "--force")
     ] = False,
     as_json: Annotated[bool, options.json_option("Print the evaluation's JSON and nothing else.")] = False,
 ) -> None:
@@ -103,7 +91,7 @@ def evaluate(
             progress=lambda name: progress_on(console, f"{name}, {counted(images, 'image')}"),
         )
     if as_json:
-        print_result(json.dumps(evaluation.to_json(), allow_nan=False))
+        print_json(evaluation.to_json())
         return
     _print_evaluation(console, evaluation)
     print_written(console, [file] if file is not None else [])
@@ -134,28 +122,21 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
             console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
     if evaluation.rises is not None:
         smaller, larger = map(show_pixels, evaluation.rises)
-        console.print(
+        print_line(
+            console,
             f"RA rises from eps {smaller} to {larger}: the attack misses what lies in the smaller ball; "
             "take more --steps or --restarts",
-            highlight=False,
-            soft_wrap=True,
         )
     for note in evaluation.notes:
-        console.print(f"AutoAttack: {note}", highlight=False, soft_wrap=True)
+        print_line(console, f"AutoAttack: {note}")
 
 
 @options.with_settings("clean", "attack", "norm", *WEIGHT_SETTINGS, "pretrained", "downscale")
 def leaderboard(
-    dataset: Annotated[
-        str, typer.Option(rich_help_panel=DATA, help="RobustBench's: cifar10, cifar100 or imagenet.")
-    ] = "cifar10",
-    threat: Annotated[str, typer.Option(rich_help_panel=ATTACK, help="RobustBench's: Linf or L2.")] = "Linf",
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", rich_help_panel=MODEL, help="This model; may be repeated.")
-    ] = None,
-    local: Annotated[
-        bool, typer.Option("--local", rich_help_panel=MODEL, help="Only models whose files lie in --model-dir.")
-    ] = False,
+    dataset: Annotated[str, options.option(DATA, "RobustBench's: cifar10, cifar100 or imagenet.")] = "cifar10",
+    threat: Annotated[str, options.option(ATTACK, "RobustBench's: Linf or L2.")] = "Linf",
+    only: Annotated[list[str] | None, options.option(MODEL, "This model; may be repeated.", metavar="NAME")] = None,
+    local: Annotated[bool, options.option(MODEL, "Only models whose files lie in --model-dir.", "--local")] = False,
     *,
     settings: Settings,
     out: Annotated[
@@ -163,9 +144,7 @@ def leaderboard(
         options.out_option("Where <out>.csv and the picture go. Default: results/leaderboard-<dataset>-<threat>"),
     ] = None,
     formats: options.Formats = None,
-    force: Annotated[
-        bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Begin anew, whatever lies there.")
-    ] = False,
+    force: Annotated[bool, options.option(OUTPUT, "Begin anew, whatever lies there.", "--force")] = False,
 ) -> None:
     """Probe RobustBench's models: CAS and I-CAS beside robust accuracy. Run again, it goes on with those missing."""
     quiet_libraries()
@@ -209,7 +188,7 @@ def leaderboard(
     with made_folder(file.parent):
         for row, left in measured:
             outcome = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
-            console.print(f"{row.model}: {outcome} ({left} to go)", highlight=False, soft_wrap=True)
+            print_line(console, f"{row.model}: {outcome} ({left} to go)")
         rows = read_leaderboard(file) if file.exists() else []
         probed = sorted((row for row in rows if row.cas is not None), key=lambda row: -(row.robust_accuracy or 0.0))
         if probed:
@@ -221,7 +200,7 @@ def leaderboard(
                 beyond = rank_correlation(probed, "cas_excess")
                 title += "" if beyond != beyond else f", ρ(CAS beyond chance, RA) = {beyond:.2f}"
             pictures = save_figure(draw_leaderboard(probed, title), *map(file.with_suffix, endings))
-            console.print(title, highlight=False, soft_wrap=True)
+            print_line(console, title)
     absent = len(rows) - len(probed)
     if absent:
         console.print(f"{absent} could not be measured; {file} says why, and a second call tries again")

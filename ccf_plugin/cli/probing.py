@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ccf_plugin.cli import options
 from ccf_plugin.cli.console import (
     check_names,
-    is_first_process,
     leave_job,
     open_console,
-    print_result,
+    print_json,
     print_written,
     progress_on,
     quiet_libraries,
@@ -23,6 +19,7 @@ from ccf_plugin.cli.console import (
 )
 from ccf_plugin.cli.help import PROBE
 from ccf_plugin.cli.places import Place, endings_of
+from ccf_plugin.job import is_first_process
 from ccf_plugin.measuring.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,23 +34,23 @@ def probe(
     model: options.Model,
     *,
     settings: Settings,
-    instances: Annotated[bool, typer.Option("--instances", rich_help_panel=PROBE, help="Measure I-CAS too.")] = False,
+    instances: Annotated[bool, options.option(PROBE, "Measure I-CAS too.", "--instances")] = False,
     seeds: Annotated[
         int,
-        typer.Option(
+        options.option(
+            PROBE,
+            "Attack with N seeds, from --seed on, and print mean and standard deviation; all else is the first's.",
             min=1,
             metavar="N",
-            rich_help_panel=PROBE,
-            help="Attack with N seeds, from --seed on, and print mean and standard deviation; all else is the first's.",
         ),
     ] = 1,
     groups: Annotated[
         str | None,
-        typer.Option(
-            metavar="GROUPS",
-            rich_help_panel=PROBE,
-            help="Whether C is larger within groups of classes than between: 'cat,dog;ship,truck' (all classes), a "
+        options.option(
+            PROBE,
+            "Whether C is larger within groups of classes than between: 'cat,dog;ship,truck' (all classes), a "
             "file, cifar10, cifar100, or cluster (found from C). Also whether C goes with confusions.",
+            metavar="GROUPS",
         ),
     ] = None,
     vmin: options.VMin = None,
@@ -85,10 +82,8 @@ def probe(
         check_groups(groups, subject.data.classes)  # likewise
     conditions = subject.provenance(instances=instances)
     conditions |= {name: value for name, value in {"seeds": seeds, "groups": groups}.items() if value not in (1, None)}
-    place = None
-    if out is not None or not as_json:
-        name = f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}"
-        place = Place(out, name, conditions, (".json", ".npz", *endings), force=force)
+    name, suffixes = f"{subject.loaded.name}-{threat_file_part(subject.describe_attack())}", (".json", ".npz", *endings)
+    place = None if as_json and out is None else Place(out, name, conditions, suffixes, force=force)
     console = open_console(stderr=as_json)
     result = measure_with_seeds(
         subject,
@@ -106,7 +101,7 @@ def probe(
             contents = {ending: figure_bytes(figure, ending) for ending in endings}
             written = place.write({**result.contents(), ".json": json_bytes(described), **contents})
         if as_json:
-            print_result(json.dumps(described, allow_nan=False))
+            print_json(described)
         else:
             _print_result(console, result, evidence)
             print_written(console, written)

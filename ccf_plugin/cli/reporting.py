@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_line, quiet_libraries
 from ccf_plugin.cli.places import Place
-from ccf_plugin.errors import UnavailableError
+from ccf_plugin.errors import UnavailableError, counted
 
 
 def report(
@@ -58,13 +58,11 @@ def report(
     with made_folder(path.parent):
         write_atomically(path, page)
     listing = list_runs(runs)
-    held = f"{len(listing.runs)} run{'s' * (len(listing.runs) > 1)}, {len(page) / 1e6:.1f} MB"
+    held = f"{counted(len(listing.runs), 'run')}, {len(page) / 1e6:.1f} MB"
     console = open_console()
-    console.print(f"Wrote {path} ({held}); any browser shows it, without a network", highlight=False, soft_wrap=True)
+    print_line(console, f"Wrote {path} ({held}); any browser shows it, without a network")
     if listing.left_out:
-        console.print(
-            f"Left out, without a finished epoch: {', '.join(listing.left_out)}", highlight=False, soft_wrap=True
-        )
+        print_line(console, f"Left out, without a finished epoch: {', '.join(listing.left_out)}")
     if open_it:
         _open(path)
 

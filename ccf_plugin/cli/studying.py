@@ -7,13 +7,14 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import leave_job, open_console, print_result, print_written, quiet_libraries
+from ccf_plugin.cli.console import leave_job, open_console, print_line, print_result, print_written, quiet_libraries
 from ccf_plugin.cli.places import endings_of
 from ccf_plugin.errors import CCFError, Fault, InputError, counted
 from ccf_plugin.files import expanded_path
@@ -122,10 +123,7 @@ def _do(
     from ccf_plugin.training.study_run import run_study
 
     console = open_console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
+    say = partial(print_line, console)
     try:
         results = run_study(planned, lambda _: ProgressReporter(console), until=until, download=download, say=say)
     except Interrupted as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import open_console, print_result, print_written, progress_on, quiet_libraries
+from ccf_plugin.cli.console import open_console, print_json, print_written, progress_on, quiet_libraries
 from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.errors import CCFError
 
@@ -50,22 +49,21 @@ def theory(
     console = open_console(stderr=as_json)
     model = SyntheticModel(mu=mu, sigma=sigma, lam=lam, beta=beta, features=features)
     provenance = with_command(parameters_of(model, points=points, samples=samples, seed=seed))
-    place = None
-    if out is not None or not as_json:
-        place = Place(out, "theory", provenance, (".json", ".csv", *endings), force=force)
+    suffixes = (".json", ".csv", *endings)
+    place = None if as_json and out is None else Place(out, "theory", provenance, suffixes, force=force)
     training = progress_on(console, "training", unit="setting")
     study = run_study(
         model,
         points=points,
         samples=samples,
         seed=seed,
-        progress=lambda settings: training(settings, len(settings)),  # type: ignore[arg-type]
+        progress=lambda settings: training(settings, len(settings)),
     )
     written: list[Path] = []
     if place is not None:
         written = place.write(study_bytes(study, endings, {"provenance": provenance}))
     if as_json:
-        print_result(json.dumps({**study.to_json(), "provenance": provenance}, allow_nan=False))
+        print_json({**study.to_json(), "provenance": provenance})
     else:
         _print_study(console, study)
         print_written(console, written)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ccf_plugin.cli import options
-from ccf_plugin.cli.console import leave_job, open_console, quiet_libraries
+from ccf_plugin.cli.console import leave_job, open_console, print_line, quiet_libraries
 from ccf_plugin.cli.places import endings_of
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path
@@ -79,11 +79,10 @@ def recipes() -> None:
     console = open_console()
     for *cells, what in lines:
         cells = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        console.print("  ".join([*cells, what]), highlight=False, soft_wrap=True)
-    console.print(
+        print_line(console, "  ".join([*cells, what]))
+    print_line(
+        console,
         "\nAfter the data: epochs × forward and backward passes of each image, the attack's steps among them."
         "\nThe paper: Wei, Guo, Wang, ICML 2025 (arXiv 2506.05032). Run one: ccf train NAME",
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print(f"Studies, for ccf study NAME: {', '.join(shipped_studies())}", highlight=False, soft_wrap=True)
+    print_line(console, f"Studies, for ccf study NAME: {', '.join(shipped_studies())}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.job import job_size
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,7 +38,7 @@ def job_device(name: str) -> torch.device:
     Raises as ``resolve_device`` does.
     """
     device = resolve_device(name)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if job_size() == 1:
         return device
     from accelerate import PartialState
 

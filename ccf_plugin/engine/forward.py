@@ -59,7 +59,7 @@ class Forward(nn.Module):
             output = self._output(images)
         logits = logits_of(output, self.output, classes=self.classes, model=self.model).float()
         if not torch.compiler.is_compiling() and logits.is_inference() and not torch.is_inference_mode_enabled():
-            return logits.clone()  # of a model with a mode of its own: attacks without gradients change them in place
+            return logits.clone()  # a model with its own mode made them: attacks without gradients change them in place
         return logits
 
     def _output(self, images: Tensor) -> Any:

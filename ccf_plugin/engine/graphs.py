@@ -92,7 +92,7 @@ class Replayed:
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recording | _Watched:
         try:
             return _Recording(self._function, inputs, self._graphs)
-        except Exception as error:  # whatever CUDA or the function refuses; run as it is, it will tell by itself
+        except Exception as error:  # whatever CUDA or the function refuses: it runs without a graph then
             first = error.__context__ or error  # ending a recording that failed fails too
             reason = f"{type(first).__name__}: {' '.join(str(first).split())[:200]}"
             self._log_once(reason)

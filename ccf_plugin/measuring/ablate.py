@@ -6,7 +6,7 @@ the two; features of one class alone do the reverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ def ablate(
         named = " or ".join(classes[index] for index in pair)
         raise InputError(Fault("pairs", "classes with an attribution", f"that {named} has none", "take others"))
     measured = [ranked[place] for place in _spread(len(ranked), _MOST_PAIRS)]
-    outcomes = [clean.remove(pair, count, seed) for pair in _shown(measured, progress("removing features"))]
+    outcomes = [clean.remove(pair, count, seed) for pair in progress("removing features")(measured, len(measured))]
     doses = _doses(clean, [measured[place] for place in _spread(len(measured), _MOST_PAIRS_OF_DOSES)], count, seed)
     to_attack = [] if subject.attack is None else chosen or ranked[:strongest]
     attacked = [_remove_under_attack(subject, clean, pair, count, seed, progress) for pair in to_attack]
@@ -120,7 +120,7 @@ def ablate(
 
 
 class Margins(NamedTuple):
-    """Of each image of a pair, (N,) float64; see `Figures`."""
+    """The two margins of each image of a pair, (N,) float64 each; see `Figures`."""
 
     rest: NDArray[np.float64]
     between: NDArray[np.float64]
@@ -227,7 +227,7 @@ def _measure_clean(subject: Subject, progress: Progress) -> _Clean:
 def _remove_under_attack(
     subject: Subject, clean: _Clean, pair: Pair, count: int, seed: int, progress: Callable[[str], Progress]
 ) -> _Outcome:
-    """The same, the images of the pair attacked with the layer in its place."""
+    """The pair's margins under attack; the attack sees the model without the features."""
     part = subject.data.split.subset(clean.rows(pair))
     names = " – ".join(subject.data.classes[index] for index in pair)
 
@@ -320,7 +320,3 @@ def _spread(total: int, most: int) -> list[int]:
 def _logits(subject: Subject, images: Tensor) -> Tensor:
     logits: Tensor = subject.forward()(images)
     return logits.double().cpu()
-
-
-def _shown(pairs: list[Pair], progress: Progress) -> Iterable[Pair]:
-    return progress(pairs, len(pairs))  # type: ignore[arg-type, return-value]

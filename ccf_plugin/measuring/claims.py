@@ -164,7 +164,7 @@ def is_linear(node: Node) -> bool:
 
 
 class _Reader:
-    """Python's tree of a claim as ours; what is neither figure, number nor one of the operations is a fault."""
+    """Turns Python's tree of a claim into ours; anything but figures, numbers and the operations is a fault."""
 
     def __init__(self, text: str, runs: Sequence[str]) -> None:
         self._text, self._runs = text, runs

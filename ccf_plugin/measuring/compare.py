@@ -27,8 +27,8 @@ from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 from ccf_plugin.measuring.subject import Subject, load_subject
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
+from ccf_plugin.probe.confidence import NO_PARTS
 from ccf_plugin.probe.jackknife import Interval
-from ccf_plugin.probe.result import NO_PARTS
 from ccf_plugin.probe.result_files import plain
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
@@ -58,7 +58,7 @@ class Comparison:
 
     @cached_property
     def accuracy_tests(self) -> dict[str, AccuracyTest]:
-        """Of the accuracies, paired by images, where both results have records of these."""
+        """Tests of the accuracies, paired by images, where both results have records of the images."""
         return accuracy_tests(self.first, self.second)
 
     @property
@@ -154,7 +154,7 @@ def comparison_provenance(first: Side, second: Side, bootstrap: int | None = Non
 def _provenance(side: Side) -> dict[str, Any]:
     if isinstance(side, Subject):
         known = side.provenance(instances=True)
-    else:  # that of an older version, or of somebody's own loop, says nothing
+    else:  # a result of an older version, or of somebody's own loop, says nothing
         figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
         known = dict(side.provenance) or {"figures": figures}
     return {name: value for name, value in known.items() if name != "command"}
@@ -261,7 +261,7 @@ def _like(result: CrossClassResult, settings: Settings) -> Settings:
 
 
 def _conditions(side: Side) -> dict[str, Any]:
-    """What has to be equal, by the name that a message gives it; only what is known."""
+    """The known conditions that must be equal, by the names that messages use."""
     passes: dict[str, Any]
     if isinstance(side, Subject):
         data: Mapping[str, Any] = side.data.describe()
@@ -284,7 +284,7 @@ def _conditions(side: Side) -> dict[str, Any]:
 
 
 def _differ(name: str, first: Any, second: Any) -> bool:
-    """Older results give an attack without steps 1 of them."""
+    """Whether two values differ; older results record one step for an attack that has none."""
     return bool(first != second) and not (name == "steps" and (first, second) in ((None, 1), (1, None)))
 
 

@@ -32,7 +32,8 @@ _REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, A
 _log = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Progress = Callable[[Batches, int], Batches]  # takes batches and their number; returns the batches and shows progress
+# Takes batches, or other pieces of work, and their number; gives them one by one, and shows how far it is.
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _grid_layer(name: str, module: nn.Module, output: Tensor, convolved: list[tu
     _, height, width = convolved[-1]
     if tuple(output.shape[2:]) == (height, width):
         return Layer(name, "channels first", height, width)
-    # As Swin's. The normalised queries of an attention, (N, heads, T, d), are not of the image's proportions.
+    # As in Swin. An attention's normalised queries, (N, heads, T, d), do not have the image's proportions.
     in_proportion = output.shape[1] * width == output.shape[2] * height
     if isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(output.shape[3:]) and in_proportion:
         return Layer(name, "channels last", output.shape[1], output.shape[2])

@@ -105,7 +105,7 @@ def in_words(association: Association) -> str:
     return f"p = {association.p:.2g} ({kind} {association.arrangements} arrangements)"
 
 
-def group_evidence(result: CrossClassResult, groups: str, *, seed: int = 0) -> GroupEvidence:
+def group_evidence(result: CrossClassResult, groups: str) -> GroupEvidence:
     """C within groups minus between, with its permutation p, and Mantel's test of C against the confusion matrix.
 
     p is exact where there are at most 20,000 groupings of the same sizes; random ones are 9,999, and fewer for more
@@ -113,7 +113,6 @@ def group_evidence(result: CrossClassResult, groups: str, *, seed: int = 0) -> G
 
     Args:
         groups: as ``read_groups``.
-        seed: of random permutations.
 
     Raises:
         InputError: as ``read_groups`` and ``probe.groups.within_minus_between``.
@@ -121,11 +120,11 @@ def group_evidence(result: CrossClassResult, groups: str, *, seed: int = 0) -> G
     grouping = read_groups(groups, result.names, result.matrix)
     permutations = min(max(_ENTRIES // len(result.matrix) ** 2, _FEWEST), _MOST)
     _check_group_sizes(grouping)
-    difference = within_minus_between(result.matrix, grouping.group_of, permutations=permutations, seed=seed)
+    difference = within_minus_between(result.matrix, grouping.group_of, permutations=permutations)
     confusion, why_not = None, "the result has no confusion matrix"
     if result.confusion is not None:
         try:
-            confusion, why_not = mantel(result.matrix, result.confusion, permutations=permutations, seed=seed), ""
+            confusion, why_not = mantel(result.matrix, result.confusion, permutations=permutations), ""
         except InputError as error:
             why_not = str(error)
     return GroupEvidence(grouping, result.names, difference, confusion, why_not)
@@ -199,7 +198,7 @@ def _lines(text: str) -> tuple[list[str], str]:
 
 
 def _number_of_clusters(text: str, classes: int) -> int | None:
-    """That of "cluster:4"; None for "cluster"."""
+    """The number in "cluster:4"; None for "cluster"."""
     if classes < 3:
         raise InputError(Fault(_KEY, "three classes or more with a row in C, for clusters", str(classes)))
     number = text.partition(":")[2]

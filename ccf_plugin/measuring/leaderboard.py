@@ -144,7 +144,7 @@ def rank_correlation(rows: Sequence[Row], figure: str = "cas") -> float:
 
 
 def leaderboard_conditions(dataset: str, threat: str, settings: Settings) -> dict[str, Any]:
-    """What all rows share. Raises as ``measure_leaderboard`` does, but for images that are not there."""
+    """What all rows share. Raises as ``measure_leaderboard`` does, except for missing images."""
     dataset, threat, _ = entries(dataset, threat)
     images, attack = settings.images, settings.attack
     settled = attack.threat_model(benchmark_threat(dataset, threat))

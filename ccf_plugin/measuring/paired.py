@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Intervals = tuple[Interval, Interval, Interval]  # of the first, of the second, of the difference
 BOOTSTRAP = 1_000
+_LEVEL = 0.95
 # The accuracies that images are recorded for, and the record.
 _RECORDS = {"clean_accuracy": "correct_clean", "robust_accuracy": "correct"}
 
@@ -123,7 +124,7 @@ class PairedIntervals:
 
 
 def paired_intervals(
-    first: CrossClassResult, second: CrossClassResult, *, bootstrap: int = BOOTSTRAP, level: float = 0.95, seed: int = 0
+    first: CrossClassResult, second: CrossClassResult, *, bootstrap: int = BOOTSTRAP, seed: int = 0
 ) -> PairedIntervals | None:
     """Intervals of CAS and of CAS beyond chance, and simultaneous bands of C_first − C_second, also of saved results.
 
@@ -138,27 +139,27 @@ def paired_intervals(
         None where one of them has no intervals.
 
     Raises:
-        InputError: fewer than two draws; a level outside (0, 1).
+        InputError: fewer than two draws.
     """
-    check_resampling(bootstrap, level)
+    check_resampling(bootstrap, _LEVEL)
     parts = [side.without_parts for side in (first, second)]
     if parts[0] is None or parts[1] is None:
         return None
 
     def intervals(name: str) -> Intervals | None:
-        sides = [side.interval(name, level) for side in (first, second)]
+        sides = [side.interval(name, _LEVEL) for side in (first, second)]
         variance = first.variance_of(name, second)
         if sides[0] is None or sides[1] is None or variance is None:
             return None
         difference = getattr(first, name) - getattr(second, name)
-        return sides[0], sides[1], interval_around(difference, variance, level)
+        return sides[0], sides[1], interval_around(difference, variance, _LEVEL)
 
     difference = first.matrix - second.matrix
     moves = deviations(parts[0].matrix) - deviations(parts[1].matrix)
-    half_width = simultaneous_bands(difference, moves, draws=bootstrap, level=level, seed=seed)
+    half_width = simultaneous_bands(difference, moves, draws=bootstrap, level=_LEVEL, seed=seed)
     cas = intervals("cas")
     assert cas is not None  # noqa: S101  (CAS is a number)
-    bands = PairBands(difference, half_width, level, bootstrap)
+    bands = PairBands(difference, half_width, _LEVEL, bootstrap)
     return PairedIntervals(cas, intervals("cas_excess"), intervals("instance_cas"), bands)
 
 

@@ -64,13 +64,7 @@ def images_fingerprint(split: Split) -> str:
         return fingerprint([split.images, split.labels])
     names = "\n".join("/".join(PurePath(str(file)).parts[-2:]) for file in split.images.files)
     rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
-    return fingerprint(
-        [
-            _bytes(names),
-            split.images[rows],
-            split.labels,
-        ]
-    )
+    return fingerprint([_bytes(names), split.images[rows], split.labels])
 
 
 def _bytes(text: str) -> Tensor:

@@ -259,7 +259,7 @@ def describe_evaluation(subject: Subject, attack: AttackSettings) -> dict[str, A
 
 
 def _read(file: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The figures in a file that are to be continued."""
+    """The figures of the evaluation that the file holds, to be continued."""
     if not file.exists():
         return {}
     remedy = "choose another {out}, or replace it by {restart}"

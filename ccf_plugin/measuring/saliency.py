@@ -230,7 +230,7 @@ class _Attacked:
 def _attacked(sides: tuple[Subject, Subject], rows: list[int], progress: Progress) -> Iterator[_Attacked]:
     attacks = [side.build_attack() for side in sides]
     parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-    for number, part in enumerate(_shown(parts, progress)):
+    for number, part in enumerate(progress(parts, len(parts))):
         best, last = (_crafted(side, attack, part, number) for side, attack in zip(sides, attacks, strict=True))
         labels = sides[0].data.split.labels[part].to(best.device)
         right = (_predict(sides[0], best) == labels) & (_predict(sides[1], last) != labels)
@@ -273,7 +273,3 @@ def _class_by_class(side: Subject, label: int | None) -> list[int]:
     onehot = torch.nn.functional.one_hot(labels, len(side.data.classes))
     nth = (onehot.cumsum(0) * onehot).sum(1)
     return torch.argsort(nth, stable=True).tolist()
-
-
-def _shown(parts: list[list[int]], progress: Progress) -> Iterable[list[int]]:
-    return progress(parts, len(parts))  # type: ignore[arg-type, return-value]

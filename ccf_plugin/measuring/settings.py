@@ -85,7 +85,7 @@ class AttackChoice:
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What of the attack is said, by name."""
+        """The stated fields of the attack, by name."""
         names = ("attack", "norm", "eps", "step_size", "steps")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -93,8 +93,8 @@ class AttackChoice:
         """The threat model, or None for clean images.
 
         Args:
-            own: the model's, or some of its fields; they count where they are of the norm that is wanted, and a step
-                size only with its eps.
+            default: the model's own, or some of its fields. They count where their norm is the one that is wanted; the
+                step size counts only with its eps.
 
         Raises:
             InputError: as ``threat.threat_model``.

@@ -87,13 +87,13 @@ def state_claims(folder: Path, claims: Sequence[str], *, has_begun: bool, now: d
 def _read_stated(folder: Path) -> list[Stated]:
     if not (folder / STUDY).is_file():
         return []
-    found = []
+    known = []
     for entry in read_study(folder)["claims"]:
         stated = Stated(entry["claim"], entry["stated"], entry["stated_before"])
         if entry["mark"] != stated.mark:  # somebody wrote into the file
             stated = Stated(stated.claim, stated.at, before=False)
-        found.append(stated)
-    return found
+        known.append(stated)
+    return known
 
 
 def describe_study(
@@ -170,7 +170,7 @@ def study_table(study: Mapping[str, Any]) -> Table:
     for run in study["runs"]:
         runs.setdefault(run["name"], []).append(run["status"])
     has_seeds = any(len(statuses) > 1 for statuses in runs.values())
-    headings = ["seeds"] * has_seeds + [column.heading for column in columns] or ["status"]
+    headings = [*(["seeds"] if has_seeds else []), *(column.heading for column in columns)] or ["status"]
     filled: list[list[Cell]] = []
     for name, statuses in runs.items():
         row = rows.get(name)
@@ -179,7 +179,8 @@ def study_table(study: Mapping[str, Any]) -> Table:
             continue
         done = row["seeds"] if row["seeds"] == len(statuses) else f"{row['seeds']} of {len(statuses)}"
         figures = [column.cell(row["figures"].get(column.name)) for column in columns]
-        filled.append([f"{name}, averaged weights" if row["averaged"] else name, *[done] * has_seeds, *figures])
+        label = f"{name}, averaged weights" if row["averaged"] else name
+        filled.append([label, *([done] if has_seeds else []), *figures])
     return Table(("run", *headings), filled)
 
 
@@ -196,8 +197,8 @@ def differences_table(study: Mapping[str, Any]) -> Table:
         column = headings[one["figure"]]
         unit = 100.0 if column.column == "test_robust_accuracy" else 1.0
         name = f"{column.heading}, points" if unit > 1 else column.heading
-        found = [_mean(one["margins"]), *(one["interval"] or (None, None))]
-        values = [Value(None if value is None else unit * value, "+.2f") for value in found]
+        figures = [_mean(one["margins"]), *(one["interval"] or (None, None))]
+        values = [Value(None if value is None else unit * value, "+.2f") for value in figures]
         test = ", ".join(filter(None, [one["test"], one["why"]]))
         rows.append([one["run"], name, *values, Value(one["p"], ".2g"), test])
     return Table((f"less {study['baseline']}", "figure", "difference", "95 % from", "to", "p", "test"), rows)
@@ -205,7 +206,8 @@ def differences_table(study: Mapping[str, Any]) -> Table:
 
 def claim_in_words(claim: Mapping[str, Any]) -> tuple[str, str, str]:
     """A claim with when it was stated, where that was too late; its verdict; what decided it, or kept it open."""
-    marks = ["stated after"] * (not claim["stated_before"]) + ["withdrawn"] * claim["withdrawn"]
+    marks = [] if claim["stated_before"] else ["stated after"]
+    marks += ["withdrawn"] if claim["withdrawn"] else []
     text = f"{claim['claim']} ({', '.join(marks)})" if marks else claim["claim"]
     parts = claim["parts"]
     grounds = [f"{part['text']}: {_grounds(part)}" if len(parts) > 1 else _grounds(part) for part in parts]

@@ -23,7 +23,8 @@ from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerpr
 from ccf_plugin.measuring.settings import ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.layout import checkpoint_of
-from ccf_plugin.zoo.attacks import Attack, attack_class
+from ccf_plugin.zoo.attack_names import attack_class
+from ccf_plugin.zoo.attacks import Attack
 from ccf_plugin.zoo.datasets import check_spec, load_data
 from ccf_plugin.zoo.models import load_model
 from ccf_plugin.zoo.normalizations import usual_normalization
@@ -69,7 +70,7 @@ class Subject:
             )
 
     def measure(self, *, instances: bool = False, progress: Progress = lambda batches, _: batches) -> CrossClassResult:
-        """The same with its provenance."""
+        """One pass over the test images, as ``run``, with its provenance."""
         result = self.run(instances=instances, progress=progress)
         return replace(result, provenance=self.provenance(instances=instances))
 
@@ -137,7 +138,7 @@ class Subject:
         return self.attack.build(self.loaded.model, len(self.data.classes), self.probe.output)
 
     def describe_attack(self) -> dict[str, Any] | None:
-        """How a result of ``measure`` will describe its attack, but for the seed; None for clean images."""
+        """How a result of ``measure`` will describe its attack, without the seed; None for clean images."""
         attack, settings = self.build_attack(), self.attack
         return None if attack is None or settings is None else {**attack.describe(), "precision": settings.precision}
 

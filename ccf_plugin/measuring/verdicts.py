@@ -81,7 +81,7 @@ def judge(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]], mis
 
 
 def _shared_seeds(runs: Sequence[Sequence[FinishedRun]]) -> list[int | None]:
-    """The seeds that all have; a run of one seed goes with each of the others'."""
+    """The seeds that all runs have; a run with one seed is paired with each seed of the others."""
     several = [[run.seed for run in of_name] for of_name in runs if len(of_name) > 1]
     if not several:
         return [runs[0][0].seed]
@@ -142,7 +142,7 @@ def _over_seeds(comparison: Comparison, margins: Sequence[float], left: float, r
 
 
 def _apart(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) -> Judgement | None:
-    """Of two runs whose seeds are others: Welch's t; None where the sides are not of one run each, or of few seeds."""
+    """Welch's t test of two runs with different seeds; None where a side is not one run, or has few seeds."""
     sides = (comparison.left, comparison.right)
     both: list[NDArray[np.float64]] = []
     names: list[str] = []
@@ -159,12 +159,12 @@ def _apart(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) ->
         both.append(np.array(values))
     if names[0] == names[1]:
         return None
-    found = stats.ttest_ind(both[0], both[1], equal_var=False)
+    welch = stats.ttest_ind(both[0], both[1], equal_var=False)
     means = [float(values.mean()) for values in both]
     margin = comparison.sign * (means[0] - means[1])
-    bounds = sorted(comparison.sign * float(bound) for bound in found.confidence_interval(1 - LEVEL))
+    bounds = sorted(comparison.sign * float(bound) for bound in welch.confidence_interval(1 - LEVEL))
     test = f"Welch's t test of {len(both[0])} and {len(both[1])} seeds"
-    p = float(found.pvalue)
+    p = float(welch.pvalue)
     return Judgement(
         comparison.text, _decide(margin, p), "", test, p, means[0], means[1], (margin,), (bounds[0], bounds[1])
     )
@@ -176,7 +176,7 @@ def _over_images(
     seeds: Sequence[int | None],
     sides: Mapping[str, Any],
 ) -> Judgement:
-    """With fewer seeds than a test over seeds needs."""
+    """The judgement where there are fewer seeds than a test over seeds needs."""
     number = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
     def undecided(why: str) -> Judgement:
@@ -184,11 +184,11 @@ def _over_images(
 
     leaves = comparison.leaves
     if any(isinstance(leaf, Correlation) for leaf in leaves):
-        found = _against_shifts(comparison, runs, seeds)
-        if found is None:
+        shifts = _against_shifts(comparison, runs, seeds)
+        if shifts is None:
             return undecided("only one correlation against 0, of one seed, has a test without more")
-        verdict = _decide(sides["margins"][0], found[0])
-        return Judgement(comparison.text, verdict, "the noise along one run", found[1], found[0], **sides)
+        verdict = _decide(sides["margins"][0], shifts[0])
+        return Judgement(comparison.text, verdict, "the noise along one run", shifts[1], shifts[0], **sides)
     parts = list(dict.fromkeys(part for leaf in leaves if isinstance(leaf, Figure) for part in _parts(leaf)))
     if len({_of_seed(runs[part.run], seed).images for part in parts for seed in seeds}) > 1:
         return undecided("the runs have other test images")

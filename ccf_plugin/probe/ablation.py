@@ -17,9 +17,10 @@ from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import is_channel_first
+from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import LinearHead
 from ccf_plugin.probe.layers import unwrapped
-from ccf_plugin.probe.trace import GRADIENT, ForwardPass, HeadTracer
+from ccf_plugin.probe.trace import GRADIENT, HeadTracer
 
 _ROUNDING = 16  # times what the head's own check allows: two passes, and features that are larger than any image's
 

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.jackknife import Interval, check_level
+from ccf_plugin.probe.jackknife import Interval, check_level, interval_around
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ccf_plugin.probe.result import CrossClassResult
+
+
+ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
+SIMILARITIES = ("cas", "cas_excess", "instance_cas")
+NO_PARTS = (
+    "expected a result with intervals of CAS, found none: it has a class of fewer than 20 images, or more than 228 "
+    "classes, or is of an older version; measure it anew with more images a class"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,41 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
     half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / shrinkage
     # at 0 and 1 the interval ends there, but for rounding
     return (max(centre - half, 0.0) if successes else 0.0), (min(centre + half, 1.0) if successes < total else 1.0)
+
+
+def interval_of(result: CrossClassResult, name: str, level: float) -> Interval | None:
+    """See `CrossClassResult.interval`."""
+    check_level(level)
+    if name not in (*ACCURACIES, *SIMILARITIES):
+        raise InputError(f"expected name to be one of {', '.join((*ACCURACIES, *SIMILARITIES))}, found {name!r}")
+    figure, total = getattr(result, name), int(result.counts.sum())
+    if figure is None or not total:
+        return None
+    if name in ACCURACIES:
+        return wilson(round(figure * total), total, level)
+    variance = variance_of(result, name)
+    if variance is None:
+        return None
+    low, high = interval_around(figure, variance, level)
+    if name == "instance_cas" and low <= 0:
+        return None  # the nearest cosines are about 0, where the jackknife says too little
+    most = len(result.matrix) * (len(result.matrix) - 1)
+    return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
+
+
+def variance_of(result: CrossClassResult, name: str, other: CrossClassResult | None = None) -> float | None:
+    """See `CrossClassResult.variance_of`."""
+    sides = [result] if other is None else [result, other]
+    apart = [
+        None if side.without_parts is None else side.without_parts.apart(name, side.matrix, side.instance_matrix)
+        for side in sides
+    ]
+    if apart[0] is None or apart[-1] is None or not all(math.isfinite(getattr(side, name)) for side in sides):
+        return None
+    moved = apart[0] if other is None else apart[0] - apart[-1]
+    # CAS by chance is a mean over permutations
+    noise = [side.null.cas_sd**2 / side.null.permutations for side in sides] if name == "cas_excess" else []
+    return float(np.square(moved).sum()) + sum(noise)
 
 
 @dataclass(frozen=True)

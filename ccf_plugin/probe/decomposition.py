@@ -35,6 +35,7 @@ def mean_row_share(weight: Tensor) -> Tensor:
     """K |w̄|² / |W|², from 0 to 1, with w̄ the mean of the K rows of W, (K, n) float: a scalar.
 
     The head W + 1 vᵀ adds g · v to all logits of a sample: the softmax, the loss and the predictions are the same for
-    each v; A(x), C and CAS are not. |W| is smallest without the mean row (v = -w̄), and this is the share that goes.
+    each v; A(x), C and CAS are not. |W| is smallest without the mean row (v = -w̄); this is
+    the share of |W|² that goes with it.
     """
     return len(weight) * weight.mean(0).square().sum() / weight.square().sum()

@@ -13,9 +13,10 @@ from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import EQUATIONS
 from ccf_plugin.probe.plan import Plan
-from ccf_plugin.probe.search import Search, links_of
+from ccf_plugin.probe.search import Search
 from ccf_plugin.probe.tensors import same_memory
 from ccf_plugin.probe.terms import at_mean, bias_of, matrix_of, product
+from ccf_plugin.probe.trials import Trials, links_of
 
 _NOT_SEEN = (
     "TorchScript, exported and quantised layers, functions such as F.linear under torch.compile, and code that it made "
@@ -89,10 +90,10 @@ def detect_head(
         InputError: there is none; the message names the layers considered and why none qualifies.
     """
     wanted = _checked(logits)
-    search = Search(record, wanted, path, maker)
-    plan = search.find()
+    trials = Trials(record, wanted, path, maker)
+    plan = Search(trials).find()
     if plan is None:
-        raise InputError(_refusal(record, search, wanted))
+        raise InputError(_refusal(record, trials, wanted))
     return plan
 
 
@@ -160,24 +161,24 @@ def _checked(logits: Tensor) -> Tensor:
     return wanted
 
 
-def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
+def _refusal(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
     classes = wanted.shape[1]
-    where = path_name(search.path or ())
+    where = path_name(trials.path or ())
     entry = f" (output{where})" if where else ""
     if not wanted.any():
         return (
             f"expected logits that tell layers apart, found all zeros{entry} that no layer gave as they are (the "
             "head's weights are zero); load or train weights before the first probed pass"
         )
-    if search.errors:
+    if trials.errors:
         listed = ", ".join(
-            f"{_layer(name)} (off by {error:.0e} of the largest logit)" for name, error in search.errors.items()
+            f"{_layer(name)} (off by {error:.0e} of the largest logit)" for name, error in trials.errors.items()
         )
-        reason = f"none among {listed}{_reason(record, search, wanted)}"
+        reason = f"none among {listed}{_reason(record, trials, wanted)}"
     elif record.calls:
         reason = (
             f"none: no layer and no matrix product that ran has a weight for {classes} classes ({_NOT_SEEN})"
-            f"{_reason(record, search, wanted)}"
+            f"{_reason(record, trials, wanted)}"
         )
     else:
         reason = f"that no layer with a matrix ran ({_NOT_SEEN})"
@@ -187,9 +188,9 @@ def _refusal(record: PassRecord, search: Search, wanted: Tensor) -> str:
             f"; a layer ran on {others[0]} rows, where the logits have {len(wanted)} (probe the module inside, which "
             "sees them together)"
         )
-    if search.dropped:
+    if trials.dropped:
         reason += (
-            f"; the features of {some_of([_layer(name) for name in search.dropped])} took too much memory to be kept "
+            f"; the features of {some_of([_layer(name) for name in trials.dropped])} took too much memory to be kept "
             "through the first pass: run another, in which less is kept, then update"
         )
     remedy = _REMEDY if record.calls else "Probe the eager module that it was made from, attached before it is compiled"
@@ -220,7 +221,7 @@ def _changes_by_sample(record: PassRecord, wanted: Tensor) -> str:
     return "; the layers' shares change from sample to sample (a gate, or a mixture of experts)"
 
 
-def _reason(record: PassRecord, search: Search, wanted: Tensor) -> str:
+def _reason(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
     if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like probabilities, not logits"
     if bool(((wanted.exp().sum(1) - 1).abs() < 1e-3).all()):
@@ -235,12 +236,12 @@ def _reason(record: PassRecord, search: Search, wanted: Tensor) -> str:
     spans = (wanted - wanted[:1]).abs().amax(0)
     if len(wanted) > 1 and bool((spans == 0).any()) and not bool((spans == 0).all()):
         return "; some classes' logits are the same for all samples (a mask, which must stand after what is probed)"
-    if search.is_constant:
+    if trials.is_constant:
         return "; the logits are the same for all samples, which tells no layers apart"
     if (len(wanted) - 1) * wanted.shape[1] < EQUATIONS:
         return "; so few samples show neither a factor nor a constant row: run a pass of more, then update"
-    if search.several_positions:
+    if trials.several_positions:
         return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"
-    if len(search.errors) > 1:
+    if len(trials.errors) > 1:
         return "; nor do they combine linearly"
     return ""

@@ -44,7 +44,7 @@ _probing = threading.local()
 
 @contextlib.contextmanager
 def not_recorded() -> Iterator[None]:
-    """Products in this block are a probe's own: another probe of the model, whose pass goes on, does not note them."""
+    """Another probe of the model, whose pass goes on, does not note the products in this block: they are a probe's."""
     before, _probing.now = getattr(_probing, "now", False), True
     try:
         yield
@@ -67,9 +67,9 @@ _COPIES = {
 
 
 class ProductMode(TorchFunctionMode):
-    """Tells ``note(function's name, first operand, second operand, output)`` of every product of two tensors.
+    """Calls ``note(function's name, first operand, second operand, output)`` for every product of two tensors.
 
-    Also of copies and casts, as `COPY` of the first operand, and of distances by their name.
+    Also for copies and casts, as `COPY` of the first operand, and for distances, by their name.
 
     It is entered when a pass begins and left when it ends, which are two hooks, so no ``with`` can hold it.
     """

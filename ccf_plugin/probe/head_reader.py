@@ -123,7 +123,7 @@ class ReadForward:
 
 
 def _is_weight(weight: Tensor, shown: Tensor) -> bool:
-    """Whether the head's weight is the layer's, but for a factor of about 1, which no cosine knows of.
+    """Whether the head's weight is the layer's, up to a factor of about 1, which no cosine depends on.
 
     Such a factor is fitted where the rounding of a few samples' logits looks like one.
     """

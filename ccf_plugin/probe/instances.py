@@ -96,8 +96,8 @@ class InstanceRows:
 
 def rank_in_class(labels: Tensor, classes: int) -> Tensor:
     """How many samples of its own class stand before each one, (N,) int64. Nothing synchronises."""
-    every = torch.arange(classes, device=labels.device)
-    onehot = (labels.unsqueeze(1) == every).to(torch.int64)  # F.one_hot looks at the values, which synchronises
+    indices = torch.arange(classes, device=labels.device)
+    onehot = (labels.unsqueeze(1) == indices).to(torch.int64)  # F.one_hot looks at the values, which synchronises
     return (onehot.cumsum(0) - onehot).gather(1, labels.unsqueeze(1)).squeeze(1)
 
 

@@ -76,8 +76,8 @@ class WithoutParts:
         (units, _), (rest_units, has_rest) = defined_units(whole), defined_units(rest)
         matrix = torch.where(has_rest, rest_units @ units.T, torch.nan).view(classes, parts, classes)
         matrix[:, :, torch.isnan(whole[:, 0])] = torch.nan
-        own, others = roots_of_chance(rest), roots_of_chance(whole)
-        without = expected_pairs(own, others).view(classes, parts, classes)
+        of_rest, others = roots_of_chance(rest), roots_of_chance(whole)
+        without = expected_pairs(of_rest, others).view(classes, parts, classes)
         chance = _with_rows(expected_pairs(others, others), without)
         chance = torch.where(has_rest.view(classes, parts), chance, torch.nan)
         return cls(matrix.float().numpy(), chance.float().numpy())
@@ -103,8 +103,8 @@ class WithoutParts:
                 return None
             return _apart(instances, deviations(self.instance_rows), deviations(self.instance_columns))
         moves = deviations(self.matrix)
-        found = _apart(matrix, moves, moves)
-        return found if name == "cas" else found - deviations(self.chance)
+        moved = _apart(matrix, moves, moves)
+        return moved if name == "cas" else moved - deviations(self.chance)
 
 
 def _apart(matrix: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,13 +136,13 @@ def deviations(without: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def interval_around(figure: float, variance: float, level: float) -> Interval:
-    """The interval of a figure with such a variance: a normal one, wider by what so few parts leave open (Student)."""
+    """The interval of a figure with this variance: Student's t, since the variance comes from few parts."""
     half = student(level, PARTS - 1) * math.sqrt(variance)
     return figure - half, figure + half
 
 
 def student(level: float, freedom: int) -> float:
-    """What |t| of so many degrees of freedom (4 or more) is below with probability ``level``, to 1 %.
+    """The value that |t| stays below with probability ``level``, to 1 %; of 4 degrees of freedom or more.
 
     The expansion by Cornish and Fisher, since nothing but numpy and torch is here.
     """

@@ -1,4 +1,4 @@
-"""What a pass that goes on has shown so far: the runs of its layers, and which of them read what others made."""
+"""What a pass has shown so far: the runs of its layers, and which of them read what others made."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Notes:
 
     def _kept_input(self, inputs: Tensor, source: int, copies: bool) -> Tensor:
         """The input as it is kept: copied once, where several layers read it."""
-        if self._keeps_graph:  # a view of the same numbers has a gradient of its own
+        if self._keeps_graph:  # a view of the same numbers has its own gradient
             return inputs
         copied = self.calls[source].inputs if source < len(self.calls) else None
         if copied is not None and self._raw[source].read.shape == inputs.shape:

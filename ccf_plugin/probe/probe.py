@@ -7,35 +7,29 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
 from ccf_plugin.engine.outputs import Choice
-from ccf_plugin.engine.versions import installed_versions
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.attribution import attribution, correlation_matrix
+from ccf_plugin.probe.accumulation import Accumulation, Inputs
 from ccf_plugin.probe.calls import PassRecord
-from ccf_plugin.probe.decomposition import mean_row_share
-from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, sum_over_processes
+from ccf_plugin.probe.distributed import num_processes
+from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
 from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
-from ccf_plugin.probe.instances import InstanceRows, Samples
-from ccf_plugin.probe.jackknife import WithoutParts, instances_without_parts
 from ccf_plugin.probe.layers import is_whole
-from ccf_plugin.probe.records import ImageRecords, interleaved
+from ccf_plugin.probe.records import ImageRecords
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
-from ccf_plugin.probe.trace import GRADIENT, OWN_OUTPUT, ForwardPass, HeadTracer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from ccf_plugin.probe.sums import Sums
+from ccf_plugin.probe.trace import GRADIENT, HeadTracer
 
 
 class CrossClassProbe:
@@ -92,7 +86,7 @@ class CrossClassProbe:
         instances: bool = False,
         max_per_class: int | None = None,
         every: int = 1,
-        inputs: Literal["adversarial", "clean"] | None = None,
+        inputs: Inputs | None = None,
         class_names: Iterable[str] | None = None,
         max_bytes: int = 8 * 2**30,
         centre: bool = False,
@@ -115,16 +109,21 @@ class CrossClassProbe:
             )
         self.model = model
         self._given_head, self._output = head, output
-        self._instances = instances
-        self._max_per_class = max_per_class
-        self._max_bytes = max_bytes
         self._every = every
-        self._centre = centre
         self._inputs = inputs
+        self._no_passes = partial(
+            Accumulation,
+            inputs,
+            instances=instances,
+            max_per_class=max_per_class,
+            max_bytes=max_bytes,
+            centre=centre,
+        )
+        self._passes = self._no_passes()  # those that counted
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._has_reported_miss = self._has_warned_of_others = False
+        self._has_warned_of_others = False
         self._attach_later = False
         self._attach()
         self.reset()
@@ -134,7 +133,7 @@ class CrossClassProbe:
         weakref.finalize(self, remove_hooks, self._tracer.watcher.hooks).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the hooks and what they noted: a copy attaches to its own model."""
+        """Everything except the hooks and their notes: a copy attaches to its own model."""
         attached = self._tracer is not None
         return {**self.__dict__, "_head": self.head, "_tracer": attached, "_captured": None, "_captures": False}
 
@@ -170,20 +169,13 @@ class CrossClassProbe:
 
     def reset(self) -> None:
         """Forget what was accumulated; the probe stays attached."""
-        self._sums: Sums | None = None
-        self._rows: InstanceRows | None = None
-        self._seen: set[tuple[str, str]] = set()  # (mode, precision) of the passes
+        has_missed = self._passes.has_missed
+        self._passes = self._no_passes()
         self._calls = 0
-        self._counted = self._inputs  # what the counted passes see
         self._captured: PassRecord | None = None
         self._captures = False
-        self._weight: Tensor | None = None  # W of the last pass that counted
-        self._records: ImageRecords | None = None  # of a run
-        self._places: list[tuple[int, str]] = []  # from which batch on the head was where
-        self._reason = ""  # why a batch's logits were no head's
-        if self._has_reported_miss and self._tracer is not None:
+        if has_missed and self._tracer is not None:
             self._tracer.search_again()
-        self._has_reported_miss = False
 
     def detach(self) -> None:
         """Remove the hooks. What was accumulated can still be computed."""
@@ -225,10 +217,10 @@ class CrossClassProbe:
         self._calls += 1
         if counted:
             self._warn_of_other_passes(record)
-            if self._counted != self._inputs:  # what a run counted is still there
-                self._counted = None
-            self._records = None  # the order of these images is unknown
-            self._add(self._read(record), labels, slice(None) if rows is None else rows)
+            if self._passes.counted != self._inputs:  # what a run counted is still there
+                self._passes.counted = None
+            self._passes.records = None  # the order of these images is unknown
+            self._passes.add(self._read(record), labels, slice(None) if rows is None else rows)
 
     def features(self) -> Tensor:
         """g(x) of the latest forward pass, (N, n), detached; ``update`` may still count the pass.
@@ -244,7 +236,7 @@ class CrossClassProbe:
     def _sums_of_latest(self, labels: Tensor, after: PassRecord | None = None) -> tuple[Sums, PassRecord]:
         """The sums of the latest pass alone, and its record: for those who add up themselves.
 
-        The pass stays to be read by others; what this probe accumulated is forgotten.
+        The pass stays to be read by others, and does not count here.
 
         Args:
             labels: as in ``update``.
@@ -256,11 +248,10 @@ class CrossClassProbe:
         record = self._attached().watcher.latest
         if record is None or record is after:
             raise InputError(NO_NEW_FORWARD.format("of the probed model"))
-        self.reset()
-        self._add(self._read(record), labels, slice(None))
-        assert self._sums is not None  # noqa: S101
-        sums, self._sums = self._sums, None
-        return sums, record
+        alone = self._no_passes()
+        alone.add(self._attached().read(record), labels, slice(None))
+        assert alone.sums is not None  # noqa: S101  (a pass was added)
+        return alone.sums, record
 
     def compute(self, *, sync: bool = True) -> CrossClassResult:
         """The result over all updates since the last ``reset``.
@@ -272,50 +263,10 @@ class CrossClassProbe:
             InputError: nothing was accumulated; a label outside 0..K-1; NaN or infinite features; a pass whose logits
                 were not g Wᵀ and one constant row of the head, nor of another of its shape.
         """
-        together = sync and num_processes() > 1
-        local_head = self._head_with_history() if self._sums is not None else None
-        share = None if self._weight is None else float(mean_row_share(self._weight))
-        known = (None, None) if self._records is None else self._records.before_and_counted(self._counted == "clean")
-        this = _Process(local_head, self._seen, share, *known)
-        processes = gather_objects(this) if together else [this]
-        sums = sum_over_processes(self._sums) if together else self._sums
-        if sums is None:
-            raise InputError(NOTHING_ADDED)
-        self._has_reported_miss = bool(sums.has_faults()[2])
-        vectors = sums.checked_means("" if local_head is None else local_head.name or "the model itself", self._reason)
-        classes, total = len(vectors), int(sums.counts.sum())
-        accuracy = int(sums.correct) / total
-        loss, clean_accuracy, clean_loss = float(sums.loss) / total, None, None
-        if sums.clean_batches == sums.batches:
-            clean_accuracy, clean_loss = int(sums.clean_correct) / total, float(sums.clean_loss) / total
-        samples = self._samples(together) if self._instances else None
-        confusion, confusion_clean = sums.confusions()
-        passes = set().union(*(process.passes for process in processes))
-        result = CrossClassResult(
-            matrix=correlation_matrix(vectors).numpy(),
-            class_attribution=vectors.numpy(),
-            without_parts=_with_instances(sums.without_parts(), samples),
-            counts=sums.counts.cpu().numpy().copy(),  # the sums go on
-            instance_matrix=None if samples is None else samples.matrix(classes),
-            average_instance_cas=None if samples is None else samples.average_cas(classes),
-            clean_accuracy=accuracy if self._counted == "clean" else clean_accuracy,
-            robust_accuracy=accuracy if self._counted == "adversarial" else None,
-            accuracy=accuracy if self._counted is None else None,
-            clean_loss=loss if self._counted == "clean" else clean_loss,
-            robust_loss=loss if self._counted == "adversarial" else None,
-            confusion_clean=confusion if self._counted == "clean" else confusion_clean,
-            confusion_adversarial=confusion if self._counted == "adversarial" else None,
-            confusion_unnamed=confusion if self._counted is None else None,
-            correct_clean=interleaved([process.correct_clean for process in processes]),
-            correct=interleaved([process.correct for process in processes]),
-            logit_variance=float(sums.logit_spread) / total,
-            mean_row_share=next((process.mean_row_share for process in processes if process.head is not None), None),
-            centred=self._centre,
-            class_names=self._names(classes),
-            head=next((process.head for process in processes if process.head is not None), None),
-            model_mode=_only({mode for mode, _ in passes}),
-            precision=_only({precision for _, precision in passes}),
-            versions={"torch": torch.__version__, "numpy": np.__version__, **installed_versions(["ccf_plugin"])},
+        result = self._passes.result(
+            None if self._passes.sums is None else self.head,
+            together=sync and num_processes() > 1,
+            class_names=self._class_names,
         )
         if result.missing_classes:
             warnings.warn(
@@ -367,7 +318,7 @@ class CrossClassProbe:
     ) -> CrossClassResult:
         self._attached()
         self.reset()
-        self._counted = "clean" if attack is None else "adversarial"
+        self._passes.counted = "clean" if attack is None else "adversarial"
         records = ImageRecords()
         device = device_of(self.model)
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
@@ -385,8 +336,8 @@ class CrossClassProbe:
                     self.model.eval()  # torchattacks turns a model back to train mode
                 with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
-                records.append(*self._add(self._read(self._take_record()), labels, slice(None), clean))
-        self._records = records
+                records.append(*self._passes.add(self._read(self._take_record()), labels, slice(None), clean))
+        self._passes.records = records
         result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 
@@ -410,7 +361,7 @@ class CrossClassProbe:
         return record
 
     def _warn_of_other_passes(self, record: PassRecord) -> None:
-        """Once: that other passes might have been meant, such as TRADES' adversarial one before its clean one."""
+        """Warn once that another pass might be meant, such as TRADES' adversarial one before its clean one."""
         if record.alike > 1 and not self._has_warned_of_others:
             self._has_warned_of_others = True
             mode = "train" if record.training else "eval"
@@ -421,85 +372,8 @@ class CrossClassProbe:
             )
 
     def _read(self, record: PassRecord) -> ForwardPass:
-        shape = None if self._sums is None else self._sums.shape
-        return self._attached().read(record, shape)
-
-    @torch.no_grad()
-    def _add(
-        self, latest: ForwardPass, labels: Tensor, rows: slice, clean: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Add a pass; ``clean`` are the logits before the attack. Which samples were right, see `Sums.add`."""
-        # Inside the host's inference mode the sums would become tensors that nothing outside it may change.
-        with torch.inference_mode(False):
-            features, logits = latest.features[rows], latest.logits[rows]
-            check_labels(labels, len(features))
-            device = features.device
-            labels = labels.to(device, torch.int64, non_blocking=device.type == "cuda")
-            sums = self._sums_for(latest)
-            classes = sums.shape[0]
-            labels, is_bad = within_classes(labels, classes)
-            reading = latest.reading
-            self._reason = self._reason or latest.reason
-            self._weight = latest.weight
-            if self._centre:
-                latest = latest.centred()
-            if latest.weight is None:
-                values = latest.gradient_attribution(labels, rows).to(sums.by_part.dtype)
-            else:
-                values = attribution(features.to(sums.by_part.dtype), latest.weight, labels)
-            if not self._places or self._places[-1][1] != latest.place:
-                self._places.append((sums.batches, latest.place))
-            correct = sums.add(
-                values,
-                labels,
-                logits=logits,
-                is_bad=is_bad,
-                clean=clean if clean is not None and clean.shape[1] == classes else None,
-                check=None if reading is None else (reading.missed, reading.error, reading.refitted),
-            )
-            if self._instances:
-                self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
-                self._rows.append(values.to(torch.promote_types(latest.dtype, torch.float32)), labels)
-        self._seen.add(("train" if latest.training else "eval", str(latest.dtype).removeprefix("torch.")))
-        return correct
-
-    def _head_with_history(self) -> Head | None:
-        """The head, and where it was in which batches if that changed."""
-        head = self.head
-        if head is None or self._sums is None:
-            return head
-        history = [f"from batch {batch} on: {place}" for batch, place in self._places]
-        refits = int(self._sums.refits)
-        several = " + " in (self._places[-1][1] if self._places else "")
-        lines = history if len(history) > 1 or self._places[-1][1].endswith(OWN_OUTPUT) else []
-        if refits and several:
-            lines = [*history, f"factors of its parts fitted anew in {refits} of {self._sums.batches} batches"]
-        return replace(head, history=tuple(lines))
-
-    def _sums_for(self, latest: ForwardPass) -> Sums:
-        shape, device = latest.shape, latest.features.device
-        if self._sums is None:
-            self._sums = Sums.zeros(shape, device)
-        if self._sums.shape != shape:
-            raise InputError(
-                f"expected the head to keep its shape {self._sums.shape}, found {shape}; "
-                "call reset() after changing the model"
-            )
-        if self._sums.by_part.device != device:
-            self._sums = self._sums.to(device)
-        return self._sums
-
-    def _samples(self, together: bool) -> Samples:
-        rows, labels = (None, None) if self._rows is None else self._rows.collect()
-        if together:
-            rows, labels = gather_rows(rows, labels, self._max_bytes)
-        assert rows is not None and labels is not None  # noqa: PT018, S101  (something was added)
-        return Samples(rows, labels)
-
-    def _names(self, classes: int) -> tuple[str, ...] | None:
-        if self._class_names is not None and len(self._class_names) != classes:
-            raise InputError(f"expected {classes} class names for this head, found {len(self._class_names)}")
-        return self._class_names
+        sums = self._passes.sums
+        return self._attached().read(record, None if sums is None else sums.shape)
 
 
 NO_NEW_FORWARD = (
@@ -507,24 +381,3 @@ NO_NEW_FORWARD = (
     "update once, and attach the probe before torch.compile's first call (or call torch._dynamo.reset() after "
     "attaching it)"
 )
-
-
-def _with_instances(without: WithoutParts | None, samples: Samples | None) -> WithoutParts | None:
-    if without is None or samples is None:
-        return without
-    parts = instances_without_parts(samples.rows, samples.labels, len(without.matrix))
-    return without if parts is None else replace(without, instance_rows=parts[0], instance_columns=parts[1])
-
-
-class _Process(NamedTuple):
-    """What one process tells the others beside its sums."""
-
-    head: Head | None
-    passes: set[tuple[str, str]]  # (mode, precision)
-    mean_row_share: float | None
-    correct_clean: NDArray[np.bool_] | None
-    correct: NDArray[np.bool_] | None
-
-
-def _only(values: set[str]) -> str | None:
-    return next(iter(values)) if len(values) == 1 else "mixed" if values else None

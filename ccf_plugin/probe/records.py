@@ -27,7 +27,7 @@ class ImageRecords:
         self._before.append(before)
 
     def before_and_counted(self, counts_clean: bool) -> tuple[Record, Record]:
-        """Both of all batches, (N,) bool; None where not known. The same twice where clean passes are what counted."""
+        """Both records over all batches, (N,) bool; None where not known; equal where clean passes counted."""
         counted, before = _joined(self._counted), _joined(self._before)
         return (counted if counts_clean else before), counted
 
@@ -38,9 +38,9 @@ def _joined(batches: Sequence[Tensor | None]) -> Record:
 
 
 def interleaved(parts: Sequence[Record]) -> Record:
-    """The images' order, from each process's part in the order of ranks: the first of each, the second of each, …
+    """The parts of all processes, in the order of ranks, as one in the images' order: the first of each, the second, …
 
-    So do samplers divide images among processes: each P-th image is one rank's (`torch.utils.data.DistributedSampler`).
+    Samplers divide images among processes so: each P-th image is one rank's (`torch.utils.data.DistributedSampler`).
     None where a rank has no part, or where the lengths tell that they were divided otherwise.
     """
     known = [part for part in parts if part is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe import presentation, result_files
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.classes import class_index, top_pairs
-from ccf_plugin.probe.confidence import Confidence, wilson
+from ccf_plugin.probe.confidence import ACCURACIES, NO_PARTS, SIMILARITIES, Confidence, interval_of, variance_of
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
-from ccf_plugin.probe.jackknife import Interval, WithoutParts, check_level, interval_around
+from ccf_plugin.probe.jackknife import Interval, WithoutParts
 from ccf_plugin.probe.null import PermutationNull, permutation_null
 
 if TYPE_CHECKING:
@@ -29,13 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ccf_plugin.drawing import Annotate
-
-_ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
-_SIMILARITIES = ("cas", "cas_excess", "instance_cas")
-NO_PARTS = (
-    "expected a result with intervals of CAS, found none: it has a class of fewer than 20 images, or more than 228 "
-    "classes, or is of an older version; measure it anew with more images a class"
-)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -152,7 +144,7 @@ class CrossClassResult:
 
     @property
     def in_logit_units(self) -> dict[str, Any] | None:
-        """The same in units of the logits' variance, so that a head times a constant gives the same.
+        """Parts and lengths in units of the logits' variance, so that a head times a constant gives the same.
 
         ``shared_part`` and ``negative_part``, which is Σ_{i≠j} min(A_i · A_j, 0) here, are divided by the variance,
         ``lengths`` by its square root. None where the variance is not known, or 0.
@@ -167,7 +159,7 @@ class CrossClassResult:
 
     @property
     def gauge_note(self) -> str:
-        """That CAS depends on what the softmax does not see, where it does; "" otherwise."""
+        """A note where CAS depends on something that the softmax does not see; "" elsewhere."""
         if self.centred or self.mean_row_share is None or self.mean_row_share < MEAN_ROW_MATTERS:
             return ""
         return (
@@ -207,22 +199,7 @@ class CrossClassResult:
         Raises:
             InputError: another name, or a level outside (0, 1).
         """
-        check_level(level)
-        if name not in (*_ACCURACIES, *_SIMILARITIES):
-            raise InputError(f"expected name to be one of {', '.join((*_ACCURACIES, *_SIMILARITIES))}, found {name!r}")
-        figure, total = getattr(self, name), int(self.counts.sum())
-        if figure is None or not total:
-            return None
-        if name in _ACCURACIES:
-            return wilson(round(figure * total), total, level)
-        variance = self.variance_of(name)
-        if variance is None:
-            return None
-        low, high = interval_around(figure, variance, level)
-        if name == "instance_cas" and low <= 0:
-            return None  # nearest cosines of about 0, of which the jackknife tells too little
-        most = len(self.matrix) * (len(self.matrix) - 1)
-        return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
+        return interval_of(self, name, level)
 
     def variance_of(self, name: str, other: CrossClassResult | None = None) -> float | None:
         """The variance of "cas", "cas_excess" or "instance_cas" over other images; None where not known.
@@ -231,21 +208,11 @@ class CrossClassResult:
             name: the figure.
             other: of its difference from that of another model on the same images.
         """
-        sides = [self, *([] if other is None else [other])]
-        apart = [
-            None if side.without_parts is None else side.without_parts.apart(name, side.matrix, side.instance_matrix)
-            for side in sides
-        ]
-        if apart[0] is None or apart[-1] is None or not all(math.isfinite(getattr(side, name)) for side in sides):
-            return None
-        moved = apart[0] if other is None else apart[0] - apart[-1]
-        # CAS by chance is a mean over permutations
-        noise = [side.null.cas_sd**2 / side.null.permutations for side in sides] if name == "cas_excess" else []
-        return float(np.square(moved).sum()) + sum(noise)
+        return variance_of(self, name, other)
 
     def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
         """``interval`` of each figure, as plain values."""
-        known = {name: self.interval(name, level) for name in (*_ACCURACIES, *_SIMILARITIES)}
+        known = {name: self.interval(name, level) for name in (*ACCURACIES, *SIMILARITIES)}
         return {name: None if interval is None else list(interval) for name, interval in known.items()}
 
     @property
@@ -333,7 +300,7 @@ class CrossClassResult:
         Args:
             level: the intervals' probability.
             instances: also I-CAS.
-            bootstrap, seed: of no use since no image is resampled any more; to be left out.
+            bootstrap, seed: deprecated and without effect, since no image is resampled any more.
 
         Raises:
             InputError: a class with images has fewer than 20, more than 228 classes, or a file of an older version.
@@ -427,7 +394,7 @@ class CrossClassResult:
         )
 
     def save_picture(self, path: str | Path, *, dpi: float | None = None, **options: Any) -> Path:
-        """``plot`` into a file that is what its name says: .png, .pdf or .svg; the options are ``plot``'s.
+        """Save what ``plot`` draws, as .png, .pdf or .svg by the file's name; the options are ``plot``'s.
 
         Args:
             dpi: of a PNG, and of the cells in the others; 150 and 300 by default.
@@ -469,7 +436,7 @@ class CrossClassResult:
         return presentation.as_html(self)
 
     def __eq__(self, other: object) -> bool:
-        """Whether all that was measured and recorded is the same; ``samples``, which no file holds, do not count."""
+        """Whether all that was measured and recorded is the same; NaN equals NaN."""
         return presentation.are_equal(self, other) if isinstance(other, CrossClassResult) else NotImplemented
 
     def __hash__(self) -> int:

@@ -69,7 +69,7 @@ _OTHER_FIELDS = {
     ),
     *("confusion_clean", "confusion_adversarial", "confusion_unnamed", "class_names", "head", "repeats", "format"),
 }
-# What files of older versions lack, and what it was for them.
+# The fields that files of older versions lack, and the values that they stand for there.
 _LATER_FIELDS: dict[str, Any] = {
     "accuracy": None,
     "clean_loss": None,
@@ -246,9 +246,8 @@ def _check_fields(described: Mapping[str, Any], classes: int) -> None:
     for name, value, kind in checks:
         if not isinstance(value, kind):
             raise ValueError(f"{name} of {value!r}")
-    json.dumps(
-        [value for name, value in described.items() if name not in _OTHER_FIELDS], allow_nan=False
-    )  # ValueError at 1e999
+    plain_values = [value for name, value in described.items() if name not in _OTHER_FIELDS]
+    json.dumps(plain_values, allow_nan=False)  # ValueError at 1e999
     history = (described["head"] or {}).get("history", [])
     if not all(isinstance(line, str) for line in history):
         raise ValueError(f"head.history of {history!r}")

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccf_plugin.errors import InputError
-from ccf_plugin.probe.calls import LayerCall, PassRecord
-from ccf_plugin.probe.linear_map import EQUATIONS, Reading, read
-from ccf_plugin.probe.plan import Link, Plan, Term
-from ccf_plugin.probe.terms import bias_of, link_holds, products_at_positions, term_product
+from ccf_plugin.probe.calls import LayerCall
+from ccf_plugin.probe.linear_map import EQUATIONS
+from ccf_plugin.probe.plan import Plan, Term
+from ccf_plugin.probe.terms import products_at_positions
+from ccf_plugin.probe.trials import Trials
 
 # How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
 # each of several positions. What lies beyond is refused.
@@ -29,50 +29,27 @@ _NUMBERS_AT_ONCE = 2**24
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 
 
-def links_of(call: LayerCall, rows: int, samples: int) -> Iterator[Link]:
-    """The matrices of a run that map its input to ``rows`` outputs."""
-    if call.inputs is None or call.inputs.ndim < 2 or call.inputs.shape[0] != samples:
-        return
-    width = call.inputs.shape[1 if call.channel_first else -1]
-    for name, tensor in call.matrices():
-        for transposed in (False, True):
-            if (tensor.T if transposed else tensor).shape == (rows, width):
-                yield Link(call.name, -1, name, transposed)
-
-
 class Search:
     """The ways to read one entry of a pass, tried in turn."""
 
-    def __init__(
-        self, record: PassRecord, wanted: Tensor, path: tuple[int | str, ...] | None, maker: int | None
-    ) -> None:
-        self._record, self._wanted, self.path, self._maker = record, wanted, path, maker
-        self._samples, self._classes = wanted.shape
-        self._runs: dict[int, int] = {}
-        latest_run: dict[str, int] = {}
-        for call in reversed(record.calls):
-            latest_run[call.name] = latest_run.get(call.name, 0) - 1
-            self._runs[call.serial] = latest_run[call.name]
-        self.is_constant = self._samples > 1 and not bool((wanted - wanted.mean(0)).any())
-        # what a refusal tells: layers with K outputs and how far each is off, and whether any has several positions
-        self.errors: dict[str, float] = {}
-        self.several_positions = False
-        self.dropped: list[str] = []
+    def __init__(self, trials: Trials) -> None:
+        self._trials, self._record, self._wanted = trials, trials.record, trials.wanted
+        self._samples, self._classes = trials.wanted.shape
 
     def find(self) -> Plan | None:
         """The first plan that holds; functions are looked at where the layers alone give none."""
-        ordered = self._ordered()
+        ordered = self._trials.ordered()
         layers = [call for call in ordered if not call.is_function]
         return self._find(layers) or (self._find(ordered) if len(ordered) > len(layers) else None)
 
     def _find(self, calls: list[LayerCall]) -> Plan | None:
-        terms = [(call, term) for call in calls for term in self._terms_of(call, self._classes)]
+        terms = [(call, term) for call in calls for term in self._trials.terms_of(call, self._classes)]
         for call, term in terms:
             if plan := self._alone(call, term):
                 return self._with_others_on_the_same_features(plan)
         averaged = list(self._averaged(terms))
         for term in averaged:
-            if plan := self._holds((term,), (1.0,)):
+            if plan := self._trials.holds((term,), (1.0,)):
                 return plan
         first: dict[int, Term] = {}
         for call, term in terms:
@@ -87,95 +64,13 @@ class Search:
                 return plan
         return self._by_class(calls) or next(filter(None, (self._weighted_positions(term) for _, term in terms)), None)
 
-    def _ordered(self) -> list[LayerCall]:
-        """The run that made the logits first, then the last to run first; functions after layers."""
-        calls = sorted(
-            self._record.calls, key=lambda call: (call.serial != self._maker, call.is_function, -call.serial)
-        )
-        self.dropped = [call.name for call in calls if call.inputs is None]
-        return [call for call in calls if call.inputs is not None]
-
-    def _terms_of(self, call: LayerCall, rows: int) -> Iterator[Term]:
-        """The chains of linear runs that begin with this one, the longest first."""
-        for link in links_of(call, rows, self._samples):
-            chain, last = [replace(link, run=self._runs[call.serial], alike=self._alike(call))], call
-            while (before := self._read_by(last)) is not None and (further := self._linear(before)) is not None:
-                chain.append(further)
-                last = before
-            for length in range(len(chain), 0, -1):
-                yield Term(tuple(chain[:length]))
-
-    def _read_by(self, call: LayerCall) -> LayerCall | None:
-        """The run whose output this one read, in the same shape."""
-        before = None if call.reads is None else self._record.by_serial(call.reads)
-        if before is None or not isinstance(before.output, Tensor) or before.output.ndim < 2:
-            return None
-        return before if before.output_positions().shape == call.positions().shape else None
-
-    def _linear(self, call: LayerCall) -> Link | None:
-        """The link whose matrix times the run's input is its output."""
-        run = self._runs[call.serial]
-        names = [Link(call.name, run, "")] if call.slope is not None else []
-        for name, _ in call.matrices():
-            names += [Link(call.name, run, name, at, self._alike(call)) for at in (False, True)]
-        return next((link for link in names if link_holds(link, call)), None)
-
-    def _alike(self, call: LayerCall) -> int | None:
-        """The last run of a function whose matrix equals this one's."""
-        if not call.is_function:
-            return None
-        matrix = call.tensors["weight"]
-        runs = self._record.runs(call.name)
-        equal = (other for other in reversed(runs) if torch.equal(other.tensors["weight"], matrix))
-        return self._runs[next(equal, call).serial]
-
-    def _reading(self, plan: Plan) -> Reading | None:
-        try:
-            return read(plan, self._record, self._wanted)
-        except InputError:
-            return None
-
-    def _holds(self, terms: tuple[Term, ...], factors: tuple[float | tuple[float, ...], ...]) -> Plan | None:
-        """The plan with these terms, its factors as they are fitted, where it gives the logits."""
-        plan = Plan(self.path, terms, factors, alike=self._copies_among(terms))
-        reading = self._reading(plan)
-        if reading is None:
-            return None
-        if len(terms) == 1 and terms[0].rows is None:  # any layer has rows to try
-            name, error = terms[0].links[0].name, float(reading.error.detach())
-            self.errors[name] = min(error, self.errors.get(name, error))
-        if bool(reading.missed):
-            return None
-        fitted = reading.factors.T.tolist() if plan.per_class else reading.factors.tolist()
-        plan = replace(plan, factors=tuple(tuple(f) if isinstance(f, list) else f for f in fitted))
-        explicit = reading.is_explicit()
-        plan = replace(plan, explicit=explicit)
-        if not reading.is_informative():
-            made_it = len(terms) == 1 and self._maker is not None and self._is_maker(terms[0])
-            return plan if made_it or (explicit and self._tells_classes_apart(plan)) else None
-        return plan
-
-    def _is_maker(self, term: Term) -> bool:
-        call = self._record.by_serial(self._maker)
-        link = term.links[0]
-        return call is not None and call.name == link.name and self._runs[call.serial] == link.run
-
-    def _tells_classes_apart(self, plan: Plan) -> bool:
-        """Whether the heads' own g Wᵀ is far from zero, though it is the same for all samples."""
-        shares = [
-            self._made(replace(term, links=term.links[:1])) * factor
-            for term, factor in zip(plan.terms, plan.factors, strict=True)
-            if not isinstance(factor, tuple)
-        ]
-        return bool(shares) and bool(torch.stack(shares).sum(0).abs().amax() > 1e-2 * self._wanted.abs().amax() > 0)
-
     def _alone(self, call: LayerCall, term: Term) -> Plan | None:
         places: tuple[str, ...] = ("mean",)
         if call.positions().shape[1] > 1:
-            self.several_positions = True
+            self._trials.several_positions = True
             places = ("mean", "nearest")
         for place in places:
-            if plan := self._holds((replace(term, position=place),), (1.0,)):
+            if plan := self._trials.holds((replace(term, position=place),), (1.0,)):
                 return plan
         return None
 
@@ -184,55 +79,18 @@ class Search:
         (term,) = plan.terms
         if term.position != "mean":
             return plan
-        innermost, outermost = self._innermost(term), self._outermost(term).serial
+        innermost, outermost = self._trials.innermost(term), self._trials.outermost(term).serial
         others: dict[int, Term] = {}
-        for call in self._ordered():
-            for other in self._terms_of(call, self._classes):
-                if call.serial != outermost and self._reads_the_same(innermost, self._innermost(other)):
+        for call in self._trials.ordered():
+            for other in self._trials.terms_of(call, self._classes):
+                if call.serial != outermost and self._trials.read_the_same(innermost, self._trials.innermost(other)):
                     others.setdefault(call.serial, other)
         if not others:
             return plan
         terms = (term, *others.values())
         return replace(
-            plan, terms=terms, factors=(*plan.factors, *(0.0 for _ in others)), alike=self._copies_among(terms)
+            plan, terms=terms, factors=(*plan.factors, *(0.0 for _ in others)), alike=self._trials.copies_among(terms)
         )
-
-    def _copies_among(self, terms: tuple[Term, ...]) -> tuple[int, ...]:
-        """For each term the first that reads the same features in the same place; () for one term alone."""
-        if len(terms) == 1:
-            return ()
-        read = [None if term.links[-1].run is None else self._innermost(term) for term in terms]
-        return tuple(
-            next(
-                (
-                    first
-                    for first in range(index)
-                    if call is not None
-                    and (other := read[first]) is not None
-                    and terms[first].position == terms[index].position
-                    and self._reads_the_same(call, other)
-                ),
-                index,
-            )
-            for index, call in enumerate(read)
-        )
-
-    def _reads_the_same(self, first: LayerCall, second: LayerCall) -> bool:
-        """Whether two runs read one tensor, or copies or casts of one with the same values."""
-        if first.source == second.source:
-            return True
-        if not first.root == second.root != 0 or first.inputs is None or second.inputs is None:
-            return False
-        rows = [call.positions().to(self._wanted.dtype) for call in (first, second)]
-        return rows[0].shape == rows[1].shape and torch.equal(rows[0], rows[1])
-
-    def _innermost(self, term: Term) -> LayerCall:
-        link = term.links[-1]
-        return self._record.runs(link.name)[link.run if link.run is not None else -1]
-
-    def _outermost(self, term: Term) -> LayerCall:
-        link = term.links[0]
-        return self._record.runs(link.name)[link.run if link.run is not None else -1]
 
     def _averaged(self, terms: Sequence[tuple[LayerCall, Term]]) -> Iterator[Term]:
         """All runs of a layer that runs more than once, as one term."""
@@ -240,7 +98,7 @@ class Search:
             runs = self._record.runs(name)
             if len(runs) < 2:
                 continue
-            for term in self._terms_of(runs[-1], self._classes):
+            for term in self._trials.terms_of(runs[-1], self._classes):
                 chain = [self._record.runs(link.name) for link in term.links]
                 shapes = {None if call.inputs is None else call.inputs.shape for call in chain[-1]}
                 if all(len(calls) == len(runs) for calls in chain) and len(shapes) == 1 and None not in shapes:
@@ -251,8 +109,8 @@ class Search:
         if not terms:
             return None
         wanted = self._wanted
-        with_biases = torch.stack([self._made_by_head(term) for term in terms], 2)
-        columns = torch.stack([self._made(term) for term in terms], 2)
+        with_biases = torch.stack([self._trials.made_by_head(term) for term in terms], 2)
+        columns = torch.stack([self._trials.made(term) for term in terms], 2)
         for left, right, samples in (
             (with_biases, wanted, self._samples),
             (columns - columns.mean(0), wanted - wanted.mean(0), self._samples - 1),
@@ -282,25 +140,15 @@ class Search:
                 if further <= max(4 * error, negligible * scale):
                     chosen, factors = without, fewer
             shares = [tuple(share) if len(right) > 1 else share[0] for share in factors.T.tolist()]
-            return self._holds(tuple(terms[index] for index in chosen), tuple(shares))
+            return self._trials.holds(tuple(terms[index] for index in chosen), tuple(shares))
         return None
-
-    def _made(self, term: Term) -> Tensor:
-        """g Wᵀ of a term, (N, K)."""
-        return term_product(term, self._record, self._wanted.dtype)
-
-    def _made_by_head(self, term: Term) -> Tensor:
-        """What a term's head alone made of what it read, with its bias, (N, K)."""
-        made = self._made(replace(term, links=term.links[:1]))
-        bias = bias_of(self._outermost(term), made.shape[1])
-        return made if bias is None else made + bias.detach().to(made.dtype)
 
     def _by_class(self, calls: list[LayerCall]) -> Plan | None:
         """Rows of larger layers, a scale for each class, one of several positions, in any combination."""
         by_height: dict[int, list[Term]] = {}
         for call in reversed(calls):
             for height in {size for _, matrix in call.matrices() for size in matrix.shape if size >= self._classes}:
-                if (term := next(self._terms_of(call, height), None)) is not None:
+                if (term := next(self._trials.terms_of(call, height), None)) is not None:
                     by_height.setdefault(height, []).append(term)
         for terms in by_height.values():
             for term in reversed(terms):
@@ -319,14 +167,14 @@ class Search:
 
     def _layer_outputs(self, term: Term) -> Plan | None:
         """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
-        made = self._made_by_head(term)
+        made = self._trials.made_by_head(term)
         rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
-        return self._holds((replace(term, rows=rows),), (1.0,))
+        return self._trials.holds((replace(term, rows=rows),), (1.0,))
 
     def _placed(self, terms: list[Term], heights: Sequence[int]) -> Iterator[list[Term]]:
         """The terms at the mean of their positions, and at each single position that they share."""
         yield terms
-        rows = {term: self._innermost(term).positions() for term in terms}
+        rows = {term: self._trials.innermost(term).positions() for term in terms}
         for places in sorted({positions.shape[1] for positions in rows.values()} - {1}):
             if heights != (self._classes,) and places * math.prod(heights) > _CHOICES:
                 continue
@@ -340,7 +188,7 @@ class Search:
         if self._samples - 1 < len(terms) + EQUATIONS:
             return None
         wanted = self._wanted - self._wanted.mean(0)
-        made = [outputs - outputs.mean(0) for outputs in map(self._made, terms)]
+        made = [outputs - outputs.mean(0) for outputs in map(self._trials.made, terms)]
         height_index = [heights.index(outputs.shape[1]) for outputs in made]
         all_classes = torch.arange(self._classes)
         any_rows = torch.cartesian_prod(*map(torch.arange, heights)).view(-1, len(heights))
@@ -357,19 +205,14 @@ class Search:
 
     def _with_rows(self, terms: list[Term], rows: list[Tensor], made: list[Tensor], wanted: Tensor) -> Plan | None:
         """The terms with these rows, and one factor each, or one for each class."""
-        all_classes = torch.arange(self._classes)
-        chosen = [
-            term
-            if outputs.shape[1] == len(at) and torch.equal(at, all_classes)
-            else replace(term, rows=tuple(at.tolist()))
-            for term, at, outputs in zip(terms, rows, made, strict=True)
-        ]
-        columns = torch.stack(
-            [outputs[:, at.to(outputs.device)] for at, outputs in zip(rows, made, strict=True)], 2
-        )  # (N, K, m)
-        return self._fewest(chosen, columns.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1)) or self._fewest(
-            chosen, columns.transpose(0, 1), wanted.T
-        )
+        chosen, columns = [], []
+        for term, at, outputs in zip(terms, rows, made, strict=True):
+            is_whole = outputs.shape[1] == len(at) and torch.equal(at, torch.arange(self._classes))
+            chosen.append(term if is_whole else replace(term, rows=tuple(at.tolist())))
+            columns.append(outputs[:, at.to(outputs.device)])
+        stacked = torch.stack(columns, 2)  # (N, K, m)
+        one_factor = self._fewest(chosen, stacked.flatten(0, 1).unsqueeze(0), wanted.reshape(1, -1))
+        return one_factor or self._fewest(chosen, stacked.transpose(0, 1), wanted.T)
 
     def _weighted_positions(self, term: Term) -> Plan | None:
         made = products_at_positions(term, self._record, self._wanted.dtype)
@@ -379,7 +222,7 @@ class Search:
         made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
         rows = made.transpose(1, 2).reshape(-1, places)
         weights, _ = _least_squares(rows.unsqueeze(0), wanted.reshape(1, -1))
-        return self._holds((replace(term, position=tuple(weights[0].tolist())),), (1.0,))
+        return self._trials.holds((replace(term, position=tuple(weights[0].tolist())),), (1.0,))
 
 
 def _least_squares(left: Tensor, right: Tensor) -> tuple[Tensor, float]:

@@ -164,7 +164,7 @@ class Sums:
         """The class attribution, (K, n) float64 on the CPU.
 
         Args:
-            head: its name, and why no other was found, for the message where a batch's logits were not its.
+            head, reason: the head's name, and why there is no other, for the message about logits that are not its.
 
         Raises:
             InputError: nothing was added, or a batch had a label outside 0..K-1, NaN or infinite features, or logits

@@ -38,13 +38,13 @@ class TermValues:
 
 def term_product(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
     """g Wᵀ of a term in its place, (N, K); not of one whose place is that nearest to the logits."""
-    links = [_runs_of(link, record) for link in term.links]
+    links = [runs_of(link, record) for link in term.links]
     return product(_placed(_positions(links[-1]), term.position), _weight_and_bias(term, links)[0], dtype)
 
 
 def products_at_positions(term: Term, record: PassRecord, dtype: torch.dtype) -> Tensor:
     """g Wᵀ of a term at all its positions, (N, T, K)."""
-    links = [_runs_of(link, record) for link in term.links]
+    links = [runs_of(link, record) for link in term.links]
     return product(_positions(links[-1]), _weight_and_bias(term, links)[0], dtype)
 
 
@@ -77,7 +77,7 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     Raises:
         InputError: a layer did not run, ran on other rows than the logits have, or cannot be read.
     """
-    links = [_runs_of(link, record) for link in term.links]
+    links = [runs_of(link, record) for link in term.links]
     weight, bias = _weight_and_bias(term, links)
     positions = _positions(links[-1])
     outer = links[0][-1]
@@ -95,7 +95,8 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
 
 
-def _runs_of(link: Link, record: PassRecord) -> list[LayerCall]:
+def runs_of(link: Link, record: PassRecord) -> list[LayerCall]:
+    """The runs of a link's layer in a pass. Raises InputError where there are none."""
     runs = record.runs(link.name)
     if not runs or (link.run is not None and len(runs) < -link.run):
         raise InputError(

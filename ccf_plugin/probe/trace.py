@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,69 +12,18 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.outputs import Choice, describe_output, path_name
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.attribution import gradient_attribution
 from ccf_plugin.probe.calls import LayerCall, PassRecord
-from ccf_plugin.probe.detect import GRAPH_GONE, detect_head, detect_in_output, gradient_members
+from ccf_plugin.probe.detect import detect_head, detect_in_output, gradient_members
+from ccf_plugin.probe.forward_pass import OWN_OUTPUT, ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.layers import unwrapped
 from ccf_plugin.probe.linear_map import Reading, read
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
-from ccf_plugin.probe.terms import at_mean
+from ccf_plugin.probe.terms import at_mean, runs_of
 from ccf_plugin.probe.watch import PassWatcher
 
 GRADIENT = "gradient"
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """What one forward pass showed, detached: features (N, n), logits (N, K), weight (K, n) of that pass.
-
-    With head='gradient' there is no one weight: ``members`` are groups of runs whose inputs, with ``graph`` (N, K),
-    give g ⊙ ∂logit_y/∂g; runs of one group are added.
-    """
-
-    features: Tensor
-    logits: Tensor
-    weight: Tensor | None
-    training: bool
-    dtype: torch.dtype
-    place: str
-    reading: Reading | None = None
-    members: tuple[tuple[LayerCall, ...], ...] = ()
-    graph: Tensor | None = None
-    reason: str = ""  # why no other head was found, where the reading misses the logits
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, n)."""
-        return len(self.weight) if self.weight is not None else self.logits.shape[1], self.features.shape[1]
-
-    def centred(self) -> ForwardPass:
-        """The same with the rows of W less their mean, or each sample's logits less theirs: what the softmax sees."""
-        weight, graph = self.weight, self.graph
-        with torch.enable_grad():
-            return replace(
-                self,
-                weight=None if weight is None else weight - weight.mean(0),
-                graph=None if graph is None else graph - graph.mean(1, keepdim=True),
-            )
-
-    def gradient_attribution(self, labels: Tensor, rows: slice) -> Tensor:
-        """A(x) by gradients, (len(labels), n): groups of members side by side, positions of one member added.
-
-        Raises:
-            InputError: the pass's graph is gone.
-        """
-        assert self.graph is not None  # noqa: S101  (only asked of passes that keep one)
-        calls = [call for group in self.members for call in group]
-        inputs = [call.inputs for call in calls if call.inputs is not None]
-        try:
-            shares = iter(gradient_attribution(inputs, self.graph, labels, rows=rows))
-        except RuntimeError as error:
-            raise InputError(GRAPH_GONE.format(str(error).splitlines()[0])) from error
-        groups = [[replace(call, inputs=next(shares)).positions().sum(1) for call in group] for group in self.members]
-        return torch.cat([torch.stack(group).sum(0) for group in groups], 1)
 
 
 class HeadTracer:
@@ -178,7 +127,7 @@ class HeadTracer:
                     f"expected the head {gone!r} to run in every pass, found that the last pass went around it; probe "
                     f"the part of the model that always runs, or attach before torch.compile's first call ({message})"
                 )
-        new = self.watcher.has_new_layers()
+        new = self.watcher.layers.have_grown()
         if new or self._head is not None:
             self._head = None
             built = ", ".join(map(repr, self._watch_all()))
@@ -209,7 +158,7 @@ class HeadTracer:
             if logits.device.type == "cpu" and bool(reading.missed.numpy()):
                 plan, reading, reason = self._read_anew(plan, record, reading, shape)
                 logits = self._logits(plan, record)
-            if self.watcher.has_moved(term.links[0].name for term in plan.terms):
+            if self.watcher.layers.have_moved(term.links[0].name for term in plan.terms):
                 self._watch_all()
         return ForwardPass(
             reading.features.detach(),
@@ -321,7 +270,7 @@ class HeadTracer:
         heights = {len(matrix) for run in runs for _, matrix in run.matrices()}
         products = any(run.is_function for run in runs)
         self.watcher.narrow(record, linked, {classes, *heights}, features, products)
-        if products and self.watcher.has_new_layers():  # a layer that was built in this pass, seen as its function
+        if products and self.watcher.layers.have_grown():  # a layer that was built in this pass, seen as its function
             self.watcher.widen()
 
     def _read_members(self, record: PassRecord) -> ForwardPass:
@@ -354,13 +303,10 @@ class HeadTracer:
         """The logits, groups of runs whose shares are added, and the heads' names and kinds."""
         with contextlib.suppress(InputError):
             plan = detect_in_output(record, self._output)
-            groups: list[
-                tuple[set[Any], list[LayerCall]]
-            ] = []  # whose shares are added: same weights, or same features
+            # runs whose shares are added, with what they have in common: the weights, or the features
+            groups: list[tuple[set[Any], list[LayerCall]]] = []
             for term in plan.used:
-                link = term.links[-1]
-                runs = record.runs(link.name)
-                for call in runs if link.run is None else [runs[link.run]]:
+                for call in runs_of(term.links[-1], record):
                     marks = {("weight", term.matrices), ("features", call.source)}
                     group = next((group for group in groups if group[0] & marks), None)
                     if group is None:
@@ -405,9 +351,6 @@ def _given_weight(source: Tensor | Callable[[nn.Module], Tensor], model: nn.Modu
 def detect_failure(record: PassRecord) -> InputError:
     """Why an output without an entry of logits cannot be measured."""
     return InputError(f"expected a classifier's logits of shape (N, K), found an output of {record.described}")
-
-
-OWN_OUTPUT = ", for its own output: the model's logits are not g Wᵀ and one constant row of it"
 
 
 def _place(plan: Plan, record: PassRecord) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,21 +19,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ccf_plugin.engine.outputs import Choice, Entry, describe_output, output_entries
-from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.probe.calls import PassRecord, is_channel_first, is_matrix
+from ccf_plugin.probe.calls import PassRecord, is_channel_first
 from ccf_plugin.probe.functions import COPY, ProductMode, not_recorded, split_operands
-from ccf_plugin.probe.hook import Hook, remove_copied_hooks
-from ccf_plugin.probe.layers import (
-    NORMS,
-    batchnorm_slope,
-    candidates,
-    is_sharded,
-    kind_of,
-    parametrizations,
-    tensors_of,
-)
+from ccf_plugin.probe.hook import Hook
+from ccf_plugin.probe.layers import NORMS, batchnorm_slope, is_sharded, kind_of, tensors_of
 from ccf_plugin.probe.notes import Notes, copied_calls, relevant
 from ccf_plugin.probe.tensors import is_batched, memory, snapshot
+from ccf_plugin.probe.watched_layers import WatchedLayers
 
 
 class PassWatcher:
@@ -41,7 +33,7 @@ class PassWatcher:
 
     Args:
         model: the root whose passes count.
-        names: watch these modules alone, named by hand; None: every layer that may be a head.
+        name: watch this module alone, named by hand; None: every layer that may be a head.
         output: the entry of the output that the user chose.
         keeps_graph: note tensors with their graph, uncopied.
         weight: where the named module's output is g: gives W of the pass, or says why it cannot.
@@ -67,7 +59,7 @@ class PassWatcher:
         self.latest: PassRecord | None = None
         self.alike = {True: 0, False: 0}  # passes in train and in eval mode; see PassRecord
         self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
-        self._narrow = False  # whether the head is known, and what may be it is copied as it runs
+        self._narrow = False  # whether the head is known; then layers that may be it are copied as they run
         self._wants_products = name is None
         self._notes: Notes | None = None  # of the pass that goes on
         self._depth = 0
@@ -77,21 +69,9 @@ class PassWatcher:
         self._distances: dict[str, None] = {}  # torch's functions of distances that the pass called
         self._thread = 0  # in which the pass that is noted began
         self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
-        self._considered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        watched = self._unconsidered()
-        if name is not None:
-            modules = watched if weight is None else dict(model.named_modules())
-            if name not in modules:
-                kind = "a layer with a matrix (as nn.Linear or a 1×1 convolution has)" if weight is None else "a layer"
-                raise InputError(
-                    f"expected head to name {kind}, found {name!r}"
-                    f"{did_you_mean(name, modules) or '; see model.named_modules()'}"
-                )
-            watched = {name: modules[name]}
-        remove_copied_hooks(model)
+        self.layers = WatchedLayers(model, name, self._hook, self._note, needs_matrix=weight is None)
         # The root's hooks enclose the layers', also where the root is itself the head.
         self._root = [self._hook(self._begin, model.register_forward_pre_hook, prepend=True)]
-        self._layers = {key: (module, list(self._watch(key, module))) for key, module in watched.items()}
         self._root.append(self._hook(self._end, model.register_forward_hook, always_call=True))
 
     def failure(self) -> str:
@@ -114,46 +94,14 @@ class PassWatcher:
             features: n.
             products: whether the head is a function's product.
         """
-        watched = {*names, *(name for name, (module, _) in self._layers.items() if _has_matrix(module, sizes))}
-        # low-rank branches that have not run yet: what a layer of K outputs and other than n features may read from
-        ranks = {size for name in watched if name in self._layers for size in _widths(self._layers[name][0])} - sizes
-        watched |= {name for name, (module, _) in self._layers.items() if _has_matrix(module, ranks - {features})}
-        for call in reversed(record.calls):
-            if any(sizes & set(matrix.shape) for _, matrix in call.matrices()):
-                watched.add(call.name)
-            if call.name in watched and (before := record.by_serial(call.reads)) is not None:
-                watched.add(before.name)
-        self._unwatch(watched)
+        watched = self.layers.narrow(record, names, sizes, features)
         record.calls = [call for call in record.calls if call.name in watched and (products or not call.is_function)]
         self._wants_products, self._narrow = products, True
 
     def widen(self) -> list[str]:
         """Watch every layer again that may be a head; the names of those that were built since the last look."""
         self._narrow, self._wants_products = False, self._name is None
-        if self._name is not None:
-            return []
-        built = list(self._unconsidered())
-        present = dict(candidates(self._model))
-        self._unwatch({name for name in self._layers if self._is_watched_unchanged(name, present.get(name))})
-        for name, module in present.items():
-            if name not in self._layers:
-                self._layers[name] = module, list(self._watch(name, module))
-        return built
-
-    def has_moved(self, names: Iterable[str]) -> bool:
-        """Whether other modules than the watched ones have these names now: a layer was wrapped or replaced."""
-        modules = ((name, self._layers[name][0]) for name in names if name in self._layers)
-        return any(_submodule(self._model, name) is not module for name, module in modules)
-
-    def _is_watched_unchanged(self, name: str, module: nn.Module | None) -> bool:
-        watched, hooks = self._layers[name]
-        return watched is module and len(hooks) == 1 + len(parametrizations(watched))
-
-    def has_new_layers(self) -> bool:
-        """Whether the model has layers that may be a head and were not there at the last look."""
-        if self._name is not None:
-            return False
-        return any(module not in self._considered for _, module in candidates(self._model))
+        return self.layers.widen()
 
     def drop(self) -> None:
         """Forget the latest pass, and one that was broken off."""
@@ -167,24 +115,10 @@ class PassWatcher:
         """Remove every hook and drop what was noted."""
         for hook in self._root:
             hook.remove()
-        self._unwatch(set())
+        self.layers.unwatch_all_but(set())
         self._note_products.remove()
         self._forget()
         self.latest = None
-
-    def _unwatch(self, names: set[str]) -> None:
-        for name in set(self._layers) - names:
-            for hook in self._layers.pop(name)[1]:
-                hook.remove()
-
-    def _unconsidered(self) -> dict[str, nn.Module]:
-        """The layers that may be a head and were not there at the last look, by name."""
-        layers = {}
-        for name, module in candidates(self._model):
-            if module not in self._considered:
-                self._considered.add(module)
-                layers[name] = module
-        return layers
 
     def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
         hook = Hook(call, self._fail).on(register, **options)
@@ -196,33 +130,12 @@ class PassWatcher:
         if not self._depth:  # the pass's end failed: what it noted is of no use
             self._drop_notes()
 
-    def _watch(self, name: str, module: nn.Module) -> Iterator[Hook]:
-        computed: dict[str, Tensor] = {}
-
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._notes is None:
-                return
-            if self._weight is not None:
-                self._note(name, module, output, output, {})
-                return
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, Tensor):
-                    self._note(name, module, value, output, computed)
-                    return
-
-        # First among the hooks: those of sharded models free the weights when the layer has run.
-        yield self._hook(note, module.register_forward_hook, with_kwargs=True, prepend=True)
-        # Reading a parametrised weight computes it anew (spectral_norm even takes a power-iteration step), so the
-        # value that the pass itself computed is noted.
-        for key, parametrization in parametrizations(module).items():
-
-            def note_weight(_: nn.Module, args: Any, output: Tensor, key: str = key) -> None:
-                computed[key] = output.detach()
-
-            yield self._hook(note_weight, parametrization.register_forward_hook)
-
-    def _note(self, name: str, module: nn.Module, inputs: Any, output: Any, computed: dict[str, Tensor]) -> None:
+    def _note(
+        self, name: str, module: nn.Module, arguments: Sequence[Any], output: Any, computed: dict[str, Tensor]
+    ) -> None:
         notes = self._notes
+        given = [output] if self._weight is not None else [value for value in arguments if isinstance(value, Tensor)]
+        inputs = given[0] if given else None
         if notes is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
             return
         slope = batchnorm_slope(module, inputs) if isinstance(module, NORMS) else None
@@ -392,27 +305,8 @@ _UNDER_VMAP = (
 )
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-def _has_matrix(module: nn.Module, sizes: set[int]) -> bool:
-    """Whether a layer, which may not have run yet, has a matrix with such a size."""
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        return True
-    return any(is_matrix(tensor) and bool(sizes & set(tensor.shape)) for tensor in tensors_of(module).values())
-
-
-def _widths(module: nn.Module) -> set[int]:
-    """How many features a layer's matrices may read."""
-    return {size for tensor in tensors_of(module).values() if is_matrix(tensor) for size in tensor.shape[:2]}
-
-
 def _passes_around(model: nn.Module) -> int:
-    """How many passes of the model are under way around this line of code.
+    """How many forward passes of the model are on the call stack.
 
     Where the probe counts more, one was interrupted by a BaseException (Ctrl-C), which calls no hook.
     """

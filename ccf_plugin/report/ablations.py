@@ -9,11 +9,11 @@ from typing import Any
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.ablation_result import KINDS, MARGIN_WORDS, MARGINS, REMOVED, SHARED
+from ccf_plugin.report.words import signed
 from ccf_plugin.runs.reading import RunFiles
 from ccf_plugin.threat import threat_sentence
 
 _ACCURACIES = {"rest_accuracy": "pair found among all", "between_accuracy": "right of the two", "accuracy": "accuracy"}
-_MINUS = "\N{MINUS SIGN}"
 
 
 def find_ablations(runs: Sequence[RunFiles], given: Sequence[Path] = ()) -> list[dict[str, Any]]:
@@ -22,14 +22,14 @@ def find_ablations(runs: Sequence[RunFiles], given: Sequence[Path] = ()) -> list
     Raises:
         InputError: a given file is no ablation's JSON.
     """
-    found = [_described(_read(path), path.stem) for path in given]
+    ablations = [_described(_read(path), path.stem) for path in given]
     for run in runs:
         for path in sorted([*run.folder.glob("*.json"), *run.folder.glob("ablation*/*.json")]):
             try:
-                found.append(_described(_read(path), f"{run.name}, {path.stem}"))
+                ablations.append(_described(_read(path), f"{run.name}, {path.stem}"))
             except InputError:  # another file of the run
                 continue
-    return found
+    return ablations
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ def _described(ablation: Mapping[str, Any], name: str) -> dict[str, Any]:
             ],
         },
         "ranks": " and ".join(
-            f"{'none' if (rank := ablation['spearman'][margin]) is None else _signed(rank, '.2f')} with "
+            f"{'none' if (rank := ablation['spearman'][margin]) is None else signed(rank, '.2f')} with "
             f"{MARGIN_WORDS[margin]}"
             for margin in MARGINS
         ),
@@ -101,13 +101,9 @@ def _attacked(pair: Mapping[str, Any], threat: Mapping[str, Any] | None) -> dict
 
 
 def _changes(change: Mapping[str, float]) -> list[str]:
-    margins = [_signed(change[margin], ".2f") for margin in MARGINS]
-    return margins + [f"{_signed(change[name] * 100, '.1f')} points" for name in _ACCURACIES]
+    margins = [signed(change[margin], ".2f") for margin in MARGINS]
+    return margins + [f"{signed(change[name] * 100, '.1f')} points" for name in _ACCURACIES]
 
 
 def _p(tests: Mapping[str, float]) -> str:
     return "; ".join(f"{value:.1g}" for value in tests.values())
-
-
-def _signed(value: float, form: str) -> str:
-    return format(value, f"+{form}").replace("-", _MINUS)

@@ -145,7 +145,7 @@ def _track_data(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
             "name": track.name,
             "best": None if track.best is None else track.best.epoch,
             "probed": len(track.matrices),
-            "states": [found | {"title": _state_title(track, found["epoch"])} for found in of_track],
+            "states": [drawn | {"title": _state_title(track, drawn["epoch"])} for drawn in of_track],
             "pairs": pairs_along_epochs(track, _TOP_PAIRS),
             "measured": describe_measurement([run]),
         }

@@ -137,13 +137,14 @@ def _machines(runs: Sequence[FinishedRun]) -> Iterator[str]:
             named = ", ".join(
                 f"{name} {versions[name]}" for name in ("torch", "torchattacks", "ccf_plugin") if name in versions
             )
-            threads = f"{environment.get('threads')} thread{'s' * (environment.get('threads') != 1)}"
+            threads = "1 thread" if environment.get("threads") == 1 else f"{environment.get('threads')} threads"
             machine = (
                 f"{environment.get('device')}, {threads}, precision {environment.get('precision')}; "
                 f"Python {environment.get('python')}, {named}"
             )
             where = found.setdefault(machine, [])
-            where += [run.folder.name] * (run.folder.name not in where)
+            if run.folder.name not in where:
+                where.append(run.folder.name)
     for machine, names in found.items():
         yield f"Ran on {machine}" + ("." if len(found) == 1 else f": {', '.join(names)}.")
     seconds = sum(row.seconds for run in runs for row in run.rows)

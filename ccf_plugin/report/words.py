@@ -84,10 +84,10 @@ def changes_after_best(track: Track, last: EpochRow) -> list[str]:
     moved = []
     steps = {name: pair[1] - pair[0] for name in ("cas", "cas_null", "cas_excess") if (pair := figures(name))}
     if len(steps) == 3:
-        cas, chance, beyond = (_signed(step, ".1f") for step in steps.values())
+        cas, chance, beyond = (signed(step, ".1f") for step in steps.values())
         moved.append(f"from the best epoch to the last CAS moved by {cas}: by chance {chance}, beyond chance {beyond}")
     ratios = [
-        f"{label} by {_signed(pair[1] / pair[0] - 1, '.0%').replace('%', ' %')}"
+        f"{label} by {signed(pair[1] / pair[0] - 1, '.0%').replace('%', ' %')}"
         for label, name in (("the shared part", "shared"), ("the squared lengths", "squared_lengths"))
         if (pair := figures(name)) and pair[0]
     ]
@@ -128,7 +128,7 @@ def _cas(value: float) -> str:
     return metric_of("cas").in_report(value)
 
 
-def _signed(value: float, form: str) -> str:
+def signed(value: float, form: str) -> str:
     return format(value, f"+{form}").replace("-", "\N{MINUS SIGN}")
 
 
@@ -157,8 +157,8 @@ def describe_alarms(runs: Sequence[RunFiles]) -> dict[str, Any]:
     rows = []
     for run in runs:
         by_epoch = {row.epoch: row for row in run.rows}
-        found = zip(alarms_in_words(run.rows), alarms_by_kind(run.rows).items(), strict=True)
-        for sentence, (alarm, epochs) in found:
+        alarms = zip(alarms_in_words(run.rows), alarms_by_kind(run.rows).items(), strict=True)
+        for sentence, (alarm, epochs) in alarms:
             rows.append([run.name, alarm, sentence.partition(" at ")[2], write(by_epoch[epochs[0]].robust_fall_p)])
     return {"columns": ["run", "alarm", "at", "p of RA's fall at the first"], "rows": rows}
 
@@ -258,7 +258,7 @@ def _standing(track: Track, said: Mapping[str, _Said], also: Sequence[Mapping[st
         return ""
     nearest = sorted(known, key=lambda name: abs(measured - known[name]))
     distances = [
-        f"{_signed((measured - known[name]) * metric.unit, '.1f')} points from the {metric.in_report(known[name])} of "
+        f"{signed((measured - known[name]) * metric.unit, '.1f')} points from the {metric.in_report(known[name])} of "
         f"{'the source above' if name == 'published' else name}"
         for name in nearest
     ]

@@ -23,9 +23,8 @@ from ccf_plugin.runs.study_file import read_study
 _FORMAT = 1
 _MAGIC = b"ccf piece\n"
 _ENDING = ".piece"
-Stand = dict[
-    str, list[int]
-]  # epochs and steps of each run's state, by its folder inside what is packed ("" for itself)
+# Epochs and steps of each run's state, by its folder inside what is packed ("" for itself).
+Stand = dict[str, list[int]]
 
 
 @dataclass(frozen=True)

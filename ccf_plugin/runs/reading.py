@@ -121,7 +121,7 @@ def read_runs(folders: Sequence[Path | ListedRun]) -> list[RunFiles]:
         for one, folder, name in zip(listed, resolved, names, strict=True)
     ]
     for other in runs[1:]:
-        _check_same(runs[0].name, runs[0].classes, runs[0].data, other.name, other.classes, other.data)
+        _check_same(runs[0].name, runs[0].measured, other.name, other.measured)
     return runs
 
 
@@ -148,7 +148,7 @@ def _read_run(folder: Path, name: str) -> RunFiles:
     tracks = []
     for suffix, results in sorted(by_suffix.items()):
         for epoch, result in results.items():
-            _check_same(name, first.names, first.data, f"its epoch {epoch}", result.names, result.data)
+            _check_same(name, first, f"its epoch {epoch}", result)
         weights = "" if len(by_suffix) == 1 else ", averaged weights" if suffix else ", raw weights"
         matrices = {epoch: result.matrix for epoch, result in results.items()}
         confusions = {epoch: found for epoch, result in results.items() if (found := _confusions(result))}
@@ -224,28 +224,19 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
         raise ValueError(f"no {missing[0]}")
 
 
-def _check_same(
-    name: str,
-    classes: tuple[str, ...],
-    data: Mapping[str, Any] | None,
-    other: str,
-    other_classes: tuple[str, ...],
-    other_data: Mapping[str, Any] | None,
-) -> None:
+def _check_same(name: str, first: CrossClassResult, other: str, second: CrossClassResult) -> None:
     """CAS depends on the classes and on the images, their number included."""
-    if len(classes) != len(other_classes):
+    if first.names != second.names:
+        numbers: tuple[object, object] = len(first.names), len(second.names)
+        pairs = zip(map(repr, first.names), map(repr, second.names), strict=False)
+        differing = numbers if numbers[0] != numbers[1] else next(pair for pair in pairs if pair[0] != pair[1])
         raise InputError(
-            f"expected results of the same classes, found {len(classes)} in {name} and {len(other_classes)} in {other}"
+            f"expected results of the same classes, found {differing[0]} in {name} and {differing[1]} in {other}"
         )
-    if classes != other_classes:
-        first_class, other_class = next(pair for pair in zip(classes, other_classes, strict=True) if pair[0] != pair[1])
+    if first.data != second.data:
         raise InputError(
-            f"expected results of the same classes, found {first_class!r} in {name} and {other_class!r} in {other}"
-        )
-    if data != other_data:
-        raise InputError(
-            f"expected results on the same images, found {describe_data(data)} in {name} and "
-            f"{describe_data(other_data)} in {other}; CAS depends on them: report the runs apart"
+            f"expected results on the same images, found {describe_data(first.data)} in {name} and "
+            f"{describe_data(second.data)} in {other}; CAS depends on them: report the runs apart"
         )
 
 

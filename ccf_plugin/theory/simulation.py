@@ -63,12 +63,12 @@ def estimate(
     model.check_eps(eps)
     x, labels = sample(model, samples, torch.Generator().manual_seed(seed))
     logits = (x + worst_perturbation(labels, eps, model.features)) @ head_weight(weights).T
-    own = logits.gather(1, labels.unsqueeze(1))
+    true_class = logits.gather(1, labels.unsqueeze(1))
     next_class = logits.gather(1, ((labels + 1) % 3).unsqueeze(1))
     return {
         "loss": _mean(losses(logits, labels, model.beta) + model.lam / 2 * weights.square().sum()),
-        "pairwise": _mean((own > next_class).double()),
-        "joint": _mean(((own > logits).sum(1) == 2).double()),
+        "pairwise": _mean((true_class > next_class).double()),
+        "joint": _mean(((true_class > logits).sum(1) == 2).double()),
     }
 
 

@@ -17,7 +17,7 @@ from ccf_plugin.training.recipe import CrossClassSection
 
 
 class CrossClassTerm:
-    """CAS of a step's images / (K(K - 1)), which the loss falls by, times a weight; or CAS less its mean by chance.
+    """CAS of a step's images over K(K - 1), or CAS less its mean by chance; the loss falls by a weight times it.
 
     The class attributions are those of the whole step, over all processes. A class without an image in it, or without
     an attribution, adds nothing, as in CAS itself.
@@ -42,8 +42,8 @@ class CrossClassTerm:
         sums, numbers = class_sums(features.to(torch.promote_types(features.dtype, torch.float32)), weight, labels)
         sums = self._processes.sum_with_gradient(sums * counts)
         vectors = class_means(sums, self._processes.sum(numbers * counts))
-        found = class_attribution_similarity(correlation_matrix(vectors))
+        cas = class_attribution_similarity(correlation_matrix(vectors))
         if self._section.term == "excess":
-            found = found - expected_cas(vectors)
+            cas = cas - expected_cas(vectors)
         classes = len(weight)
-        return found / (classes * (classes - 1))
+        return cas / (classes * (classes - 1))

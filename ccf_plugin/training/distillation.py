@@ -30,9 +30,9 @@ from ccf_plugin.zoo.specs import find
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model that gives logits (N, K) for images (N, C, H, W) in [0, 1], and how much it counts when.
+    """A frozen model that gives logits (N, K) for images (N, C, H, W) in [0, 1], and its weight in each epoch.
 
-    ``average`` is what it belongs to, which cannot teach before it has moved.
+    ``average`` is the average that it belongs to, if any; that cannot teach before it has moved.
     """
 
     forward: nn.Module

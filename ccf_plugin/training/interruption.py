@@ -11,11 +11,11 @@ from typing import Any
 
 from ccf_plugin.errors import CCFError, spelled
 
-TIME_UP = 14  # SIGALRM's number on POSIX: stands among signals for the time limit
+TIME_UP = 14  # SIGALRM's number on POSIX stands for the time limit
 
 
 class Interrupted(CCFError):  # noqa: N818  # as the field's KeyboardInterrupt, not a fault
-    """Training ended by a signal, or as its time was up, its state saved. ``where`` says when; ``remedy`` how to go on.
+    """A signal or the time limit ended training; its state is saved. ``where`` says when, ``remedy`` how to continue.
 
     The exit code is the shell's for that signal: 130 or 143.
     """

@@ -1,4 +1,4 @@
-"""The one training loop. Read `train` and `Loop` from top to bottom: everything else hands them their parts."""
+"""The one training loop. Read `train` and `Loop` from top to bottom: everything else gives them their parts."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class Loop:
             if recipe.optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(state.model.parameters(), recipe.optim.clip_norm)
             state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)  # at once: the next attack needs no memory for gradients
+            state.optimizer.zero_grad(set_to_none=True)  # at once, so that the next attack finds their memory free
         state.step += 1
         if state.average is not None:
             state.average.after_step(state.model, epoch, is_last=state.step == len(method.batches))
@@ -261,7 +261,7 @@ class Loop:
                 ensemble.update(indices.to(predictions.device), logits.to(predictions.device))
 
     def _models(self, epoch: int) -> dict[str, nn.Module]:
-        """What an epoch's end measures and saves, by suffix: the raw weights, and the averaged ones once there are."""
+        """The models that an epoch's end measures and saves, by suffix: the raw weights and any averaged ones."""
         averaged = self.state.averaged_model(
             contiguous(batch.images) for batch in self.method.whole_batches.epoch(epoch)
         )

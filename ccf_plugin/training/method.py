@@ -1,4 +1,4 @@
-"""What a recipe's steps are made of and what does not change along a run: batches, passes, attack, loss, teachers."""
+"""The parts of a recipe's steps, which stay the same along a run: batches, passes, attack, loss, teachers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Method:
 
     @contextlib.contextmanager
     def reading(self, forward: nn.Module, epoch: int) -> Iterator[nn.Module | ReadForward]:
-        """The pass as the step's loss takes it: one that tells what the head reads, where something asks for it."""
+        """The forward pass that the step's loss gets; it tells what the head reads where the loss or the term asks."""
         asks = reads_head(self.objective) or (self.term is not None and self.term.weight(epoch))
         with self._reader.reading(forward) if self._reader and asks else nullcontext(forward) as read:
             yield read

@@ -108,13 +108,8 @@ class Monitor:
         )
 
 
-def measure_model(parts: Parts, model: nn.Module, progress: Progress) -> Measured:
-    """As a ``Monitor`` does, once."""
-    return Monitor(parts).measure(model, progress)
-
-
 def _attack(parts: Parts) -> AttackSettings:
-    """The evaluation's."""
+    """The attack of the evaluation."""
     evaluate, threat = parts.recipe.evaluate, parts.recipe.evaluation_threat()
     return AttackSettings(threat, evaluate.name, evaluate.options, parts.precision, evaluate.seed)
 
@@ -124,7 +119,7 @@ def _build_attack(parts: Parts, model: nn.Module) -> Attack:
 
 
 def check_measurable(parts: Parts) -> None:
-    """Find the model's head, and run both attacks on two test images: so that a failure comes before the training.
+    """Find the model's head and run both attacks on two test images, so that a failure comes before training.
 
     The model, its modes and the random state are as before. Each process checks for itself.
 
@@ -150,7 +145,7 @@ def _check_attacks(parts: Parts) -> None:
     recipe, model = parts.recipe, parts.model
     _check_attack(parts, "evaluate", _build_attack(parts, model))
     if recipe.objective.is_adversarial:
-        # In eval mode, which moves nothing; what it finds is the same in both.
+        # In eval mode, which changes nothing in the model; the test finds the same in both modes.
         training = AttackSettings(recipe.training_threat(), recipe.attack.name, recipe.attack.options, parts.precision)
         attack, mixed = training.build(model, len(parts.classes), recipe.probe.output), recipe.data.mix != "none"
         _check_attack(parts, "attack", attack, mixed=mixed)

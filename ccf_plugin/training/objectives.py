@@ -60,7 +60,7 @@ class Objective:
     takes_options: bool = False
 
     def faults(self, table: Mapping[str, Any]) -> Iterator[Fault]:
-        """What of a recipe's [objective] this loss has no use for."""
+        """Faults for those keys of a recipe's [objective] that this loss does not use."""
         name = f"loss {table.get('loss', 'madry')!r}" if self is not CUSTOM_LOSS else "a loss of your own"
         if table.get("label_smoothing", 0) and not self.takes_smoothing:
             yield Fault("objective.label_smoothing", f"0 with {name}, {self.why_not}", "smoothing")
@@ -123,13 +123,13 @@ def _wanted_of_head(function: Callable[..., StepOutput]) -> tuple[str, ...]:
 def _with_head(
     loss: Loss, wanted: tuple[str, ...], forward: ReadForward, images: Tensor, adversarial: Tensor, labels: Tensor
 ) -> StepOutput:
-    """The loss, given by name what it wants of the head."""
+    """The loss; it gets from the head what it names as parameters."""
     of_head: dict[str, Any] = {name: getattr(forward, name) for name in wanted}
     return partial(loss, **of_head)(forward, images, adversarial, labels)
 
 
 def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
-    """The user's function, which takes what it will get."""
+    """The user's function, checked to take the arguments that it will get."""
     function = load_object(section.loss)
     if not callable(function):
         raise InputError(f"{section.loss}: expected a function, found {type(function).__name__}")

@@ -1,4 +1,4 @@
-"""Where a run begins or goes on: its place is checked first, its folder opened last."""
+"""Where a run begins or continues: the place is checked first, the folder is opened last."""
 
 from __future__ import annotations
 

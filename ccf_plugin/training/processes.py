@@ -109,7 +109,7 @@ class Processes:
         return gathered
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
     def start_tracking(self, config: Mapping[str, Any]) -> None:

@@ -66,11 +66,9 @@ class ProgressReporter(Reporter):
     def started(self, run: Run) -> None:
         """Announce the run."""
         total = run.recipe.optim.epochs
-        self._console.print(
+        self._say(
             f"{run.recipe.model.name} on {resolved(run.recipe.data.name)} → {run.folder}; "
-            f"the best epoch is chosen by {run.selected_by.replace('_', ' ')}",
-            highlight=False,
-            soft_wrap=True,
+            f"the best epoch is chosen by {run.selected_by.replace('_', ' ')}"
         )
         if unreached := run.recipe.unreached():
             note = f"not reached in {counted(total, 'epoch')}: {', '.join(unreached)}"
@@ -106,12 +104,12 @@ class ProgressReporter(Reporter):
         return f"epoch {self._epoch + 1} of {self._total_epochs}: {doing}"
 
     def _begin_epoch(self) -> None:
-        """Training goes on from here: the time until its first step, in which much may be compiled, counts."""
+        """Training goes on from here. The time until its first step counts too: much may be compiled in it."""
         self._task = self._title("training")
         self._heartbeat.begin(self._task, unit="step")
 
     def _beat(self, task: str, done: int, total: int) -> None:
-        """Keep the lines going where there are no bars."""
+        """Print lines from time to time where there are no bars."""
         if task != self._task:
             self._begin_epoch()
         if not self._console.is_terminal:
@@ -136,7 +134,7 @@ class ProgressReporter(Reporter):
         self._heartbeat.line_printed()
         if not self._console.is_terminal:
             alarm = f" · alarm {row.alarm}" if row.alarm else ""
-            self._console.print(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}", highlight=False, soft_wrap=True)
+            self._say(f"epoch {row.epoch} · {_line(row, 'line')}{alarm}")
 
 
 def closing_table(run: Run) -> RichTable:

@@ -266,9 +266,10 @@ class ProbeSection(_Section):
 
     @property
     def picture_endings(self) -> list[str]:
-        """Those of an epoch's pictures."""
-        formats = self.pictures if isinstance(self.pictures, list) else ["png"] * self.pictures
-        return [f".{name}" for name in formats]
+        """The endings of an epoch's picture files."""
+        if isinstance(self.pictures, list):
+            return [f".{name}" for name in self.pictures]
+        return [".png"] if self.pictures else []
 
 
 class CheckpointSection(_Section):
@@ -399,7 +400,7 @@ def training_threat(attack: Mapping[str, Any]) -> ThreatModel:
 
 
 def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
-    """That of an [evaluate] table beside an [attack] table."""
+    """The threat model of an [evaluate] table beside an [attack] table."""
     norm = evaluate.get("norm") or attack.get("norm", "Linf")
     stated = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
     if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:

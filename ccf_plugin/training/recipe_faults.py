@@ -112,7 +112,7 @@ def _teacher_faults(content: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, int]]:
-    """Σλ where it can be largest: at the epochs where a ramp begins or ends, of those teachers that are in order."""
+    """Σλ where it can be largest, at the epochs where a ramp begins or ends; invalid teachers are left out."""
     sections = []
     for table in teachers:
         with contextlib.suppress(ValidationError):
@@ -123,9 +123,10 @@ def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[fl
 
 
 def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
-    """What the zoo says of names and threat models, and what of the user's own code cannot be had; with keys."""
+    """The zoo's faults of names and threat models, and those of the user's own code, by key."""
     from ccf_plugin.training.objectives import build_objective, find_objective
-    from ccf_plugin.zoo.attacks import attack_class, check_attack
+    from ccf_plugin.zoo.attack_names import attack_class
+    from ccf_plugin.zoo.attacks import check_attack
     from ccf_plugin.zoo.datasets import check_spec
     from ccf_plugin.zoo.models import check_name
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean
-from ccf_plugin.files import expanded_path
+from ccf_plugin.files import expanded_path, toml_or_text
 from ccf_plugin.threat import DEFAULT_STEP_SIZE
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
@@ -45,14 +45,9 @@ def build_recipe(
     made = copy.deepcopy(dict(content))
     named = [] if allow_code else list(code_in(made))
     if named:  # before anything looks at it closer, which would import it
-        raise InputError(
-            *(
-                Fault(
-                    f"{source}: {key}", "no code named by a file", repr(spec), "if you trust it, add {allow_code=True}"
-                )
-                for key, spec in named
-            )
-        )
+        remedy = "if you trust it, add {allow_code=True}"
+        faults = [Fault(f"{source}: {key}", "no code named by a file", repr(spec), remedy) for key, spec in named]
+        raise InputError(*faults)
     for override in overrides:
         _apply(made, override)
     source = f"{source} with its overrides" if overrides else source
@@ -111,9 +106,8 @@ def describe_recipe(path: Path) -> tuple[str, str]:
     """What a recipe is, in one line, and where it is from: its first comment line, and its source's first clause."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     title, *rest = (line.lstrip("# ").rstrip() for line in lines)
-    source = re.search(
-        r"Source: *(.*?) *([;:]|\.(?=\s+[A-Z]|$)|$)", " ".join(rest)
-    )  # the dot of "et al. 2020" ends none
+    # the dot of "et al. 2020" ends no clause
+    source = re.search(r"Source: *(.*?) *([;:]|\.(?=\s+[A-Z]|$)|$)", " ".join(rest))
     return title.rstrip("."), source[1] if source else ""
 
 
@@ -130,7 +124,7 @@ def _with_base(path: Path, visited: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected a recipe's name or path, found {base!r}")
     below = _with_base(_find_base(base, path.parent), (*visited, path.resolve()))
-    below.pop("published", None)  # they were not published of what this file makes of it
+    below.pop("published", None)  # these figures are not those of the changed recipe
     return merged(below, content)
 
 
@@ -193,14 +187,10 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    """Set ``a.b=value`` in place. The value is read as TOML; what is not TOML is text."""
+    """Set ``a.b=value`` in place; ``files.toml_or_text`` reads the value."""
     key, equals, text = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise InputError(Fault("overrides", "key=value such as optim.epochs=20", repr(override)))
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text
     *tables, last = (part.strip() for part in key.split("."))
     inside: Any = content
     for table in tables:
@@ -213,7 +203,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not isinstance(inside, dict):
         remedy = f"{'.'.join(tables)} is not a table"
         raise InputError(Fault("overrides", "a key inside a table", repr(override), remedy))
-    inside[last] = value
+    inside[last] = toml_or_text(text)
 
 
 def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dict[str, Any]:
@@ -249,6 +239,6 @@ def _fitting_attack(objective: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _step_size(norm: object, attack: object = None) -> str | None:
-    """That of an attack by its paper, or else of the norm by this one; None where the norm is none."""
+    """The step size of the attack's own paper, else this paper's for the norm; None for an unknown norm."""
     default = next((step for known, step in DEFAULT_STEP_SIZE.items() if known == norm), None)
     return _STEP_SIZE_OF_ATTACK.get(str(attack).upper(), default)

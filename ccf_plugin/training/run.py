@@ -1,4 +1,4 @@
-"""A run while it trains: its epochs so far, and what of them is written when into its folder."""
+"""A run while it trains: its epochs so far, and the files that its folder gets at each."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class Run:
 
     @contextlib.contextmanager
     def written_beside(self) -> Iterator[None]:
-        """Inside, epochs and states are written by a thread while the caller goes on; at the end all of them are.
+        """Inside, a thread writes epochs and states while the caller goes on; the block ends when all are written.
 
-        What fails is raised when the next epoch is finished, or at the end; nothing after it is written.
+        A failure is raised when the next epoch is finished, or at the end; nothing after it is written.
         """
         try:
             with Writer() as self._writer:
@@ -104,7 +104,7 @@ class Run:
             self._writer = None
 
     def wait(self) -> None:
-        """Until all that was to be written is; raises what failed."""
+        """Wait until everything is written; raises what failed."""
         if self._writer is not None:
             self._writer.wait()
 
@@ -137,7 +137,7 @@ class Run:
         return self.best_of("")
 
     def best_of(self, suffix: str) -> EpochRow | None:
-        """That of the raw ("") or the averaged weights."""
+        """The best row of the raw ("") or the averaged weights."""
         return best_row(self.rows, f"{self.selected_by}{suffix}")
 
     def finish_epoch(
@@ -159,7 +159,7 @@ class Run:
             self.rows[-1] = row = replace(row, selected_by=self.selected_by)
         if not write:
             return row
-        self.wait()  # for the epoch before, whose copies of weights are held until then
+        self.wait()  # for the epoch before: until then its copies of weights stay in memory
         described = {**describe, "epoch": row.epoch}
         for suffix, snapshot in snapshots.items():
             self._write(self._epoch_job(row, suffix, snapshot, described))
@@ -169,14 +169,14 @@ class Run:
     def _epoch_job(
         self, row: EpochRow, suffix: str, snapshot: Snapshot, described: Mapping[str, Any]
     ) -> Callable[[], None]:
-        """What writes a snapshot's files, the weights being those of now."""
+        """The job that writes a snapshot's files, with the weights as they are now."""
         epoch, interval, is_best = row.epoch, self.recipe.checkpoints.every, self.best_of(suffix) is row
-        paths = [weights_of(self.folder, "best", suffix)] * is_best
+        paths = [weights_of(self.folder, "best", suffix)] if is_best else []
         if interval and epoch % interval == 0:
             paths.append(weights_of(self.folder, epoch, suffix))
         paths.append(weights_of(self.folder, "last", suffix))
-        results = [result_of(self.folder, epoch, suffix)] * snapshot.is_kept
-        results += [result_of(self.folder, "best", suffix)] * is_best
+        results = [result_of(self.folder, epoch, suffix)] if snapshot.is_kept else []
+        results += [result_of(self.folder, "best", suffix)] if is_best else []
         tensors = on_host(snapshot.model.state_dict())
 
         def write() -> None:
@@ -203,7 +203,7 @@ class Run:
         self._write(write)
 
     def restore(self, take: Callable[[dict[str, dict[str, Any]], int], None]) -> None:
-        """Hand over the states and the step as ``save_state`` was given them last.
+        """Call ``take`` with the states and the step that ``save_state`` saved last.
 
         Raises:
             InputError: the file is damaged, or ``take`` refuses what it holds.
@@ -222,7 +222,7 @@ class Run:
             raise InputError(fault) from error
 
     def _save_result(self, stems: Sequence[Path], weights: str, result: CrossClassResult) -> None:
-        """Under each name, the picture being drawn once; ``weights`` are named in its title."""
+        """Save a result under each name; its picture, whose title names the ``weights``, is drawn once."""
         contents = result.contents()
         if endings := self.recipe.probe.picture_endings:
             figure = figure_of(result.plot(title=f"{weights}: {result.title()}"))
@@ -242,7 +242,7 @@ def _check_changes(folder: Path, recipe: Recipe, allow_change: Collection[str]) 
 
     before = read_recipe(folder / RECIPE)
     flat_before, flat_now = before.flat(), recipe.flat()
-    if flat_before["precision"] == "auto":  # of an earlier version, which recorded elsewhere what that was
+    if flat_before["precision"] == "auto":  # an earlier version recorded elsewhere what "auto" was
         flat_before["precision"] = read_environment(folder).get("precision", "auto")
     if flat_now["precision"] == "auto":  # the machine has not settled it yet; training asks again once it has
         flat_now["precision"] = flat_before["precision"]

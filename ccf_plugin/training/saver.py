@@ -32,7 +32,7 @@ class Saver:
         self._saved = time.monotonic()
 
     def between_steps(self, epoch: int) -> None:
-        """Save where it is time for it; end where a signal came to any process.
+        """Save if it is time to; end the run if any process got a signal.
 
         Raises:
             Interrupted: with the state saved, unless the weights are not finite any more.

@@ -160,8 +160,8 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
 def _extra_images(section: DataSection, data: ImageData, *, download: bool) -> Split:
     """The images of ``data.extra``. Raises InputError where they do not go with those of ``data``."""
     assert section.extra is not None  # noqa: S101  (for the type alone)
-    found = load_data(section.extra, root=section.root, download=download, downscale=section.downscale)
-    extra, train = found.train or found.test, data.train
+    further = load_data(section.extra, root=section.root, download=download, downscale=section.downscale)
+    extra, train = further.train or further.test, data.train
     assert extra is not None  # noqa: S101  (one of them is there)
     assert train is not None  # noqa: S101  (checked before)
     shape, classes = tuple(train.images.shape[1:]), len(data.classes)
@@ -169,7 +169,7 @@ def _extra_images(section: DataSection, data: ImageData, *, download: bool) -> S
         expected, shown = ("×".join(map(str, size)) for size in (shape, extra.images.shape[1:]))
         raise InputError(Fault("data.extra", f"images of {expected} as {data.name} has", shown))
     if len(extra) == 0 or int(extra.labels.max()) >= classes:
-        raise InputError(Fault("data.extra", f"labels of the {classes} classes", f"{len(found.classes)} classes"))
+        raise InputError(Fault("data.extra", f"labels of the {classes} classes", f"{len(further.classes)} classes"))
     if not (isinstance(train.images, Tensor) and isinstance(extra.images, Tensor)):
         raise InputError(Fault("data.extra", "images that are in memory, as npz:PATH has", "files", "pack them as npz"))
     return extra
@@ -219,7 +219,7 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
     for label in range(int(train.labels.max()) + 1):
         rows = (train.labels == label).nonzero().squeeze(1)
         from_the_end[rows] = torch.arange(len(rows) - 1, -1, -1)
-    # By how near they are to their class's end, then by class.
+    # In the order of their distance from their class's end, then of class.
     ranked = torch.argsort(from_the_end * (int(train.labels.max()) + 1) + train.labels)
     held = torch.zeros(len(train), dtype=torch.bool)
     held[ranked[:count]] = True

@@ -1,4 +1,4 @@
-"""All that changes while a model trains: the state that is saved, and with which a run continues exactly."""
+"""All that changes while a model trains: the state that is saved, from which a run continues exactly."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class TrainingState:
         self._sums.failed_at += fails * self.step
 
     def totals(self) -> Totals:
-        """The epoch so far, over all processes; every process must ask."""
+        """The epoch so far, over all processes; every process must call this."""
         sums = self._sums
         loss, correct = (self._processes.sum(torch.stack([sums.loss, sums.correct])) / len(self._parts.train)).tolist()
         failed_at = int(sums.failed_at) or (0 if self._is_finite() else self.step)
         return Totals(loss, correct, self._processes.largest(failed_at))
 
     def close_epoch(self) -> None:
-        """The next step will be another epoch's first."""
+        """Begin the next epoch: its first step comes next."""
         self.step, self._sums = 0, _Sums.zeros(self._parts.device)
 
     def averaged_model(self, batches: Iterable[Tensor]) -> nn.Module | None:
@@ -90,7 +90,7 @@ class TrainingState:
         return self.average.for_evaluation(batches)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """By part and name; every process must ask."""
+        """The state's tensors, by part and name; every process must call this."""
         sums = torch.stack([self._sums.loss, self._sums.correct])
         random_states = self._processes.gather(_random_state())
         tensors = {
@@ -124,7 +124,7 @@ class TrainingState:
             _set_random_state(random_state)
 
     def _is_finite(self) -> bool:
-        """Whether weights and logits are; these in eval mode, where BatchNorm's statistics may be what fails."""
+        """Whether weights and logits are finite; logits in eval mode, where BatchNorm's statistics may fail too."""
         images, _ = next(iter(self._parts.test.batches(_CHECKED, self._parts.device)))
         with torch.no_grad(), evaluation_mode(self.model):
             logits = self._parts.forward(self.model)(images)

@@ -242,7 +242,7 @@ def sweep_study(
 
 
 def _checked(path: Path, content: Mapping[str, Any]) -> StudyFile:
-    """Its own keys; those of recipes are looked at run by run."""
+    """The file, its own keys checked; a recipe's keys are checked run by run."""
     try:
         file = StudyFile.model_validate(content)
     except ValidationError as error:
@@ -321,19 +321,19 @@ def _member(
 
 
 def _with_runs(changes: Mapping[str, Any], folder_of: Any) -> dict[str, Any]:
-    """A run's own tables, in which folders stand for the study's runs: as teachers, and as where training starts."""
-    found = dict(changes)
+    """A run's tables with folders in place of run:NAME, in teachers and in the weights that training starts from."""
+    tables = dict(changes)
     distill, model = changes.get("distill"), changes.get("model")
     if isinstance(distill, list):
-        found["distill"] = [
+        tables["distill"] = [
             {**one, "teacher": folder_of(one["teacher"])}
             if isinstance(one, dict) and _is_run(one.get("teacher"))
             else one
             for one in distill
         ]
     if isinstance(model, dict) and _is_run(model.get("weights")):
-        found["model"] = {**model, "weights": folder_of(model["weights"])}
-    return found
+        tables["model"] = {**model, "weights": folder_of(model["weights"])}
+    return tables
 
 
 def _is_run(spec: object) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from ccf_plugin.errors import CCFError, DivergedError, InputError
 from ccf_plugin.files import made_folder
+from ccf_plugin.job import is_first_process, job_size
 from ccf_plugin.measuring.claims import Comparison, parse_claim
 from ccf_plugin.measuring.finished_runs import FinishedRun
 from ccf_plugin.measuring.study_results import describe_study, save_study, state_claims
@@ -44,7 +44,7 @@ def run_study(
         InputError: a run in one of its folders was made by another recipe (before anything runs); as ``train``.
         Interrupted: a signal came; the state is saved.
     """
-    if until is not None and not _is_alone():
+    if until is not None and job_size() > 1:
         raise InputError("expected a time limit in one process, found a job of several; end it by SIGTERM")
     statuses = _Statuses(study)
     elsewhere: set[Path] = set()
@@ -62,7 +62,7 @@ def run_study(
                     where = f"{signal.Signals(request).name} before {member.label}"
                     raise Interrupted(where, request, "run the study again to go on")
             try:
-                with lock(member.folder) if _is_alone() else contextlib.nullcontext():
+                with lock(member.folder) if job_size() == 1 else contextlib.nullcontext():
                     if statuses.look(member) != "finished":  # by another process, since
                         has_trained = True
                         with reporting(member) as reporter:
@@ -129,7 +129,7 @@ class _Statuses:
 
     def all(self) -> Mapping[Path, Status]:
         """Of all runs; those that other processes may be at are looked at again."""
-        if _is_alone():
+        if job_size() == 1:
             for member in self._study.members:
                 if self.known[member.folder] in ("waiting", "begun"):
                     self.look(member)
@@ -166,7 +166,7 @@ def update(study: Study, statuses: Mapping[Path, Status]) -> dict[str, Any]:
             for member in study.members
         ],
     }
-    with FileLock(study.folder / _LOCK) if _is_first() else contextlib.nullcontext():
+    with FileLock(study.folder / _LOCK) if is_first_process() else contextlib.nullcontext():
         has_begun = any(status in ("finished", "begun") for status in statuses.values())
         stated = state_claims(study.folder, list(study.claims), has_begun=has_begun)
         comparisons = dict(study.claims) | {one.claim: _parsed(one.claim, study) for one in stated if one.withdrawn}
@@ -176,7 +176,7 @@ def update(study: Study, statuses: Mapping[Path, Status]) -> dict[str, Any]:
             if statuses[member.folder] == "finished"
         ]
         results = describe_study(described, stated, comparisons, runs)
-        if _is_first():
+        if is_first_process():
             save_study(study.folder, results)
     return results
 
@@ -187,12 +187,3 @@ def _parsed(claim: str, study: Study) -> list[Comparison]:
         return parse_claim(claim, study.names)
     except InputError:
         return []
-
-
-def _is_alone() -> bool:
-    """Whether this is no process of a job (accelerate, torchrun), whose processes must decide alike."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

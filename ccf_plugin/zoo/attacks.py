@@ -1,7 +1,5 @@
 """torchattacks by name: any of its attacks, built from a threat model, leaving the attacked model as it was.
 
-Those of ``zoo.further_attacks`` count as torchattacks' wherever a name is looked up.
-
 ``python:package.module:name`` is the user's own: a class with torchattacks' interface, or a function, that is called
 once as ``name(model, **arguments)`` and gives a callable ``(images, labels) → adversarial images``. ``model`` maps
 images (N, C, H, W) in [0, 1] to logits (N, K); ``train()`` and ``eval()`` on it do nothing, since the recipe's
@@ -15,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,56 +24,18 @@ from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_w
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import seeded
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
-from ccf_plugin.errors import Fault, InputError, did_you_mean, one_line
+from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.threat import ThreatModel
+from ccf_plugin.zoo.attack_names import FROM_THREAT, Mode, class_for, find_attack, norm_of
 from ccf_plugin.zoo.containment import quiet
-from ccf_plugin.zoo.python_code import failed, is_python, load_object, running_user_code
+from ccf_plugin.zoo.python_code import failed, is_python, running_user_code
 
-Mode = Literal["eval", "train"]
-
-_DEFAULT_ATTACK = {"Linf": "PGD", "L2": "PGDL2"}
-# One method under two names; the norm says which is meant.
-_L2_TWINS = {"PGD": "PGDL2", "PGDRS": "PGDRSL2", "TPGD": "TPGDL2", "CWPGD": "CWPGDL2"}
-# The norms of those that a name or a parameter does not tell; "none" is bounded in no norm.
-_NORMS = {
-    **dict.fromkeys(("CW", "DeepFool"), "L2"),
-    **dict.fromkeys(("EADL1", "EADEN"), "L1"),
-    **dict.fromkeys(("OnePixel", "Pixle", "JSMA", "SparseFool"), "L0"),
-    **dict.fromkeys(("GN", "VANILA"), "none"),
-}
-# LGV trains copies of the model and MultiAttack takes attacks instead of a model.
-_NOT_ATTACKS = {"LGV", "MultiAttack"}
-# They run the model on single images, or on those that are not fooled yet; BatchNorm in train mode would then take its
-# statistics from these, or fail for one.
-_NOT_ON_WHOLE_BATCHES = {
-    "APGD",
-    "APGDT",
-    "FAB",
-    "Square",
-    "AutoAttack",
-    "JSMA",
-    "DeepFool",
-    "SparseFool",
-    "OnePixel",
-    "Pixle",
-}
-# What the classes call the fields of a threat model.
-_FROM_THREAT = {
-    "eps": "eps",
-    "max_epsilon": "eps",
-    "alpha": "step_size",
-    "step_size": "step_size",
-    "steps": "steps",
-    "num_iter_set": "steps",
-    "nb_iter": "steps",
-    "norm": "norm",
-}
-# They do the same at every call, on the device alone, but for random numbers that are drawn there.
+# They do the same at every call, on the device alone, except for random numbers that are drawn there.
 _REPLAYABLE = {
     *("FGSM", "BIM", "RFGSM", "FFGSM", "MIFGSM", "NIFGSM", "PGD", "EOTPGD", "TPGD"),
     *("PGDL2", "TPGDL2", "CWPGD", "CWPGDL2"),
 }
-# Their examples do not depend, but by rounding, on what else is in a batch, where random numbers are each image's own.
+# Their examples do not depend, except by rounding, on the rest of a batch, where random numbers are each image's own.
 # Others go on with the images that are not fooled yet, stop or split by the batch, or draw in another way.
 _PER_IMAGE = _REPLAYABLE | {
     *("UPGD", "DIFGSM", "TIFGSM", "SINIFGSM", "VMIFGSM", "VNIFGSM", "PIFGSM", "PIFGSMPP", "Jitter", "GN", "VANILA"),
@@ -114,7 +74,7 @@ class Attack:
         self.mode = mode
         self._model = model
         self._attack = attack
-        self._taken = {_FROM_THREAT[key] for key in parameters if key in _FROM_THREAT}
+        self._taken = {FROM_THREAT[key] for key in parameters if key in FROM_THREAT}
         self._seeds = "seed" in parameters
         self._draws_seed = self._seeds and fresh_noise
         self._checked = False
@@ -127,7 +87,7 @@ class Attack:
 
     @property
     def is_per_image(self) -> bool:
-        """Whether an image's adversarial example does not depend, but by rounding, on its batch."""
+        """Whether an image's adversarial example does not depend, except by rounding, on its batch."""
         return self._seed is not None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -162,7 +122,7 @@ class Attack:
         return adversarial.detach()
 
     def _craft_eagerly(self, images: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
-        """``keys``: of the images' own random numbers, int64 (N,); without, they are torch's next."""
+        """Adversarial images. ``keys``, int64 (N,), seed each image's own noise; None: torch's stream does."""
         with (
             torch.enable_grad(),
             self._preserved_rng(),
@@ -190,7 +150,7 @@ class Attack:
         perturbations the threat model does not bound.
         """
         taken = {name: value if name in self._taken else None for name, value in self.threat.as_dict().items()}
-        norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else _norm_of(self.name)
+        norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else norm_of(self.name)
         noise = {"per_image_noise": self._seed is not None} if self._has_seed else {}
         return {"attack": self.name, **taken, "norm": norm, **noise}
 
@@ -296,12 +256,12 @@ def build_attack(
     """
     if mode not in ("eval", "train"):
         raise InputError(f"attack mode: expected 'eval' or 'train', found {mode!r}")
-    name, chosen, parameters, values = _checked(name, threat, options or {}, mode)
+    name, chosen, parameters, values = find_attack(name, threat, options or {}, mode)
     fresh_noise = fresh_noise and values.get("seed") is None
     if "n_classes" in parameters and num_classes is not None:
         values.setdefault("n_classes", num_classes)
     fields = threat.as_dict()
-    values |= {key: fields[field] for key, field in _FROM_THREAT.items() if key in parameters}
+    values |= {key: fields[field] for key, field in FROM_THREAT.items() if key in parameters}
     if "seed" in parameters and values.get("seed") is None and parameters["seed"].default is None:
         values["seed"] = 0  # AutoAttack would otherwise seed by the clock
     try:
@@ -330,94 +290,12 @@ def build_attack(
 def is_replayed(name: str | None, threat: ThreatModel) -> bool:
     """Whether such an attack is one graph on CUDA, unless the model prevents it."""
     name = "PGD" if name is None else name
-    return graphs_are_wanted() and not is_python(name) and _exact(name, threat)[0] in _REPLAYABLE
+    return graphs_are_wanted() and not is_python(name) and class_for(name, threat)[0] in _REPLAYABLE
 
 
 def check_attack(name: str | None, threat: ThreatModel, options: Mapping[str, Any], *, mode: Mode = "eval") -> None:
     """Raise InputError where ``build_attack`` would for any model. The user's own code is imported, not called."""
     if is_python(name):
-        _checked(name, threat, options, mode)
+        find_attack(name, threat, options, mode)
     else:
         build_attack(name, nn.Identity(), threat, options=options, mode=mode)
-
-
-def attack_names() -> list[str]:
-    """The names that ``build_attack`` knows, as torchattacks spells them."""
-    import torchattacks
-
-    from ccf_plugin.zoo.further_attacks import FURTHER
-
-    return [name for name in (*torchattacks.__all__, *FURTHER) if name not in _NOT_ATTACKS]
-
-
-def attack_class(name: str) -> tuple[str, Callable[..., Any]]:
-    """The attack's exact name and its class, or the user's own callable. Raises InputError where there is none."""
-    if is_python(name):
-        function = load_object(name)
-        if not callable(function):
-            raise InputError(f"attack {name}: expected a class or function, found {type(function).__name__}")
-        return name, function
-    import torchattacks
-
-    from ccf_plugin.zoo.further_attacks import FURTHER
-
-    known = {known.lower(): known for known in attack_names()}
-    if name.lower() in {wrapper.lower() for wrapper in _NOT_ATTACKS}:
-        raise InputError(f"attack {name!r} is not an attack on its own; name one such as PGD, APGD or AutoAttack")
-    if name.lower() not in known:
-        raise InputError(f"attack {name!r} is not in torchattacks{did_you_mean(name, known.values())}")
-    exact = known[name.lower()]
-    class_: type = FURTHER.get(exact) or getattr(torchattacks, exact)
-    return exact, class_
-
-
-def _checked(
-    name: str | None, threat: ThreatModel, options: Mapping[str, Any], mode: Mode
-) -> tuple[str, Callable[..., Any], dict[str, inspect.Parameter], dict[str, Any]]:
-    """Name, class, parameters but for the model, and options: all that can be wrong before there is a model."""
-    name, chosen = _exact("PGD" if name is None else name, threat)
-    parameters = _parameters(name, chosen)
-    _check_norm(name, parameters, threat)
-    if mode == "train" and name in _NOT_ON_WHOLE_BATCHES:
-        raise InputError(
-            Fault("batchnorm", f"'eval' with attack {name}, which runs the model on parts of a batch", "'train'")
-        )
-    return name, chosen, parameters, _check_options(name, parameters, options)
-
-
-def _exact(name: str, threat: ThreatModel) -> tuple[str, Callable[..., Any]]:
-    exact, chosen = attack_class(name)
-    return attack_class(_L2_TWINS[exact]) if threat.norm == "L2" and exact in _L2_TWINS else (exact, chosen)
-
-
-def _parameters(name: str, chosen: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    try:
-        _, *others = inspect.signature(chosen).parameters.items()
-    except ValueError as error:  # no parameter at all, or a callable of C
-        raise InputError(f"attack {name}: expected a class or function of a model, found other parameters") from error
-    return dict(others)
-
-
-def _check_norm(name: str, parameters: Mapping[str, Any], threat: ThreatModel) -> None:
-    if "norm" in parameters or is_python(name):
-        return
-    norm = _norm_of(name)
-    if norm in _DEFAULT_ATTACK and norm != threat.norm:
-        other = _DEFAULT_ATTACK[threat.norm]
-        raise InputError(f"attack {name} works in {norm}, but the norm is {threat.norm}; use {other} or norm {norm}")
-
-
-def _norm_of(name: str) -> str:
-    return _NORMS.get(name, "L2" if name.endswith("L2") else "Linf")
-
-
-def _check_options(name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    valid = [key for key in parameters if key not in _FROM_THREAT]
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in options:
-        if key in _FROM_THREAT:
-            raise InputError(f"attack {name}: {key} is set through the threat model ({_FROM_THREAT[key]})")
-        if key not in valid and not takes_any:
-            known = ", ".join(valid) or "none"
-            raise InputError(f"attack {name} has no option {key!r}; its options: {known}{did_you_mean(key, valid)}")
-    return dict(options)

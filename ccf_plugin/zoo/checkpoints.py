@@ -20,16 +20,6 @@ METADATA_KEY = "ccf_plugin"
 _PREFIX = "module."  # DataParallel, DistributedDataParallel
 
 
-def save_checkpoint(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write the model's state dict to ``path`` (.safetensors), with ``metadata`` as JSON under ``"ccf_plugin"``.
-
-    A reader sees the old file or the whole new one. Tensors are saved contiguous, on the CPU and apart, shared ones
-    once per name. ``"format"`` is added to the metadata. Raises InputError where the state dict holds other things than
-    tensors.
-    """
-    write_checkpoint([path], on_host(model.state_dict()), metadata)
-
-
 def on_host(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Copies in host memory. Raises InputError for other things than tensors."""
     tensors = {}
@@ -41,7 +31,11 @@ def on_host(state: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(paths: Sequence[Path], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """The same checkpoint to each path, as ``save_checkpoint`` does, of a state dict ``on_host``."""
+    """Write a state dict ``on_host`` to each path (.safetensors), with ``metadata`` as JSON under ``"ccf_plugin"``.
+
+    A reader sees the old file or the whole new one. Tensors are saved contiguous and apart, shared ones once per name.
+    ``"format"`` is added to the metadata.
+    """
     from safetensors.torch import save
 
     named = {plain_key(key): value.contiguous() for key, value in tensors.items()}
@@ -77,7 +71,7 @@ def no_state_dict(path: Path, content: object) -> InputError:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What ``save_checkpoint`` wrote beside the weights, or None in a safetensors file of another origin.
+    """What ``write_checkpoint`` wrote beside the weights, or None in a safetensors file of another origin.
 
     Raises InputError for a file that is not readable, for metadata that is garbled and for a newer format.
     """

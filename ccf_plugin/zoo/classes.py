@@ -61,9 +61,9 @@ def order_of_known_list(classes: Sequence[str]) -> str | None:
     """The data set whose class names these are, in another order than its own; else None."""
     letters = [_letters(name) for name in classes]
     for name, known_names in _KNOWN.items():
-        own = [_letters(known_name) for known_name in known_names]
-        if sorted(letters) == sorted(own):
-            return None if letters == own else name
+        known_letters = [_letters(known_name) for known_name in known_names]
+        if sorted(letters) == sorted(known_letters):
+            return None if letters == known_letters else name
     if len(classes) != _IMAGENET_CLASSES:
         return None
     from timm.data import ImageNetInfo

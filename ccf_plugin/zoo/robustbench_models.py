@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
+from ccf_plugin.files import nothing_left_on_failure
 from ccf_plugin.zoo.checkpoints import check_finite
 from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.folders import is_web_page
@@ -210,7 +210,7 @@ def _load(entry: Entry, model_dir: Path) -> nn.Module:
     files = entry.files(model_dir)
     by_hand = {file for file in files if file.exists()}
     _refuse_web_pages(entry, files, by_hand)
-    with _nothing_left_on_failure(files):
+    with nothing_left_on_failure(*files):
         try:
             with quiet(), weights_only():
                 model: nn.Module = load_model(
@@ -258,22 +258,6 @@ def _refuse_web_pages(entry: Entry, files: list[Path], by_hand: set[Path]) -> No
             f"{entry.spec}: {pages[0]} held a web page instead of weights (a download quota?); "
             f"{remedy}{_placing(entry, files)}"
         )
-
-
-@contextlib.contextmanager
-def _nothing_left_on_failure(files: list[Path]) -> Iterator[None]:
-    """Remove what was not there before: new files, gdown's partial ones, and the folders made for them."""
-    folders = [folder for file in files[:1] for folder in file.parents if not folder.exists()]
-    before = {path for file in files for path in file.parent.glob(f"{file.name}*")}
-    try:
-        yield
-    except BaseException:
-        for path in {path for file in files for path in file.parent.glob(f"{file.name}*")} - before:
-            path.unlink(missing_ok=True)
-        for folder in folders:  # innermost first
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _preprocessing(entry: Entry) -> tuple[Preprocess | None, tuple[int, int, int]]:

@@ -123,7 +123,7 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: {refusal(error, path)}") from error
-    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+    except Exception as error:  # a damaged file can fail in any way
         if "TorchScript" in str(error):
             remedy = f"save its state dict: torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pt')"
             raise InputError(f"{path}: expected a torch checkpoint, found a TorchScript module; {remedy}") from error

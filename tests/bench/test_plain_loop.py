@@ -17,7 +17,7 @@ from ccf_plugin.bench import plain_loop as reference
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training.batches import TrainingBatches
 from ccf_plugin.training.loop import Loop
-from ccf_plugin.training.monitor import measure_model
+from ccf_plugin.training.monitor import Monitor
 from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.setup import Parts, prepare
 
@@ -115,7 +115,7 @@ def test_one_pass_gives_what_separate_passes_give() -> None:
     (loader,) = [list(parts.test.batches(20, CPU))]
     torch.manual_seed(0)
     apart = reference.evaluate(parts.model, loader, parts.recipe.evaluation_threat())
-    together = measure_model(parts, parts.model, lambda batches, _: batches).test
+    together = Monitor(parts).measure(parts.model, lambda batches, _: batches).test
     assert together.clean_accuracy == apart.clean_accuracy
     # Another random start each: two of twenty images may fall on the other side.
     assert together.robust_accuracy == pytest.approx(apart.robust_accuracy, abs=0.1)
@@ -127,10 +127,10 @@ def test_one_pass_gives_what_separate_passes_give() -> None:
 def test_figures_do_not_depend_on_how_the_images_are_split(inputs: str, batch_size: int) -> None:
     parts = _precise(_parts("probe.instances=true", f"probe.inputs={inputs}"))
     list(islice(Loop(parts, Processes(parts.recipe.device)).steps(1), 8))
-    whole = measure_model(parts, parts.model, lambda batches, _: batches).test
+    whole = Monitor(parts).measure(parts.model, lambda batches, _: batches).test
     evaluate = parts.recipe.evaluate.model_copy(update={"batch_size": batch_size})
     other = replace(parts, recipe=parts.recipe.model_copy(update={"evaluate": evaluate}))
-    split = measure_model(other, parts.model, lambda batches, _: batches).test
+    split = Monitor(other).measure(parts.model, lambda batches, _: batches).test
     assert split.clean_accuracy == whole.clean_accuracy
     assert split.robust_accuracy == whole.robust_accuracy
     np.testing.assert_allclose(split.matrix, whole.matrix, atol=1e-6)

@@ -151,8 +151,8 @@ def test_a_pass_leaves_no_gradient_and_no_graph_behind() -> None:
         probe.update(labels)
         assert output.requires_grad
         assert all(p.grad is None for p in model.parameters())
-        assert probe._sums is not None
-        assert not probe._sums.attributions.requires_grad
+        assert probe._passes.sums is not None
+        assert not probe._passes.sums.attributions.requires_grad
 
 
 class Synchronising(TorchDispatchMode):

@@ -139,7 +139,7 @@ def test_autocast(network: nn.Module, passes: list[Batch], dtype: torch.dtype) -
     with CrossClassProbe(network) as probe, torch.autocast("cpu", dtype=dtype):
         found = drive(probe, network, passes)
     assert probe.head.name == "2"
-    assert probe._sums.attributions.dtype == torch.float64
+    assert probe._passes.sums.attributions.dtype == torch.float64
     same(found, expected, 2e-2)
 
 

@@ -14,7 +14,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import load_recipe, shipped_recipes
-from ccf_plugin.zoo.attacks import attack_names
+from ccf_plugin.zoo.attack_names import attack_names
 
 SMALL = [*SHORT, "optim.epochs=1"]
 SIZES = {"digits": (8, 8, 1), "tinyimagenet": (64, 64, 3)}

@@ -16,7 +16,8 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import InputError
 from ccf_plugin.threat import threat_model
-from ccf_plugin.zoo.attacks import _PER_IMAGE, _seed, attack_names, build_attack, is_replayed
+from ccf_plugin.zoo.attack_names import attack_names
+from ccf_plugin.zoo.attacks import _PER_IMAGE, _seed, build_attack, is_replayed
 
 # fmt: off
 LINF = [

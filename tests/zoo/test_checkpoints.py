@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.checkpoints import save_checkpoint
 from torch import nn
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.checkpoints import apply_state, load_state, save_checkpoint
+from ccf_plugin.zoo.checkpoints import apply_state, load_state
 from ccf_plugin.zoo.models import build_model, load_model
 
 from .harmful import Harmful

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import save_checkpoint
 from torch import nn
 
 from ccf_plugin.errors import InputError, UnavailableError
-from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model, load_model
 
 OWN_CODE = """

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import save_checkpoint
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.zoo.checkpoints import save_checkpoint
 from ccf_plugin.zoo.models import build_model, load_model
 from ccf_plugin.zoo.normalize import Normalize
 from ccf_plugin.zoo.preact import NarrowPreActResNet

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import Fault, UnavailableError, one_line
+from ccf_plugin.files import nothing_left_on_failure
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -40,7 +40,7 @@ CIFAR100_CLASSES = tuple(sorted(", ".join(CIFAR100_SUPERCLASSES.values()).split(
 
 
 def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Arrays:
-    """Of 32×32 pixels and 3 channels, from below ``root``; ``download`` fetches them.
+    """Images of 32×32 pixels and 3 channels, from ``root``; ``download`` fetches them.
 
     torchvision's files are pickles; it compares their checksums with the published ones before it reads them.
     """
@@ -66,7 +66,7 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Ar
 
 
 def _download(name: str, dataset: Any, root: Path) -> None:
-    with _nothing_left_on_failure(root, dataset.base_folder, dataset.filename):
+    with nothing_left_on_failure(root / dataset.base_folder, root / dataset.filename):
         try:
             # torchvision prints remarks to stdout, which belongs to results; its progress bar is on stderr.
             with contextlib.redirect_stdout(io.StringIO()):
@@ -74,24 +74,6 @@ def _download(name: str, dataset: Any, root: Path) -> None:
         except Exception as error:
             reason = one_line(error, 120)
             raise UnavailableError(f"could not download {name} from {dataset.url} ({reason}) to {root}") from error
-
-
-@contextlib.contextmanager
-def _nothing_left_on_failure(root: Path, *names: str) -> Iterator[None]:
-    folders = [folder for folder in (root, *root.parents) if not folder.exists()]
-    new = [root / name for name in names if not (root / name).exists()]
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        for folder in folders:  # innermost first
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 for _name in ("cifar10", "cifar100"):

@@ -11,7 +11,7 @@ _TEST_PER_CLASS = 45
 
 
 def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Arrays:
-    """45 test images of each class; the rest is for training."""
+    """The scans: 45 test images of each class, the rest for training."""
     import numpy as np
     from sklearn.datasets import load_digits
 

@@ -23,7 +23,7 @@ _CIFAR = (3, 32, 32)
 def _preact_resnet18(
     name: str, *, num_classes: int, input_size: tuple[int, int, int], options: Mapping[str, Any]
 ) -> nn.Module:
-    """The paper's: RobustBench's PreActResNet."""
+    """The paper's network, RobustBench's PreActResNet."""
     from ccf_plugin.zoo.robustbench_models import robustbench_resnets
 
     check_options(name, options, ())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
-    """Of a folder the best weights, the averaged ones where the run averages."""
+    """Load a checkpoint; of a folder the best weights, the averaged ones where the run averages."""
     from ccf_plugin.zoo.checkpoints import read_metadata
 
     path = checkpoint_at(spec)

@@ -172,7 +172,7 @@ def _repair_hub() -> None:
         try:
             return str(hf_hub_download(*arguments, **options, library_name="timm", library_version=timm.__version__))
         except LocalEntryNotFoundError as error:
-            # No network. timm would take it for a file that the hub lacks and try the next name, as slowly.
+            # No network: timm would think that the hub lacks the file, and try the next name as slowly.
             raise ConnectionError(f"the Hugging Face hub cannot be reached: {error.__cause__ or error}") from error
 
     _hub.hf_hub_download = download
