@@ -170,6 +170,7 @@ def leaderboard(
     """Probe RobustBench's models: CAS and I-CAS beside robust accuracy. Run again, it goes on with those missing."""
     quiet_libraries()
     refuse_several_processes("leaderboard", "start one for each GPU with --only and its own --out")
+    check_names(*(f"robustbench:{dataset}/{threat}/{name}" for name in only or ()))
 
     from ccf_plugin.drawing import save_figure
     from ccf_plugin.files import made_folder
