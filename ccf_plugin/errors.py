@@ -114,12 +114,21 @@ def check_at_least(least: int, **values: int | None) -> None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'a' or 'b'?"`` for the nearest of ``known``, or ``""`` when nothing is near."""
+    return or_these(close_to(name, known))
+
+
+def or_these(names: Sequence[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"``, or ``""`` for no names."""
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def close_to(name: str, known: Iterable[str]) -> list[str]:
+    """The nearest of ``known``, three at most: by spelling, and those that begin so."""
     by_lower = {option.lower(): option for option in known}
     typed = name.lower()
     close = get_close_matches(typed, by_lower, n=3, cutoff=0.55)
     begun = [option for option in by_lower if len(typed) > 2 and option.startswith(typed) and option not in close]
-    nearest = [by_lower[match] for match in (close + begun)[:3]]
-    return f"; did you mean {' or '.join(repr(option) for option in nearest)}?" if nearest else ""
+    return [by_lower[match] for match in (close + begun)[:3]]
 
 
 def counted(count: int, noun: str) -> str:

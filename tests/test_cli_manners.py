@@ -138,6 +138,24 @@ def test_where_nobody_watches_lines_tell_how_far_it_is(
 BEFORE_TORCH = {
     "a model that is nowhere": (["probe", "nowhere"], "no such file or folder"),
     "a kind that there is not": (["probe", "tim:resnet18"], "did you mean 'timm"),
+    "a model that timm does not have": (
+        ["probe", "timm:resnt18"],
+        "timm has no model 'resnt18'; did you mean 'resnet18'",
+    ),
+    "a model that RobustBench does not have": (
+        ["evaluate", "robustbench:Carmon2019Unlabelled"],
+        "RobustBench has no model 'Carmon2019Unlabelled'; did you mean 'Carmon2019Unlabeled'",
+    ),
+    "a data set that RobustBench does not have": (
+        ["ablate", "robustbench:mnist/Linf/X"],
+        "RobustBench has no dataset 'mnist'; it has cifar10,",
+    ),
+    "a row that RobustBench does not have": (
+        ["leaderboard", "--only", "Carmon2019Unlabelled"],
+        "did you mean 'Carmon2019Unlabeled'",
+    ),
+    "a name of timm's without its kind": (["probe", "resnet18"], "did you mean 'timm:resnet18'"),
+    "a network's name": (["probe", "preact_resnt18"], "did you mean 'preact_resnet18'"),
     "code without a function": (["probe", "python:module"], "python:package.module:"),
     "a checkpoint that is nowhere": (
         ["probe", "python:m:f", "--checkpoint", "w.pt"],

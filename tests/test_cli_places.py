@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from support.commands import Ccf, sets
 from support.runs import SMALLEST
 
-from ccf_plugin.cli.places import Place
+from ccf_plugin.cli.places import Place, growing_file
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.zoo.datasets import load_data
 
@@ -260,6 +260,31 @@ def test_commands_that_write_at_the_same_time_lose_nothing(tmp_path: Path, monke
         pool.map(_write, range(24), chunksize=1)
     kept = [json.loads(file.read_text())["provenance"]["limit"] for file in (tmp_path / "results").iterdir()]
     assert sorted(kept) == list(range(24))
+
+
+def _keep(limit: int) -> None:
+    with growing_file(None, "a", {"limit": limit}) as file:
+        for _ in range(3):
+            counts = json.loads(file.read_text())["counts"] if file.exists() else []
+            file.write_text(json.dumps({"provenance": {"limit": limit}, "counts": [*counts, limit]}))
+
+
+def test_a_file_that_grows_is_kept_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.map(_keep, [0, 1, 2, 3] * 4, chunksize=1)
+    counts = [json.loads(file.read_text())["counts"] for file in (tmp_path / "results").iterdir()]
+    assert all(len(set(kept)) == 1 for kept in counts)
+    assert sorted(limit for kept in counts for limit in kept) == sorted([0, 1, 2, 3] * 12)
+
+
+@pytest.mark.parametrize("command", [("evaluate", "digits"), ("leaderboard", "--local")], ids=lambda words: words[0])
+def test_a_file_that_another_process_writes_is_left_to_it(ccf: Ccf, model: Path, command: tuple[str, str]) -> None:
+    words = [model if word == "digits" else word for word in command]
+    with growing_file(Path("mine"), "", {}, ".json" if command[0] == "evaluate" else ".csv"):
+        code, _, err = ccf(*words, "--out", "mine")
+    ends_in_one_line(code, err, "expected a file that no other process writes, found mine locked by one")
+    assert "--out" in err
 
 
 def test_reports_of_runs_of_one_name_are_two(ccf: Ccf, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def bench(
     quiet_libraries()
     from ccf_plugin.bench.speed import bench as run_bench
     from ccf_plugin.engine.devices import resolve_device
-    from ccf_plugin.files import made_folder, write_json
+    from ccf_plugin.files import json_bytes, made_folder
     from ccf_plugin.measuring.provenance import with_command
     from ccf_plugin.runs.environment import describe_environment
     from ccf_plugin.training.progress import ProgressReporter
@@ -62,8 +62,7 @@ def bench(
     )
     name, suffix = f"bench-{Path(recipe).stem}-{chosen.type}", ".json" if out is None else ""
     place = Place(out, name, provenance, (suffix,), force=force)
-    path = place.file()
-    with made_folder(path.parent):
+    with made_folder(place.file().parent):  # what it cannot be is said before anything is measured
         with ProgressReporter(console) as reporter:
             figures = run_bench(
                 loaded,
@@ -73,10 +72,9 @@ def bench(
                 quick=quick,
                 download=download,
             )
-        place.settle()
-        write_json(place.file(), {**figures, "provenance": provenance})
+        written = place.write({suffix: json_bytes({**figures, "provenance": provenance})})
     console.print(_table(figures))
-    print_written(console, [place.file()])
+    print_written(console, written)
 
 
 def _table(figures: dict[str, Any]) -> Table:

@@ -19,7 +19,7 @@ from ccf_plugin.cli.console import (
     with_interval,
 )
 from ccf_plugin.cli.help import ATTACK, DATA, MODEL, OUTPUT
-from ccf_plugin.cli.places import Place, endings_of, named_file, takes_files
+from ccf_plugin.cli.places import endings_of, growing_file
 from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import WEIGHT_SETTINGS, Settings
 
@@ -62,7 +62,6 @@ def evaluate(
     refuse_several_processes("evaluate", "start it with python or ccf alone")
     check_names(model, checkpoint=settings.weights.checkpoint)
 
-    from ccf_plugin.files import made_folder
     from ccf_plugin.measuring.robustness import describe_evaluation
     from ccf_plugin.measuring.robustness import evaluate as run_evaluation
     from ccf_plugin.measuring.subject import load_subject
@@ -71,14 +70,13 @@ def evaluate(
     subject = load_subject(model, settings)
     assert subject.attack is not None  # noqa: S101  (only the setting ``clean`` leaves it out)
     threat, images = subject.attack.threat, len(subject.data.split)
-    is_folder = out is not None and takes_files(out)
-    file = None if out is None or is_folder else named_file(out, ".json")
-    if file is None and (is_folder or not as_json):
+    console = open_console(stderr=as_json)
+    kept: contextlib.AbstractContextManager[Path | None] = contextlib.nullcontext()
+    if out is not None or not as_json:
         name = f"{subject.loaded.name}-evaluation-{threat_file_part(threat.as_dict())}"
         provenance = describe_evaluation(subject, subject.attack)["provenance"]
-        file = Place(out, name, provenance, force=restart).file()
-    console = open_console(stderr=as_json)
-    with contextlib.nullcontext() if file is None else made_folder(file.parent):
+        kept = growing_file(out, name, provenance, force=restart)
+    with kept as file:
         evaluation = run_evaluation(
             subject,
             file,
@@ -149,9 +147,9 @@ def leaderboard(
     """Probe RobustBench's models: CAS and I-CAS beside robust accuracy. Run again, it goes on with those missing."""
     quiet_libraries()
     refuse_several_processes("leaderboard", "start one for each GPU with --only and its own --out")
+    check_names(*(f"robustbench:{dataset}/{threat}/{name}" for name in only or ()))
 
     from ccf_plugin.drawing import save_figure
-    from ccf_plugin.files import made_folder
     from ccf_plugin.measuring.leaderboard import (
         conditions_of,
         leaderboard_conditions,
@@ -162,30 +160,27 @@ def leaderboard(
     from ccf_plugin.measuring.pictures import draw_leaderboard
 
     endings = endings_of(formats, out)
-    file = None if out is None else named_file(out, ".csv")
-    if file is None:
-        conditions = leaderboard_conditions(dataset, threat, settings)
-        name = f"leaderboard-{dataset}-{threat}"
-        file = Place(
-            None,
-            name,
-            conditions,
-            (".csv",),
-            force=force,
-            read=lambda path: conditions_of(path, conditions),
-        ).file()
     console = open_console()
-    measured = measure_leaderboard(
-        dataset,
-        threat,
-        settings,
-        file,
-        only=only or [],
-        local=local,
-        restart=force,
-        progress=lambda name: progress_on(console, name),
+    conditions = leaderboard_conditions(dataset, threat, settings)
+    kept = growing_file(
+        out,
+        f"leaderboard-{dataset}-{threat}",
+        conditions,
+        ".csv",
+        force=force,
+        read=lambda path: conditions_of(path, conditions),
     )
-    with made_folder(file.parent):
+    with kept as file:
+        measured = measure_leaderboard(
+            dataset,
+            threat,
+            settings,
+            file,
+            only=only or [],
+            local=local,
+            restart=force,
+            progress=lambda name: progress_on(console, name),
+        )
         for row, left in measured:
             outcome = f"RA {row.robust_accuracy:.1%}, CAS {row.cas:.2f}" if row.cas is not None else row.unavailable
             print_line(console, f"{row.model}: {outcome} ({left} to go)")

@@ -88,16 +88,20 @@ class Place:
         """The file of a suffix; of the first one by default."""
         return self._file(self.stem, self._suffixes[0] if suffix is None else suffix)
 
-    def settle(self) -> Path:
-        """The stem to write to now: another process may have written to the first since. Nothing is lost then."""
-        if not self._may_write(self.stem):
-            self.stem = self._free(self.stem)
-        return self.stem
+    def free_files(self) -> Iterator[Path]:
+        """The first file, and those that would come in its stead, as far as they may be written now."""
+        for candidate in self._candidates(self._default):
+            if self._may_write(candidate):
+                yield self._file(candidate, self._suffixes[0])
 
     def write(self, contents: Mapping[str, bytes]) -> list[Path]:
-        """Write the files of these suffixes, all or none; folders are made as needed."""
+        """Write the files of these suffixes, all or none; folders are made as needed.
+
+        Another process may have written to the first name since: then another is taken, and nothing is lost.
+        """
         with made_folder(self.stem.parent), _alone_in(self.stem.parent):
-            self.settle()
+            if not self._may_write(self.stem):
+                self.stem = self._free(self.stem)
             files = {self.file(suffix): content for suffix, content in contents.items()}
             write_together(files)
         return list(files)
@@ -159,14 +163,64 @@ class Place:
 
 
 @contextlib.contextmanager
+def growing_file(
+    out: Path | None,
+    name: str,
+    provenance: Mapping[str, Any],
+    suffix: str = ".json",
+    *,
+    force: bool = False,
+    read: Read = read_provenance,
+) -> Iterator[Path]:
+    """The one file that a command writes to again and again, kept to it until the block ends; its folder is made.
+
+    A file that the user names may be there, for the command to go on from, whatever it holds. Other arguments and
+    errors are those of ``Place``.
+
+    Raises:
+        LockedError: another process writes to the file that the user named.
+    """
+    from ccf_plugin.runs.folder import LockedError
+
+    if out is None or takes_files(out):
+        place = Place(out, name, provenance, (suffix,), force=force, read=read)
+        folder, files = place.file().parent, place.free_files()
+    else:
+        named = named_file(out, suffix)
+        folder, files = named.parent, iter([named])
+    with made_folder(folder), contextlib.ExitStack() as kept:
+        with _alone_in(folder):
+            file = next((file for file in files if _is_kept(file, kept)), None)
+        if file is None:
+            expected, remedy = "a file that no other process writes", "wait for it to end, or choose another {out}"
+            raise LockedError(Fault("", expected, f"{out} locked by one", remedy))
+        yield file
+
+
+def _is_kept(file: Path, kept: contextlib.ExitStack) -> bool:
+    """Keep a file to this process until ``kept`` ends; False where another process does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        kept.enter_context(FileLock(_lock_of(file), timeout=0))
+    except Timeout:
+        return False
+    return True
+
+
+@contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other command of this machine writes into a folder; nothing is left in it."""
     from filelock import FileLock
 
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-    user = os.getuid() if hasattr(os, "getuid") else ""  # whose files others cannot open
-    with FileLock(Path(tempfile.gettempdir()) / f"ccf-{user}-{digest}.lock"):
+    with FileLock(_lock_of(folder)):
         yield
+
+
+def _lock_of(path: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else ""  # whose files others cannot open
+    return Path(tempfile.gettempdir()) / f"ccf-{user}-{digest}.lock"
 
 
 def takes_files(out: Path) -> bool:

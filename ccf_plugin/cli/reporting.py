@@ -40,7 +40,6 @@ def report(
     """
     quiet_libraries()
 
-    from ccf_plugin.files import made_folder, write_atomically
     from ccf_plugin.report.page import build_report
     from ccf_plugin.runs.seeds import list_runs
 
@@ -53,10 +52,7 @@ def report(
     place = Place(out, f"report-{named}", shown, (suffix,), force=force, read=_read_mark)
     html = build_report(runs, vmin=vmin, vmax=vmax, ablations=ablations or ())
     page = html.replace("<head>", f"<head>{_mark(shown)}", 1).encode()
-    place.settle()
-    path = place.file()
-    with made_folder(path.parent):
-        write_atomically(path, page)
+    (path,) = place.write({suffix: page})
     listing = list_runs(runs)
     held = f"{counted(len(listing.runs), 'run')}, {len(page) / 1e6:.1f} MB"
     console = open_console()

@@ -21,10 +21,7 @@ def is_result(name: str) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Raise InputError for a model of no kind, a path where nothing is, and what a kind refuses by its name alone.
-
-    Whether RobustBench or timm has the model is not looked at: that takes their import.
-    """
+    """Raise InputError for a model of no kind, a path where nothing is, and what a kind refuses by its name alone."""
     entry = find(loadable(), name)
     if entry is None:
         checkpoint_at(name)

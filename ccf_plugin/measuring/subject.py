@@ -18,7 +18,7 @@ from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
-from ccf_plugin.measuring.normalization import note_normalization
+from ccf_plugin.measuring.mismatch import note_mismatch
 from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerprint, with_command
 from ccf_plugin.measuring.settings import ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
@@ -175,8 +175,8 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     loaded.model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-    if not loaded.is_normalized:
-        note_normalization(loaded.model, data, device=device)
+    if weights.checkpoint is not None or not loaded.is_normalized:
+        note_mismatch(loaded.model, data, device=device, is_normalized=loaded.is_normalized)
     attack = None if threat is None else AttackSettings(threat, chosen.attack, {}, precision, chosen.seed)
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output

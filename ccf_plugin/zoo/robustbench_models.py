@@ -24,11 +24,10 @@ from ccf_plugin.zoo.folders import is_web_page
 from ccf_plugin.zoo.image_files import Preprocess
 from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
 from ccf_plugin.zoo.sources import LoadedModel
+from ccf_plugin.zoo.sources.robustbench import coordinates
 from ccf_plugin.zoo.weight_files import refusal
 
-_DEFAULT = ("cifar10", "Linf")
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
-_FORM = "robustbench:[dataset/threat/]Name, e.g. robustbench:cifar10/Linf/Carmon2019Unlabeled"
 _RESNETS = "robustbench.model_zoo.architectures.resnet"
 
 
@@ -146,10 +145,7 @@ def load_robustbench(name: str, *, pretrained: bool, model_dir: Path) -> LoadedM
 
 def find_entry(name: str) -> Entry:
     """The model ``[dataset/threat/]Name``. Raises InputError for one that RobustBench does not have."""
-    parts = name.split("/")
-    if len(parts) not in (1, 3) or not all(parts):
-        raise InputError(f"expected {_FORM}, found 'robustbench:{name}'")
-    dataset, threat, name = parts if len(parts) == 3 else (*_DEFAULT, name)
+    dataset, threat, name = coordinates(name)
     dataset, threat, rows = zoo_rows(dataset, threat)
     if name not in rows:
         zoo = _zoo()

@@ -10,6 +10,7 @@ from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import expanded_path
 from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.folders import needs_code
+from ccf_plugin.zoo.installed import specs_near
 from ccf_plugin.zoo.python_code import code_in, is_python
 from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
 from ccf_plugin.zoo.specs import find, forms, nearest
@@ -134,7 +135,13 @@ def checkpoint_at(spec: str) -> Path:
     prefix, colon, _ = spec.partition(":")
     if colon and prefix not in SOURCES:
         raise InputError(f"model {spec!r}: no kind {prefix!r}; expected {forms(loadable())}{nearest(loadable(), spec)}")
-    raise InputError(f"model {spec!r}: no such file or folder; expected {forms(loadable())}")
+    near = "" if colon or len(path.parts) > 1 else specs_near(spec, _whole_specs())
+    raise InputError(f"model {spec!r}: no such file or folder; expected {forms(loadable())}{near}")
+
+
+def _whole_specs() -> list[str]:
+    """The specs that are a source's prefix alone."""
+    return [source.prefix for source in loadable().values() if source.prefix and source.form == source.prefix]
 
 
 register_source(Source("", "a run folder, a .safetensors checkpoint of one", load=_load))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.containment import quiet, weights_only
+from ccf_plugin.zoo.installed import check_timm
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
@@ -181,5 +182,13 @@ def _repair_hub() -> None:
 
 
 register_source(
-    Source("timm", "timm:name", load=_load, build=_build, takes_checkpoint=True, untrained={"pretrained": False})
+    Source(
+        "timm",
+        "timm:name",
+        check_timm,
+        load=_load,
+        build=_build,
+        takes_checkpoint=True,
+        untrained={"pretrained": False},
+    )
 )
