@@ -46,6 +46,34 @@ def test_what_the_statistics_cost() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("resnet18", "[ResNet-18](resnet18.md), 512 features, clean"),
+        ("narrow", "best epoch of `overfit_small`, 128 features, clean"),
+        ("narrow_attacked", "the same under PGD-20"),
+    ],
+)
+def test_cas_beside_chance_and_random_heads(name: str, row: str) -> None:
+    found = json.loads((RESULTS / "chance_and_gauge.json").read_text(encoding="utf-8"))[name]
+    (shown,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", PAGE, re.M)
+    figures = [found["cas"], found["by_chance"], found["by_chance_sd"]]
+    figures += [found["random_heads"]["mean"], found["random_heads"]["sd"]]
+    assert numbers(shown) == pytest.approx(figures, abs=0.051)
+
+
+def test_cas_of_one_classifier_written_differently() -> None:
+    found = json.loads((RESULTS / "chance_and_gauge.json").read_text(encoding="utf-8"))["resnet18"]
+    page = (ROOT / "docs" / "results" / "resnet18.md").read_text(encoding="utf-8")
+    added, rotated = (
+        numbers(re.findall(rf"^\| {what}.*\|(.*)\|$", page, re.M)[0])
+        for what in ("the mean features added to all rows of W", "features rotated")
+    )
+    row_added = found["row_added"].values()
+    assert added == pytest.approx([min(row_added), max(row_added)], abs=0.051)
+    assert rotated == pytest.approx([found["rotated"]["mean"], found["rotated"]["sd"]], abs=0.051)
+
+
+@pytest.mark.parametrize(
     ("replaced_by", "columns"),
     [
         ("their means over all images", ("mean", "without, means")),
