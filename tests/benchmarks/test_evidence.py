@@ -11,6 +11,8 @@ import pytest
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.log import read_log
 
+from .alarm_delays import delays
+
 ROOT = Path(__file__).parents[2]
 RESULTS, RUN = Path(__file__).parent / "results", ROOT / "docs" / "results" / "overfit_small"
 PAGE = (ROOT / "docs" / "results" / "evidence.md").read_text(encoding="utf-8")
@@ -38,6 +40,12 @@ def test_the_alarm_comes_after_the_best_epoch_of_the_committed_run() -> None:
     best = max(rows, key=lambda row: row.test_robust_accuracy or 0.0)
     alarmed = [row.epoch for row in rows if "robust overfitting" in row.alarm]
     assert (best.epoch, alarmed[0], alarmed[-1]) == (13, 20, rows[-1].epoch)
+
+
+def test_the_delays_of_real_runs_are_those_of_their_committed_logs() -> None:
+    described = json.loads((RESULTS / "alarm_delays.json").read_text(encoding="utf-8"))
+    assert described == {run: delays(read_log(ROOT / run)) for run in described}
+    assert not any(alarm["came_back"] for run in described.values() for alarm in run["alarms"].values())
 
 
 def test_what_the_statistics_cost() -> None:
