@@ -57,6 +57,7 @@ class AblationLayer:
     Attributes:
         name: of the head.
         weight: W, (K, n), in eval mode.
+        means: of the features of ``images``, (n,).
 
     Raises:
         InputError: the head cannot be found, or is not one layer that reads one feature vector a sample.
@@ -64,6 +65,7 @@ class AblationLayer:
 
     name: str
     weight: Tensor
+    means: Tensor
 
     def __init__(
         self, model: nn.Module, images: Tensor, *, head: str | LinearHead | None = None, output: Choice | None = None
@@ -79,7 +81,7 @@ class AblationLayer:
                 assert record is not None and intact.weight is not None  # noqa: PT018, S101  (it was read)
                 plan = tracer.plan_of(record)
                 self.name = " + ".join(term.links[0].name for term in plan.used)
-                self.weight = intact.weight
+                self.weight, self.means = intact.weight, intact.features.mean(0)
                 self._modules = self._readers([term.links[-1].name for term in plan.used])
                 self._verify(intact, lambda: _logits_at(tracer, model, images, plan.path))
         finally:
@@ -116,7 +118,15 @@ class AblationLayer:
         Args:
             columns: from 0 to n-1; empty: nothing is replaced.
             values: (n,) float.
+
+        Raises:
+            InputError: other columns, or another number of values.
         """
+        count = self.weight.shape[1]
+        if others := [column for column in columns if not 0 <= column < count]:
+            raise InputError(f"expected columns from 0 to {count - 1}, found {others[0]}")
+        if values.shape != (count,):
+            raise InputError(f"expected values of {count} features, found those of shape {tuple(values.shape)}")
         index = torch.as_tensor(columns, dtype=torch.int64)
         handles = []
         for module in self._modules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -18,6 +18,7 @@ from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
 from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import InputError
+from ccf_plugin.probe.ablation import AblationLayer
 from ccf_plugin.probe.accumulation import Accumulation, Inputs
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.distributed import num_processes
@@ -198,6 +199,27 @@ class CrossClassProbe:
         tracer.drop()
         yield
         self._captured, self._captures = tracer.take(), True
+
+    @contextlib.contextmanager
+    def ablate(self, columns: Sequence[int], images: Tensor, *, values: Tensor | None = None) -> Iterator[None]:
+        """Inside, the head reads constants in place of some features, in ``run``'s and an attack's passes too.
+
+        ``CrossClassResult.shared_features`` names those that carry most of C[i, j]. A pass from before does not count
+        any more.
+
+        Args:
+            columns: the features, from 0 to n-1.
+            images: two or more, (N, …) as the model takes them, on which the place is verified.
+            values: what replaces each of the n features, (n,) float; None: their means over ``images``.
+
+        Raises:
+            InputError: other columns or values; a head that is not one layer on one feature vector a sample.
+        """
+        tracer = self._attached()
+        layer = AblationLayer(self.model, images, head=self._given_head, output=self._output)
+        tracer.drop()  # the passes that verified it
+        with layer.replacing(columns, layer.means if values is None else values):
+            yield
 
     def update(self, labels: Tensor, *, rows: slice | None = None) -> None:
         """Add the last forward pass (or the last inside ``capture``) to the sums. Does not synchronise.

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 # Robust overfitting: the chance of a false alarm that one epoch's test may take, over all epochs that it may be
 # compared with. tests/benchmarks/false_alarms.py simulates what this gives along whole runs.
 LEVEL = 0.002
-# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was.
-SUDDEN, COLLAPSE = 3, 0.5
+# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was; or test RA falls
+# as in robust overfitting, and train RA is above LEAK times the accuracy on training images without an attack: what the
+# training attack adds then tells the label (Kurakin et al. 2017), and nothing is learnt against other attacks.
+SUDDEN, COLLAPSE, LEAK = 3, 0.5, 1.1
 # CAS falling: CAS beyond chance is under this share of what it was at the most robust epoch.
 EXCESS_MARGIN = 0.8
 # Each alarm, and what it says of an epoch.
 ALARMS = {
     "catastrophic overfitting": (
         f"within {SUDDEN} evaluations test RA fell below {COLLAPSE:.0%} of what it was, while train RA rose, and has "
-        "not come back"
+        "not come back; or test RA fell as in robust overfitting, and train RA is more than "
+        f"{LEAK - 1:.0%} above train clean accuracy"
     ).replace("%", " %"),
     "robust overfitting": (
         "at this and the evaluated epoch before, fewer test images withstand the attack than at the most robust epoch, "
@@ -46,7 +49,8 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
     attack than at the most robust epoch, by McNemar's test of the images that differ (``robust_fall_p``), with p below
     ``LEVEL`` over the number of earlier evaluations.
     catastrophic overfitting (Wong et al. 2020): test RA fell under half within ``SUDDEN`` evaluations, and has not
-    come back. It is not called robust overfitting too.
+    come back; or robust overfitting stands, and the training attack makes training images easier: train RA is above
+    ``LEAK`` times train clean accuracy. It is not called robust overfitting too.
     CAS falling: one of the two stands, and CAS beyond chance is below ``EXCESS_MARGIN`` of that of the most robust
     epoch.
     """
@@ -55,9 +59,10 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
         return []
     best = max(before, key=_robust)
     raised = []
-    if _has_collapsed([*before, row]):
+    is_overfitted = _trains_better(row, best) and _falls(before, row) and _falls(before[:-1], before[-1])
+    if _has_collapsed([*before, row]) or (is_overfitted and _tells_labels(row)):
         raised.append("catastrophic overfitting")
-    elif _trains_better(row, best) and _falls(before, row) and _falls(before[:-1], before[-1]):
+    elif is_overfitted:
         raised.append("robust overfitting")
     excess, at_best = (_beyond_chance(epoch) for epoch in (row, best))
     if raised and excess is not None and at_best is not None and excess < EXCESS_MARGIN * at_best:
@@ -89,6 +94,12 @@ def _trains_better(row: EpochRow, earlier: EpochRow) -> bool:
 def _falls(before: Sequence[EpochRow], row: EpochRow) -> bool:
     """Whether test RA is below that of the most robust of the evaluated epochs before, beyond chance."""
     return bool(before) and row.robust_fall_p is not None and row.robust_fall_p < LEVEL / len(before)
+
+
+def _tells_labels(row: EpochRow) -> bool:
+    """Whether training images are easier under the training attack than without one."""
+    clean = row.train_clean_accuracy
+    return clean is not None and (row.train_robust_accuracy or 0.0) > LEAK * clean
 
 
 def _has_collapsed(evaluated: Sequence[EpochRow]) -> bool:

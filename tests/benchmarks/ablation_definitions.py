@@ -27,10 +27,16 @@ from ccf_plugin.zoo.attacks import build_attack
 FIRST, SECOND, M = 0, 8, 26  # airplane, ship
 
 
+def head_of(model: nn.Module) -> nn.Linear:
+    """The only linear layer that both networks of these scripts have."""
+    (head,) = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    return head
+
+
 def features_of(model: nn.Module, images: Tensor) -> Tensor:
     """g(x), (N, n) float64."""
     read: list[Tensor] = []
-    handle = model.linear.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    handle = head_of(model).register_forward_pre_hook(lambda _, args: read.append(args[0]))
     with torch.no_grad():
         for batch in images.split(250):
             model(batch)
@@ -65,7 +71,7 @@ def main() -> None:
     of_pair = (labels == FIRST) | (labels == SECOND)
     pair, own = images[of_pair], labels[of_pair]
     g, layer = features_of(model, images), AblationLayer(model, images[:16])
-    weight, bias = model.linear.weight.detach().double(), model.linear.bias.detach().double()
+    weight, bias = (tensor.detach().double() for tensor in head_of(model).parameters())
     vectors = class_attribution(g, weight, labels)
     shared = torch.argsort(-(vectors[FIRST] * vectors[SECOND]), stable=True)[:M].tolist()
 

@@ -11,6 +11,8 @@ import pytest
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.log import read_log
 
+from .alarm_delays import delays
+
 ROOT = Path(__file__).parents[2]
 RESULTS, RUN = Path(__file__).parent / "results", ROOT / "docs" / "results" / "overfit_small"
 PAGE = (ROOT / "docs" / "results" / "evidence.md").read_text(encoding="utf-8")
@@ -40,9 +42,43 @@ def test_the_alarm_comes_after_the_best_epoch_of_the_committed_run() -> None:
     assert (best.epoch, alarmed[0], alarmed[-1]) == (13, 20, rows[-1].epoch)
 
 
+def test_the_delays_of_real_runs_are_those_of_their_committed_logs() -> None:
+    described = json.loads((RESULTS / "alarm_delays.json").read_text(encoding="utf-8"))
+    assert described == {run: delays(read_log(ROOT / run)) for run in described}
+    assert not any(alarm["came_back"] for run in described.values() for alarm in run["alarms"].values())
+
+
 def test_what_the_statistics_cost() -> None:
     described = json.loads((RESULTS / "null_overhead.json").read_text(encoding="utf-8"))
     assert described["share_of_a_clean_pass"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("resnet18", "[ResNet-18](resnet18.md), 512 features, clean"),
+        ("narrow", "best epoch of `overfit_small`, 128 features, clean"),
+        ("narrow_attacked", "the same under PGD-20"),
+    ],
+)
+def test_cas_beside_chance_and_random_heads(name: str, row: str) -> None:
+    found = json.loads((RESULTS / "chance_and_gauge.json").read_text(encoding="utf-8"))[name]
+    (shown,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", PAGE, re.M)
+    figures = [found["cas"], found["by_chance"], found["by_chance_sd"]]
+    figures += [found["random_heads"]["mean"], found["random_heads"]["sd"]]
+    assert numbers(shown) == pytest.approx(figures, abs=0.051)
+
+
+def test_cas_of_one_classifier_written_differently() -> None:
+    found = json.loads((RESULTS / "chance_and_gauge.json").read_text(encoding="utf-8"))["resnet18"]
+    page = (ROOT / "docs" / "results" / "resnet18.md").read_text(encoding="utf-8")
+    added, rotated = (
+        numbers(re.findall(rf"^\| {what}.*\|(.*)\|$", page, re.M)[0])
+        for what in ("the mean features added to all rows of W", "features rotated")
+    )
+    row_added = found["row_added"].values()
+    assert added == pytest.approx([min(row_added), max(row_added)], abs=0.051)
+    assert rotated == pytest.approx([found["rotated"]["mean"], found["rotated"]["sd"]], abs=0.051)
 
 
 @pytest.mark.parametrize(

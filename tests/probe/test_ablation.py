@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,46 @@ def test_a_probe_measures_the_features_that_are_left() -> None:
     with CrossClassProbe(model) as probe, layer.replacing([2], values):
         model(images())
         assert torch.equal(probe.features()[:, 2], values[2].expand(N))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_probe_measures_without_the_features_that_its_result_names(given: bool) -> None:
+    torch.manual_seed(0)
+    model, x, labels = Body(nn.Linear(n, K)), images(), torch.arange(N) % K
+    values = torch.randn(n) if given else model.features(x).mean(0).detach()
+    with CrossClassProbe(model) as probe:
+        whole = probe.run([(x, labels)])
+        shared = [column for column, _ in whole.shared_features(0, 1, count=2)]
+        with probe.ablate(shared, x, values=values if given else None):
+            torch.testing.assert_close(model(x), ByHand(model, shared, values)(x))
+            without = probe.run([(x, labels)])
+        torch.testing.assert_close(
+            torch.from_numpy(without.class_attribution[:, shared]), (values * model.head.weight.detach())[:, shared]
+        )
+        kept = [column for column in range(n) if column not in shared]
+        np.testing.assert_allclose(without.class_attribution[:, kept], whole.class_attribution[:, kept], rtol=1e-12)
+        assert probe.run([(x, labels)]) == whole
+
+
+def test_passes_that_verify_the_place_do_not_count() -> None:
+    model, x = Body(nn.Linear(n, K)), images()
+    with CrossClassProbe(model) as probe:
+        model(x)
+        with probe.ablate([0], x):
+            pass
+        with pytest.raises(InputError, match="new forward pass"):
+            probe.update(torch.arange(N) % K)
+
+
+def test_features_that_are_not_there_are_refused() -> None:
+    with CrossClassProbe(Body(nn.Linear(n, K))) as probe:
+        with pytest.raises(InputError, match="columns from 0 to 5, found 6"), probe.ablate([0, 6], images()):
+            pass
+        with (
+            pytest.raises(InputError, match=r"values of 6 features, found those of shape \(2,\)"),
+            probe.ablate([0], images(), values=torch.zeros(2)),
+        ):
+            pass
 
 
 class ByHand(nn.Module):

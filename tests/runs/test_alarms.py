@@ -56,6 +56,17 @@ def test_an_alarm_names_what_has_happened(rows: list[EpochRow], expected: list[s
     assert alarms([], rows[-1]) == []
 
 
+@pytest.mark.parametrize(
+    ("clean", "expected"),
+    [(0.9, "robust overfitting"), (0.55, "robust overfitting"), (0.54, "catastrophic overfitting")],
+)
+def test_a_training_attack_that_tells_the_labels_overfits_catastrophically(clean: float, expected: str) -> None:
+    """Train RA is 0.6: under the attack the training images are easier than without one only in the last case."""
+    rows = [ROW, _row(2, 0.5, 0.45, SURE)]
+    assert alarms(rows, replace(_row(3, 0.6, 0.44, SURE), train_clean_accuracy=clean)) == [expected]
+    assert alarms(rows, replace(_row(3, 0.6, 0.44, DOUBTFUL), train_clean_accuracy=clean)) == []
+
+
 def test_a_slow_fall_below_half_is_no_catastrophe() -> None:
     rows = [ROW]
     for place in range(1, 20):
