@@ -161,7 +161,7 @@ def _provenance(side: Side) -> dict[str, Any]:
 
 
 def name_sides(first: str, second: str | None) -> tuple[str, str]:
-    """Both sides; a run alone is its best checkpoint against its last, and so are these two by name.
+    """The names of both sides. A run alone, or its two checkpoints by name, is its best checkpoint against its last.
 
     Raises:
         InputError: anything else alone.

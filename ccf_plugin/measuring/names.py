@@ -21,7 +21,7 @@ def is_result(name: str) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Raise InputError for a model of no kind, a path where nothing is, and what a kind refuses by its name alone."""
+    """Raise InputError for a model of an unknown kind, a path with nothing there, and a name that its kind refuses."""
     entry = find(loadable(), name)
     if entry is None:
         checkpoint_at(name)

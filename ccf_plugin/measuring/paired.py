@@ -42,7 +42,7 @@ class AccuracyTest:
 def accuracy_tests(first: CrossClassResult, second: CrossClassResult) -> dict[str, AccuracyTest]:
     """Of "clean_accuracy" and "robust_accuracy", where both results have records of as many images.
 
-    That they are the same images, in the same order, ``measuring.compare.check_alike`` tells as far as results know it.
+    ``measuring.compare.check_alike`` tells, as far as results know, whether they are the same images in the same order.
     """
     tests = {}
     for name, records in _RECORDS.items():

@@ -139,9 +139,9 @@ def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str
 
 
 def draw_leaderboard(rows: Sequence[Row], title: str) -> Figure:
-    """CAS against robust accuracy, a point for each model; a ring is what is published of it under AutoAttack.
+    """CAS against robust accuracy, a point for each model; a ring is its published accuracy under AutoAttack.
 
-    Of up to 15 models all are named, of more those with the highest and lowest CAS and RA, where there is room.
+    Up to 15 models are all named; of more, those with the highest and lowest CAS and RA, where there is room.
     """
     cas = np.array([row.cas for row in rows], dtype=float)
     robust = np.array([row.robust_accuracy for row in rows], dtype=float) * 100

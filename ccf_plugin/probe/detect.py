@@ -98,7 +98,7 @@ def detect_head(
 
 
 def gradient_members(record: PassRecord, logits: Tensor) -> list[LayerCall]:
-    """The heads of a mixture's members: the layers of K outputs that the logits follow from with no other between.
+    """The heads of a mixture's members: the layers of K outputs from which the logits follow directly.
 
     Args:
         record: the pass, whose runs keep their graph.

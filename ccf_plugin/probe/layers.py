@@ -17,8 +17,8 @@ NORMS = (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm)
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers that may be a head, by name.
 
-    Torch's transformer layers leave their fused kernels where a hook is on them or inside, and are no heads: they are
-    left alone. So are TorchScript's modules, which take no hooks.
+    Two kinds are left out: torch's transformer layers, which are no heads and would leave their fused kernels if they
+    or their parts had a hook; and TorchScript modules, which take no hooks.
     """
     fused = tuple(
         f"{name}." if name else ""
@@ -31,7 +31,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_whole(model: nn.Module) -> bool:
-    """Whether a model has all its modules: one that is being copied or unpickled has not yet."""
+    """Whether a model has all its modules; while it is copied or unpickled it has not."""
     try:
         return all("_modules" in module.__dict__ for module in model.modules())
     except AttributeError:

@@ -142,10 +142,10 @@ class Processes:
 
 
 def _accelerator(device: str, trackers: Sequence[str], folder: Path) -> Accelerator:
-    """accelerate's part in a job: nothing of how a run trains is left to its environment.
+    """accelerate's part in a job; its environment decides nothing about how a run trains.
 
-    ``accelerate launch`` exports the user's own choices, of which an accelerator takes each that it is not given; the
-    steps to accumulate over it takes even then, unless they are given as a plugin.
+    ``accelerate launch`` exports the user's choices, and an accelerator takes each one that it is not given. The number
+    of accumulation steps it takes even if one is given, unless a plugin gives it.
     """
     for name in _SPLITTING:
         if os.environ.get(variable := f"ACCELERATE_USE_{name}", "false").lower() == "true":

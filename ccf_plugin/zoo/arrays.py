@@ -21,9 +21,9 @@ LabelledImages = tuple[NDArray[np.uint8] | Sequence[ImageFile], NDArray[np.int64
 def checked_arrays(
     spec: str, arrays: Arrays, splits: Sequence[str], notes: list[str]
 ) -> tuple[tuple[str, ...], dict[str, LabelledImages]]:
-    """The class names, and of those of ``splits`` that there are the images and labels.
+    """The class names, and the images and labels of those ``splits`` that exist.
 
-    Labels in a column (N, 1) are flattened; of one-hot rows (N, K) the column of the one is taken, which a note says.
+    Labels in a column (N, 1) are flattened. A one-hot row (N, K) becomes the column of its one, which a note says.
 
     Raises InputError for what is not as ``Arrays`` describes it.
     """

@@ -34,7 +34,7 @@ class StreamedImages:
 
     @classmethod
     def of(cls, files: Sequence[ImageFile], preprocess: Preprocess | None, *, colour: bool = False) -> StreamedImages:
-        """The first tells size and channels; grey images become RGB behind a coloured first one, or for ``colour``."""
+        """Images of the first one's size and channels; grey ones become RGB after a coloured first, or with ``colour``."""
         channels, *size = read_images(files[:1], preprocess).shape[1:]
         return cls(files, preprocess, (3 if colour else channels, *size))
 

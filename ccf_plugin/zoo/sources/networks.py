@@ -75,7 +75,7 @@ def _is_count(value: object) -> bool:
 
 def _loading(build: Build) -> Load:
     def load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
-        """Unless the user or the file says otherwise, for images of three channels and ten classes."""
+        """Load the network; it is for three channels and ten classes unless the user or the file says otherwise."""
         from ccf_plugin.zoo.weights import CustomWeights, restored
 
         weights = checkpoint or CustomWeights()

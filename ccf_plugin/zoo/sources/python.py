@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _load(target: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
-    """As the checkpoint describes it where it is a run's and of this code, else as the factory makes it."""
+    """The model as the checkpoint describes it, if a run of this code wrote that; else as the factory makes it."""
     from ccf_plugin.zoo.checkpoints import read_metadata
     from ccf_plugin.zoo.sources.runs import from_metadata, model_in
     from ccf_plugin.zoo.weights import CustomWeights, restored

@@ -1,7 +1,7 @@
 """timm's models: ``timm:name``, with timm's own normalisation as a layer and its own resizing and cropping.
 
-With a checkpoint of one's own too, but that the option ``img_size`` says which size its images had, and ``mean`` and
-``std`` how they were normalised.
+The user's own checkpoint may be given; the option ``img_size`` then says which size its images had, and ``mean`` and
+``std`` say how they were normalised.
 """
 
 from __future__ import annotations
