@@ -15,7 +15,7 @@ from ccf_plugin.files import expanded_path
 from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.zoo.readers.cifar import CIFAR100_SUPERCLASSES
+from ccf_plugin.zoo.class_lists import CIFAR100_SUPERCLASSES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

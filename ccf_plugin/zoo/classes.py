@@ -9,20 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccf_plugin.errors import InputError, counted, some_of
-from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
+from ccf_plugin.zoo.class_lists import KNOWN
 
 _LARGEST_FILE = 10_000_000
 _NUMBER = re.compile(r"[0-9]+")
 _IMAGENET_CLASSES = 1000
-# Lists whose order data sets fix, which folders that are sorted as text do not have.
-_KNOWN: dict[str, tuple[str, ...]] = {
-    "CIFAR-10": CIFAR10_CLASSES,
-    "CIFAR-100": CIFAR100_CLASSES,
-    "Fashion-MNIST": (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    ),
-    "MNIST": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-}
 _SAME = {
     "plane": "airplane",
     "aeroplane": "airplane",
@@ -60,7 +51,7 @@ def order_in_doubt(ordered: Sequence[str]) -> str | None:
 def order_of_known_list(classes: Sequence[str]) -> str | None:
     """The data set whose class names these are, in another order than its own; else None."""
     letters = [_letters(name) for name in classes]
-    for name, known_names in _KNOWN.items():
+    for name, known_names in KNOWN.items():
         known_letters = [_letters(known_name) for known_name in known_names]
         if sorted(letters) == sorted(known_letters):
             return None if letters == known_letters else name

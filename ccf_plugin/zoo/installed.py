@@ -18,6 +18,8 @@ _TIMM_MODEL = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
 _ROBUSTBENCH_MODEL = re.compile(r"""\(\s*["']([\w.\-]+)["'],\s*(?:\{|get_)""")
 _QUOTED = re.compile(r"""["']([\w.\-]+)["']""")
 _ENUM = r"class {}\(Enum\):\n((?:[ \t]+\S.*\n?)+)"
+_ROBUSTBENCH_DEFAULT = ("cifar10", "Linf")
+_ROBUSTBENCH_FORM = "robustbench:[dataset/threat/]Name, e.g. robustbench:cifar10/Linf/Carmon2019Unlabeled"
 
 
 def check_timm(name: str) -> None:
@@ -25,6 +27,15 @@ def check_timm(name: str) -> None:
     text = _text("timm", "models")
     if text and name.split(".")[0] not in set(re.findall(r"\w+", text)):
         raise InputError(f"timm has no model {name!r}{did_you_mean(name, _TIMM_MODEL.findall(text))}")
+
+
+def robustbench_coordinates(name: str) -> tuple[str, str, str]:
+    """Data set, threat model and name of ``[dataset/threat/]Name``. Raises InputError for another form."""
+    parts = name.split("/")
+    if len(parts) not in (1, 3) or not all(parts):
+        raise InputError(f"expected {_ROBUSTBENCH_FORM}, found 'robustbench:{name}'")
+    dataset, threat, model = parts if len(parts) == 3 else (*_ROBUSTBENCH_DEFAULT, name)
+    return dataset, threat, model
 
 
 def check_robustbench(dataset: str, threat: str, name: str) -> None:

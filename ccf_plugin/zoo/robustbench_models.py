@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ccf_plugin.errors import CCFError, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.files import nothing_left_on_failure
 from ccf_plugin.zoo.checkpoints import check_finite
+from ccf_plugin.zoo.class_lists import CIFAR10_CLASSES
 from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.folders import is_web_page
 from ccf_plugin.zoo.image_files import Preprocess
-from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
+from ccf_plugin.zoo.installed import robustbench_coordinates
 from ccf_plugin.zoo.sources import LoadedModel
-from ccf_plugin.zoo.sources.robustbench import coordinates
 from ccf_plugin.zoo.weight_files import refusal
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
@@ -145,7 +145,7 @@ def load_robustbench(name: str, *, pretrained: bool, model_dir: Path) -> LoadedM
 
 def find_entry(name: str) -> Entry:
     """The model ``[dataset/threat/]Name``. Raises InputError for one that RobustBench does not have."""
-    dataset, threat, name = coordinates(name)
+    dataset, threat, name = robustbench_coordinates(name)
     dataset, threat, rows = zoo_rows(dataset, threat)
     if name not in rows:
         zoo = _zoo()

@@ -15,9 +15,9 @@ from PIL import Image
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.provenance import images_fingerprint
+from ccf_plugin.zoo.class_lists import CIFAR10_CLASSES, CIFAR100_CLASSES
 from ccf_plugin.zoo.classes import in_order, order_in_doubt, order_of_known_list, read_class_names
 from ccf_plugin.zoo.datasets import ImageData, load_data
-from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 
 def folders(root: Path, names: Sequence[str | bytes]) -> str:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from ccf_plugin.errors import InputError, UnavailableError
+from ccf_plugin.zoo.class_lists import CIFAR10_CLASSES
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
-from ccf_plugin.zoo.readers.cifar import CIFAR10_CLASSES
 
 CPU = torch.device("cpu")
 

@@ -12,32 +12,6 @@ from ccf_plugin.errors import Fault, UnavailableError, one_line
 from ccf_plugin.files import nothing_left_on_failure
 from ccf_plugin.zoo.readers.reader import Arrays, Reader, register_reader
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# CIFAR-100's coarse labels with their classes (Krizhevsky 2009); its own labels are these in alphabetical order.
-CIFAR100_SUPERCLASSES = {
-    "aquatic_mammals": "beaver, dolphin, otter, seal, whale",
-    "fish": "aquarium_fish, flatfish, ray, shark, trout",
-    "flowers": "orchid, poppy, rose, sunflower, tulip",
-    "food_containers": "bottle, bowl, can, cup, plate",
-    "fruit_and_vegetables": "apple, mushroom, orange, pear, sweet_pepper",
-    "household_electrical_devices": "clock, keyboard, lamp, telephone, television",
-    "household_furniture": "bed, chair, couch, table, wardrobe",
-    "insects": "bee, beetle, butterfly, caterpillar, cockroach",
-    "large_carnivores": "bear, leopard, lion, tiger, wolf",
-    "large_man-made_outdoor_things": "bridge, castle, house, road, skyscraper",
-    "large_natural_outdoor_scenes": "cloud, forest, mountain, plain, sea",
-    "large_omnivores_and_herbivores": "camel, cattle, chimpanzee, elephant, kangaroo",
-    "medium_mammals": "fox, porcupine, possum, raccoon, skunk",
-    "non-insect_invertebrates": "crab, lobster, snail, spider, worm",
-    "people": "baby, boy, girl, man, woman",
-    "reptiles": "crocodile, dinosaur, lizard, snake, turtle",
-    "small_mammals": "hamster, mouse, rabbit, shrew, squirrel",
-    "trees": "maple_tree, oak_tree, palm_tree, pine_tree, willow_tree",
-    "vehicles_1": "bicycle, bus, motorcycle, pickup_truck, train",
-    "vehicles_2": "lawn_mower, rocket, streetcar, tank, tractor",
-}
-CIFAR100_CLASSES = tuple(sorted(", ".join(CIFAR100_SUPERCLASSES.values()).split(", ")))
-
 
 def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Arrays:
     """Images of 32×32 pixels and 3 channels, from ``root``; ``download`` fetches them.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
-from ccf_plugin.zoo.installed import check_robustbench
+from ccf_plugin.zoo.installed import check_robustbench, robustbench_coordinates
 from ccf_plugin.zoo.sources.source import LoadedModel, Source, check_options, register_source
 
 if TYPE_CHECKING:
@@ -17,21 +17,8 @@ if TYPE_CHECKING:
     from ccf_plugin.zoo.weights import CustomWeights
 
 
-_DEFAULT = ("cifar10", "Linf")
-_FORM = "robustbench:[dataset/threat/]Name, e.g. robustbench:cifar10/Linf/Carmon2019Unlabeled"
-
-
-def coordinates(name: str) -> tuple[str, str, str]:
-    """Data set, threat model and name of ``[dataset/threat/]Name``. Raises InputError for another form."""
-    parts = name.split("/")
-    if len(parts) not in (1, 3) or not all(parts):
-        raise InputError(f"expected {_FORM}, found 'robustbench:{name}'")
-    dataset, threat, model = parts if len(parts) == 3 else (*_DEFAULT, name)
-    return dataset, threat, model
-
-
 def _check(name: str) -> None:
-    check_robustbench(*coordinates(name))
+    check_robustbench(*robustbench_coordinates(name))
 
 
 def _load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
