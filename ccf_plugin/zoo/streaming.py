@@ -34,7 +34,7 @@ class StreamedImages:
 
     @classmethod
     def of(cls, files: Sequence[ImageFile], preprocess: Preprocess | None, *, colour: bool = False) -> StreamedImages:
-        """Images of the first one's size and channels; grey ones become RGB after a coloured first, or with ``colour``."""
+        """Images of the first one's size and channels; grey ones are RGB after a coloured first, or with ``colour``."""
         channels, *size = read_images(files[:1], preprocess).shape[1:]
         return cls(files, preprocess, (3 if colour else channels, *size))
 
