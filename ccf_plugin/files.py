@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -128,6 +129,22 @@ def made_folder(folder: Path) -> Iterator[None]:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError where nothing can be written into a folder, or into that which it is to be made in.
+
+    For what takes long to compute: a read-only file system is then found before, not after.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def is_aside(path: Path) -> bool:
