@@ -41,6 +41,11 @@ SAYING = {
 }
 ENDING = {
     "sys.exit": ("sys.exit(3)", r"ends the program by sys.exit(3)"),
+    "exit": ("exit(3)", r"ends the program by sys.exit(3)"),
+    "an exception of its own": (
+        "raise type('Mine', (SystemExit,), {})(3)",
+        r"ends the program by sys.exit(3)",
+    ),
     "a reason": ("sys.exit('no GPU here')", r"ends the program by sys.exit('no GPU here')"),
     "argparse": (
         "import argparse; p = argparse.ArgumentParser(); p.add_argument('--lr'); p.parse_args()",
@@ -119,7 +124,15 @@ def test_code_that_would_end_the_program_is_one_line(
     assert not (here / "results").exists()
 
 
-@pytest.mark.parametrize("place", PLACES[:2])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_exception_is_one_line(place: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = _module(here, f"raises_{place}", **{place: "raise type('Mine', (BaseException,), {})('too deep')"})
+    assert run_here("probe", spec, *DIGITS, "--steps", 1) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"ccf: your code: expected it to run, found Mine: too deep (raises_{place}.py, line ")
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_nor_may_it_end_the_process(place: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run_here("probe", _module(here, f"dies_{place}", **{place: "import os; os._exit(0)"}), *DIGITS, "--steps", 1)
