@@ -159,6 +159,26 @@ def test_a_forward_that_fails_is_one_line(failing: str, here: Path, capsys: pyte
     assert f"{name}.py, line 14" in told
 
 
+@pytest.mark.parametrize(
+    "line", ["images.sub_(0.5)", "images.data.mul_(2)", "images = images.flatten(1); images -= 0.5"]
+)
+def test_a_forward_that_changes_its_images_is_one_line_under_attack(
+    line: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"changes_{sum(map(ord, line))}"
+    spec = _module(here, name, in_forward=line)
+    for command in ("probe", "evaluate"):
+        assert run_here(command, spec, *DIGITS, "--steps", 1) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert f"found that {spec} changes them in place" in told
+        assert "images.clone()" in told
+    assert run_here("probe", spec, *DIGITS, "--clean", "--json") == 0  # nothing else reads them
+    changed = json.loads(capsys.readouterr().out)
+    copied = _module(here, f"{name}_copied", in_forward=f"images = images.clone(); {line}")
+    assert run_here("probe", copied, *DIGITS, "--clean", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["matrix"] == changed["matrix"]
+
+
 OWN = """
 import sys
 import numpy as np
