@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
@@ -163,6 +164,22 @@ def nothing_left_on_failure(*paths: Path) -> Iterator[None]:
         for folder in folders:  # innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError where nothing can be written into a folder, or into that which it is to be made in.
+
+    For what takes long to compute: a read-only file system is then found before, not after.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        error.filename = str(folder)
         raise
 
 

@@ -41,6 +41,11 @@ SAYING = {
 }
 ENDING = {
     "sys.exit": ("sys.exit(3)", r"ends the program by sys.exit(3)"),
+    "exit": ("exit(3)", r"ends the program by sys.exit(3)"),
+    "an exception of its own": (
+        "raise type('Mine', (SystemExit,), {})(3)",
+        r"ends the program by sys.exit(3)",
+    ),
     "a reason": ("sys.exit('no GPU here')", r"ends the program by sys.exit('no GPU here')"),
     "argparse": (
         "import argparse; p = argparse.ArgumentParser(); p.add_argument('--lr'); p.parse_args()",
@@ -119,7 +124,15 @@ def test_code_that_would_end_the_program_is_one_line(
     assert not (here / "results").exists()
 
 
-@pytest.mark.parametrize("place", PLACES[:2])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_exception_is_one_line(place: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = _module(here, f"raises_{place}", **{place: "raise type('Mine', (BaseException,), {})('too deep')"})
+    assert run_here("probe", spec, *DIGITS, "--steps", 1) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"ccf: your code: expected it to run, found Mine: too deep (raises_{place}.py, line ")
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_nor_may_it_end_the_process(place: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run_here("probe", _module(here, f"dies_{place}", **{place: "import os; os._exit(0)"}), *DIGITS, "--steps", 1)
@@ -144,6 +157,26 @@ def test_a_forward_that_fails_is_one_line(failing: str, here: Path, capsys: pyte
     (told,) = (line for line in capsys.readouterr().err.splitlines() if "note:" not in line)
     assert message.replace("{}", name) in told
     assert f"{name}.py, line 14" in told
+
+
+@pytest.mark.parametrize(
+    "line", ["images.sub_(0.5)", "images.data.mul_(2)", "images = images.flatten(1); images -= 0.5"]
+)
+def test_a_forward_that_changes_its_images_is_one_line_under_attack(
+    line: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"changes_{sum(map(ord, line))}"
+    spec = _module(here, name, in_forward=line)
+    for command in ("probe", "evaluate"):
+        assert run_here(command, spec, *DIGITS, "--steps", 1) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert f"found that {spec} changes them in place" in told
+        assert "images.clone()" in told
+    assert run_here("probe", spec, *DIGITS, "--clean", "--json") == 0  # nothing else reads them
+    changed = json.loads(capsys.readouterr().out)
+    copied = _module(here, f"{name}_copied", in_forward=f"images = images.clone(); {line}")
+    assert run_here("probe", copied, *DIGITS, "--clean", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["matrix"] == changed["matrix"]
 
 
 OWN = """

@@ -287,6 +287,24 @@ def test_a_file_that_another_process_writes_is_left_to_it(ccf: Ccf, model: Path,
     assert "--out" in err
 
 
+@pytest.mark.parametrize("out", ["/proc/mine", "file/mine", None])
+@pytest.mark.parametrize("command", ["probe", "evaluate"])
+def test_nothing_is_measured_that_cannot_be_written(
+    ccf: Ccf, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, out: str | None
+) -> None:
+    from ccf_plugin.measuring.subject import Subject
+
+    for name in ("file", "results"):
+        (tmp_path / name).write_text("mine")
+    monkeypatch.setattr(Subject, "forward", None)
+    monkeypatch.setattr(Subject, "measure", None)
+    code, _, err = ccf(command, model, "--steps", 1, "--limit", 2, *(() if out is None else ("--out", out)))
+    assert code in (1, 2)
+    assert err.count("\n") == 1
+    assert "/proc" in err or "file" in err or "results" in err
+    assert {path.name for path in tmp_path.iterdir()} >= {"file", "results"}
+
+
 def test_reports_of_runs_of_one_name_are_two(ccf: Ccf, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         settings = sets([*SMALLEST, "data.train_per_class=4", "optim.epochs=1"])

@@ -10,6 +10,7 @@ import pytest
 from bad_inputs.cases import SET
 
 from ccf_plugin.files import (
+    check_writable,
     csv_bytes,
     expanded_path,
     flattened,
@@ -142,3 +143,13 @@ def test_json_has_no_nan_and_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_nested_tables_are_flattened_to_dotted_keys() -> None:
     assert flattened({"a": 1, "b": {"c": {"d": [2]}, "e": {}}}) == {"a": 1, "b.c.d": [2]}
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="file"):
+        check_writable(tmp_path / "file" / "folder")
+    with pytest.raises(OSError, match="/proc/folder"):  # where nobody may write, root neither
+        check_writable(Path("/proc/folder"))

@@ -32,7 +32,7 @@ from ccf_plugin.cli import (
 from ccf_plugin.cli.console import preserve_stdout, set_volume
 from ccf_plugin.cli.help import Command, Group
 from ccf_plugin.errors import CCFError, InputError
-from ccf_plugin.zoo.python_code import ends_program, fault_of_user_code
+from ccf_plugin.zoo.python_code import ends_program, fault_of_user_code, process_kept
 
 _log = logging.getLogger(__name__)
 app = typer.Typer(
@@ -109,7 +109,7 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):  # a terminal of another encoding lacks our × and ·
             stream.reconfigure(errors="backslashreplace")
     try:
-        with preserve_stdout():
+        with preserve_stdout(), process_kept():
             code = app(standalone_mode=False, prog_name="ccf")
         if code == _INTERRUPTED:  # newer typers make this of Ctrl-C
             raise KeyboardInterrupt
@@ -129,7 +129,7 @@ def main() -> NoReturn:
         _fail(str(CCFError(_explain(error))), 1)
     except MemoryError:
         _fail("expected memory enough, found too little; use fewer images at once or a smaller model", 1)
-    except Exception as error:
+    except BaseException as error:  # of a user's code too, which may raise what is no Exception
         usage = getattr(error, "format_message", None)  # of click's errors, wherever this typer keeps its click
         if usage is None:
             of_user = fault_of_user_code(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.files import PICTURES, expanded_path, made_folder, write_together
+from ccf_plugin.files import PICTURES, check_writable, expanded_path, made_folder, write_together
 from ccf_plugin.tables import FORMS
 
 Read = Callable[[Path], Mapping[str, Any] | None]
@@ -59,6 +59,7 @@ class Place:
 
     Raises:
         InputError: what the user named is a folder, or holds a result of other conditions or another file.
+        OSError: nothing can be written there.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Place:
             self.stem = self._named
         else:
             self.stem = self._free(self._default)
+        check_writable(self.stem.parent)
 
     def file(self, suffix: str | None = None) -> Path:
         """The file of a suffix; of the first one by default."""
@@ -188,6 +190,7 @@ def growing_file(
     else:
         named = named_file(out, suffix)
         folder, files = named.parent, iter([named])
+        check_writable(folder)
     with made_folder(folder), contextlib.ExitStack() as kept:
         with _alone_in(folder):
             file = next((file for file in files if _is_kept(file, kept)), None)

@@ -115,7 +115,8 @@ def measure(
         built = attack.build(model, len(data.classes), probe.output)
     with CrossClassProbe(model, **vars(probe)) as crossclass:
         # On a few images, before an attack is run for nothing.
-        find_head(crossclass, tuple(data.split.images.shape[1:]), model_name, len(data.classes))
+        size = tuple(data.split.images.shape[1:])
+        find_head(crossclass, size, model_name, len(data.classes), attacked=built is not None)
         head = crossclass.head
         _log.info("%s: head %s", model_name, "not found" if head is None else f"{head.name} ({head.kind})")
         batches = progress(part.batches(batch_size, device), part.count_batches(batch_size))
@@ -131,14 +132,14 @@ def measure(
     )
 
 
-def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes: int) -> None:
+def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes: int, *, attacked: bool = True) -> None:
     """Run the probed model on two images of a size (C, H, W), in eval mode, so that its head is found.
 
     Raises:
-        InputError: the model refuses such images, or its head has another number of classes. Where the head cannot be
+        InputError: what ``check_input`` refuses, or a head of another number of classes. Where the head cannot be
             found, ``probe`` says so when it is asked for this pass.
     """
-    check_input(probe.model, size, name, graph=probe.needs_graph)
+    check_input(probe.model, size, name, graph=probe.needs_graph, attacked=attacked)
     if probe.head is not None and probe.head.classes != classes:
         raise InputError(
             f"expected a model of {classes} classes for this data, found a head of {probe.head.classes}; "
@@ -146,18 +147,22 @@ def find_head(probe: CrossClassProbe, size: tuple[int, ...], name: str, classes:
         )
 
 
-def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bool = False) -> Any:
+def check_input(
+    model: nn.Module, size: tuple[int, ...], name: str, *, graph: bool = False, attacked: bool = True
+) -> Any:
     """The model's output for two images of a size (C, H, W), in eval mode; its modes are as before.
 
-    ``graph``: with the graph of gradients.
+    ``graph``: with the graph of gradients. ``attacked``: the images will be used beside the model, by an attack.
 
     Raises:
-        InputError: the model refuses such images.
+        InputError: the model refuses such images, or changes them where they are ``attacked``.
     """
     device = device_of(model)
+    images = torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0))
+    before = images.clone()
     try:
         with evaluation_mode(model), torch.set_grad_enabled(graph):
-            output = model(torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0)))
+            output = model(images)
     except _REFUSALS as error:
         place = place_in_user_code(error)
         where = "" if place is None else f" in {Path(place.filename).name}, line {place.lineno}"
@@ -167,6 +172,11 @@ def check_input(model: nn.Module, size: tuple[int, ...], name: str, *, graph: bo
         ) from error
     if output is None:
         raise InputError(f"expected logits of {name}, found that its forward returns None; return them")
+    if attacked and not torch.equal(images, before):
+        raise InputError(
+            f"expected a model that leaves its images as they are, found that {name} changes them in place, which an "
+            "attack uses; let its forward change a copy (images.clone())"
+        )
     return output
 
 

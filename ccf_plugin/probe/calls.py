@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.outputs import Entry
-from ccf_plugin.probe.tensors import to_plain
+from ccf_plugin.probe.tensors import to_plain, version
 
 REDUCED_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -32,7 +32,8 @@ class LayerCall:
         source: the serial of the first run that read the same tensor, which may be this one.
         root: where the tensor lies that this one's input is a copy or a cast of, or where it lies itself; 0: unknown.
         slope: a BatchNorm's factor per feature, (n,), where the layer is one.
-        version: how often the input had been changed in place; None where that is not counted.
+        version: how often the input had been changed in place; None where that is not counted, -1 where it was
+            changed again before it was copied.
         is_function: whether no layer ran, but a function of torch that was called with a matrix.
         gathered: whether its tensors lay in parts among processes, and were put together.
     """
@@ -60,6 +61,10 @@ class LayerCall:
         output = to_plain(self.output) if isinstance(self.output, Tensor) else self.output
         gathered = any(hasattr(tensor, "full_tensor") for tensor in self.tensors.values())
         return replace(self, tensors=tensors, inputs=inputs, output=output, gathered=self.gathered or gathered)
+
+    def is_changed(self) -> bool:
+        """Whether the input that is kept is not what the layer read, since it was changed in place after."""
+        return self.version is not None and (version(self.inputs) or 0) > self.version
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are a matrix (or a 1×1 kernel), ``weight`` first: old weight norms keep its parts beside."""

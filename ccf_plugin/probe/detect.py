@@ -222,6 +222,11 @@ def _changes_by_sample(record: PassRecord, wanted: Tensor) -> str:
 
 
 def _reason(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
+    changed = [_layer(call.name) for call in record.calls if call.name in trials.errors and call.is_changed()]
+    if changed:
+        return (
+            f"; the model changed in place what {some_of(changed)} had read, after it ran: let it change a copy (clone)"
+        )
     if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like probabilities, not logits"
     if bool(((wanted.exp().sum(1) - 1).abs() < 1e-3).all()):

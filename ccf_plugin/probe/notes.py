@@ -211,6 +211,7 @@ def copied_calls(calls: list[LayerCall]) -> list[LayerCall]:
             call,
             inputs=None if call.inputs is None else copied(call.inputs),
             tensors={name: copied(tensor) for name, tensor in call.tensors.items()},
+            version=-1 if call.is_changed() else call.version,
         )
         for call in calls
     ]

@@ -31,7 +31,8 @@ def with_normalization(
 ) -> nn.Module:
     """``network`` behind a ``Normalize`` layer, as ``normalize`` and ``model``; itself where both are None.
 
-    Raises InputError where ``mean`` and ``std`` do not have one finite value per channel, or a std is not positive.
+    Raises InputError where ``mean`` and ``std`` do not have one finite value per channel, a std is not positive, or a
+    mean is above 1.
     """
     if mean is None and std is None:
         return network
@@ -43,6 +44,9 @@ def with_normalization(
             raise InputError(
                 f"{parameter}: expected {'finite' if parameter == 'mean' else 'positive'} numbers, found {values}"
             )
+    if (highest := max(mean or ())) > 1:
+        found = f"found {highest}, of images in 0..255; divide mean and std by 255"
+        raise InputError(f"mean: expected that of images in [0, 1], {found}")
     layers = OrderedDict(normalize=Normalize(mean or (), std or ()), model=network)
     return nn.Sequential(layers)
 

@@ -62,13 +62,13 @@ def failed(source: str, error: Exception) -> InputError:
     return _failed(source, error, place_in_user_code(error) or traceback.extract_tb(error.__traceback__)[-1])
 
 
-def fault_of_user_code(error: Exception) -> InputError | None:
+def fault_of_user_code(error: BaseException) -> InputError | None:
     """One line on an exception that went through the user's own code last; None where it is the package's own fault."""
     place = place_in_user_code(error)
     return None if place is None else _failed("your code", error, place)
 
 
-def place_in_user_code(error: Exception) -> traceback.FrameSummary | None:
+def place_in_user_code(error: BaseException) -> traceback.FrameSummary | None:
     """Where in files of neither this package nor an installed one an exception arose, below the package's last call."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith(_PACKAGE):
@@ -78,7 +78,7 @@ def place_in_user_code(error: Exception) -> traceback.FrameSummary | None:
     return None
 
 
-def _failed(source: str, error: Exception, place: traceback.FrameSummary) -> InputError:
+def _failed(source: str, error: BaseException, place: traceback.FrameSummary) -> InputError:
     where = f"{Path(place.filename).name}, line {place.lineno}"
     return InputError(f"{source}: expected it to run, found {one_line(error)} ({where}); correct the code")
 
@@ -89,24 +89,34 @@ def running_user_code(spec: str) -> Iterator[None]:
 
     Raises InputError where it would: by ``sys.exit``, or because argparse does not know ``ccf``'s own arguments.
     """
-    usage, leave, end = ArgumentParser.print_usage, ArgumentParser.exit, os._exit
+    usage, leave = ArgumentParser.print_usage, ArgumentParser.exit
     ArgumentParser.print_usage = lambda *_: None  # type: ignore[method-assign]
     ArgumentParser.exit = lambda _, status=0, message=None: sys.exit(status)  # type: ignore[assignment, method-assign]
-    os._exit = sys.exit  # type: ignore[assignment]
     try:
-        with working_directory_importable():
+        with process_kept(), working_directory_importable():
             yield
     except SystemExit as error:
         raise ends_program(spec, error) from error
     finally:
-        ArgumentParser.print_usage, ArgumentParser.exit, os._exit = usage, leave, end  # type: ignore[method-assign]
+        ArgumentParser.print_usage, ArgumentParser.exit = usage, leave  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def process_kept() -> Iterator[None]:
+    """While code runs that might end the process at once: ``os._exit`` is ``sys.exit``, but in forked processes."""
+    end, own = os._exit, os.getpid()
+    os._exit = lambda status: sys.exit(status) if os.getpid() == own else end(status)
+    try:
+        yield
+    finally:
+        os._exit = end
 
 
 def ends_program(spec: str, error: SystemExit) -> InputError:
     """One line on code that would end the program, with the place where it does; ``spec`` names it, if known."""
     frames = [(frame.f_globals.get("__name__"), frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     parses = any(module == "argparse" for module, *_ in frames)
-    users = [(frame, line) for module, frame, line in frames if module not in ("argparse", __name__)]
+    users = [(frame, line) for module, frame, line in frames if module not in ("argparse", "_sitebuiltins", __name__)]
     place = f"{Path(users[-1][0].f_code.co_filename).name}, line {users[-1][1]}" if users else "it"
     if parses:
         remedy = "move that under `if __name__ == '__main__':`"

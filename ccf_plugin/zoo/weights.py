@@ -25,6 +25,7 @@ from ccf_plugin.zoo.weight_files import StateDicts, read_content, state_dicts
 
 # How layers that normalise images name their mean and deviation.
 _NORMALIZERS = (("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma"), ("mean", "sigma"), ("mu", "std"))
+_MEANS = {mean for mean, _ in _NORMALIZERS}
 _CONSTANTS = {name for pair in _NORMALIZERS for name in pair}
 _COUNTER = "num_batches_tracked"  # BatchNorm's, which torch before 0.4.1 does not save
 _TOP = "."  # how the outermost mapping of a file is called, where it has to be chosen
@@ -74,6 +75,13 @@ def restored(
         if custom.num_classes is None and (classes := _classes_in(model, tensors)) is not None:
             model = build(classes)
         normalization = _load(model, tensors, custom)
+    for name, value in model.named_buffers():
+        if name in _constants(model) and name.rpartition(".")[2] in _MEANS and value.numel() and value.max() > 1:
+            warnings.warn(
+                f"the network's own {name} is up to {value.max():.4g}, as of images in 0..255, and images here are in "
+                "[0, 1]; unless its code multiplies them by 255, give it one that does",
+                stacklevel=2,
+            )
     mean, std = (custom.mean, custom.std) if normalization is None else normalization
     is_normalized = mean is not None or std is not None or bool(_constants(model))
     is_normalized = is_normalized or custom.path is None
@@ -124,6 +132,10 @@ def _load(model: nn.Module, tensors: StateDicts, custom: CustomWeights) -> Norma
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in fit.normalization)
         notes.append(f"its normalisation by mean {mean} and std {std} {'applied' if is_used else 'left out'}")
     notes += [f"{len(fit.rest)} tensors left out ({some_of(fit.rest)})"] if fit.rest else []
+    if custom.key is None and (others := _other_values(model, tensors, fits)):
+        notes.append(
+            f"other values of its parameters, without buffers, left out (`{'`, `'.join(others)}`: an average?)"
+        )
     if notes:
         warnings.warn(f"{custom.path}: {', '.join(notes)}", stacklevel=2)
     return fit.normalization if is_used else None
@@ -271,7 +283,7 @@ def _normalization_in(mapping: Mapping[str, Tensor], rest: Sequence[str]) -> tup
         module, dot, last = key.rpartition(".")
         for other in (f"{module}{dot}{std}" for mean, std in _NORMALIZERS if mean == last):
             if other in rest and _are_constants(mapping[key], mapping[other]):
-                layers.append(Normalization(*(mapping[name].flatten().tolist() for name in (key, other))))
+                layers.append(_of_unit_images(*(mapping[name].flatten().tolist() for name in (key, other))))
                 constants |= {key, other}
     if not layers or any(layer != layers[0] for layer in layers):
         return None, set()
@@ -279,6 +291,12 @@ def _normalization_in(mapping: Mapping[str, Tensor], rest: Sequence[str]) -> tup
     is_noted_only = all(f"{key.rpartition('.')[0]}.n_classes".lstrip(".") in mapping for key in constants)
     is_identity = not any(layers[0].mean) and all(value == 1 for value in layers[0].std)
     return None if is_noted_only or is_identity else layers[0], constants
+
+
+def _of_unit_images(mean: list[float], std: list[float]) -> Normalization:
+    """A normalisation of images in [0, 1]; constants above 1 are those of images in 0..255."""
+    scale = 255 if max(mean, default=0) > 1 else 1
+    return Normalization([value / scale for value in mean], [value / scale for value in std])
 
 
 def _are_constants(mean: Tensor, std: Tensor) -> bool:
@@ -302,6 +320,22 @@ def _are_equal(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return all(
         _is_plain(value) and _is_plain(other[key]) and torch.equal(value, other[key]) for key, value in state.items()
     )
+
+
+def _other_values(model: nn.Module, tensors: StateDicts, fits: Sequence[_Match]) -> list[str]:
+    """Where the file has each parameter of the network in other mappings than the fits, by name or as a list in order.
+
+    So averages are kept that leave BatchNorm's statistics out; they do not fit.
+    """
+    shapes = {key: value.shape for key, value in model.named_parameters()}
+    places = []
+    for place, mapping in tensors.items():
+        listed = list(mapping) == [str(number) for number in range(len(mapping))]
+        found = dict(zip(shapes, mapping.values(), strict=False)) if listed else mapping
+        has_all = all(key in found and found[key].shape == shape for key, shape in shapes.items())
+        if shapes and has_all and not any(fit.place == place for fit in fits):
+            places.append(".".join(place))
+    return places
 
 
 def _nearest(matches: Sequence[_Match], tensors: StateDicts) -> dict[str, Tensor]:

@@ -667,3 +667,22 @@ def test_quantised_layers_say_that_they_show_nothing() -> None:
         quantised(images())
         with pytest.raises(InputError, match="quantised"):
             probe.update(torch.arange(N) % K)
+
+
+def test_features_that_are_changed_after_the_head_are_named() -> None:
+    class Clearing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.body(images)
+            logits: Tensor = self.head(features)
+            features.detach().zero_()
+            return logits
+
+    model = Clearing()
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        model(torch.randn(8, 6))
+        with pytest.raises(InputError, match="changed in place what 'head' had read"):
+            probe.update(torch.arange(8) % 4)

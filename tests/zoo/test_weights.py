@@ -146,6 +146,22 @@ FAMILIES = {
     "a wrapper's, of other names": Family(
         Normalized(network(), "mu", "sigma").state_dict(), "applied", is_normalized=True
     ),
+    "a wrapper's, of images in 0..255": Family(
+        {
+            **under("model.", STATE),
+            **{f"norm.{key}": 255 * torch.tensor(v) for key, v in (("mean", MEAN), ("std", STD))},
+        },
+        "prefix `model.` removed, its normalisation",
+        is_normalized=True,
+    ),
+    "an average of the parameters alone": Family(
+        {"net": STATE, "ema": dict(network(1).named_parameters())},
+        "`net` of the file, other values of its parameters, without buffers, left out (`ema`: an average?)",
+    ),
+    "an average in a list": Family(
+        {"net": STATE, "ema": {"decay": 0.9, "shadow_params": list(network(1).parameters())}},
+        "left out (`ema.shadow_params`: an average?)",
+    ),
     "before torch 0.4.1": Family(OLD),
     "timm's": Family({"state_dict": STATE, "arch": "x", "args": Namespace(lr=0.1), "metric": 3.0}, "`state_dict`"),
     "what scripts keep beside it": Family({"net": STATE, "kept": KEPT}, "`net`"),
@@ -408,6 +424,11 @@ def test_architectures_of_robustbench_are_had_by_their_name(tmp_path: Path) -> N
             {"checkpoint_key": "net"},
             "checkpoint_key: expected a checkpoint that it is a key of, found none",
         ),
+        (
+            "Identity",
+            {"mean": [123.7], "std": [58.4]},
+            r"expected that of images in \[0, 1\], found 123.7, of images in 0..255; divide mean and std by 255",
+        ),
         ("Identity", {"mean": [0.5]}, "std: expected 1 values, one per channel, found nothing"),
         ("Flatten", {"options": {"colour": 3}}, "calling it with {'colour': 3} failed"),
     ],
@@ -421,3 +442,11 @@ def test_arguments_that_do_not_go_together(code: str, arguments: dict[str, Any],
 def test_models_that_know_their_weights_take_no_others(argument: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(argument))}: expected none, or a model with weights of your own"):
         load_model("robustbench:Wong2020Fast", **argument)
+
+
+def test_a_network_that_normalises_images_in_0_to_255_is_noted() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1))
+    network.register_buffer("mean", torch.tensor([123.7]))
+    network.register_buffer("std", torch.tensor([58.4]))
+    with pytest.warns(UserWarning, match=r"own mean is up to 123.7, as of images in 0..255"):
+        restored(lambda _: network, CustomWeights())
