@@ -56,7 +56,7 @@ class Metric:
     dash: str = "longdash"
     place: int | None = None
     published: str | None = None
-    split: Literal["test", "validation", "train"] = "test"
+    split: Literal["test", "validation", "train", "train_attacked"] = "test"
 
     @property
     def heading(self) -> str:
@@ -220,6 +220,16 @@ METRICS: list[Metric] = [
         terminal=(),
         axis=_LOSS,
         dash="solid",
+    ),
+    Metric(
+        "train_attacked_accuracy",  # of up to 100 of such images
+        "train RA under the evaluation's attack",
+        ".1%",
+        lambda result: result.robust_accuracy,
+        terminal=(),
+        axis=_ACCURACY,
+        dash="longdash",
+        split="train_attacked",
     ),
 ]
 _IN_FIRST_LOGS = 9  # entries of the first version of log.csv; the columns of later ones follow theirs
