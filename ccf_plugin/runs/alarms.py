@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 # Robust overfitting: the chance of a false alarm that one epoch's test may take, over all epochs that it may be
 # compared with. tests/benchmarks/false_alarms.py simulates what this gives along whole runs.
 LEVEL = 0.002
-# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was; or test RA falls
-# as in robust overfitting, and train RA is above LEAK times the accuracy on training images without an attack: what the
-# training attack adds then tells the label (Kurakin et al. 2017), and nothing is learnt against other attacks.
-SUDDEN, COLLAPSE, LEAK = 3, 0.5, 1.1
+# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was; or it falls as in
+# robust overfitting, and training images withstand the evaluation's attack less than COLLAPSE times as often as the
+# training attack, which they did not at the most robust epoch.
+SUDDEN, COLLAPSE = 3, 0.5
 # CAS falling: CAS beyond chance is under this share of what it was at the most robust epoch.
 EXCESS_MARGIN = 0.8
 # Each alarm, and what it says of an epoch.
 ALARMS = {
     "catastrophic overfitting": (
         f"within {SUDDEN} evaluations test RA fell below {COLLAPSE:.0%} of what it was, while train RA rose, and has "
-        "not come back; or test RA fell as in robust overfitting, and train RA is more than "
-        f"{LEAK - 1:.0%} above train clean accuracy"
+        "not come back; or test RA fell as in robust overfitting, and training images withstand the evaluation's "
+        f"attack under {COLLAPSE:.0%} as often as the training attack"
     ).replace("%", " %"),
     "robust overfitting": (
         "at this and the evaluated epoch before, fewer test images withstand the attack than at the most robust epoch, "
@@ -49,8 +49,8 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
     attack than at the most robust epoch, by McNemar's test of the images that differ (``robust_fall_p``), with p below
     ``LEVEL`` over the number of earlier evaluations.
     catastrophic overfitting (Wong et al. 2020): test RA fell under half within ``SUDDEN`` evaluations, and has not
-    come back; or robust overfitting stands, and the training attack makes training images easier: train RA is above
-    ``LEAK`` times train clean accuracy. It is not called robust overfitting too.
+    come back; or test RA fell as in robust overfitting, and so did training images' accuracy under the evaluation's
+    attack, to under half of that under the training attack. It is not called robust overfitting too.
     CAS falling: one of the two stands, and CAS beyond chance is below ``EXCESS_MARGIN`` of that of the most robust
     epoch.
     """
@@ -60,7 +60,7 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
     best = max(before, key=_robust)
     raised = []
     is_overfitted = _trains_better(row, best) and _falls(before, row) and _falls(before[:-1], before[-1])
-    if _has_collapsed([*before, row]) or (is_overfitted and _tells_labels(row)):
+    if _has_collapsed([*before, row]) or (is_overfitted and _is_blind(row) and not _is_blind(best)):
         raised.append("catastrophic overfitting")
     elif is_overfitted:
         raised.append("robust overfitting")
@@ -96,10 +96,10 @@ def _falls(before: Sequence[EpochRow], row: EpochRow) -> bool:
     return bool(before) and row.robust_fall_p is not None and row.robust_fall_p < LEVEL / len(before)
 
 
-def _tells_labels(row: EpochRow) -> bool:
-    """Whether training images are easier under the training attack than without one."""
-    clean = row.train_clean_accuracy
-    return clean is not None and (row.train_robust_accuracy or 0.0) > LEAK * clean
+def _is_blind(row: EpochRow) -> bool:
+    """Whether training images withstand the evaluation's attack under half as often as the training attack."""
+    attacked = row.train_attacked_accuracy
+    return attacked is not None and attacked < COLLAPSE * (row.train_robust_accuracy or 0.0)
 
 
 def _has_collapsed(evaluated: Sequence[EpochRow]) -> bool:

@@ -57,7 +57,7 @@ class Metric:
     dash: str = "longdash"
     place: int | None = None
     published: str | None = None
-    split: Literal["test", "validation", "train", "gradients"] = "test"
+    split: Literal["test", "validation", "train", "train_attacked", "gradients"] = "test"
 
     @property
     def heading(self) -> str:
@@ -243,6 +243,16 @@ METRICS: list[Metric] = [
         axis="alignment",
         dash="solid",
         split="gradients",
+    ),
+    Metric(
+        "train_attacked_accuracy",  # of up to 100 of such images
+        "train RA under the evaluation's attack",
+        ".1%",
+        lambda result: result.robust_accuracy,
+        terminal=(),
+        axis=_ACCURACY,
+        dash="longdash",
+        split="train_attacked",
     ),
 ]
 _IN_FIRST_LOGS = 9  # entries of the first version of log.csv; the columns of later ones follow theirs

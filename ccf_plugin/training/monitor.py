@@ -29,16 +29,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_ATTACKED = 100  # the most training images that the evaluation's attack is run on too: enough to see a fall to half
+
+
 @dataclass(frozen=True)
 class Measured:
     """A model's result on the test split, on clean training images and, where there is such a split, on validation's.
 
-    ``train`` is of as many training images as there are test images, evenly over the training set, unaugmented.
+    ``train`` is of as many training images as there are test images, evenly over the training set, unaugmented. After
+    adversarial training ``train_attacked`` is of up to ``_ATTACKED`` of such images under the evaluation's attack.
     ``gradients``, of the test images, is None unless the recipe asks for it.
     """
 
     test: CrossClassResult
     train: CrossClassResult
+    train_attacked: CrossClassResult | None
     validation: CrossClassResult | None
     gradients: InputGradients | None = None
 
@@ -55,8 +60,8 @@ class Monitor:
         self._parts = parts
         self._attacks: dict[nn.Module, Attack] = {}
         self._batch_size = parts.recipe.evaluate.batch_size
-        count = min(len(parts.train), len(parts.test))
-        self._trained_on = parts.train.subset(torch.arange(count) * len(parts.train) // count)
+        self._trained_on = _evenly(parts.train, len(parts.test))
+        self._attacked_on = _evenly(parts.train, min(_ATTACKED, len(parts.test)))
 
     def measure(self, model: nn.Module, progress: Progress) -> Measured:
         """Clean accuracy, RA and CAS. C and CAS are of clean images where the recipe says so."""
@@ -89,8 +94,10 @@ class Monitor:
                 test = replace(on(parts.test, "test", None), **under_attack)
             with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
                 train = on(self._trained_on, "train", None)
+                is_attacked = recipe.objective.is_adversarial
+                train_attacked = on(self._attacked_on, "train", attack) if is_attacked else None
             validation = None if parts.validation is None else on(parts.validation, "validation", attack)
-            return Measured(test, train, validation, self._gradients(model, size))
+            return Measured(test, train, train_attacked, validation, self._gradients(model, size))
 
     def _gradients(self, model: nn.Module, batch_size: int) -> InputGradients | None:
         recipe, parts = self._parts.recipe, self._parts
@@ -106,6 +113,12 @@ class Monitor:
             output=recipe.probe.output,
             classes=len(parts.classes),
         )
+
+
+def _evenly(split: Split, count: int) -> Split:
+    """So many of the images, or all, evenly over the split."""
+    count = min(count, len(split))
+    return split.subset(torch.arange(count) * len(split) // count)
 
 
 def _attack(parts: Parts) -> AttackSettings:

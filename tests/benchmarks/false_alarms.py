@@ -4,9 +4,10 @@
 
 Each test image withstands the attack with a probability of its own, at every evaluation anew. These are drawn from a
 Beta distribution of mean RA: narrow ones make every evaluation a new sample of images ("restless"), wide ones images
-that nearly always or nearly never withstand ("settled"), as a trained network has them. Train RA rises along the run;
-CAS is constant with noise. With a fall, every image's probability is multiplied so that RA falls linearly by so many
-points within ten evaluations from the middle of the run on; the delay is counted from the first of these.
+that nearly always or nearly never withstand ("settled"), as a trained network has them. Train RA rises along the run,
+and under the evaluation's attack it falls, so that what falls on test images is called catastrophic; CAS is constant
+with noise. With a fall, every image's probability is multiplied so that RA falls linearly by so many points within ten
+evaluations from the middle of the run on; the delay is counted from the first of these.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def simulated_run(images: int, evaluations: int, spread: float, fall: float, see
             seconds=1.0,
             images_per_second=1.0,
             train_robust_accuracy=0.4 + 0.5 * place / evaluations,
+            train_attacked_accuracy=0.4 - 0.4 * place / evaluations,
             test_clean_accuracy=0.8,
             test_robust_accuracy=robust,
             cas=15.0 + rng.normal() * 0.5,

@@ -57,14 +57,22 @@ def test_an_alarm_names_what_has_happened(rows: list[EpochRow], expected: list[s
 
 
 @pytest.mark.parametrize(
-    ("clean", "expected"),
-    [(0.9, "robust overfitting"), (0.55, "robust overfitting"), (0.54, "catastrophic overfitting")],
+    ("at_best", "now", "expected"),
+    [
+        (0.4, 0.55, "robust overfitting"),
+        (0.4, 0.30, "robust overfitting"),
+        (0.4, 0.29, "catastrophic overfitting"),
+        (0.19, 0.29, "robust overfitting"),  # the evaluation's attack was as much stronger at the most robust epoch
+        (0.4, None, "robust overfitting"),
+    ],
 )
-def test_a_training_attack_that_tells_the_labels_overfits_catastrophically(clean: float, expected: str) -> None:
-    """Train RA is 0.6: under the attack the training images are easier than without one only in the last case."""
-    rows = [ROW, _row(2, 0.5, 0.45, SURE)]
-    assert alarms(rows, replace(_row(3, 0.6, 0.44, SURE), train_clean_accuracy=clean)) == [expected]
-    assert alarms(rows, replace(_row(3, 0.6, 0.44, DOUBTFUL), train_clean_accuracy=clean)) == []
+def test_what_trains_against_one_attack_alone_overfits_catastrophically(
+    at_best: float, now: float | None, expected: str
+) -> None:
+    """Train RA is 0.4 at the most robust epoch and 0.6 now: half of it is the bound."""
+    rows = [replace(ROW, train_attacked_accuracy=at_best), _row(2, 0.5, 0.45, SURE)]
+    assert alarms(rows, replace(_row(3, 0.6, 0.44, SURE), train_attacked_accuracy=now)) == [expected]
+    assert alarms(rows, replace(_row(3, 0.6, 0.44, DOUBTFUL), train_attacked_accuracy=now)) == []
 
 
 def test_a_slow_fall_below_half_is_no_catastrophe() -> None:

@@ -20,10 +20,12 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.selection import BIASED, selection_free_accuracy, two_fold_accuracy
+from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
+from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import load_model
 
@@ -86,7 +88,7 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     assert header == (
         "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
         "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p,"
-        "train_clean_accuracy,test_clean_loss,test_robust_loss"
+        "train_clean_accuracy,test_clean_loss,test_robust_loss,train_attacked_accuracy"
     )
     assert len(lines) == 3
     rows = read_log(finished.folder)
@@ -124,7 +126,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     assert (run.folder / "best.safetensors").read_bytes() == kept.read_bytes()
 
 
-def test_train_clean_accuracy_is_that_of_plain_training_images_in_eval_mode(tmp_path: Path) -> None:
+def test_train_accuracies_are_those_of_plain_training_images_in_eval_mode(tmp_path: Path) -> None:
     run = train(tiny("data.test_limit=50", "checkpoints.every=1", "precision=float32"), tmp_path / "run", Quiet())
     digits = load_data("digits", train_per_class=6).train  # 60 images, of which as many as test images are measured
     assert digits is not None
@@ -134,6 +136,11 @@ def test_train_clean_accuracy_is_that_of_plain_training_images_in_eval_mode(tmp_
         with torch.no_grad():
             predicted = model(digits.images[rows].float() / 255).argmax(1)
         assert row.train_clean_accuracy == float((predicted == digits.labels[rows]).double().mean())
+        threat = ThreatModel("Linf", 20 / 255, 5 / 255, 2)
+        attacked = build_attack(None, model, threat, seed=0)(digits.images[rows].float() / 255, digits.labels[rows])
+        with torch.no_grad():
+            withstands = model(attacked).argmax(1) == digits.labels[rows]
+        assert row.train_attacked_accuracy == float(withstands.double().mean())
 
 
 def test_a_run_loads_as_a_model_and_its_weights_without_the_package(finished: Run) -> None:
@@ -227,6 +234,7 @@ def test_force_replaces_a_run_and_touches_nothing_else(finished: Run, tmp_path: 
 
 def test_standard_training_keeps_the_epoch_of_the_best_clean_accuracy(tmp_path: Path) -> None:
     run = train(tiny("objective.loss=standard"), tmp_path / "standard", Quiet())
+    assert all(row.train_attacked_accuracy is None for row in run.rows)
     assert run.best is not None
     assert run.best.test_clean_accuracy == max(row.test_clean_accuracy or 0 for row in run.rows)
 
