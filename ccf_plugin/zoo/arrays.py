@@ -14,6 +14,8 @@ from ccf_plugin.zoo.readers import Arrays
 
 _MOST_CLASSES = 1_000_000  # where only the labels say how many there are; beyond, they are no labels
 
+_DARK, _MANY = 64, 100  # so many photographs do not all stay below; scans in 0..16, masks and cast floats do
+
 # Images uint8 (N, H, W, C), or N to decode as they are needed; and labels int64 (N,).
 LabelledImages = tuple[NDArray[np.uint8] | Sequence[ImageFile], NDArray[np.int64]]
 
@@ -23,7 +25,8 @@ def checked_arrays(
 ) -> tuple[tuple[str, ...], dict[str, LabelledImages]]:
     """The class names, and the images and labels of those ``splits`` that exist.
 
-    Labels in a column (N, 1) are flattened. A one-hot row (N, K) becomes the column of its one, which a note says.
+    Labels in a column (N, 1) are flattened. A one-hot row (N, K) becomes the column of its one. Notes say so, and where
+    images seem to be of another scale.
 
     Raises InputError for what is not as ``Arrays`` describes it.
     """
@@ -31,6 +34,11 @@ def checked_arrays(
     images = {
         split: _images(spec, names[split][0], array) for split, (array, _) in arrays.splits.items() if split in splits
     }
+    for split, array in images.items():
+        if isinstance(array, np.ndarray) and len(array) >= _MANY and (highest := int(array.max())) < _DARK:
+            notes.append(
+                f"{names[split][0]} is {highest} at most, and white is 255; if its scale is another, convert it"
+            )
     labels, count = {}, 1
     for split, pair in arrays.splits.items():
         column = _one_column(pair[1])

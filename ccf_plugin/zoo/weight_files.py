@@ -53,7 +53,7 @@ def read_content(path: Path) -> Any:
 def state_dicts(content: object) -> StateDicts:
     """Each mapping of ``content`` that holds tensors, outermost first, with those; keys as ``plain_key`` has them.
 
-    A list of tensors alone is one whose keys are "0", "1", ….
+    A list of tensors inside a mapping is one whose keys are "0", "1", ….
     """
     dicts: StateDicts = {}
     visited: set[int] = set()
@@ -66,7 +66,7 @@ def state_dicts(content: object) -> StateDicts:
             tensors = {plain_key(str(key)): entry for key, entry in value.items() if isinstance(entry, Tensor)}
             if tensors:
                 dicts[place] = tensors
-        elif value and all(isinstance(entry, Tensor) for entry in value):
+        elif place and value and all(isinstance(entry, Tensor) for entry in value):
             dicts[place] = {str(number): entry for number, entry in enumerate(value)}
         for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
             walk(entry, (*place, str(key)))

@@ -177,7 +177,7 @@ def test_a_normalisation_that_no_data_set_has_is_noted_by_what_batchnorm_recorde
 
 @pytest.mark.usefixtures("saved")
 def test_other_images_than_in_training_and_random_weights_are_no_sign(tmp_path: Path) -> None:
-    dark = np.random.default_rng(1).integers(0, 60, (100, 12, 12, 3), dtype=np.uint8)
+    dark = np.random.default_rng(1).integers(0, 80, (100, 12, 12, 3), dtype=np.uint8)
     np.savez(tmp_path / "dark.npz", x=dark, y=np.arange(100) % 10)
     assert _notes("relu", data="npz:dark.npz") == []
     network = importlib.import_module("activated_code").Net()

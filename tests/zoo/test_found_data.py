@@ -244,3 +244,14 @@ def test_rows_of_labels_that_are_not_one_hot_are_refused(labels: Any, tmp_path: 
     np.savez(tmp_path / "data.npz", x=X, y=labels)
     with pytest.raises(InputError, match=r"expected y of 4 integers, one per image of x, found .* of shape \(4, 3"):
         load_data(f"npz:{tmp_path / 'data.npz'}")
+
+
+@pytest.mark.parametrize(("highest", "is_noted"), [(1, True), (16, True), (63, True), (64, False), (255, False)])
+def test_arrays_of_another_scale_are_noted(highest: int, is_noted: bool, tmp_path: Path) -> None:
+    images = np.zeros((100, 2, 2), np.uint8)
+    images[0, 0, 0] = highest
+    names = [b"a", "é".encode(), b"c", b"d"]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(100) % 4, classes=np.array(names))
+    data, notes = load(f"npz:{tmp_path / 'a.npz'}")
+    assert data.classes == ("a", "é", "c", "d")
+    assert [f"images is {highest} at most, and white is 255" in note for note in notes] == [True] * is_noted

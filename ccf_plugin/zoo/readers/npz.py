@@ -53,7 +53,7 @@ def _read(name: str, *, splits: Sequence[str], root: Path, download: bool) -> Ar
     classes = next((arrays[key] for key in _CLASSES if key in arrays), None)
     if classes is not None and classes.ndim != 1:
         raise InputError(f"npz:{path}: expected classes of one dimension, found {classes.shape}")
-    class_names = None if classes is None else [str(label) for label in classes.tolist()]
+    class_names = None if classes is None else [_text(label) for label in classes.tolist()]
     # All splits of the file, so that the number of classes does not depend on those asked for.
     return Arrays({split: (arrays[x], arrays[y]) for split, (x, y) in pairs.items()}, class_names, pairs, notes)
 
@@ -122,6 +122,10 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
             f"npz:{path}: expected plain arrays in an npz file, found a damaged or pickled one; write it by numpy.savez"
         ) from error
     return arrays
+
+
+def _text(label: object) -> str:
+    return label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
 
 
 def _names_in(arrays: dict[str, NDArray[Any]]) -> str:
