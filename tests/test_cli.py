@@ -81,6 +81,7 @@ def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
         "of 90",
         "CAS by chance",
         "I-CAS",
+        "over all pairs",
         "strongest pairs",
         "30 test images of digits",
     ):

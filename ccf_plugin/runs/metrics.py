@@ -254,6 +254,16 @@ METRICS: list[Metric] = [
         dash="longdash",
         split="train_attacked",
     ),
+    Metric(
+        "negative",
+        "sum of negative C",
+        ".2f",
+        lambda result: _finite(result.negative_part),
+        terminal=(),
+        axis=_CAS,
+        rounded=".1f",
+        dash="dashdot",
+    ),
 ]
 _IN_FIRST_LOGS = 9  # entries of the first version of log.csv; the columns of later ones follow theirs
 

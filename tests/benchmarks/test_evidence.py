@@ -34,6 +34,28 @@ def test_what_fell_along_the_run(epoch: int) -> None:
         assert shown == pytest.approx(figure, abs=0.51 * 10**-digits)
 
 
+def test_what_fell_is_beyond_other_images() -> None:
+    (sentence,) = re.findall(r"intervals of CAS beyond chance are (.*), so", PAGE)
+    found = []
+    for epoch in (4, 13, 20, 40):
+        interval = CrossClassResult.load(RUN / "probe" / f"{epoch:03}").interval("cas_excess")
+        assert interval is not None
+        found += interval
+    assert numbers(sentence) == pytest.approx(found, abs=0.051)
+
+
+def test_the_figures_of_the_catastrophic_run_are_its_log_s() -> None:
+    page = (ROOT / "docs" / "results" / "small-runs.md").read_text(encoding="utf-8")
+    rows = {row.epoch: row for row in read_log(RUN.with_name("overfit_small_fast"))}
+    names = ("train_robust_accuracy", "train_attacked_accuracy", "test_robust_accuracy")
+    for epoch in (2, 7, 30):
+        shares = [f"{getattr(rows[epoch], name):.1%}".replace("%", " %") for name in names]
+        cells = [str(epoch), *shares, f"{rows[epoch].cas:.1f}", f"{rows[epoch].cas_excess:.1f}"]
+        assert f"| {' | '.join(cells)} |" in page
+    named = [epoch for epoch, row in rows.items() if "catastrophic overfitting" in row.alarm]
+    assert named == [7, *range(12, 31)]
+
+
 def test_the_alarm_comes_after_the_best_epoch_of_the_committed_run() -> None:
     """What the alarms' page says of their delay on a real log."""
     rows = read_log(RUN)

@@ -77,7 +77,7 @@ def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(
     torch.manual_seed(0)
     model = build_model("preact_resnet18", num_classes=10, input_size=(3, 32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    images, labels = torch.rand(count, 3, 32, 32), torch.randint(10, (count,))
+    images, labels = torch.rand(count, 3, 32, 32), torch.arange(count) % 10
 
     def step(probe: CrossClassProbe) -> None:
         adversarial = images.clone()
@@ -101,7 +101,7 @@ def test_probe_costs_at_most_a_hundredth_of_a_pgd_10_step(
             step(probe)
             whole = time.perf_counter() - start
             shares.append({what: seconds / (whole - sum(spent.values())) for what, seconds in spent.items()})
-        assert not probe._passes.sums.has_faults().any()
+        probe.compute()  # raises where a pass's logits were not the head's
     least = min(shares, key=lambda share: sum(share.values()))
     print(
         f"\ntorch {torch.__version__}, one thread, batch of {count}: hooks {least['hooks']:.4%} and update "

@@ -88,7 +88,7 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
     assert header == (
         "epoch,lr,train_loss,train_robust_accuracy,test_clean_accuracy,test_robust_accuracy,cas,instance_cas,"
         "seconds,images_per_second,alarm,selected_by,cas_null,cas_excess,shared,squared_lengths,robust_fall_p,"
-        "train_clean_accuracy,test_clean_loss,test_robust_loss,train_attacked_accuracy"
+        "train_clean_accuracy,test_clean_loss,test_robust_loss,train_attacked_accuracy,negative"
     )
     assert len(lines) == 3
     rows = read_log(finished.folder)
@@ -102,6 +102,7 @@ def test_the_log_has_a_row_per_epoch_with_the_designs_columns(finished: Run) -> 
         assert (row.test_clean_loss, row.test_robust_loss) == pytest.approx(
             (result.clean_loss, result.robust_loss), rel=1e-5
         )
+        assert row.negative == pytest.approx(result.negative_part, rel=1e-5)
         assert row.squared_lengths == pytest.approx((result.lengths**2).sum() / result.logit_variance, rel=1e-5)
         assert row.test_robust_accuracy == pytest.approx(result.robust_accuracy)
         assert result.counts.tolist() == [2] * 10
