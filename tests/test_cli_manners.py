@@ -142,6 +142,10 @@ BEFORE_TORCH = {
         ["probe", "timm:resnt18"],
         "timm has no model 'resnt18'; did you mean 'resnet18'",
     ),
+    "weights that timm does not have": (
+        ["probe", "timm:resnet18.tv_in1"],
+        "timm has no weights 'resnet18.tv_in1'; did you mean 'resnet18.tv_in1k'",
+    ),
     "a model that RobustBench does not have": (
         ["evaluate", "robustbench:Carmon2019Unlabelled"],
         "RobustBench has no model 'Carmon2019Unlabelled'; did you mean 'Carmon2019Unlabeled'",

@@ -23,10 +23,15 @@ _ROBUSTBENCH_FORM = "robustbench:[dataset/threat/]Name, e.g. robustbench:cifar10
 
 
 def check_timm(name: str) -> None:
-    """Raise InputError for a model that no file of timm names. ``name`` may end in a tag of weights."""
+    """Raise InputError for a model, or a tag of weights behind it, that no file of timm names."""
     text = _text("timm", "models")
-    if text and name.split(".")[0] not in set(re.findall(r"\w+", text)):
+    words = set(re.findall(r"\w+", text))
+    model, _, tag = name.partition(".")
+    if text and model not in words:
         raise InputError(f"timm has no model {name!r}{did_you_mean(name, _TIMM_MODEL.findall(text))}")
+    if text and not words.issuperset(re.findall(r"\w+", tag)):
+        tagged = re.findall(rf"""["']({re.escape(model)}\.[\w.\-]+)["']""", text)
+        raise InputError(f"timm has no weights {name!r}{did_you_mean(name, tagged)}")
 
 
 def robustbench_coordinates(name: str) -> tuple[str, str, str]:

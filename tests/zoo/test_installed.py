@@ -15,11 +15,13 @@ def test_no_model_of_timm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     own = [name for name, module in timm.models._registry._model_to_module.items() if hasattr(timm.models, module)]
+    tagged = [name for name in timm.list_pretrained() if name.split(".")[0] in own]
     assert len(own) > 1000
     assert {"resnet18", "tv_resnet34"} <= set(own)  # the second is a former name
     monkeypatch.delitem(sys.modules, "timm")
     words = set(re.findall(r"\w+", installed._text("timm", "models")))
     assert not set(own) - words
+    assert not {word for name in tagged for word in re.findall(r"\w+", name)} - words
     installed.check_timm("resnet18.tv_in1k")
 
 
