@@ -24,7 +24,8 @@ function fillChoices() {
   };
   for (const id of ["first", "second"]) element(id).append(...data.tracks.flatMap(group));
   element("first").value = `0 ${bestPlace(data.tracks[0])}`; // Figure 4: best minus last; or the best of two runs
-  element("second").value = several ? `1 ${bestPlace(data.tracks[1])}` : `0 ${lastPlace(data.tracks[0])}`;
+  const other = bestPlace(data.tracks[0]) === lastPlace(data.tracks[0]) ? 0 : lastPlace(data.tracks[0]);
+  element("second").value = several ? `1 ${bestPlace(data.tracks[1])}` : `0 ${other}`;
   if (element("confused")) {
     const kinds = [...new Set(data.tracks.flatMap((track) => track.states.flatMap((state) =>
       Object.keys(state.confusions))))];

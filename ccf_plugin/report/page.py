@@ -109,6 +109,8 @@ def build_report(
         "differences": recipe_differences(runs),
         "environments": [environment_rows(run) for run in runs],
         "many_tracks": len(tracks) > 1,
+        "has_one_matrix": [len(shown["states"]) for shown in data["tracks"]] == [1],
+        "best_is_last": len(tracks) == 1 and data["tracks"][0]["best"] == data["tracks"][0]["states"][-1]["epoch"],
         "classes": len(runs[0].classes),
         "many_classes": len(runs[0].classes) > _MANY_CLASSES,
         "data": _json_inside_html(data),

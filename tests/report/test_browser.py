@@ -68,6 +68,8 @@ def pages(write_run: WriteRun, tmp_path_factory: pytest.TempPathFactory) -> Path
         "two": [three, two],
         "hundred": [hundred],
         "hostile": [hostile],
+        "single": [write_run("single", epochs=1, best=1)],
+        "rising": [write_run("rising", epochs=6, best=6)],
     }.items():
         (folder / f"{name}.html").write_text(build_report(runs), encoding="utf-8")
     (folder / "more.html").write_text(_page_with_more_metrics(write_run), encoding="utf-8")
@@ -102,7 +104,7 @@ def visit(browser: Any, pages: Path) -> Iterator[Open]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto((pages / f"{name}.html").as_uri())
-        page.wait_for_selector("#pairs .main-svg")
+        page.wait_for_selector("#pairs .main-svg", state="attached")
         return page
 
     yield visit
@@ -208,6 +210,17 @@ def test_the_difference_of_any_two_epochs(visit: Open) -> None:
     assert page.evaluate(scale) == [0, 0.5]
     page.locator("#signs").select_option("both")
     assert page.evaluate(scale) == [-0.5, 0.5]
+
+
+def test_a_best_epoch_that_is_the_last_is_not_subtracted_from_itself(visit: Open) -> None:
+    rising, single = visit("rising"), visit("single")
+    section = rising.locator("section", has=rising.locator("#heading-difference"))
+    assert "The best epoch is the last that has a matrix" in section.inner_text()
+    np.testing.assert_allclose(_shown(rising, "difference"), _expected(6, 6) - _expected(1, 6), atol=3.2e-5)
+    section = single.locator("section", has=single.locator("#heading-difference"))
+    assert "one matrix alone" in section.inner_text()
+    assert not single.locator("#difference").is_visible()
+    assert not single.locator("#heading-pairs").is_visible()
 
 
 def test_runs_side_by_side(visit: Open) -> None:
