@@ -248,6 +248,12 @@ def test_each_recipe_that_is_named_is_shipped() -> None:
     assert named <= set(shipped_recipes())
 
 
+def test_each_study_has_its_page_or_is_named_among_those_that_wait() -> None:
+    waiting = page("results/index.md").split("## What waits for a GPU")[1]
+    for path in (ROOT / "recipes" / "studies").glob("*.toml"):
+        assert (DOCS / "results" / f"{path.stem}.md").is_file() or f"| `{path.stem}` |" in waiting, path.stem
+
+
 def test_links_lead_to_files() -> None:
     for path in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text("utf-8")):

@@ -40,9 +40,9 @@ def test_an_image_shows_three_glyphs_of_its_class_in_whole_cells() -> None:
 
 def test_cas_rises_with_the_dial() -> None:
     """A short version: a third of the training."""
-    outcomes = [truth.run("pairs", "adversarial", dial, 0, images=1200, epochs=4, tested=300) for dial in truth.DIALS]
-    assert truth.rank_correlation(outcomes) >= 0.9
-    assert truth.rank_correlation(outcomes, clean=True) >= 0.9
+    outcomes = [truth.run("pairs", "adversarial", dial, 0, images=1200, epochs=4, tested=300) for dial in (0, 3, 5)]
+    assert truth.rank_correlation(outcomes) == 1
+    assert truth.rank_correlation(outcomes, clean=True) == 1
     assert outcomes[0].robust_accuracy > 0.9  # a network that learned its task
     assert outcomes[0].cas < 1.5  # of at most 6 that sharing alone explains
     assert outcomes[-1].cas > 4
