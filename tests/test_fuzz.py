@@ -33,7 +33,7 @@ from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import build_model, load_model
 
 CONTEXT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-QUICK = settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=CONTEXT)
+QUICK = settings(max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=CONTEXT)
 LONG = settings(max_examples=20_000, derandomize=True, deadline=None, database=None, suppress_health_check=CONTEXT)
 
 SHIPPED = [path.read_text(encoding="utf-8") for path in shipped_recipes().values()]
@@ -213,7 +213,7 @@ def test_no_traceback_at_the_command_line(
         st.tuples(st.just("fix-tinyimagenet"), st.just("--data-root"), text),
     )
 
-    @settings(QUICK, max_examples=150)
+    @settings(QUICK, max_examples=100)
     @given(commands)
     def run(arguments: tuple[str, ...]) -> None:
         code = run_here(*arguments)

@@ -21,6 +21,7 @@ def figures() -> dict[str, Any]:
     return bench(tiny("precision=float32"), Quiet(), epochs=2, reference_steps=1)
 
 
+@pytest.mark.slow
 def test_shares_add_up_to_the_epoch(figures: dict[str, Any]) -> None:
     shares = figures["shares"]
     assert shares.keys() == {"data", "attack", "weights' pass", "optimizer", "evaluation", "writing", "other"}
@@ -31,6 +32,7 @@ def test_shares_add_up_to_the_epoch(figures: dict[str, Any]) -> None:
     assert len(figures["epoch_seconds"]) == 2
 
 
+@pytest.mark.slow
 def test_the_plain_loop_stands_beside_it(figures: dict[str, Any]) -> None:
     plain = figures["reference"]
     assert len(plain["step_seconds"]) == 2
@@ -38,6 +40,7 @@ def test_the_plain_loop_stands_beside_it(figures: dict[str, Any]) -> None:
     assert plain["extrapolated"] is True
 
 
+@pytest.mark.slow
 def test_it_says_on_what_and_is_plain_json(figures: dict[str, Any]) -> None:
     read = json.loads(json.dumps(figures, allow_nan=False))
     assert read["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -45,6 +48,7 @@ def test_it_says_on_what_and_is_plain_json(figures: dict[str, Any]) -> None:
     assert read["run"] == {"epochs": 3, "seconds": pytest.approx(3 * read["seconds_per_epoch"]), "extrapolated": True}
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_networks_layers(figures: dict[str, Any]) -> None:
     """Counted by hand: 2 per multiplication of a layer and pass; a pass back to the images is as much again."""
     model = prepare(tiny(), torch.device("cpu")).model

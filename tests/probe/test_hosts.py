@@ -959,7 +959,7 @@ FSDP2 = ["head_in_its_own_group", "root_only", "every_layer", "body_and_head_tog
 
 @gloo
 @pytest.mark.parametrize("attach", ["before", "after"])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("split", [*FSDP2, "in_bfloat16", "flat", "flat_with_parameters"])
 def test_fully_sharded(sharded: Callable[..., Any], split: str, processes: int, attach: str) -> None:
     """FSDP2 (and FSDP1, "flat"), weights freed after every layer's forward: what one whole model gives."""

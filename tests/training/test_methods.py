@@ -43,7 +43,25 @@ def _at_once(recipe: Recipe) -> list[str]:
     return settings
 
 
-@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+# Each part of theirs is in a recipe of the others.
+COMBINED = {
+    *("deit_ti_kdswa", "deit_ti_wake", "preact_l2_kdswa", "preact_l2_wake", "preact_trades_kdswa"),
+    *(
+        "preact_trades_wake",
+        "digits_fast",
+        "digits_kd",
+        "digits_wake",
+        "overfit_small_fast",
+        "overfit_small_kd",
+        "preact_linf_kd",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in COMBINED)) for name in sorted(shipped_recipes())],
+)
 def test_a_recipe_takes_its_first_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, settings = load_recipe(name), _made_small(name)
