@@ -40,8 +40,8 @@ def pack(
 ) -> list[Path]:
     """Write a run's folder, or a study's, into pieces; of a study, without the weights that no later run needs.
 
-    With ``Precision()`` what continues from the pieces is the same bit for bit. Weights in float16 are off by 2⁻¹² of
-    themselves at most, momentum in bfloat16 by 2⁻⁹; without momentum the first steps are those of a fresh optimiser.
+    With ``Precision()`` what continues from the pieces is the same bit for bit. Weights in float16 are off by 2⁻¹¹ of
+    themselves at most, momentum in bfloat16 by 2⁻⁸; without momentum the first steps are those of a fresh optimiser.
 
     Args:
         folder: with a state (a run's), or with study.json.

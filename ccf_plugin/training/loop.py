@@ -59,7 +59,7 @@ class Reporter:
         return batches
 
     def measured(self, epoch: int, models: Mapping[str, nn.Module]) -> None:
-        """An epoch is trained and evaluated, and will be written next.
+        """An epoch is trained, and evaluated where that is due, and will be written next.
 
         ``models`` are the run's own, which nothing may change: the weights as they are under "", the averaged ones,
         where there are some, under "_average". Every process of a job is told.

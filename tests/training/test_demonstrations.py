@@ -41,8 +41,8 @@ def test_robust_overfitting(images: Path, tmp_path: Path) -> None:
     last = rows[-1]
     assert best.epoch < 30
     assert (best.test_robust_accuracy or 0) - (last.test_robust_accuracy or 1) > 0.05
-    assert (last.train_robust_accuracy or 0) > 0.6
-    assert (best.cas or 0) - (last.cas or 90) > 2
+    assert (last.train_robust_accuracy or 0) > 0.5
+    assert (best.cas or 0) - (last.cas or 90) > 1
     assert "robust overfitting" in last.alarm
 
 
