@@ -43,7 +43,9 @@ def load_object(spec: str) -> Any:
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
-            raise InputError(f"{spec}: importing {module_name} failed ({one_line(error)})") from error
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
+            hint = "; Python looks in the folder where you are, and in PYTHONPATH" if is_missing else ""
+            raise InputError(f"{spec}: importing {module_name} failed ({one_line(error)}){hint}") from error
         if not hasattr(module, name):
             known = [other for other, value in vars(module).items() if callable(value)]
             raise InputError(f"{spec}: {module_name} has no {name!r}{did_you_mean(name, known)}")
