@@ -387,6 +387,22 @@ def test_timm_takes_a_checkpoint_of_one_s_own(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(loaded.preprocess(Image.fromarray(pixels))), pixels), "images of that size stay"
 
 
+@pytest.mark.parametrize("size", [None, 64])
+def test_images_that_timm_resizes_and_crops_are_told_of(size: int | None, tmp_path: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("resnet10t", pretrained=False, num_classes=4).state_dict(), tmp_path / "a.pt")
+    options = {} if size is None else {"img_size": size}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = load_model(
+            "timm:resnet10t", checkpoint=tmp_path / "a.pt", options=options, mean=[0.5] * 3, std=[0.5] * 3
+        )
+    told = [str(one.message) for one in caught if "resized and cropped to 176×176" in str(one.message)]
+    assert len(told) == (size is None)
+    assert loaded.input_size == ((3, 176, 176) if size is None else (3, 64, 64))
+
+
 def test_data_parallel_on_no_device_is_what_it_wraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "parallel_code.py").write_text(
         "import torch\n\ndef net():\n    model = torch.nn.DataParallel(torch.nn.Linear(3, 2))\n"

@@ -68,12 +68,18 @@ def _load_custom(name: str, custom: CustomWeights, *, pretrained: bool) -> Loade
     config, preprocess = _data_config(build(custom.num_classes), size)
     usual = Normalization(config["mean"], config["std"])
     model, is_normalized = restored(build, custom, usual=usual)
+    pixels = "×".join(map(str, config["input_size"][1:]))
     if not is_normalized:
         mean, std = (", ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
-        pixels = "×".join(map(str, config["input_size"][1:]))
         warnings.warn(
             f"timm:{name} with weights of your own: images resized to {pixels} and normalised by mean {mean} and std "
             f"{std}, as timm does; img_size among its options, and mean and std, say otherwise",
+            stacklevel=2,
+        )
+    elif size is None:
+        warnings.warn(
+            f"timm:{name} with weights of your own: images resized and cropped to {pixels}, as timm does; img_size "
+            "among its options says otherwise",
             stacklevel=2,
         )
     return LoadedModel(model, f"timm:{name}", name, preprocess=preprocess, input_size=config["input_size"])
