@@ -18,7 +18,13 @@ _BROKEN_OFF = ("nference tensors", "numpy() on Tensor that requires grad")
 
 
 class NoGradientError(InputError):
-    """An attack needs gradients of the images, and the model passes none to them."""
+    """Gradients of the images are needed, and the model passes none to them."""
+
+
+def no_gradient(remedy: str) -> NoGradientError:
+    """That error, with what to do."""
+    found = "that none reaches them: a step of it runs without (no_grad, inference_mode, detach, NumPy, argmax)"
+    return NoGradientError(Fault("", "a model that passes a gradient to its images", found, remedy))
 
 
 class GradientWatch:
@@ -56,11 +62,7 @@ class GradientWatch:
         """
         is_broken_off = error is not None and any(words in str(error) for words in _BROKEN_OFF)
         if is_broken_off or (self.asked and not self._reached):
-            problem = (
-                "that none reaches them: a step of it runs without (no_grad, inference_mode, detach, NumPy, argmax)"
-            )
-            fault = Fault("", "a model that passes a gradient to its images", problem, remedy)
-            raise NoGradientError(fault) from error
+            raise no_gradient(remedy) from error
         if error is None and self._moves is not None and not bool(self._moves):
             warnings.warn(
                 f"attack {attack}: the gradients of all {count} images of its first batch are zero, so that it leaves "

@@ -247,7 +247,7 @@ def _like(result: CrossClassResult, settings: Settings) -> Settings:
     """The settings, with the result's data and attack where they are open."""
     known: dict[str, Any] = {"centre": result.centred}
     if result.data is not None:
-        known = {"data": result.data.get("name"), "limit": result.data.get("count")}
+        known |= {"data": result.data.get("name"), "limit": result.data.get("count")}
         known["downscale"] = result.data.get("downscale", 1)
     if result.threat is None:
         known["clean"] = settings.attack.clean or not settings.attack.stated

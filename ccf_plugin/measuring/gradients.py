@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
+from ccf_plugin.engine.gradients import no_gradient
 from ccf_plugin.engine.modes import device_of, evaluation_mode
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
 from ccf_plugin.engine.outputs import Choice
-from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.probe.distributed import gather_objects, num_processes, rank
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.zoo.datasets import Split
@@ -53,7 +53,7 @@ def input_gradients(
             it); lies on the device that is used. Its modes and ``.grad`` are as before.
 
     Raises:
-        InputError: the model passes no gradient to its images.
+        NoGradientError: the model passes no gradient to its images.
     """
     device, forward = device_of(model), Forward(model, output=output, classes=classes)
     sums = torch.zeros(4, dtype=torch.float64)  # |g|, images, cosines, images that have one
@@ -88,7 +88,6 @@ def _gradient(forward: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(forward(points), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, points, allow_unused=True) if loss.requires_grad else (None,)
     if gradient is None:
-        problem = "that none reaches them: a step of it runs without (no_grad, detach, NumPy, argmax)"
-        raise InputError(Fault("", "a model that passes a gradient to its images", problem, "measure no gradients"))
+        raise no_gradient("measure no gradients")
     rows: Tensor = gradient.flatten(1).double()
     return rows

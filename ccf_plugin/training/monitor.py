@@ -160,8 +160,8 @@ def _check_attacks(parts: Parts) -> None:
     if recipe.objective.is_adversarial:
         # In eval mode, which changes nothing in the model; the test finds the same in both modes.
         training = AttackSettings(recipe.training_threat(), recipe.attack.name, recipe.attack.options, parts.precision)
-        attack, mixed = training.build(model, len(parts.classes), recipe.probe.output), recipe.data.mix != "none"
-        _check_attack(parts, "attack", attack, mixed=mixed)
+        attack = training.build(model, len(parts.classes), recipe.probe.output)
+        _check_attack(parts, "attack", attack, mixed=recipe.data.mix != "none")
 
 
 def _check_attack(parts: Parts, section: str, attack: Attack, *, mixed: bool = False) -> None:

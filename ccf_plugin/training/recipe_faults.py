@@ -53,9 +53,11 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     objective, data, evaluate, average = (
         _table(content, name) for name in ("objective", "data", "evaluate", "average")
     )
-    loss = objective.get("loss", "madry")
+    loss, mix = objective.get("loss", "madry"), data.get("mix", "none")
+    of_one_class = [f"[{name}]" for name in ("ensembling", "crossclass") if content.get(name) is not None]
     if isinstance(loss, str) and (known := find_objective(loss)) is not None:
         yield from known.faults(objective)
+        of_one_class = [*([] if known.takes_smoothing else [f"loss {loss!r}"]), *of_one_class]
         if content.get("stop") is not None and known.attack is None:
             yield Fault("stop", f"no [stop] with loss {loss!r}, whose training raises no alarm", "one", "remove it")
     if _table(content, "model").get("checkpoint_key") is not None and "weights" not in _table(content, "model"):
@@ -64,7 +66,8 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("evaluate.select", "data.validation images to select by", "none")
     if data.get("extra") is None and data.get("extra_share") is not None:
         yield Fault("data.extra_share", "data.extra images to be the share of", "none")
-    yield from _mixing_faults(content)
+    for part in of_one_class if mix != "none" else ():
+        yield Fault("data.mix", f"'none' with {part}, whose images have one class each", repr(mix))
     optim = _table(content, "optim")
     points = optim.get("points", [])
     if (optim.get("schedule") == "points") != bool(points):
@@ -78,21 +81,6 @@ def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
         if _ends_too_soon(ramp := _table(content, name).get("ramp")):
             yield Fault(f"{name}.ramp", "a ramp that ends after it starts", str(ramp))
     yield from _teacher_faults(content)
-
-
-def _mixing_faults(content: Mapping[str, Any]) -> Iterator[Fault]:
-    from ccf_plugin.training.objectives import find_objective
-
-    data, loss = _table(content, "data"), _table(content, "objective").get("loss", "madry")
-    mix = data.get("mix", "none")
-    if mix == "none":
-        return
-    known = find_objective(loss) if isinstance(loss, str) else None
-    if known is not None and not known.takes_smoothing:
-        yield Fault("data.mix", f"'none' with loss {loss!r}, whose images have one class each", repr(mix))
-    for name in ("ensembling", "crossclass"):
-        if content.get(name) is not None:
-            yield Fault("data.mix", f"'none' with [{name}], whose images have one class each", repr(mix))
 
 
 def _teacher_faults(content: Mapping[str, Any]) -> Iterator[Fault]:

@@ -165,6 +165,15 @@ def test_a_model_beside_a_result_is_measured_as_the_result_was(digits_run: Path,
         load_sides(best, last, checkpoint=[Path("x.pt")])
 
 
+def test_a_model_beside_a_centred_result_is_centred_too(digits_run: Path, tmp_path: Path) -> None:
+    best, last = name_sides(str(digits_run), None)
+    first, _ = load_sides(best, last, Settings.of(clean=True, limit=20, centre=True))
+    first.measure().save(tmp_path / "saved")  # type: ignore[union-attr]
+    saved, model = load_sides(str(tmp_path / "saved"), last)
+    assert saved.centred  # type: ignore[union-attr]
+    assert model.probe.centre  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("classes", [3, 20, 100, 200])
 def test_the_picture_holds_the_three_matrices_in_the_paper_s_colours(classes: int) -> None:
     rng = np.random.default_rng(0)
