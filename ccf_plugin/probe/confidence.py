@@ -75,17 +75,27 @@ def interval_of(result: CrossClassResult, name: str, level: float) -> Interval |
 
 def variance_of(result: CrossClassResult, name: str, other: CrossClassResult | None = None) -> float | None:
     """See `CrossClassResult.variance_of`."""
-    sides = [result] if other is None else [result, other]
-    apart = [
-        None if side.without_parts is None else side.without_parts.apart(name, side.matrix, side.instance_matrix)
-        for side in sides
-    ]
-    if apart[0] is None or apart[-1] is None or not all(math.isfinite(getattr(side, name)) for side in sides):
+    sides = [moves_of(side, name) for side in ([result] if other is None else [result, other])]
+    known = [side for side in sides if side is not None]
+    if len(known) < len(sides):
         return None
-    moved = apart[0] if other is None else apart[0] - apart[-1]
-    # CAS by chance is a mean over permutations
-    noise = [side.null.cas_sd**2 / side.null.permutations for side in sides] if name == "cas_excess" else []
-    return float(np.square(moved).sum()) + sum(noise)
+    moved = known[0][0] if other is None else known[0][0] - known[1][0]
+    return float(np.square(moved).sum()) + sum(noise**2 for _, noise in known)
+
+
+def moves_of(result: CrossClassResult, name: str) -> tuple[NDArray[np.float64], float] | None:
+    """By how much one of ``SIMILARITIES`` would move with other images, and the error that is the figure's own.
+
+    Returns:
+        `WithoutParts.apart`, (K, G) float64, which models on the same images share; and the standard deviation of CAS
+        by chance as a mean over permutations, 0 for other figures. None where the result has no such figure.
+    """
+    parts = result.without_parts
+    moved = None if parts is None else parts.apart(name, result.matrix, result.instance_matrix)
+    if moved is None or not math.isfinite(getattr(result, name)):
+        return None
+    null = result.null
+    return moved, null.cas_sd / math.sqrt(null.permutations) if name == "cas_excess" else 0.0
 
 
 @dataclass(frozen=True)
