@@ -18,7 +18,7 @@ from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
 from ccf_plugin.zoo.python_code import code_in
 
-_STEP_SIZE_OF_ATTACK = {"FFGSM": "1.25*eps"}  # fast-AT's (Wong et al. 2020)
+_STEP_SIZE_OF_ATTACK = {"FFGSM": "1.25*eps", "FGSM": "eps"}  # of Wong et al. 2020, and of Goodfellow et al. 2015
 _LARGEST_RECIPE = 1_000_000
 _MOST_BASES = _DEEPEST = 20
 
