@@ -1,6 +1,6 @@
-"""The table of docs/results/speed.md, from the files in ``results/``: this program prints it.
+"""The tables of docs/results/speed.md, from the files in ``results/``: this program prints them.
 
-Each file is what its command wrote; a row without one is "not measured".
+Each file is what its command wrote, those of an AMD processor in ``results/amd/``; a row without one is "not measured".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """``value`` takes the content of ``results/<file>.json``, which ``command`` wrote."""
+    """``value`` takes the content of ``<file>.json``, which ``command`` wrote."""
 
     what: str
     reach: str
@@ -98,14 +98,32 @@ ROWS = (
 def table() -> str:
     """Markdown: the rows, and the commands by the letters that the rows name them by."""
     letters: dict[str, str] = {}
-    lines = ["| what | reach | measured | by |", "|---|---|---|---|"]
+    lines = ["| what | reach | Intel Xeon | AMD EPYC | by |", "|---|---|---|---|---|"]
     for row in ROWS:
-        path = RESULTS / f"{row.file}.json"
-        measured = row.value(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "not measured"
+        measured = " | ".join(_measured(row, folder) for folder in (RESULTS, RESULTS / "amd"))
         letter = letters.setdefault(row.command, ascii_lowercase[len(letters)])
         lines.append(f"| {row.what} | {row.reach} | {measured} | {letter} |")
     commands = [f"{letter}: {command}" for command, letter in letters.items()]
     return "\n".join([*lines, "", "```text", *commands, "```"])
+
+
+def _measured(row: Row, folder: Path) -> str:
+    path = folder / f"{row.file}.json"
+    return row.value(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "not measured"
+
+
+def demonstrations_table() -> str:
+    """Markdown: how long the runs take that are promised in minutes."""
+    rows = json.loads((RESULTS / "amd" / "demonstrations.json").read_text(encoding="utf-8"))["rows"]
+    lines = ["| command | time | RA, best → last | CAS |", "|---|---|---|---|"]
+    for recipe, row in rows.items():
+        minutes, seconds = divmod(round(row["seconds"]), 60)
+        best, last = row["best"], row["last"]
+        robust = f"{best['test_robust_accuracy']:.1%} → {last['test_robust_accuracy']:.1%}"
+        lines.append(
+            f"| `ccf train {recipe}` | {minutes} min {seconds} s | {robust} | {best['cas']:.1f} → {last['cas']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -178,4 +196,4 @@ def gpu_table() -> str:
 
 
 if __name__ == "__main__":
-    print(table(), gpu_table(), sep="\n\n")
+    print(table(), demonstrations_table(), gpu_table(), sep="\n\n")
