@@ -176,7 +176,9 @@ GPU_ROWS = (
         "`probe.update`, with waiting",
         "≤ 1 % of an epoch",
         "update_ms",
-        lambda rows: f"{rows['probe']['figures']['with_waiting_ms']:.2f} ms",
+        lambda rows: (
+            f"{rows['probe']['figures']['with_waiting_ms']:.2f} ms, {rows['probe']['figures']['ratio'] - 1:.1%}"
+        ),
     ),
 )
 _UNITS = {"seconds": "s", "minutes": "min", "ms": "ms", "products": ""}
