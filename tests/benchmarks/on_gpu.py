@@ -279,7 +279,7 @@ def instance_cas(setting: Setting) -> Iterator[Figures]:
 
 
 def probe(setting: Setting) -> Iterator[Figures]:
-    """One ``update`` after a pass: what the host spends, and the device; and quarters of an epoch with and without it."""
+    """One ``update`` after a pass, on the host and on the device; and quarters of an epoch with and without it."""
     import torch
     import torch.nn.functional as F
     import torchattacks
