@@ -27,6 +27,11 @@ def no_gradient(remedy: str) -> NoGradientError:
     return NoGradientError(Fault("", "a model that passes a gradient to its images", found, remedy))
 
 
+def is_broken_off(error: Exception | None) -> bool:
+    """Whether a pass forward or back failed since a step of it takes no gradient back."""
+    return error is not None and any(words in str(error) for words in _BROKEN_OFF)
+
+
 class GradientWatch:
     """Inside the block it notes what gradients a model passes to its images. It changes no number, and waits for none.
 
@@ -60,8 +65,7 @@ class GradientWatch:
         Raises:
             NoGradientError: none reaches the images.
         """
-        is_broken_off = error is not None and any(words in str(error) for words in _BROKEN_OFF)
-        if is_broken_off or (self.asked and not self._reached):
+        if is_broken_off(error) or (self.asked and not self._reached):
             raise no_gradient(remedy) from error
         if error is None and self._moves is not None and not bool(self._moves):
             warnings.warn(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
-from ccf_plugin.engine.gradients import no_gradient
+from ccf_plugin.engine.gradients import is_broken_off, no_gradient
 from ccf_plugin.engine.modes import device_of, evaluation_mode
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
 from ccf_plugin.engine.outputs import Choice
@@ -73,6 +73,14 @@ def input_gradients(
     return InputGradients(length / count, cosine / with_both if with_both else math.nan)
 
 
+def check_gradients(
+    model: nn.Module, images: Tensor, labels: Tensor, *, output: Choice | None = None, classes: int | None = None
+) -> None:
+    """Take the gradients of a few images as ``input_gradients`` does, which raises NoGradientError where none are."""
+    with evaluation_mode(model):
+        _gradient(Forward(model, output=output, classes=classes), images, labels)
+
+
 def _perturbation(images: Tensor, threat: ThreatModel) -> Tensor:
     if threat.norm == "Linf":
         return torch.empty_like(images).uniform_(-threat.eps, threat.eps)
@@ -84,10 +92,17 @@ def _perturbation(images: Tensor, threat: ThreatModel) -> Tensor:
 def _gradient(forward: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Of each image's own cross-entropy, (N, C·H·W) float64, which no small norm rounds to 0."""
     points = images.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(forward(points), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, points, allow_unused=True) if loss.requires_grad else (None,)
+    gradient, broken = None, None
+    try:
+        with torch.enable_grad():
+            loss = F.cross_entropy(forward(points), labels, reduction="sum")
+        if loss.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, points, allow_unused=True)
+    except RuntimeError as error:
+        if not is_broken_off(error):
+            raise
+        broken = error
     if gradient is None:
-        raise no_gradient("measure no gradients")
+        raise no_gradient("measure no gradients") from broken
     rows: Tensor = gradient.flatten(1).double()
     return rows

@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 # Robust overfitting: the chance of a false alarm that one epoch's test may take, over all epochs that it may be
 # compared with. tests/benchmarks/false_alarms.py simulates what this gives along whole runs.
 LEVEL = 0.002
-# Catastrophic overfitting: within SUDDEN evaluations test RA falls below COLLAPSE times what it was; or it falls as in
-# robust overfitting, and training images withstand the evaluation's attack less than COLLAPSE times as often as the
-# training attack, which they did not at the most robust epoch.
-SUDDEN, COLLAPSE = 3, 0.5
+# Catastrophic overfitting begins where test RA falls below COLLAPSE times what it was within SUDDEN evaluations; or
+# where it falls as in robust overfitting, and training images withstand the evaluation's attack less than COLLAPSE
+# times as often as the training attack, which they did not at the most robust epoch. It is over from RECOVERED times
+# on: with one bound for both, the noise of 100 training images would give one decline two names in turn.
+SUDDEN, COLLAPSE, RECOVERED = 3, 0.5, 0.75
 # CAS falling: CAS beyond chance is under this share of what it was at the most robust epoch.
 EXCESS_MARGIN = 0.8
 # Each alarm, and what it says of an epoch.
 ALARMS = {
     "catastrophic overfitting": (
-        f"within {SUDDEN} evaluations test RA fell below {COLLAPSE:.0%} of what it was, while train RA rose, and has "
-        "not come back; or test RA fell as in robust overfitting, and training images withstand the evaluation's "
-        f"attack under {COLLAPSE:.0%} as often as the training attack"
+        f"within {SUDDEN} evaluations test RA fell below {COLLAPSE:.0%} of what it was, while train RA rose; or test "
+        "RA fell as in robust overfitting, and training images withstand the evaluation's attack under "
+        f"{COLLAPSE:.0%} as often as the training attack. It lasts while test RA is down, until they withstand it "
+        f"{RECOVERED:.0%} as often"
     ).replace("%", " %"),
     "robust overfitting": (
         "at this and the evaluated epoch before, fewer test images withstand the attack than at the most robust epoch, "
@@ -48,9 +50,11 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
     robust overfitting (Rice et al. 2020): at this and the evaluated epoch before, fewer test images withstand the
     attack than at the most robust epoch, by McNemar's test of the images that differ (``robust_fall_p``), with p below
     ``LEVEL`` over the number of earlier evaluations.
-    catastrophic overfitting (Wong et al. 2020): test RA fell under half within ``SUDDEN`` evaluations, and has not
-    come back; or test RA fell as in robust overfitting, and so did training images' accuracy under the evaluation's
-    attack, to under half of that under the training attack. It is not called robust overfitting too.
+    catastrophic overfitting (Wong et al. 2020): test RA fell under ``COLLAPSE`` times what it was within ``SUDDEN``
+    evaluations; or it fell as in robust overfitting, and training images withstand the evaluation's attack under
+    ``COLLAPSE`` times as often as the training attack. It lasts while test RA is down and that share is below
+    ``RECOVERED``, of which a log without ``train_attacked_accuracy`` says nothing; test RA is down as in robust
+    overfitting, or below ``RECOVERED`` times its highest. It is not called robust overfitting too.
     CAS falling: one of the two stands, and CAS beyond chance is below ``EXCESS_MARGIN`` of that of the most robust
     epoch.
     """
@@ -59,10 +63,9 @@ def alarms(rows: Sequence[EpochRow], row: EpochRow) -> list[str]:
         return []
     best = max(before, key=_robust)
     raised = []
-    is_overfitted = _trains_better(row, best) and _falls(before, row) and _falls(before[:-1], before[-1])
-    if _has_collapsed([*before, row]) or (is_overfitted and _is_blind(row) and not _is_blind(best)):
+    if _is_catastrophic([*before, row]):
         raised.append("catastrophic overfitting")
-    elif is_overfitted:
+    elif _is_overfitted(before, row):
         raised.append("robust overfitting")
     excess, at_best = (_beyond_chance(epoch) for epoch in (row, best))
     if raised and excess is not None and at_best is not None and excess < EXCESS_MARGIN * at_best:
@@ -96,21 +99,42 @@ def _falls(before: Sequence[EpochRow], row: EpochRow) -> bool:
     return bool(before) and row.robust_fall_p is not None and row.robust_fall_p < LEVEL / len(before)
 
 
-def _is_blind(row: EpochRow) -> bool:
-    """Whether training images withstand the evaluation's attack under half as often as the training attack."""
-    attacked = row.train_attacked_accuracy
-    return attacked is not None and attacked < COLLAPSE * (row.train_robust_accuracy or 0.0)
+def _is_overfitted(before: Sequence[EpochRow], row: EpochRow) -> bool:
+    best = max(before, key=_robust)
+    return _trains_better(row, best) and _falls(before, row) and _falls(before[:-1], before[-1])
 
 
-def _has_collapsed(evaluated: Sequence[EpochRow]) -> bool:
-    row = evaluated[-1]
-    for place in range(1, len(evaluated)):
-        peak = max(evaluated[max(0, place - SUDDEN) : place], key=_robust)
-        bound = COLLAPSE * _robust(peak)
-        fell = _robust(evaluated[place]) < bound and _trains_better(evaluated[place], peak)
-        if fell and _robust(row) < bound and _trains_better(row, peak):
+def _is_catastrophic(evaluated: Sequence[EpochRow]) -> bool:
+    """Whether it began at one of these epochs and lasted at each since, by their figures, not by their alarms."""
+    for place in range(len(evaluated) - 1, 0, -1):
+        before, row = evaluated[:place], evaluated[place]
+        if _begins(before, row):
             return True
+        if not _lasts(before, row):
+            return False
     return False
+
+
+def _begins(before: Sequence[EpochRow], row: EpochRow) -> bool:
+    best, peak, share = max(before, key=_robust), max(before[-SUDDEN:], key=_robust), _share(row)
+    if _robust(row) < COLLAPSE * _robust(peak) and _trains_better(row, peak):
+        return share is None or share < RECOVERED
+    at_best = _share(best)
+    is_blind = share is not None and share < COLLAPSE and (at_best is None or at_best >= COLLAPSE)
+    return is_blind and _is_overfitted(before, row)
+
+
+def _lasts(before: Sequence[EpochRow], row: EpochRow) -> bool:
+    best, share = max(before, key=_robust), _share(row)
+    is_low = _robust(row) < RECOVERED * _robust(best)
+    is_down = is_low if share is None else share < RECOVERED and (is_low or _falls(before, row))
+    return is_down and _trains_better(row, best)
+
+
+def _share(row: EpochRow) -> float | None:
+    """How often training images withstand the evaluation's attack, over how often the training attack."""
+    attacked, trained = row.train_attacked_accuracy, row.train_robust_accuracy
+    return None if attacked is None or not trained else attacked / trained
 
 
 def _beyond_chance(row: EpochRow) -> float | None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ccf_plugin.engine.gradients import NoGradientError
 from ccf_plugin.engine.memory import batch_size_errors, largest_batch_size
 from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
-from ccf_plugin.measuring.gradients import InputGradients, input_gradients
+from ccf_plugin.measuring.gradients import InputGradients, check_gradients, input_gradients
 from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.runs.metrics import all_metrics
@@ -132,16 +133,20 @@ def _build_attack(parts: Parts, model: nn.Module) -> Attack:
 
 
 def check_measurable(parts: Parts) -> None:
-    """Find the model's head and run both attacks on two test images, so that a failure comes before training.
+    """Find the model's head and run on two test images what the run will: both attacks, and the gradients it measures.
+
+    So a failure comes before training.
 
     The model, its modes and the random state are as before. Each process checks for itself.
 
     Raises:
-        InputError: there is no head, or not of the data's classes; an attack fails on this model.
+        InputError: there is no head, or not of the data's classes; an attack fails on this model, or its gradients do.
     """
     with seeded(parts.recipe.evaluate.seed, parts.device):
         _check_head(parts)
         _check_attacks(parts)
+        if parts.recipe.probe.gradients:
+            _check_gradients(parts)
 
 
 def _check_head(parts: Parts) -> None:
@@ -165,27 +170,43 @@ def _check_attacks(parts: Parts) -> None:
 
 
 def _check_attack(parts: Parts, section: str, attack: Attack, *, mixed: bool = False) -> None:
-    images, labels = next(iter(parts.test.batches(2, parts.device)))
+    images, labels = _two_images(parts)
     if mixed:
         labels = F.one_hot(labels, len(parts.classes)).float()
+    clean = ", or objective.loss = 'standard'" if section == "attack" else ""
+    without = f"choose {section}.name = 'Square', which needs none{clean}"
+    expected = f"a model that attack {attack.name} can attack"
+    with _failing(section, without, expected, f"choose another {section}.name"), evaluation_mode(parts.model):
+        attack(images, labels)
+
+
+def _check_gradients(parts: Parts) -> None:
+    remedy, expected = "set probe.gradients = false", "a model whose gradients can be taken"
+    with _failing("probe.gradients", remedy, expected, remedy):
+        output, classes = parts.recipe.probe.output, len(parts.classes)
+        check_gradients(parts.model, *_two_images(parts), output=output, classes=classes)
+
+
+def _two_images(parts: Parts) -> tuple[Tensor, Tensor]:
+    return next(iter(parts.test.batches(2, parts.device)))
+
+
+@contextlib.contextmanager
+def _failing(key: str, without_gradient: str, expected: str, remedy: str) -> Iterator[None]:
+    """Report what fails inside under a key: with the first remedy where no gradient reaches the images."""
     try:
-        with evaluation_mode(parts.model):
-            attack(images, labels)
+        yield
     except NoGradientError as error:
         (fault,) = error.faults
         assert isinstance(fault, Fault)  # noqa: S101
-        remedy = f"choose {section}.name = 'Square', which needs none"
-        clean = ", or objective.loss = 'standard'" if section == "attack" else ""
-        raise InputError(replace(fault, key=section, remedy=remedy + clean)) from error
+        raise InputError(replace(fault, key=key, remedy=without_gradient)) from error
     except InputError as error:
-        raise error.within(section) from error
+        raise error.within(key) from error
     except CCFError:
         raise
     except Exception as error:  # whatever a stranger's model and an attack can provoke in each other
-        raise InputError(
-            f"{section}: expected a model that attack {attack.name} can attack, found that it fails on two images "
-            f"({one_line(error, 200)}); choose another {section}.name"
-        ) from error
+        found = f"that it fails on two images ({one_line(error, 200)})"
+        raise InputError(Fault(key, expected, found, remedy)) from error
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[str, float | None]:

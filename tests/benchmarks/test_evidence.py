@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.runs.alarms import alarms
 from ccf_plugin.runs.log import read_log
 
 from .alarm_delays import delays
 
 ROOT = Path(__file__).parents[2]
 RESULTS, RUN = Path(__file__).parent / "results", ROOT / "docs" / "results" / "overfit_small"
+LOGS = sorted(RUN.parent.rglob("log.csv"))
 PAGE = (ROOT / "docs" / "results" / "evidence.md").read_text(encoding="utf-8")
 
 
@@ -53,7 +55,7 @@ def test_the_figures_of_the_catastrophic_run_are_its_log_s() -> None:
         cells = [str(epoch), *shares, f"{rows[epoch].cas:.1f}", f"{rows[epoch].cas_excess:.1f}"]
         assert f"| {' | '.join(cells)} |" in page
     named = [epoch for epoch, row in rows.items() if "catastrophic overfitting" in row.alarm]
-    assert named == [7, *range(12, 31)]
+    assert named == [*range(7, 31)]
 
 
 def test_the_alarm_comes_after_the_best_epoch_of_the_committed_run() -> None:
@@ -68,6 +70,14 @@ def test_the_delays_of_real_runs_are_those_of_their_committed_logs() -> None:
     described = json.loads((RESULTS / "alarm_delays.json").read_text(encoding="utf-8"))
     assert described == {run: delays(read_log(ROOT / run)) for run in described}
     assert not any(alarm["came_back"] for run in described.values() for alarm in run["alarms"].values())
+    kinds = [{"catastrophic overfitting", "robust overfitting"} & run["alarms"].keys() for run in described.values()]
+    assert max(map(len, kinds)) == 1  # no run has both names
+
+
+@pytest.mark.parametrize("log", LOGS, ids=lambda log: log.parent.name)
+def test_the_committed_logs_have_the_alarms_of_this_version(log: Path) -> None:
+    rows = read_log(log.parent)
+    assert [row.alarm for row in rows] == ["; ".join(alarms(rows[:place], row)) for place, row in enumerate(rows)]
 
 
 def test_what_the_statistics_cost() -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.broken_gradients import NONE
 from support.runs import tiny
 from torch import Tensor, nn
 
 from ccf_plugin import InputError, load_model, train
-from ccf_plugin.measuring.gradients import input_gradients
+from ccf_plugin.measuring.gradients import check_gradients, input_gradients
 from ccf_plugin.threat import ThreatModel, threat_model
 from ccf_plugin.training.setup import prepare
 from ccf_plugin.zoo.datasets import Split
@@ -109,6 +110,13 @@ def test_a_model_without_gradients_is_refused_in_one_line() -> None:
         with pytest.raises(InputError, match="expected a model that passes a gradient to its images") as caught:
             input_gradients(model, SPLIT, threat_model())
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", NONE)
+def test_each_way_to_break_gradients_off_is_refused(model: type[nn.Module]) -> None:
+    images, labels = torch.rand(3, 1, 8, 8), torch.arange(3)
+    with pytest.raises(InputError, match=r"found that none reaches them: .*; measure no gradients"):
+        check_gradients(model(), images, labels)
 
 
 def test_a_run_logs_them_where_its_recipe_asks(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def _row(epoch: int, train: float, test: float | None, p: float | None, excess: 
         ([_row(2, 0.9, 0.10, SURE)], ["catastrophic overfitting"]),
         ([_row(2, 0.3, 0.10, SURE)], []),
         ([_row(2, 0.9, 0.10, SURE), _row(3, 0.9, 0.12, SURE)], ["catastrophic overfitting"]),  # it stays named
-        ([_row(2, 0.9, 0.10, SURE), _row(3, 0.9, 0.30, SURE)], ["robust overfitting"]),  # RA came back half-way
+        ([_row(2, 0.9, 0.10, SURE), _row(3, 0.9, 0.37, SURE)], ["catastrophic overfitting"]),  # RA came back half-way
+        ([_row(2, 0.9, 0.10, SURE), _row(3, 0.9, 0.38, SURE)], ["robust overfitting"]),  # to 75 %
+        ([_row(2, 0.9, 0.10, DOUBTFUL), _row(3, 0.9, 0.12, DOUBTFUL)], ["catastrophic overfitting"]),
     ],
 )
 def test_an_alarm_names_what_has_happened(rows: list[EpochRow], expected: list[str]) -> None:
@@ -73,6 +75,35 @@ def test_what_trains_against_one_attack_alone_overfits_catastrophically(
     rows = [replace(ROW, train_attacked_accuracy=at_best), _row(2, 0.5, 0.45, SURE)]
     assert alarms(rows, replace(_row(3, 0.6, 0.44, SURE), train_attacked_accuracy=now)) == [expected]
     assert alarms(rows, replace(_row(3, 0.6, 0.44, DOUBTFUL), train_attacked_accuracy=now)) == []
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "expected"),
+    [
+        # test RA, p, and the share of train RA that training images keep under the evaluation's attack
+        ([(0.44, SURE, 0.49), (0.44, SURE, 0.7), (0.43, SURE, 0.51), (0.44, SURE, 0.6)], "CCCC"),
+        ([(0.44, SURE, 0.49), (0.44, SURE, 0.76), (0.44, SURE, 0.7), (0.44, SURE, 0.49)], "CRRC"),
+        ([(0.44, SURE, 0.6), (0.44, SURE, 0.7)], "RR"),  # it has not begun
+        ([(0.44, SURE, 0.49), (0.49, DOUBTFUL, 0.6), (0.44, SURE, 0.6), (0.44, SURE, 0.6)], "C--R"),  # RA came back
+        ([(0.10, SURE, 0.3), (0.40, SURE, 0.6), (0.40, SURE, 0.7)], "CCC"),
+        ([(0.10, SURE, 0.3), (0.30, SURE, 0.8), (0.30, SURE, 0.7)], "CRR"),
+        ([(0.10, SURE, 0.9), (0.10, SURE, 0.8)], "RR"),  # suddenly, and training images withstand it: ordinary
+        ([(0.10, SURE, None), (0.30, SURE, None), (0.37, SURE, None)], "CCC"),
+        ([(0.10, SURE, None), (0.38, SURE, None), (0.37, SURE, None)], "CRR"),
+    ],
+)
+def test_catastrophic_overfitting_keeps_its_name_until_it_is_over(
+    evaluated: list[tuple[float, float, float | None]], expected: str
+) -> None:
+    """The most robust epoch has RA 0.5 and a share of 1; what the rows are said to be called changes nothing."""
+    rows = [replace(ROW, train_attacked_accuracy=0.4), replace(_row(2, 0.5, 0.45, SURE), train_attacked_accuracy=0.5)]
+    named = ""
+    for robust, p, share in evaluated:
+        attacked = None if share is None else 0.6 * share
+        row = replace(_row(len(rows) + 1, 0.6, robust, p), train_attacked_accuracy=attacked, alarm="CAS falling")
+        named += "".join(name[0].upper() for name in alarms(rows, row)) or "-"
+        rows.append(row)
+    assert named == expected
 
 
 def test_a_slow_fall_below_half_is_no_catastrophe() -> None:

@@ -43,6 +43,18 @@ class Constant(Small):
         return self.head(self.features(images.detach()).detach())
 
 
+class WithoutBackward(Small):
+    """A step of it says nothing of its gradient."""
+
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(_: object, images: Tensor) -> Tensor:
+            return images.round()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(self.Step.apply(images))
+
+
 class Pair(Small):
     """The logits of both heads in a tuple."""
 

@@ -26,6 +26,7 @@ def own(name: str, *more: str) -> Recipe:
     return load_recipe("digits", [model, *SHORT, *more])
 
 
+SQUARE = ("evaluate.name=Square", "evaluate.options={n_queries=5}", "objective.loss=standard")
 FAILING: dict[str, tuple[tuple[str, ...], str]] = {
     "no head": (("Headless",), r"^probe: .*probabilities, not logits"),
     "a head that is no layer": (("Small", "probe.head=hed"), r"^probe: .*did you mean 'head'"),
@@ -37,6 +38,14 @@ FAILING: dict[str, tuple[tuple[str, ...], str]] = {
     "no gradient for training": (
         ("Constant", "evaluate.name=Square", "evaluate.options={n_queries=5}"),
         r"^attack: .*none reaches them.*attack.name = 'Square', which needs none, or objective.loss = 'standard'$",
+    ),
+    "no gradient to measure": (
+        ("Constant", *SQUARE, "probe.gradients=true"),
+        r"^probe.gradients: expected a model that passes a gradient.*none reaches them.*; set probe.gradients = false$",
+    ),
+    "gradients that fail": (
+        ("WithoutBackward", *SQUARE, "probe.gradients=true"),
+        r"^probe.gradients: expected a model whose gradients can .*NotImpl.*; set probe.gradients = false",
     ),
     "two entries": (("Pair",), r"^probe: expected one entry of the output.*, found 2: .*output=0 or output=1"),
     "an attack on three channels": (("Small", "evaluate.name=TIFGSM"), r"^evaluate: .*images of 3 channels"),
