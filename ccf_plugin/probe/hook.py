@@ -36,6 +36,12 @@ class Hook:
         self._handle = register(self, **options)
         return self
 
+    def move_to_end(self) -> None:
+        """Let the module call this hook last, whatever was registered since; it is a forward hook."""
+        hooks = None if self._handle is None else self._handle.hooks_dict_ref()
+        if hooks is not None and self._handle is not None:
+            hooks.move_to_end(self._handle.id)
+
     def remove(self) -> None:
         """Take the hook off; compiled code or a copied list of hooks that still holds it holds nothing of the probe."""
         self._call, self._failed = None, _nothing

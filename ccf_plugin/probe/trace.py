@@ -138,6 +138,11 @@ class HeadTracer:
     def _read(self, record: PassRecord, shape: tuple[int, int] | None) -> ForwardPass:
         if record.fault:
             raise InputError(record.fault)
+        if record.compiled and self.watcher.is_followed():
+            raise InputError(
+                "expected the probe's hook to be the last in a compiled pass, found a forward hook of the model that "
+                "was registered after it, which may change the output; attach the probe after that hook"
+            )
         record.calls = [call.to_plain() for call in record.calls]
         with torch.set_grad_enabled(self._gradient):
             if self._gradient:

@@ -120,6 +120,15 @@ class PassWatcher:
         self._forget()
         self.latest = None
 
+    def is_followed(self) -> bool:
+        """Whether hooks of the host come after the one that notes the model's output, and may change it."""
+        for hook in reversed(self._model._forward_hooks.values()):
+            if hook is self._root[1]:
+                return False
+            if not isinstance(hook, Hook):  # another probe's
+                return True
+        return False
+
     def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
         hook = Hook(call, self._fail).on(register, **options)
         self.hooks.append(weakref.ref(hook))
@@ -204,6 +213,8 @@ class PassWatcher:
             self._depth += 1  # the model calls itself
             return
         self._forget()
+        if not compiled and self.is_followed():
+            self._root[1].move_to_end()  # it notes the output that the host gets
         self._failure = None
         self._distances = {}
         self._depth = 1
@@ -268,6 +279,7 @@ class PassWatcher:
             fault=fault,
             distances=tuple(self._distances),
             alike=self._count_alike(args),
+            compiled=torch.compiler.is_compiling(),
         )
         self._forget()
         self.latest = record
