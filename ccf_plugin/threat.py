@@ -27,7 +27,7 @@ DEFAULT_STEP_SIZE: dict[Norm, str] = {"Linf": "eps/4", "L2": "eps/8"}
 _LARGEST_EPS: dict[Norm, float] = {"Linf": 1.0, "L2": 16.0}
 
 _OPERATORS = {"*", "/"}
-_WORD = re.compile(r"\s*(eps|[*/]|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_WORD = re.compile(r"eps|[*/]|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,5 @@ def _evaluate(text: str, eps: float | None, key: str) -> float:
 
 def _words(text: str) -> list[str]:
     """Numbers, operators and ``eps`` of ``text``; an empty list where some part of it is not one."""
-    words, position = [], 0
-    while position < len(text):
-        match = _WORD.match(text, position)
-        if match is None:
-            return []
-        words.append(match.group(1))
-        position = match.end()
-    return words
+    words = _WORD.findall(text)
+    return words if "".join(words) == "".join(text.split()) else []

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from ccf_plugin.measuring.claims import Comparison, Correlation, Figure, Halving, Leaf, Number, is_linear
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, of_seed
-from ccf_plugin.probe.confidence import SIMILARITIES, mcnemar, moves_of
+from ccf_plugin.probe.confidence import SIMILARITIES, mcnemar
 from ccf_plugin.probe.jackknife import PARTS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Runs = Mapping[str, Sequence[FinishedRun]]
 LEVEL = 0.05
@@ -132,7 +130,7 @@ def _by_jackknife(
     values, moved, noises = [], [], []
     for part, run in measured:
         result = run.result(part.column, part.at)
-        moves = None if result is None else moves_of(result, part.column)
+        moves = None if result is None else result.moves_of(part.column)
         if moves is None:
             raise NotMeasuredError(f"{part} has no result with intervals")
         values.append(run.value(part))

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measuring.claims import Figure
@@ -17,10 +20,6 @@ from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import AVERAGE, RECIPE, result_of
 from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
 from ccf_plugin.runs.selection import BIASED, CLEAN, record_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _LOGGED = 1e-5  # the relative error of a figure of six digits, and of a result's arrays
 

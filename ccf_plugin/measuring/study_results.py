@@ -79,7 +79,6 @@ def state_claims(folder: Path, claims: Sequence[str], *, has_begun: bool, now: d
     known = {one.claim: one for one in _read_stated(folder)}
     at = (now or datetime.now(UTC)).isoformat(timespec="seconds")
     stated = [known[claim] if claim in known else Stated(claim, at, not has_begun) for claim in claims]
-    stated = [Stated(one.claim, one.at, one.before) for one in stated]
     gone = [one for claim, one in known.items() if claim not in claims and has_begun]
     return stated + [Stated(one.claim, one.at, one.before, withdrawn=True) for one in gone]
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from ccf_plugin.measuring.claims import Comparison, Figure, Halving, Leaf, runs_of, value_of
 from ccf_plugin.measuring.few_seeds import LEVEL, fitting_test
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, of_seed
 from ccf_plugin.runs.seeds import mean_and_sd
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Verdict = Literal["held", "not held", "undecided"]
 FEWEST_SEEDS = 3

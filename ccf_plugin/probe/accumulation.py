@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccf_plugin.engine.versions import installed_versions
@@ -21,9 +22,6 @@ from ccf_plugin.probe.jackknife import WithoutParts, instances_without_parts
 from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Inputs = Literal["adversarial", "clean"]
 

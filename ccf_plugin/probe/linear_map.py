@@ -97,8 +97,8 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
     allowed, class_tolerance = _tolerance(values, shares, factors, wanted)
-    biases = tuple((value.bias, factors[..., t]) for t, value in enumerate(values) if value.bias is not None)
-    beside = residual - _sum_biases(biases, dtype)
+    biases = [value.bias.to(dtype) * factors[..., t] for t, value in enumerate(values) if value.bias is not None]
+    beside = residual - torch.stack(biases).sum(0) if biases else residual
     if len(wanted) == 1:
         # One sample alone is explained by any constant row: there it must be known.
         difference = (beside - (0.0 if offset is None else offset)).abs()
@@ -125,12 +125,6 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
         made=made,
         allowed=allowed + class_tolerance,
     )
-
-
-def _sum_biases(biases: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor | float:
-    """The constant row that these biases make, (K,); 0 where there is none."""
-    rows = [bias.to(dtype) * factor for bias, factor in biases]
-    return torch.stack(rows).sum(0) if rows else 0.0
 
 
 def _scalar(factor: float | tuple[float, ...]) -> float:
@@ -211,7 +205,7 @@ def _canonical(plan: Plan, values: Sequence[TermValues], factors: Tensor) -> tup
             weights.append(_weighted([values[index].weight for index in first], factors[..., first], plan.per_class))
             continue
         # the reading with the largest factors stands for the weights, the others for their share of it
-        group = sorted(group, key=lambda together: -_size(plan, together))
+        group = sorted(group, key=lambda together: -np.abs(_planned(plan, together)).sum())
         order = [plan.terms[index].matrices for index in group[0]]
         rows = [factors[..., _ordered(plan, together, order)].flatten() for together in group]
         shares = [(row @ rows[0]) / (rows[0] @ rows[0]) for row in rows]
@@ -242,10 +236,6 @@ def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second:
 def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:
     """The reading's terms in the order of these weights."""
     return sorted(together, key=lambda index: matrices.index(plan.terms[index].matrices))
-
-
-def _size(plan: Plan, together: list[int]) -> float:
-    return float(np.abs(_planned(plan, together)).sum())
 
 
 def _planned(plan: Plan, together: list[int]) -> NDArray[np.float64]:

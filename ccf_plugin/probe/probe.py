@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -98,16 +97,6 @@ class CrossClassProbe:
             raise InputError(f"expected max_per_class to be 1 or more, found {max_per_class}")
         if inputs not in ("adversarial", "clean", None):
             raise InputError(f"expected inputs to be 'adversarial', 'clean' or None, found {inputs!r}")
-        if isinstance(head, nn.Module):
-            known = getattr(model, "named_modules", list)()
-            name = next((name for name, module in known if module is head), "its.name")
-            raise InputError(
-                f"expected head to be a layer's name, found a module ({type(head).__name__}); use head={name!r}"
-            )
-        if not isinstance(output, (int, str, tuple, type(None))) or isinstance(output, bool):
-            raise InputError(
-                f"expected output to be an index or a key, found {output!r}; such as output=0 or output='out'"
-            )
         self.model = model
         self._given_head, self._output = head, output
         self._every = every
@@ -187,9 +176,7 @@ class CrossClassProbe:
     def __enter__(self) -> CrossClassProbe:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     @contextlib.contextmanager

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.probe.head import Head
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ccf_plugin.probe.result import CrossClassResult
 
 FORMAT = 1

@@ -57,7 +57,7 @@ class Search:
         separately = [first[serial] for serial in sorted(first)]
         together = [
             *averaged,
-            *(term for term in separately if not any(_same_layer(term, average) for average in averaged)),
+            *(term for term in separately if all(term.links[0].name != other.links[0].name for other in averaged)),
         ]
         for several in (separately, together):
             if plan := self._combined(several):
@@ -251,7 +251,3 @@ def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Te
         best = torch.where((unexplained < least).cpu(), index.cpu() + start, best)
         least = torch.minimum(unexplained, least)
     return best, least
-
-
-def _same_layer(first: Term, second: Term) -> bool:
-    return first.links[0].name == second.links[0].name

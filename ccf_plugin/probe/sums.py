@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import accumulator_dtype, class_means
 from ccf_plugin.probe.instances import rank_in_class
 from ccf_plugin.probe.jackknife import WithoutParts, number_of_parts
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _CONFUSED_CLASSES = 2_000  # with more, the two confusion matrices would take more than 64 MB on the device
 _NO_BATCH = torch.iinfo(torch.int64).max

@@ -30,6 +30,16 @@ class HeadTracer:
     """Watches ``model``; ``take`` gives the latest complete forward pass, once, and ``read`` what it shows."""
 
     def __init__(self, model: nn.Module, head: str | LinearHead | None = None, output: Choice | None = None) -> None:
+        if isinstance(head, nn.Module):
+            known = getattr(model, "named_modules", list)()
+            name = next((name for name, module in known if module is head), "its.name")
+            raise InputError(
+                f"expected head to be a layer's name, found a module ({type(head).__name__}); use head={name!r}"
+            )
+        if not isinstance(output, (int, str, tuple, type(None))) or isinstance(output, bool):
+            raise InputError(
+                f"expected output to be an index or a key, found {output!r}; such as output=0 or output='out'"
+            )
         model = unwrapped(model)
         self._gradient = head == GRADIENT
         self._has_explicit_weight = isinstance(head, LinearHead)
@@ -229,7 +239,9 @@ class HeadTracer:
             except InputError as error:
                 refusal = refusal or error
         if self._has_explicit_weight:
-            raise refusal or detect_failure(record)
+            raise refusal or InputError(
+                f"expected a classifier's logits of shape (N, K), found an output of {record.described}"
+            )
         call = runs[-1]
         if not isinstance(call.output, Tensor) or call.output.ndim < 2:
             raise InputError(f"expected layer {name!r} to give (N, K) logits, found {describe_output(call.output)}")
@@ -351,11 +363,6 @@ def _given_weight(source: Tensor | Callable[[nn.Module], Tensor], model: nn.Modu
     if not isinstance(value, Tensor):
         return f"{type(value).__name__}"
     return value.detach().clone() if value.ndim == 2 else f"one of shape {tuple(value.shape)}"
-
-
-def detect_failure(record: PassRecord) -> InputError:
-    """Why an output without an entry of logits cannot be measured."""
-    return InputError(f"expected a classifier's logits of shape (N, K), found an output of {record.described}")
 
 
 def _place(plan: Plan, record: PassRecord) -> str:

@@ -6,17 +6,15 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import wilson
 from ccf_plugin.runs.reading import Track
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _CHARACTERS = 2_750_000  # for all epochs of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
 _STEPS = 32767  # int16 steps of a cosine: errors of 1.5e-5 at most

@@ -122,7 +122,7 @@ def _figures(runs: Sequence[RunFiles]) -> list[_Figure]:
                 (id(track), where): value
                 for _, track in tracks
                 for where in _WHERE
-                if (row := _row_at(track, where)) is not None and (value := track.figure(row, name)) is not None
+                if (value := track.figure(_row_at(track, where), name)) is not None
             },
         )
         for name in _COMPARED

@@ -46,7 +46,7 @@ class Method:
             recipe.optim.batch_size * rank // processes.count for rank in (processes.rank, processes.rank + 1)
         )
         is_adversarial = recipe.objective.is_adversarial
-        self.objective = build_objective(recipe.objective)
+        self.objective = build_objective(**recipe.objective.model_dump())
         self.term = None if recipe.crossclass is None else CrossClassTerm(recipe.crossclass, processes)
         self._reader = _head_reader(parts, state.model) if self.term or reads_head(self.objective) else None
         self.forward = build_forward(

@@ -14,6 +14,7 @@ from typing import Any
 from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.files import expanded_path, toml_or_text
 from ccf_plugin.threat import DEFAULT_STEP_SIZE
+from ccf_plugin.training.objectives import find_objective
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
 from ccf_plugin.zoo.python_code import code_in
@@ -232,8 +233,6 @@ def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dic
 
 def _fitting_attack(objective: Mapping[str, Any]) -> tuple[str, str]:
     """The attack that a loss is made for, and the mode of the model under it."""
-    from ccf_plugin.training.objectives import find_objective
-
     known = find_objective(str(objective.get("loss", "madry")))
     return ("PGD", "train") if known is None or known.attack is None else (known.attack, known.batchnorm)
 

@@ -62,9 +62,6 @@ class Read(Protocol):
         """``splits`` are those asked for, ``root`` is where data sets lie. Raises InputError and UnavailableError."""
 
 
-def _any_name(name: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class Reader:
     """A data set or a form of data: all that is known of the specs "prefix:name". Limits and resizing are not its work.
@@ -80,7 +77,7 @@ class Reader:
     prefix: str
     form: str
     read: Read
-    check: Callable[[str], None] = _any_name
+    check: Callable[[str], None] = lambda _: None
     is_path: bool = False
 
 
