@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.gradients import GradientWatch
-from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
+from ccf_plugin.engine.graphs import CUDA_GRAPHS, CudaGraphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import seeded
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
@@ -67,7 +67,7 @@ class Attack:
         parameters: Mapping[str, inspect.Parameter],
         fresh_noise: bool = False,
         seed: int | None = None,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         self.name = name
         self.threat = threat
@@ -238,7 +238,7 @@ def build_attack(
     num_classes: int | None = None,
     fresh_noise: bool = False,
     seed: int | None = None,
-    graphs: Graphs | None = None,
+    graphs: CudaGraphs | None = None,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 
