@@ -14,7 +14,7 @@ import torch
 from ccf_plugin.bench import plain_loop as reference
 from ccf_plugin.engine.devices import resolve_device
 from ccf_plugin.engine.timing import now
-from ccf_plugin.training.batches import TrainingBatches
+from ccf_plugin.training.method import training_batches
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.setup import prepare
 
@@ -85,15 +85,7 @@ class _PlainLoop:
         parts = prepare(recipe, torch.device("cpu"))
         model = parts.model.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=recipe.optim.weight_decay)
-        batches = TrainingBatches(
-            parts.train.images,
-            parts.train.labels,
-            batch_size=recipe.optim.batch_size,
-            seed=recipe.seed,
-            augmentation=recipe.data.augmentation,
-            padding=recipe.data.crop_padding,
-            cutout=recipe.data.cutout,
-        )
+        batches = training_batches(recipe, parts.train.images, parts.train.labels)
         training = recipe.training_threat()
         if recipe.attack.name == "FFGSM":
             training = replace(training, steps=1)

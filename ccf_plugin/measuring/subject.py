@@ -191,18 +191,10 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     if chosen.attack is not None:
         attack_class(chosen.attack)
     chosen.threat_model({})  # before anything is downloaded
-    usual = None if weights.normalize is None else usual_normalization(weights.normalize)
-    loaded = load_model(
-        model,
-        pretrained=weights.pretrained,
-        checkpoint=weights.checkpoint,
-        checkpoint_key=weights.checkpoint_key,
-        options=weights.options,
-        num_classes=weights.num_classes,
-        mean=usual.mean if usual else weights.mean,
-        std=usual.std if usual else weights.std,
-        model_dir=weights.model_dir,
-    )
+    stated = {name: value for name, value in vars(weights).items() if name != "normalize"}
+    if weights.normalize is not None:
+        stated |= usual_normalization(weights.normalize)._asdict()
+    loaded = load_model(model, **stated)
     threat = chosen.threat_model(loaded.threat)
     data = _load_images(model, loaded, images)
     loaded.model.to(device)

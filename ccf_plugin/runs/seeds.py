@@ -101,21 +101,19 @@ def by_seed(runs: Sequence[RunFiles]) -> list[Seeds]:
     One method are runs that a study calls by one name, else those whose recipes differ in ``seed`` alone. A second run
     of the same seed is a group of its own: it is no other seed.
     """
-    groups: dict[tuple[str, str, int], dict[object, Track]] = {}
-    methods: dict[tuple[str, str, int], str | None] = {}
+    groups: dict[tuple[str | None, str, str, int], dict[object, Track]] = {}
     for run in runs:
         recipe = {key: value for key, value in flattened(run.recipe).items() if not key.startswith("published")}
         seed = recipe.pop("seed", None)
         same = run.method or json.dumps(recipe, sort_keys=True, default=str)
         for track in run.tracks:
             turn = 0
-            while seed in groups.get((same, track.suffix, turn), {}):
+            while seed in groups.get((run.method, same, track.suffix, turn), {}):
                 turn += 1
-            groups.setdefault((same, track.suffix, turn), {})[seed] = track
-            methods[same, track.suffix, turn] = run.method
+            groups.setdefault((run.method, same, track.suffix, turn), {})[seed] = track
     return [
-        Seeds(_common_name([track.name for track in tracks.values()], methods[key]), methods[key], key[1], tracks)
-        for key, tracks in groups.items()
+        Seeds(_common_name([track.name for track in tracks.values()], method), method, suffix, tracks)
+        for (method, _, suffix, _), tracks in groups.items()
     ]
 
 
