@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import expanded_path, flattened
+from ccf_plugin.files import by_numbers_inside, expanded_path, flattened
 from ccf_plugin.runs.layout import LOG, RECIPE, STUDY
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.reading import ListedRun, RunFiles, Track
@@ -71,13 +71,8 @@ def _runs_in(folder: Path) -> list[Path]:
     """The folders with finished epochs that lie right in one that is no run itself."""
     if _is_run(folder) or not folder.is_dir():
         return []
-    return [child for child in sorted(folder.iterdir(), key=_by_number) if _is_run(child) and read_log(child)]
-
-
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """So that kd-2 stands before kd-10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    children = sorted(folder.iterdir(), key=lambda child: by_numbers_inside(child.name))
+    return [child for child in children if _is_run(child) and read_log(child)]
 
 
 def _of_study(folder: Path) -> Listing:
