@@ -44,7 +44,7 @@ class Hook:
 
     def remove(self) -> None:
         """Take the hook off; compiled code or a copied list of hooks that still holds it holds nothing of the probe."""
-        self._call, self._failed = None, _nothing
+        self._call, self._failed = None, lambda _: None
         if self._handle is not None:
             self._handle.remove()
 
@@ -79,7 +79,3 @@ def remove_copied_hooks(model: nn.Module) -> None:
 def _is_copied(hook: object) -> bool:
     owner = getattr(hook, "__self__", None)
     return isinstance(owner, contextlib.nullcontext) and hook == owner.__exit__
-
-
-def _nothing(_: Exception) -> None:
-    """What a hook that was removed does with an error."""

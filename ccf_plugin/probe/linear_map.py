@@ -14,8 +14,9 @@ Nothing in `read` waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.terms import TermValues, on_device, product, term_values, units
+
+Item = TypeVar("Item")
 
 # Factors are fitted anew where that explains this many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
@@ -180,23 +183,9 @@ def _canonical(plan: Plan, values: Sequence[TermValues], factors: Tensor) -> tup
     """Features (N, n) and weight (K, n) of the whole map, see the module's description; and whether g Wᵀ is the sum of
     the terms as they are, or only where readings of one group still have factors in one proportion.
     """
-    # Every different tensor that is read, with the terms on it.
-    reads: list[list[int]] = []
-    for index in range(len(values)):
-        for together in reads:
-            if _same_features(plan, values, together[0], index):
-                together.append(index)
-                break
-        else:
-            reads.append([index])
-    groups: list[list[list[int]]] = []  # readings whose terms have the same weights in the same proportions
-    for together in reads:
-        for group in groups:
-            if _proportional(plan, group[0], together):
-                group.append(together)
-                break
-        else:
-            groups.append([together])
+    # Every different tensor that is read, with the terms on it; and those whose weights have the same proportions.
+    reads = _grouped(range(len(values)), lambda first, index: _same_features(plan, values, first, index))
+    groups = _grouped(reads, lambda first, together: _proportional(plan, first, together))
     features, weights = [], []
     for group in groups:
         first = group[0]
@@ -216,6 +205,18 @@ def _canonical(plan: Plan, values: Sequence[TermValues], factors: Tensor) -> tup
     if len(features) == 1:
         return features[0], weights[0], is_sum
     return torch.cat(features, 1), torch.cat(weights, 1), is_sum
+
+
+def _grouped(items: Iterable[Item], belong: Callable[[Item, Item], bool]) -> list[list[Item]]:
+    """The items in groups: each joins the first group to whose first item it belongs, or begins another."""
+    groups: list[list[Item]] = []
+    for item in items:
+        group = next((group for group in groups if belong(group[0], item)), None)
+        if group is None:
+            groups.append([item])
+        else:
+            group.append(item)
+    return groups
 
 
 def _weighted(weights: list[Tensor], factors: Tensor, per_class: bool) -> Tensor:

@@ -20,7 +20,7 @@ from ccf_plugin.probe.layers import unwrapped
 from ccf_plugin.probe.linear_map import Reading, read
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
-from ccf_plugin.probe.terms import at_mean, runs_of
+from ccf_plugin.probe.terms import at_mean, check_rows, runs_of
 from ccf_plugin.probe.watch import PassWatcher
 
 GRADIENT = "gradient"
@@ -294,12 +294,7 @@ class HeadTracer:
         """A pass of head='gradient': no map to check, the members are those that the graph shows."""
         logits, groups, names, kinds = self._members(record)
         for call in (call for group in groups for call in group):
-            if len(call.positions()) != len(logits):
-                raise InputError(
-                    f"expected the head to see the batch as the logits show it, found that it ran on "
-                    f"{len(call.positions())} rows, where the logits have {len(logits)}; probe the module inside, "
-                    "which sees them together"
-                )
+            check_rows(call.positions(), logits)
             if version(call.inputs) != call.version:
                 raise InputError(
                     f"expected the features of {call.name!r} as the pass left them, found that they were changed in "

@@ -147,7 +147,7 @@ class PassWatcher:
         inputs = given[0] if given else None
         if notes is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
             return
-        slope = batchnorm_slope(module, inputs) if isinstance(module, NORMS) else None
+        slope = batchnorm_slope(module, inputs)
         if isinstance(module, NORMS) and slope is None:
             return
         tensors = {**tensors_of(module), **computed} if slope is None and self._weight is None else {}

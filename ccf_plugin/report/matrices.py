@@ -57,7 +57,7 @@ def states(tracks: Sequence[Track]) -> list[list[dict[str, Any]]]:
     """
     for with_confusions in (True, False):
         largest = [
-            max(_size(state(track, epoch, with_confusions=with_confusions)) for epoch in _ends(track))
+            max(_size(state(track, epoch, with_confusions=with_confusions)) for epoch in embedded_epochs(track, 3))
             for track in tracks
         ]
         room = _CHARACTERS // (len(tracks) * max(largest))
@@ -94,10 +94,6 @@ def pairs_along_epochs(track: Track, count: int) -> dict[str, Any]:
         for i, j in pairs
     ]
     return {"at": at, "epochs": list(track.matrices), "pairs": pairs, "values": values}
-
-
-def _ends(track: Track) -> list[int]:
-    return embedded_epochs(track, 3)
 
 
 def _size(content: Mapping[str, Any]) -> int:

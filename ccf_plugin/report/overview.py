@@ -116,8 +116,8 @@ def _figures(runs: Sequence[RunFiles]) -> list[_Figure]:
     tracks = [(run, track) for run in runs for track in run.tracks]
     figures = [
         _Figure(
-            metric.heading,
-            metric,
+            known[name].heading,
+            known[name],
             {
                 (id(track), where): value
                 for _, track in tracks
@@ -126,7 +126,6 @@ def _figures(runs: Sequence[RunFiles]) -> list[_Figure]:
             },
         )
         for name in _COMPARED
-        if (metric := known.get(name)) is not None
     ]
     unselected = {
         (id(track), "best"): accuracy

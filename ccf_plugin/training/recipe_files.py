@@ -218,17 +218,10 @@ def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dic
     if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
         return dict(content)
     name, mode = _fitting_attack(objective) if by_method else ("PGD", "train")
-    attack = {"name": name, "batchnorm": mode, **attack}
-    norm = attack.get("norm", "Linf")
-    step_sizes = {
-        "attack": _step_size(norm, attack["name"] if by_method else None),
-        "evaluate": _step_size(evaluate.get("norm", norm)),
-    }
-    filled = {
-        name: ({} if step_sizes[name] is None else {"step_size": step_sizes[name]}) | section
-        for name, section in (("attack", attack), ("evaluate", {"name": "PGD", **evaluate}))
-    }
-    return {**content, **filled}
+    attack, norm = {"name": name, "batchnorm": mode, **attack}, attack.get("norm", "Linf")
+    attack = {"step_size": _step_size(norm, attack["name"] if by_method else None), **attack}
+    evaluate = {"name": "PGD", "step_size": _step_size(evaluate.get("norm", norm)), **evaluate}
+    return {**content, "attack": attack, "evaluate": evaluate}
 
 
 def _fitting_attack(objective: Mapping[str, Any]) -> tuple[str, str]:

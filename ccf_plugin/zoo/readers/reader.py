@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ccf_plugin.zoo.specs import register
+from ccf_plugin.zoo.specs import Entry, register
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class Read(Protocol):
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Entry):
     """A data set or a form of data: all that is known of the specs "prefix:name". Limits and resizing are not its work.
 
     Attributes:
@@ -74,10 +74,8 @@ class Reader:
         is_path: whether the name is a path, to be shown where it leads.
     """
 
-    prefix: str
-    form: str
     read: Read
-    check: Callable[[str], None] = lambda _: None
+    check: Callable[[str], object] = lambda _: None
     is_path: bool = False
 
 

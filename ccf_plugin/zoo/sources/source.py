@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.zoo.specs import register
+from ccf_plugin.zoo.specs import Entry, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +81,7 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Entry):
     """Where models come from: all that is known of the specs "prefix:name".
 
     Attributes:
@@ -95,9 +95,7 @@ class Source:
         untrained: options with which ``build`` gives random weights, for a checkpoint's to follow.
     """
 
-    prefix: str
-    form: str
-    check: Callable[[str], None] = lambda _: None
+    check: Callable[[str], object] = lambda _: None
     load: Load | None = None
     build: Build | None = None
     takes_checkpoint: bool = False
