@@ -139,6 +139,16 @@ def test_an_entry_of_the_output_is_chosen_for_both(ccf: Ccf, tmp_path: Path) -> 
     assert [example["best"] for example in described["examples"]] == [str(label) for label in predicted]
 
 
+def test_saved_results_of_two_input_sizes_are_refused(ccf: Ccf, tmp_path: Path) -> None:
+    for name, side in (("one", 32), ("two", 224)):
+        data = {"name": "cifar10", "split": "test", "count": 60, "input_size": [3, side, side]}
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), data=data, accuracy=0.5).save(tmp_path / name)
+    code, _, err = ccf("compare", "one", "two")
+    ends_in_one_line(
+        code, err, "found input size 3×32×32 and 3×224×224; state them for both (--data, --limit, --model-option"
+    )
+
+
 BAD = {
     "one thing that is no run": (["compare", "nowhere"], "expected two models, or one run folder"),
     "a result that is not there": (["compare", "absent.npz", "{run}"], "expected the result file absent.npz"),

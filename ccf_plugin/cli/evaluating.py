@@ -196,6 +196,8 @@ def leaderboard(
                 title += "" if beyond != beyond else f", ρ(CAS beyond chance, RA) = {beyond:.2f}"
             pictures = save_figure(draw_leaderboard(probed, title), *map(file.with_suffix, endings))
             print_line(console, title)
+            if len(sizes := {row.input_size for row in probed if row.input_size}) > 1:
+                print_line(console, f"Input sizes differ ({', '.join(sorted(sizes))}): the CSV has each model's")
     absent = len(rows) - len(probed)
     if absent:
         console.print(f"{absent} could not be measured; {file} says why, and a second call tries again")

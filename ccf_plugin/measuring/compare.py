@@ -29,6 +29,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import NO_PARTS
 from ccf_plugin.probe.jackknife import Interval
+from ccf_plugin.probe.presentation import conditions_of_images
 from ccf_plugin.probe.result_files import plain
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
@@ -239,7 +240,7 @@ def check_alike(first: Side, second: Side) -> None:
     if not differing and _counts(first).tolist() != _counts(second).tolist():
         differing = ["other numbers of images in the classes"]
     if differing:
-        remedy = "state them for both ({data}, {limit}, {eps}, {precision}, …), or measure both anew"
+        remedy = "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure both anew"
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
 
 
@@ -275,8 +276,7 @@ def _conditions(side: Side) -> dict[str, Any]:
     conditions: dict[str, Any] = {"classes": len(counts)}
     if names is not None:
         conditions["class names"] = tuple(names)
-    conditions |= {name: data[key] for name, key in (("data", "name"), ("split", "split")) if key in data}
-    conditions |= {"images": int(counts.sum()), "downscale": data.get("downscale", 1), **passes}
+    conditions |= {**conditions_of_images(data), "images": int(counts.sum()), **passes}
     conditions |= {name: threat.get(name) for name in _ATTACK}
     if "precision" in threat:
         conditions["precision of the attack"] = threat["precision"]

@@ -93,6 +93,7 @@ class Subject:
                 "data": self.data.name,
                 "images": self._hashes[1],
                 "limit": None,
+                "input_size": self.data.input_size,
                 "attack": described,
                 "seed": None if settings is None else settings.seed,
                 "precision": None if settings is None else settings.precision,

@@ -18,6 +18,7 @@ from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.probe import CrossClassResult
 
 THREAT = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "seed": 0}
+DATA = {"name": "digits", "split": "test", "count": 21, "input_size": [1, 8, 8]}
 
 
 def result(matrix: Any, **fields: Any) -> CrossClassResult:
@@ -27,7 +28,7 @@ def result(matrix: Any, **fields: Any) -> CrossClassResult:
         "class_names": ("ant", "bee", "cow")[: len(matrix)],
         "robust_accuracy": 0.5,
         "threat": THREAT,
-        "data": {"name": "digits", "split": "test", "count": 21},
+        "data": DATA,
         "model_mode": "eval",
         "precision": "float32",
     }
@@ -84,6 +85,8 @@ def test_a_class_without_images_is_named_in_no_pair() -> None:
         ({"threat": {**THREAT, "steps": 10}}, ("steps 20 and 10",)),
         ({"threat": None}, ("attack PGD and none", "eps 8/255 and none")),
         ({"data": {"name": "cifar10", "split": "test", "count": 21}}, ("data digits and cifar10",)),
+        ({"data": {**DATA, "input_size": [1, 16, 16]}}, ("input size 1×8×8 and 1×16×16",)),
+        ({"data": {**DATA, "downscale": 2}}, ("downscale 1 and 2",)),
         ({"counts": np.array([7, 7, 8])}, ("images 21 and 22",)),
         ({"counts": np.array([6, 7, 8])}, ("other numbers of images",)),
         ({"class_names": ("ant", "bee", "doe")}, ("class names ant, bee, cow and ant, bee, doe",)),
@@ -97,6 +100,12 @@ def test_what_differs_is_named(changed: dict[str, Any], named: tuple[str, ...]) 
     for text in named:
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_older_result_says_nothing_of_the_input_size() -> None:
+    older = replace(SECOND, data={name: value for name, value in DATA.items() if name != "input_size"})
+    assert compare(FIRST, older).second == older
+    assert compare(older, FIRST).first == older
 
 
 def test_other_class_counts_are_refused() -> None:
