@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
+from ccf_plugin.errors import Fault, InputError, UnavailableError, counted, some_of
 from ccf_plugin.measuring.evaluate import versions
 from ccf_plugin.measuring.names import is_result
 from ccf_plugin.measuring.paired import (
@@ -76,6 +76,17 @@ class Comparison:
             differences[name] = None if first is None or second is None else first - second
         return differences
 
+    @property
+    def uncounted(self) -> NDArray[np.bool_]:
+        """The pairs whose C is negative in both, (K, K) bool: they move ``matrix``, and CAS counts them in neither."""
+        return np.asarray((self.first.matrix < 0) & (self.second.matrix < 0))
+
+    @property
+    def uncounted_pairs(self) -> str:
+        """How many pairs of classes those are: "3 of 45 pairs"; "" for none."""
+        number, known = (int(np.triu(pairs, 1).sum()) for pairs in (self.uncounted, ~np.isnan(self.matrix)))
+        return f"{number} of {counted(known, 'pair')}" if number else ""
+
     def lost(self, count: int = 5) -> list[Pair]:
         """The pairs of classes whose share in CAS falls most from first to second: largest fall first."""
         return self._moved(1.0, count)
@@ -106,6 +117,7 @@ class Comparison:
             "difference": self.differences,
             "accuracy_tests": describe_tests(self.accuracy_tests),
             "matrix_difference": plain(self.matrix),
+            "negative_in_both": int(np.triu(self.uncounted, 1).sum()),
             "class_names": list(self.first.names),
             "lost": self._described(self.lost(pairs)),
             "gained": self._described(self.gained(pairs)),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ccf_plugin.probe.result import CrossClassResult
 
+# By chance, in words (``probe.null``).
+PERMUTED = "with the entries of each class attribution permuted"
 FRAMES = ("matrix", "classes", "pairs")
 
 
@@ -79,7 +81,7 @@ def as_html(result: CrossClassResult) -> str:
         "head": ("" if head is None else f"{head.name} ({head.kind}), ") + f"{classes} classes × {size}",
         **accuracies(result),
         "CAS": f"{result.cas:.2f} of {classes * (classes - 1)}",
-        "CAS by chance": None if np.isnan(null.cas_mean) else f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}",
+        "CAS by chance": None if np.isnan(null.cas_mean) else f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}, {PERMUTED}",
         "I-CAS": None if result.instance_cas is None else f"{result.instance_cas:.2f}",
         "strongest pairs": ", ".join(f"{a} – {b} {value:.2f}" for a, b, value in result.top_pairs(3)) or None,
         "left out": result.left_out or None,

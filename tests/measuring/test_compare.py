@@ -108,6 +108,20 @@ def test_an_older_result_says_nothing_of_the_input_size() -> None:
     assert compare(older, FIRST).first == older
 
 
+def test_pairs_that_are_negative_in_both_are_counted_apart() -> None:
+    """ant – bee moves from -0.1 to -0.4, and CAS does not."""
+    first = result([[1, -0.1, 0.3], [-0.1, 1, -0.2], [0.3, -0.2, 1]])
+    second = result([[1, -0.4, 0.1], [-0.4, 1, 0.5], [0.1, 0.5, 1]])
+    found = compare(first, second)
+    assert found.uncounted.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+    assert found.uncounted_pairs == "1 of 3 pairs"
+    assert found.to_json()["negative_in_both"] == 1
+    assert [pair[:2] for pair in found.lost() + found.gained()] == [("ant", "cow"), ("bee", "cow")]
+    titles = [ax.get_title() for ax in draw_comparison(found, titles=("a", "b")).axes if ax.images]
+    assert "ΔCAS = −0.6, without 1 of 3 pairs: negative in both" in " ".join(titles[2].split())
+    assert compare(second, result(np.eye(3))).uncounted_pairs == ""
+
+
 def test_other_class_counts_are_refused() -> None:
     with pytest.raises(InputError, match="classes 3 and 2"):
         compare(FIRST, result(np.eye(2)))
