@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -242,7 +243,10 @@ def load_sides(
 
 
 def check_alike(first: Side, second: Side) -> None:
-    """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack."""
+    """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack.
+
+    Warn where the images' hashes tell that their pixels differ all the same: another crop, another decoder.
+    """
     sides = _conditions(first), _conditions(second)
     differing = [
         f"{name} {_shown(name, value)} and {_shown(name, sides[1][name])}"
@@ -254,6 +258,19 @@ def check_alike(first: Side, second: Side) -> None:
     if differing:
         remedy = "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure both anew"
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
+    hashes = _images_hash(first), _images_hash(second)
+    if None not in hashes and hashes[0] != hashes[1]:
+        message = (
+            f"the two sides' images are of the same data and number, and their pixels differ (hashes {hashes[0]} and "
+            f"{hashes[1]}) by another crop, decoder or order; the paired tests take them for the same"
+        )
+        warnings.warn(message, stacklevel=3)
+
+
+def _images_hash(side: Side) -> str | None:
+    """The ``provenance.images_fingerprint``; None where nobody took it."""
+    provenance = side.provenance() if isinstance(side, Subject) else side.provenance
+    return provenance.get("images")
 
 
 def _like(result: CrossClassResult, settings: Settings) -> Settings:

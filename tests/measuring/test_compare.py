@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -100,6 +101,15 @@ def test_what_differs_is_named(changed: dict[str, Any], named: tuple[str, ...]) 
     for text in named:
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_pixels_under_the_same_name_are_told() -> None:
+    hashed = [replace(FIRST, provenance={"images": letter * 16}) for letter in "aab"]
+    with warnings.catch_warnings(action="error"):
+        compare(hashed[0], hashed[1])
+        compare(hashed[0], FIRST)
+    with pytest.warns(UserWarning, match=f"their pixels differ .hashes {'a' * 16} and {'b' * 16}."):
+        compare(hashed[0], hashed[2])
 
 
 def test_an_older_result_says_nothing_of_the_input_size() -> None:
