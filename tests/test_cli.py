@@ -80,6 +80,7 @@ def test_train_then_probe_the_run(ccf: Ccf, tmp_path: Path) -> None:
         "CAS",
         "of 90",
         "CAS by chance",
+        "with the entries of each class attribution permuted",
         "I-CAS",
         "over all pairs",
         "strongest pairs",

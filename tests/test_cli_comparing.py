@@ -11,7 +11,7 @@ import pytest
 import torch
 from bad_inputs.cases import ends_in_one_line
 from support.commands import RANDOM_WEIGHTS, Ccf
-from training.own_models import Named
+from training.own_models import Named, Small
 
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.confidence import mcnemar
@@ -41,6 +41,10 @@ def test_a_run_s_best_against_its_last(ccf: Ccf, digits_run: Path, tmp_path: Pat
     assert low < described["difference"]["cas_excess"] < high
     surviving = described["paired"]["pairs"]["surviving"]
     assert f"{surviving} of 45 pairs of classes differ" in out
+    negative = np.triu((first.matrix < 0) & (second.matrix < 0)).sum()
+    assert described["negative_in_both"] == negative > 0
+    assert f"C of {negative} of 45 pairs is negative in both" in out
+    assert "By chance: with the entries of each class attribution permuted." in out
     for pair in described["lost"] + described["gained"]:
         low, high = pair["band"]
         assert low < pair["first"] - pair["second"] < high
@@ -137,6 +141,37 @@ def test_an_entry_of_the_output_is_chosen_for_both(ccf: Ccf, tmp_path: Path) -> 
     with torch.no_grad():
         predicted = Named().eval()(images)["two"].argmax(1).tolist()
     assert [example["best"] for example in described["examples"]] == [str(label) for label in predicted]
+
+
+def test_an_entry_of_an_output_that_has_none_is_told_in_one_line(ccf: Ccf) -> None:
+    entries, alone = "python:training.own_models:Named", "python:training.own_models:Small"
+    quick = ("--data", "digits", "--limit", 20, "--output", "two")
+    for arguments in (
+        ("compare", entries, alone, "--clean"),
+        ("probe", alone, "--clean"),
+        ("evaluate", alone, "--steps", 1),
+    ):
+        code, _, err = ccf(*arguments, *quick)
+        assert code == 0, err
+        told = [line for line in err.splitlines() if not line.endswith(RANDOM_WEIGHTS)]
+        assert told == [f"ccf: note: output 'two' is not used: {alone} returns one tensor"]
+
+
+def test_saved_results_of_two_input_sizes_are_refused(ccf: Ccf, tmp_path: Path) -> None:
+    for name, side in (("one", 32), ("two", 224)):
+        data = {"name": "cifar10", "split": "test", "count": 60, "input_size": [3, side, side]}
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), data=data, accuracy=0.5).save(tmp_path / name)
+    code, _, err = ccf("compare", "one", "two")
+    ends_in_one_line(
+        code, err, "found input size 3×32×32 and 3×224×224; state them for both (--data, --limit, --model-option"
+    )
+
+
+def test_a_bare_checkpoint_names_all_that_take_weights(ccf: Ccf, tmp_path: Path) -> None:
+    torch.save(Small().state_dict(), tmp_path / "bare.pt")
+    code, _, err = ccf("compare", "bare.pt", "bare.pt")
+    takers = "preact_resnet18, narrow_preact_resnet18, timm:name or python:package.module:factory"
+    ends_in_one_line(code, err, f"load {takers} with --checkpoint bare.pt")
 
 
 BAD = {

@@ -144,6 +144,7 @@ def test_a_result_says_where_it_comes_from(ccf: Ccf, model: Path, tmp_path: Path
         "data": "digits",
         "images": hashlib.sha256(split.images.numpy().tobytes() + split.labels.numpy().tobytes()).hexdigest()[:16],
         "limit": 20,
+        "input_size": [1, 8, 8],
         "seed": 3,
         "precision": "float32",
         "batch_size": None,

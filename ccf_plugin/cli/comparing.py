@@ -40,7 +40,12 @@ Second = Annotated[
 ]
 Checkpoints = Annotated[
     list[Path] | None,
-    options.option(MODEL, "Weights of a python: model; once for each, in their order.", "--checkpoint", metavar="FILE"),
+    options.option(
+        MODEL,
+        "Weights of your own, as for ccf probe; once for each model that takes them, in their order.",
+        "--checkpoint",
+        metavar="FILE",
+    ),
 ]
 
 
@@ -84,6 +89,8 @@ def compare(
     if b is not None:
         check_names(a, b)
 
+    import numpy as np
+
     from ccf_plugin.drawing import colour_scale, figure_bytes
     from ccf_plugin.errors import Fault, InputError
     from ccf_plugin.files import PICTURES, json_bytes
@@ -91,6 +98,7 @@ def compare(
     from ccf_plugin.measuring.compare import comparison_provenance, load_sides, name_sides
     from ccf_plugin.measuring.pictures import draw_comparison
     from ccf_plugin.measuring.subject import Subject
+    from ccf_plugin.probe.presentation import PERMUTED
     from ccf_plugin.tables import FORMS
 
     if bootstrap is not None and bootstrap < 2:
@@ -134,12 +142,18 @@ def compare(
         print_json(comparison.to_json())
         return
     console.print(table.rich())
+    if comparison.differences["cas_excess"] is not None:
+        print_line(console, f"By chance: {PERMUTED}.")
     for heading, moved in (("lost most", comparison.lost(pairs)), ("gained most", comparison.gained(pairs))):
         console.print(_pairs_table(heading, moved, titles, comparison.bands(moved)))
+    if uncounted := comparison.uncounted_pairs:
+        print_line(console, f"C of {uncounted} is negative in both: CAS and these tables leave them out.")
     if comparison.paired is not None:
         bands = comparison.paired.bands
         number = f"{bands.surviving_pairs} of {counted(bands.pairs, 'pair')} of classes"
         verb = "differs" if bands.surviving_pairs == 1 else "differ"
+        negative = int(np.triu(bands.survives & comparison.uncounted, 1).sum())
+        verb += f" ({negative} of them negative in both)" if negative else ""
         print_line(console, f"{number} {verb}: their bands, which hold together at {bands.level:.0%}, leave out 0.")
     print_written(console, written)
 

@@ -156,6 +156,7 @@ def leaderboard(
         read_leaderboard,
     )
     from ccf_plugin.measuring.pictures import draw_leaderboard
+    from ccf_plugin.probe.presentation import PERMUTED
 
     endings = endings_of(formats, out)
     console = open_console()
@@ -194,6 +195,9 @@ def leaderboard(
                 title += "" if beyond != beyond else f", ρ(CAS beyond chance, RA) = {beyond:.2f}"
             pictures = save_figure(draw_leaderboard(probed, title), *map(file.with_suffix, endings))
             print_line(console, title)
+            print_line(console, f"By chance: {PERMUTED}.")
+            if len(sizes := {row.input_size for row in probed if row.input_size}) > 1:
+                print_line(console, f"Input sizes differ ({', '.join(sorted(sizes))}): the CSV has each model's")
     absent = len(rows) - len(probed)
     if absent:
         console.print(f"{absent} could not be measured; {file} says why, and a second call tries again")

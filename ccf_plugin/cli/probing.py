@@ -115,7 +115,7 @@ def _print_result(console: Console, result: CrossClassResult, groups: GroupEvide
     from rich.table import Table
 
     from ccf_plugin.errors import counted
-    from ccf_plugin.probe.presentation import described_data
+    from ccf_plugin.probe.presentation import PERMUTED, described_data
     from ccf_plugin.threat import threat_label, threat_sentence
 
     head = result.head
@@ -142,11 +142,11 @@ def _print_result(console: Console, result: CrossClassResult, groups: GroupEvide
     null = result.null
     table.add_row(
         "CAS by chance",
-        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}: excess "
+        f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}, {PERMUTED}: excess "
         f"{with_interval(result.cas_excess, result.interval('cas_excess'), '+.2f')}, p = {null.cas_p:.2g}",
     )
     if result.gauge_note:
-        table.add_row("mean row of W", result.gauge_note)
+        table.add_row("mean row of W", f"{result.gauge_note} (--centre)")
     if result.instance_cas is not None:
         interval = result.interval("instance_cas")
         table.add_row("I-CAS", with_interval(result.instance_cas, interval, ".2f"))

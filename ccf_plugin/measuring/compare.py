@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ccf_plugin.errors import Fault, InputError, UnavailableError, some_of
+from ccf_plugin.errors import Fault, InputError, UnavailableError, counted, some_of
 from ccf_plugin.measuring.evaluate import versions
 from ccf_plugin.measuring.names import is_result
 from ccf_plugin.measuring.paired import (
@@ -29,6 +30,7 @@ from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import NO_PARTS
 from ccf_plugin.probe.jackknife import Interval
+from ccf_plugin.probe.presentation import conditions_of_images
 from ccf_plugin.probe.result_files import plain
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.threat import show_pixels
@@ -75,6 +77,17 @@ class Comparison:
             differences[name] = None if first is None or second is None else first - second
         return differences
 
+    @property
+    def uncounted(self) -> NDArray[np.bool_]:
+        """The pairs whose C is negative in both, (K, K) bool: they move ``matrix``, and CAS counts them in neither."""
+        return np.asarray((self.first.matrix < 0) & (self.second.matrix < 0))
+
+    @property
+    def uncounted_pairs(self) -> str:
+        """How many pairs of classes those are: "3 of 45 pairs"; "" for none."""
+        number, known = (int(np.triu(pairs, 1).sum()) for pairs in (self.uncounted, ~np.isnan(self.matrix)))
+        return f"{number} of {counted(known, 'pair')}" if number else ""
+
     def lost(self, count: int = 5) -> list[Pair]:
         """The pairs of classes whose share in CAS falls most from first to second: largest fall first."""
         return self._moved(1.0, count)
@@ -105,6 +118,7 @@ class Comparison:
             "difference": self.differences,
             "accuracy_tests": describe_tests(self.accuracy_tests),
             "matrix_difference": plain(self.matrix),
+            "negative_in_both": int(np.triu(self.uncounted, 1).sum()),
             "class_names": list(self.first.names),
             "lost": self._described(self.lost(pairs)),
             "gained": self._described(self.gained(pairs)),
@@ -229,7 +243,10 @@ def load_sides(
 
 
 def check_alike(first: Side, second: Side) -> None:
-    """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack."""
+    """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack.
+
+    Warn where the images' hashes tell that their pixels differ all the same: another crop, another decoder.
+    """
     sides = _conditions(first), _conditions(second)
     differing = [
         f"{name} {_shown(name, value)} and {_shown(name, sides[1][name])}"
@@ -239,8 +256,21 @@ def check_alike(first: Side, second: Side) -> None:
     if not differing and _counts(first).tolist() != _counts(second).tolist():
         differing = ["other numbers of images in the classes"]
     if differing:
-        remedy = "state them for both ({data}, {limit}, {eps}, {precision}, …), or measure both anew"
+        remedy = "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure both anew"
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
+    hashes = _images_hash(first), _images_hash(second)
+    if None not in hashes and hashes[0] != hashes[1]:
+        message = (
+            f"the two sides' images are of the same data and number, and their pixels differ (hashes {hashes[0]} and "
+            f"{hashes[1]}) by another crop, decoder or order; the paired tests take them for the same"
+        )
+        warnings.warn(message, stacklevel=3)
+
+
+def _images_hash(side: Side) -> str | None:
+    """The ``provenance.images_fingerprint``; None where nobody took it."""
+    provenance = side.provenance() if isinstance(side, Subject) else side.provenance
+    return provenance.get("images")
 
 
 def _like(result: CrossClassResult, settings: Settings) -> Settings:
@@ -275,8 +305,7 @@ def _conditions(side: Side) -> dict[str, Any]:
     conditions: dict[str, Any] = {"classes": len(counts)}
     if names is not None:
         conditions["class names"] = tuple(names)
-    conditions |= {name: data[key] for name, key in (("data", "name"), ("split", "split")) if key in data}
-    conditions |= {"images": int(counts.sum()), "downscale": data.get("downscale", 1), **passes}
+    conditions |= {**conditions_of_images(data), "images": int(counts.sum()), **passes}
     conditions |= {name: threat.get(name) for name in _ATTACK}
     if "precision" in threat:
         conditions["precision of the attack"] = threat["precision"]

@@ -50,9 +50,14 @@ class MeasuredSplit:
     split_name: str = "test"
     downscale: int = 1
 
+    @property
+    def input_size(self) -> list[int]:
+        """C, H and W of what the model is given."""
+        return list(self.split.images.shape[1:])
+
     def describe(self) -> dict[str, Any]:
         """What a result says of its images."""
-        known = {"name": self.name, "split": self.split_name, "count": len(self.split)}
+        known = {"name": self.name, "split": self.split_name, "count": len(self.split), "input_size": self.input_size}
         return known if self.downscale == 1 else {**known, "downscale": self.downscale}
 
 

@@ -14,6 +14,7 @@ from ccf_plugin.files import csv_bytes, read_csv, write_atomically
 from ccf_plugin.measuring.evaluate import Progress
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.measuring.subject import load_subject
+from ccf_plugin.probe.presentation import size_in_words
 from ccf_plugin.probe.result_files import plain
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.robustbench_models import benchmark_threat
@@ -43,10 +44,11 @@ class Row:
     precision: str = ""
     unavailable: str = ""
     cas_excess: float | None = None
+    input_size: str = ""
 
 
 _COLUMNS = tuple(field.name for field in fields(Row))
-_LATER = 1  # columns, the last, that files of earlier versions lack
+_LATER = 2  # columns, the last, some of which files of earlier versions lack
 
 
 def measure_leaderboard(
@@ -122,7 +124,7 @@ def read_leaderboard(file: Path) -> list[Row]:
     """The rows of a CSV that ``measure_leaderboard`` wrote. Raises InputError for another file."""
     try:
         columns, rows = read_csv(file)
-        if columns not in (list(_COLUMNS), list(_COLUMNS[:-_LATER])):
+        if columns not in [list(_COLUMNS[: len(_COLUMNS) - later]) for later in range(_LATER + 1)]:
             raise ValueError(f"the columns {', '.join(columns)[:60]}")
         return [Row(**{name: _parse(name, cell) for name, cell in row.items()}) for row in rows]
     except ValueError as error:
@@ -193,6 +195,7 @@ def _probe(spec: str, name: str, settings: Settings, known: dict[str, Any], prog
         instance_cas=result.instance_cas,
         cas_excess=plain(result.cas_excess),
         images=len(subject.data.split),
+        input_size=size_in_words(subject.data.input_size),
         attack=result.threat["attack"],
     )
 
@@ -210,6 +213,6 @@ def _check_local(dataset: str, threat: str, name: str, model_dir: Path | None) -
 def _parse(name: str, cell: str) -> Any:
     if name in ("images", "limit", "steps", "seed"):
         return int(cell) if cell else None
-    if name in ("model", "data", "attack", "norm", "precision", "unavailable"):
+    if name in ("model", "data", "attack", "norm", "precision", "unavailable", "input_size"):
         return cell
     return float(cell) if cell else None

@@ -67,6 +67,8 @@ def draw_comparison(
     low, high = colour_scale(len(first.matrix), *difference_scale)
     cmap = "RdBu" if low < 0 else "Blues"
     heading = f"first − second\nΔCAS = {delta:.1f}".replace("-", "−")
+    if comparison.uncounted_pairs:
+        heading += f", without {comparison.uncounted_pairs}: negative in both"
     draw_heatmap(
         comparison.matrix,
         first.names,

@@ -2,7 +2,7 @@
 
 A provenance is a mapping of plain JSON values, which each result's file holds. All its fields are conditions, on which
 the figures depend, except the command and the fields that a hash stands for: the checkpoint's path, the
-device, the data's name and limit. A field that one of two lacks is None there.
+device, the data's name, limit and size. A field that one of two lacks is None there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ccf_plugin.files import flattened
+from ccf_plugin.probe.presentation import size_in_words
 from ccf_plugin.runs.environment import running_command
 from ccf_plugin.threat import file_pixels, show_pixels
 from ccf_plugin.zoo.datasets import Split
@@ -28,8 +29,10 @@ _IDENTIFIED_BY = {
     "data": "images",
     "limit": "images",
     "downscale": "images",
+    "input_size": "images",
 }
-_OF_IMAGES = ("data", "limit", "downscale")
+_OF_IMAGES = ("data", "limit", "downscale", "input_size")
+_UNKNOWN_BEFORE = ("input_size",)  # what provenances of earlier versions lack, and say nothing of
 _LOOKED_AT = 256  # of images that stay on disk
 _PIXELS = ("eps", "step_size")
 _LONGEST_PART = 40
@@ -91,7 +94,7 @@ def in_words(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         prefix, field = _split(name)
         if field in ("weights", "images"):
             described = [f"{prefix}{other}" for other in (("checkpoint",) if field == "weights" else _OF_IMAGES)]
-            known = [other for other in described if old.get(other) != new.get(other)]
+            known = [other for other in described if _are_known_to_differ(other, old, new)]
             sentences.append(f"other {_label(name)}")
             sentences += [_change_in_words(other, old.get(other), new.get(other)) for other in known]
         else:
@@ -138,7 +141,14 @@ def _change_in_words(name: str, saved: Any, now: Any) -> str:
     return f"{_label(name)} {_shown(name, saved)} there, {_shown(name, now)} now"
 
 
+def _are_known_to_differ(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    is_known = _split(name)[1] not in _UNKNOWN_BEFORE or (name in old and name in new)
+    return is_known and bool(old.get(name) != new.get(name))
+
+
 def _shown(name: str, value: Any) -> str:
+    if isinstance(value, list) and _split(name)[1] == "input_size":
+        return size_in_words(value)
     if _split(name)[1] in _PIXELS and isinstance(value, float):
         return show_pixels(value)
     return "none" if value is None else str(value)
@@ -160,6 +170,8 @@ def _part(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             parts.append("all" if limit is None else f"limit{limit}")
         if old.get(f"{prefix}downscale") != new.get(f"{prefix}downscale"):
             parts.append(f"downscale{new.get(f'{prefix}downscale') or 1}")
+        if _are_known_to_differ(f"{prefix}input_size", old, new):
+            parts.append("x".join(map(str, new[f"{prefix}input_size"])))
         return "-".join(parts) or f"images-{str(value)[:8]}"
     if field == "precision":
         return _slug(str(value))

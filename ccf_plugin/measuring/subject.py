@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccf_plugin.engine.devices import job_device
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
+from ccf_plugin.engine.modes import device_of, seeded
 from ccf_plugin.engine.precision import resolve_precision
 from ccf_plugin.errors import Fault, InputError, some_of
-from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, measure
+from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, check_input, measure
 from ccf_plugin.measuring.mismatch import note_mismatch
 from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerprint, with_command
 from ccf_plugin.measuring.settings import ImageChoice, ProbeOptions, Settings
@@ -93,6 +95,7 @@ class Subject:
                 "data": self.data.name,
                 "images": self._hashes[1],
                 "limit": None,
+                "input_size": self.data.input_size,
                 "attack": described,
                 "seed": None if settings is None else settings.seed,
                 "precision": None if settings is None else settings.precision,
@@ -206,8 +209,19 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
+    if settings.probe.output is not None:
+        _note_useless_output(loaded, data, settings.probe.output)
     _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)
     return Subject(loaded, data, attack, device, probe, settings.batch_size, _chosen(loaded, settings))
+
+
+def _note_useless_output(loaded: LoadedModel, data: MeasuredSplit, output: int | str) -> None:
+    """Warn where an entry of the output is chosen and the output has none."""
+    with seeded(0, device_of(loaded.model)):
+        returned = check_input(loaded.model, tuple(data.input_size), loaded.spec, attacked=False)
+    if isinstance(returned, Tensor):
+        message = f"output {output!r} is not used: {loaded.spec} returns one tensor"
+        warnings.warn(message, stacklevel=3)
 
 
 def _chosen(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:

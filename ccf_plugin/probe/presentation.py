@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ccf_plugin.probe.result import CrossClassResult
 
+# By chance, in words (``probe.null``).
+PERMUTED = "with the entries of each class attribution permuted"
 FRAMES = ("matrix", "classes", "pairs")
 
 
@@ -29,8 +31,26 @@ def accuracies(result: CrossClassResult) -> dict[str, str]:
 
 
 def described_data(data: Mapping[str, Any]) -> str:
-    """A result's images in words: "1000 test images of cifar10"."""
-    return f"{counted(data['count'], data['split'] + ' image')} of {data['name']}"
+    """A result's images in words: "1000 test images of cifar10, 3×32×32"."""
+    known = conditions_of_images(data)
+    size = f", {known['input size']}" if "input size" in known else ""
+    smaller = f", downscaled by {known['downscale']}" if known["downscale"] != 1 else ""
+    return f"{counted(data['count'], data['split'] + ' image')} of {data['name']}{size}{smaller}"
+
+
+def conditions_of_images(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What two results' images must agree in beside their number, as far as it is known, by the words of messages.
+
+    Results of earlier versions say nothing of the input size.
+    """
+    known = {name: data[key] for name, key in (("data", "name"), ("split", "split")) if key in data}
+    known["downscale"] = data.get("downscale", 1)
+    return known if data.get("input_size") is None else {**known, "input size": size_in_words(data["input_size"])}
+
+
+def size_in_words(size: Sequence[int]) -> str:
+    """``"3×32×32"`` for (3, 32, 32)."""
+    return "×".join(map(str, size))
 
 
 def title(result: CrossClassResult, *, instances: bool = False) -> str:
@@ -61,7 +81,7 @@ def as_html(result: CrossClassResult) -> str:
         "head": ("" if head is None else f"{head.name} ({head.kind}), ") + f"{classes} classes × {size}",
         **accuracies(result),
         "CAS": f"{result.cas:.2f} of {classes * (classes - 1)}",
-        "CAS by chance": None if np.isnan(null.cas_mean) else f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}",
+        "CAS by chance": None if np.isnan(null.cas_mean) else f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}, {PERMUTED}",
         "I-CAS": None if result.instance_cas is None else f"{result.instance_cas:.2f}",
         "strongest pairs": ", ".join(f"{a} – {b} {value:.2f}" for a, b, value in result.top_pairs(3)) or None,
         "left out": result.left_out or None,

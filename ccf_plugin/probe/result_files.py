@@ -74,7 +74,7 @@ _LATER_FIELDS: dict[str, Any] = {
 }
 _INSIDE: dict[str, dict[str, Any]] = {
     "head": {"name": str, "kind": str, "classes": int, "features": int, "history": list | None},
-    "data": {"name": str, "split": str, "count": int},
+    "data": {"name": str, "split": str, "count": int, "input_size": list | None},
     "threat": {"eps": _NUMBER, "step_size": _NUMBER},
 }
 

@@ -256,5 +256,7 @@ function showDifference() {
   drawMatrix("difference", { matrix, scale: both ? [-high, high] : [low, high],
     colours: both ? data.bothSigns : data.blues, bar: "difference of C[i, j]",
     heading: [`C at ${one} minus C at ${another}`, `${title}. ${first.track.measured}.`] });
-  fillTable("difference-table", ordered(matrix, Math.abs).map(([i, j, value]) => [pairName(i, j), number(value, 3)]));
+  const inCas = (i, j) => Math.max(a[i][j], 0) - Math.max(b[i][j], 0);
+  fillTable("difference-table", ordered(matrix, Math.abs).map(([i, j, value]) =>
+    [pairName(i, j), number(value, 3), number(inCas(i, j), 3)]));
 }

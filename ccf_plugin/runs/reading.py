@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path, flattened
-from ccf_plugin.probe.presentation import described_data
+from ccf_plugin.probe.presentation import conditions_of_images, described_data
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import AVERAGE, LOG, PROBE, RECIPE, SALIENCY, result_of
@@ -235,11 +235,18 @@ def _check_same(name: str, first: CrossClassResult, other: str, second: CrossCla
         raise InputError(
             f"expected results of the same classes, found {differing[0]} in {name} and {differing[1]} in {other}"
         )
-    if first.data != second.data:
+    if _are_other_images(first.data, second.data):
         raise InputError(
             f"expected results on the same images, found {describe_data(first.data)} in {name} and "
             f"{describe_data(second.data)} in {other}; CAS depends on them: report the runs apart"
         )
+
+
+def _are_other_images(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
+    if first is None or second is None:
+        return first is not second
+    known = [{"count": data.get("count"), **conditions_of_images(data)} for data in (first, second)]
+    return any(known[0][name] != known[1][name] for name in known[0].keys() & known[1].keys())
 
 
 def describe_data(data: Mapping[str, Any] | None) -> str:

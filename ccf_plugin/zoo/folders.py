@@ -40,9 +40,17 @@ def needs_code(
     path: Path,
     expected: str = "a description of its model",
     found: str = "a garbled one",
-    code: str = "python:package.module:factory",
+    code: str | None = None,
 ) -> InputError:
-    """The error for a checkpoint that does not say of what network it is, or of one that the user must name."""
+    """The error for a checkpoint that does not say of what network it is, or of one that the user must name.
+
+    ``code`` is the spec of that network, where it is known.
+    """
+    if code is None:
+        from ccf_plugin.zoo.sources import taking_checkpoint  # which imports this module
+        from ccf_plugin.zoo.specs import forms
+
+        code = forms(taking_checkpoint())
     return InputError(Fault(str(path), expected, found, f"load {code} with {{checkpoint={str(path)!r}}}"))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
-from ccf_plugin.zoo.sources import LoadedModel, Source, buildable, loadable
+from ccf_plugin.zoo.sources import LoadedModel, Source, buildable, loadable, taking_checkpoint
 from ccf_plugin.zoo.specs import find, forms, nearest
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_model(
     }
     surplus = [argument for argument, value in optional.items() if value is not None]
     if surplus and not source.takes_checkpoint:
-        takers = forms({prefix: other for prefix, other in sources.items() if other.takes_checkpoint})
+        takers = forms(taking_checkpoint())
         raise InputError(Fault(surplus[0], f"none, or a model with weights of your own ({takers})", repr(spec)))
     if checkpoint_key is not None and checkpoint is None:
         raise InputError(Fault("checkpoint_key", "a checkpoint that it is a key of", "none", "name it in {checkpoint}"))

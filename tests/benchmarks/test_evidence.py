@@ -74,6 +74,15 @@ def test_the_delays_of_real_runs_are_those_of_their_committed_logs() -> None:
     assert max(map(len, kinds)) == 1  # no run has both names
 
 
+def test_simulated_runs_are_seldom_alarmed_and_seldom_misnamed() -> None:
+    described = json.loads((RESULTS / "false_alarms.json").read_text(encoding="utf-8"))
+    assert max(row["share_with_an_alarm"] for row in described["rows"] if not row["fall_in_points"]) == 1 / 200
+    named = {row["kind"]: row["share_called_catastrophic"] for row in described["names"]}
+    assert named == {"ordinary, 1.0": 0.0, "ordinary, 0.9": 0.005, "ordinary, 0.8": 0.11, "catastrophic": 1.0}
+    lost = {row["kind"]: row["name_lost_per_run"] for row in described["names"]}
+    assert lost["catastrophic"] == 0.07
+
+
 @pytest.mark.parametrize("log", LOGS, ids=lambda log: log.parent.name)
 def test_the_committed_logs_have_the_alarms_of_this_version(log: Path) -> None:
     rows = read_log(log.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.probe import CrossClassResult
 
 THREAT = {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "seed": 0}
+DATA = {"name": "digits", "split": "test", "count": 21, "input_size": [1, 8, 8]}
 
 
 def result(matrix: Any, **fields: Any) -> CrossClassResult:
@@ -27,7 +29,7 @@ def result(matrix: Any, **fields: Any) -> CrossClassResult:
         "class_names": ("ant", "bee", "cow")[: len(matrix)],
         "robust_accuracy": 0.5,
         "threat": THREAT,
-        "data": {"name": "digits", "split": "test", "count": 21},
+        "data": DATA,
         "model_mode": "eval",
         "precision": "float32",
     }
@@ -84,6 +86,8 @@ def test_a_class_without_images_is_named_in_no_pair() -> None:
         ({"threat": {**THREAT, "steps": 10}}, ("steps 20 and 10",)),
         ({"threat": None}, ("attack PGD and none", "eps 8/255 and none")),
         ({"data": {"name": "cifar10", "split": "test", "count": 21}}, ("data digits and cifar10",)),
+        ({"data": {**DATA, "input_size": [1, 16, 16]}}, ("input size 1×8×8 and 1×16×16",)),
+        ({"data": {**DATA, "downscale": 2}}, ("downscale 1 and 2",)),
         ({"counts": np.array([7, 7, 8])}, ("images 21 and 22",)),
         ({"counts": np.array([6, 7, 8])}, ("other numbers of images",)),
         ({"class_names": ("ant", "bee", "doe")}, ("class names ant, bee, cow and ant, bee, doe",)),
@@ -97,6 +101,35 @@ def test_what_differs_is_named(changed: dict[str, Any], named: tuple[str, ...]) 
     for text in named:
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_pixels_under_the_same_name_are_told() -> None:
+    hashed = [replace(FIRST, provenance={"images": letter * 16}) for letter in "aab"]
+    with warnings.catch_warnings(action="error"):
+        compare(hashed[0], hashed[1])
+        compare(hashed[0], FIRST)
+    with pytest.warns(UserWarning, match=f"their pixels differ .hashes {'a' * 16} and {'b' * 16}."):
+        compare(hashed[0], hashed[2])
+
+
+def test_an_older_result_says_nothing_of_the_input_size() -> None:
+    older = replace(SECOND, data={name: value for name, value in DATA.items() if name != "input_size"})
+    assert compare(FIRST, older).second == older
+    assert compare(older, FIRST).first == older
+
+
+def test_pairs_that_are_negative_in_both_are_counted_apart() -> None:
+    """ant – bee moves from -0.1 to -0.4, and CAS does not."""
+    first = result([[1, -0.1, 0.3], [-0.1, 1, -0.2], [0.3, -0.2, 1]])
+    second = result([[1, -0.4, 0.1], [-0.4, 1, 0.5], [0.1, 0.5, 1]])
+    found = compare(first, second)
+    assert found.uncounted.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+    assert found.uncounted_pairs == "1 of 3 pairs"
+    assert found.to_json()["negative_in_both"] == 1
+    assert [pair[:2] for pair in found.lost() + found.gained()] == [("ant", "cow"), ("bee", "cow")]
+    titles = [ax.get_title() for ax in draw_comparison(found, titles=("a", "b")).axes if ax.images]
+    assert "ΔCAS = −0.6, without 1 of 3 pairs: negative in both" in " ".join(titles[2].split())
+    assert compare(second, result(np.eye(3))).uncounted_pairs == ""
 
 
 def test_other_class_counts_are_refused() -> None:

@@ -75,7 +75,7 @@ def test_the_result_says_where_it_comes_from(model: torch.nn.Module, split: Spli
         "seed": 7,
         "precision": "float32",
     }
-    assert result.data == {"name": "npz:x", "split": "test", "count": 30}
+    assert result.data == {"name": "npz:x", "split": "test", "count": 30, "input_size": [1, 8, 8]}
     assert (result.model, result.class_names, result.model_mode) == ("mine", CLASSES, "eval")
     assert measure(model, data).threat is None
 

@@ -78,9 +78,15 @@ def test_what_can_be_had_is_measured_and_the_rest_is_listed(place: Path, tmp_pat
     row = rows[FIRST]
     assert (row.cas, row.instance_cas) == (expected.cas, expected.instance_cas)
     assert row.cas_excess == expected.cas_excess
-    older = tmp_path / "older.csv"
-    older.write_text("\n".join(line.rpartition(",")[0] for line in file.read_text().splitlines()) + "\n")
-    assert {row.model: row.cas_excess for row in read_leaderboard(older)} == dict.fromkeys(rows)
+    assert (row.input_size, rows[ABSENT].input_size) == ("3×32×32", "")
+    older, lines = tmp_path / "older.csv", file.read_text(encoding="utf-8").splitlines()
+    for missing in ({"input_size"}, {"input_size", "cas_excess"}):
+        lines = [line.rpartition(",")[0] for line in lines]
+        older.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        left = {
+            name: replace(row, **{field: getattr(Row(""), field) for field in missing}) for name, row in rows.items()
+        }
+        assert {row.model: row for row in read_leaderboard(older)} == left
     assert (row.robust_accuracy, row.clean_accuracy) == (expected.robust_accuracy, expected.clean_accuracy)
     assert (row.attack, row.steps, row.images, row.unavailable) == ("PGD", 1, 20, "")
     assert (row.published_clean_accuracy, row.published_autoattack_accuracy) == (0.8902, 0.5767)

@@ -31,6 +31,7 @@ MEASURED: dict[str, Any] = {
     "data": "digits",
     "images": "bb" * 8,
     "limit": None,
+    "input_size": [3, 224, 224],
     "attack": {"attack": "PGD", "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "options": {}},
     "seed": 0,
     "precision": "float32",
@@ -49,6 +50,11 @@ CASES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a limit": (OTHER_IMAGES | {"limit": 3}, ["limit3"], "other images; limit none there, 3 now"),
     "images changed in place": (OTHER_IMAGES, ["images-cccccccc"], "other images"),
     "other data": (OTHER_IMAGES | {"data": "npz:x.npz"}, ["npz_x"], "other images; data digits there, npz:x.npz now"),
+    "images of another size": (
+        OTHER_IMAGES | {"input_size": [3, 32, 32]},
+        ["3x32x32"],
+        "other images; input size 3×224×224 there, 3×32×32 now",
+    ),
     "another checkpoint": (
         {"weights": "dd" * 8, "checkpoint": "runs/a/last.safetensors"},
         ["last"],
@@ -92,6 +98,14 @@ def test_of_two_sides_each_is_named() -> None:
     )
     assert in_words(there, now) == "other weights of the second"
     assert name_parts(there, {"first": MEASURED | {"seed": 1}, "second": MEASURED | {"seed": 1}}) == ["seed1"]
+
+
+def test_an_older_provenance_says_nothing_of_the_input_size() -> None:
+    older = {name: value for name, value in MEASURED.items() if name != "input_size"}
+    assert differences(older, MEASURED) == {}
+    assert conditions_hash(older) == conditions_hash(MEASURED)
+    assert in_words(older, MEASURED | OTHER_IMAGES) == "other images"
+    assert name_parts(older, MEASURED | OTHER_IMAGES) == ["images-cccccccc"]
 
 
 def test_a_field_that_one_lacks_is_none() -> None:

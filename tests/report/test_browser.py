@@ -203,6 +203,10 @@ def test_the_difference_of_any_two_epochs(visit: Open) -> None:
     negative = int((np.triu(best - last, 1) < -1e-4).sum())
     said = page.locator("#difference-title").inner_text()
     assert said.startswith(f"ΔCAS = {gain:.1f}; of 36 pairs {negative} are negative")
+    cells = page.locator("#difference-table td").all_text_contents()
+    parts = [float(cell.replace("\N{MINUS SIGN}", "-")) for cell in cells[1::2]]
+    assert len(parts) == 36  # each pair once, so that CAS moves by twice their sum
+    assert 2 * sum(parts) == pytest.approx(gain, abs=2 * 36 * 0.00051)
     page.locator("#first").select_option(label="epoch 2")
     page.locator("#second").select_option(label="epoch 4")
     np.testing.assert_allclose(_shown(page, "difference"), _expected(2, 16, 3) - _expected(4, 16, 3), atol=3.2e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from support.written_runs import CIFAR, WriteRun, matrix_at
 
 from ccf_plugin.errors import InputError
+from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.reading import read_runs
 
 
@@ -85,6 +87,22 @@ def test_runs_that_cannot_be_compared_are_refused(write_run: WriteRun) -> None:
     for message, other in cases.items():
         with pytest.raises(InputError, match=message):
             read_runs([one, other])
+
+
+def test_images_of_another_size_are_refused_where_both_sizes_are_known(write_run: WriteRun) -> None:
+    runs = {name: write_run(name, epochs=1) for name in ("small", "large", "unknown", "halved")}
+    for name, more in {
+        "small": {"input_size": [3, 32, 32]},
+        "large": {"input_size": [3, 64, 64]},
+        "halved": {"downscale": 2},
+    }.items():
+        stem = runs[name] / "probe" / "001"
+        result = CrossClassResult.load(stem)
+        replace(result, data={**(result.data or {}), **more}).save(stem)
+    for other, words in (("large", "cifar10, 3×64×64 in large"), ("halved", "cifar10, downscaled by 2 in halved")):
+        with pytest.raises(InputError, match=rf"found 1000 test images of cifar10, 3×32×32 in small and .* {words}"):
+            read_runs([runs["small"], runs[other]])
+    assert len(read_runs([runs["small"], runs["unknown"]])) == 2
 
 
 def test_the_best_epoch_has_its_matrix_though_it_is_not_among_those_probed(write_run: WriteRun) -> None:

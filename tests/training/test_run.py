@@ -161,7 +161,8 @@ def test_a_run_of_smaller_images_is_measured_on_such(tmp_path: Path) -> None:
     subject = load_subject(str(run.folder), Settings.of(device="cpu"))
     again = subject.measure()
     assert subject.data.split.images.shape == (20, 1, 4, 4)
-    assert again.data == logged.data == {"name": "digits", "split": "test", "count": 20, "downscale": 2}
+    expected = {"name": "digits", "split": "test", "count": 20, "input_size": [1, 4, 4], "downscale": 2}
+    assert again.data == logged.data == expected
     assert again.provenance["downscale"] == 2
     assert (again.clean_accuracy, again.robust_accuracy) == (logged.clean_accuracy, logged.robust_accuracy)
     whole = load_subject(str(run.folder), Settings.of(device="cpu", downscale=1))

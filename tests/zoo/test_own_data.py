@@ -108,7 +108,7 @@ def test_a_run_on_ones_own_data_is_trained_and_probed_and_runs_code_only_where_i
 
     code, out, err = ccf("probe", "run", "--clean", "--data", STRIPES, "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out)["data"] == {"name": STRIPES, "split": "test", "count": 12}
+    assert json.loads(out)["data"] == {"name": STRIPES, "split": "test", "count": 12, "input_size": [1, 6, 9]}
     assert json.loads(out)["class_names"] == ["left", "middle", "right"]
     assert own_data.called == ["test"]
     code, _, err = ccf("compare", "run/probe/001", "run", "--data", STRIPES)

@@ -97,7 +97,7 @@ def test_a_recipe_of_new_entries_trains_and_its_run_is_probed(ccf: Ccf, tmp_path
     assert (code, err) == (0, "")
     code, out, err = ccf("probe", "run", "--clean", "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out)["data"] == {"name": "dots:12", "split": "test", "count": 12}
+    assert json.loads(out)["data"] == {"name": "dots:12", "split": "test", "count": 12, "input_size": [1, 5, 6]}
     assert json.loads(out)["class_names"] == ["left", "middle", "right"]
     code, out, err = ccf("probe", "mine:small", "--clean", "--json")
     assert (code, err) == (0, "")

@@ -12,10 +12,20 @@ from ccf_plugin.zoo.sources.source import (
     buildable,
     loadable,
     register_source,
+    taking_checkpoint,
 )
 from ccf_plugin.zoo.specs import import_entries
 
-__all__ = ["SOURCES", "LoadedModel", "Source", "are_other_classes", "buildable", "loadable", "register_source"]
+__all__ = [
+    "SOURCES",
+    "LoadedModel",
+    "Source",
+    "are_other_classes",
+    "buildable",
+    "loadable",
+    "register_source",
+    "taking_checkpoint",
+]
 
 # The order in which help and messages list them.
 import_entries(__name__, __path__, first=("networks", "robustbench", "timm", "runs", "python"))

@@ -115,6 +115,11 @@ def loadable() -> dict[str, Source]:
     return {prefix: source for prefix, source in SOURCES.items() if source.load is not None}
 
 
+def taking_checkpoint() -> dict[str, Source]:
+    """Those that take weights from a file that the user names."""
+    return {prefix: source for prefix, source in loadable().items() if source.takes_checkpoint}
+
+
 def buildable() -> dict[str, Source]:
     """The sources that ``build_model`` knows."""
     return {prefix: source for prefix, source in SOURCES.items() if source.build is not None}
