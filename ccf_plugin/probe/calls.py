@@ -120,6 +120,10 @@ class PassRecord:
     alike: int = 0
     compiled: bool = False
 
+    def is_empty(self) -> bool:
+        """Whether it was a pass of no samples."""
+        return bool(self.entries) and all(len(entry.logits) == 0 for entry in self.entries)
+
     def runs(self, name: str) -> list[LayerCall]:
         """The layer's runs in order."""
         return [call for call in self.calls if call.name == name]

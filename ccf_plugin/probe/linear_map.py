@@ -100,6 +100,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
     allowed, class_tolerance = _tolerance(values, shares, factors, wanted)
+    class_tolerance = class_tolerance + 2 * _output_unit(plan, record, logits) * wanted.abs().amax(0)
     biases = [value.bias.to(dtype) * factors[..., t] for t, value in enumerate(values) if value.bias is not None]
     beside = residual - torch.stack(biases).sum(0) if biases else residual
     if len(wanted) == 1:
@@ -148,7 +149,9 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     heights = torch.maximum(heights, heights.amax() * 1e-3).clamp(min=torch.finfo(logits.dtype).tiny)
     wanted = (logits - logits.mean(0)) / heights
     columns = (products - products.mean(0)) / heights.unsqueeze(1)
-    roundoff = torch.finfo(logits.dtype).eps ** 2 * equations
+    # what rounding the means leaves of logits that are the same for all samples, it too might seem to be explained
+    largest = 1 + (products * planned / heights.unsqueeze(1)).abs().amax()
+    roundoff = torch.finfo(logits.dtype).eps ** 2 * equations * largest.square()
     if fitted_number == 1:
         return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff)
     class_index = "k" if plan.per_class else ""
@@ -164,17 +167,17 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     fitted = fitted.squeeze(-1)
     before = (wanted - (columns * planned).sum(2)).square().sum()
     after = (wanted - (columns * fitted).sum(2)).square().sum()
-    chance = after / (equations - fitted_number) + roundoff * wanted.square().sum()
+    chance = after / (equations - fitted_number) + roundoff * (1 + wanted.square().sum())
     chance = _CLEARLY_BETTER * fitted_number * chance
     better = (before - after > chance) & torch.isfinite(fitted).all()
     return torch.where(better, fitted, planned), better
 
 
-def _fit_one(planned: Tensor, wanted: Tensor, column: Tensor, roundoff: float) -> tuple[Tensor, Tensor]:
+def _fit_one(planned: Tensor, wanted: Tensor, column: Tensor, roundoff: Tensor) -> tuple[Tensor, Tensor]:
     """`_fit` of one factor, in few kernels: (1,), from centred (N K,) vectors."""
     length, share, whole = torch.dot(column, column), torch.dot(column, wanted), torch.dot(wanted, wanted)
     fitted = share / length
-    residual = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * whole
+    residual = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * (1 + whole)
     better = (fitted - planned).square() * length > _CLEARLY_BETTER * residual  # never where the length is 0
     return torch.where(better, fitted, planned), better[0]
 
@@ -277,6 +280,12 @@ def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, lo
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * shares.abs().sum(2)
     return allowed, of_largest * logits.abs().amax(0)
+
+
+def _output_unit(plan: Plan, record: PassRecord, logits: Tensor) -> float:
+    """Unit roundoff of the logits as the model returned them, which may be less precise than its head."""
+    returned = next((entry.tensor for entry in record.entries if entry.path == plan.path), logits)
+    return torch.finfo(returned.dtype).eps / 2
 
 
 def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, class_tolerance: Tensor) -> Tensor:

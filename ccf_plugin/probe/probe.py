@@ -28,7 +28,7 @@ from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, 
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.records import ImageRecords
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.probe.sums import Sums
+from ccf_plugin.probe.sums import Sums, check_labels
 from ccf_plugin.probe.trace import GRADIENT, HeadTracer
 
 
@@ -113,7 +113,7 @@ class CrossClassProbe:
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._has_warned_of_others = False
+        self._has_warned_of_others = self._has_warned_of_outside = False
         self._attach_later = False
         self._attach()
         self.reset()
@@ -213,7 +213,7 @@ class CrossClassProbe:
 
         Args:
             labels: the true classes of the pass's samples, (N,) integer. On any device.
-            rows: take only these samples of the pass; ``labels`` are theirs.
+            rows: take only these samples of the pass; ``labels`` are theirs. A pass of no samples adds nothing.
 
         Raises:
             InputError: no new pass since the last update, one whose head cannot be found, use after ``detach``,
@@ -221,7 +221,12 @@ class CrossClassProbe:
                 features that are not finite and logits that are no longer the head's are noted on the device, and
                 raised by ``compute``.
         """
+        if isinstance(rows, (int, tuple)) or (isinstance(rows, slice) and (rows.step or 1) < 1):
+            raise InputError(f"expected rows as a slice that goes forward, found {rows!r}; such as rows=slice(0, 32)")
         record = self._take_record()
+        if record.is_empty():
+            check_labels(labels, 0)
+            return
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
@@ -333,6 +338,8 @@ class CrossClassProbe:
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
             for number, batch in enumerate(loader):
                 images, labels = images_and_labels(batch, device)
+                if len(images) == 0:
+                    continue
                 clean = None
                 if attack is not None:
                     if number == 0:
@@ -358,6 +365,7 @@ class CrossClassProbe:
 
     def _take_record(self) -> PassRecord:
         tracer = self._attached()
+        ran_outside = tracer.watcher.ran_outside
         record, inside = (self._captured, True) if self._captures else (tracer.take(), False)
         self._captured, self._captures = None, False
         tracer.drop()
@@ -367,6 +375,8 @@ class CrossClassProbe:
             raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
         if inside:
             record.alike = 0  # it was named
+        elif ran_outside:
+            self._warn_of_runs_outside(ran_outside)
         return record
 
     def _warn_of_other_passes(self, record: PassRecord) -> None:
@@ -378,6 +388,18 @@ class CrossClassProbe:
                 f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
                 "counts. If another is meant, run it inside `with probe.capture():`",
                 stacklevel=3,
+            )
+
+    def _warn_of_runs_outside(self, layers: set[str]) -> None:
+        """Warn once that the head has run since the pass that counts, where no hook of the model sees it."""
+        head = self.head
+        ran = [] if head is None else [name for name in head.name.split(" + ") if name in layers]
+        if ran and not self._has_warned_of_outside:
+            self._has_warned_of_outside = True
+            warnings.warn(
+                f"the head {ran[0]!r} has run after the pass that counts, in no pass of the model, as by "
+                "model.forward(x) or by a part of it; if that is meant to count, call the model: model(x)",
+                stacklevel=4,
             )
 
     def _read(self, record: PassRecord) -> ForwardPass:

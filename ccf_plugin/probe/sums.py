@@ -197,7 +197,21 @@ def check_labels(labels: object, rows: int) -> None:
         InputError: they are of another form or number.
     """
     if not isinstance(labels, Tensor):
-        raise InputError(f"expected labels as an integer tensor of shape ({rows},), found {type(labels).__name__}")
+        raise InputError(
+            f"expected labels as an integer tensor of shape ({rows},), found {type(labels).__name__}; "
+            "convert them by torch.as_tensor"
+        )
+    form = "nested" if labels.is_nested else str(labels.layout) if labels.layout != torch.strided else ""
+    if form or labels.is_meta or labels.is_quantized:
+        problem = form or ("one without values, on the meta device" if labels.is_meta else str(labels.dtype))
+        raise InputError(
+            f"expected labels as a dense integer tensor of shape ({rows},), found {problem}; convert them, such as by "
+            "to_dense"
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        raise InputError(
+            f"expected labels of shape ({rows},), found a column of shape {tuple(labels.shape)}; pass labels.squeeze(1)"
+        )
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(
             f"expected labels of shape ({rows},) and an integer dtype, found {tuple(labels.shape)} {labels.dtype}; "

@@ -74,7 +74,7 @@ class HeadTracer:
     def take(self) -> PassRecord | None:
         """The latest pass since the last `take` or `drop`, or None where none came."""
         record, self.watcher.latest = self.watcher.latest, None
-        self.watcher.alike = {True: 0, False: 0}
+        self.watcher.alike, self.watcher.ran_outside = {True: 0, False: 0}, set()
         return record
 
     def peek(self) -> ForwardPass | None:
@@ -111,6 +111,8 @@ class HeadTracer:
         Raises:
             InputError: the head cannot be found in it, or it is of another shape than before.
         """
+        if record.is_empty():
+            raise InputError("expected a pass of 1 or more samples, found none; leave empty batches out")
         try:
             return self._read(record, shape)
         except InputError as error:
@@ -137,6 +139,7 @@ class HeadTracer:
                     f"expected the head {gone!r} to run in every pass, found that the last pass went around it; probe "
                     f"the part of the model that always runs, or attach before torch.compile's first call ({message})"
                 )
+        self.watcher.copies_early = True  # the model may change in place what its head has read, or its weights
         new = self.watcher.layers.have_grown()
         if new or self._head is not None:
             self._head = None
