@@ -21,6 +21,7 @@ from ccf_plugin.probe.ablation import AblationLayer
 from ccf_plugin.probe.accumulation import Accumulation, Inputs
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.distributed import num_processes
+from ccf_plugin.probe.doubts import Doubts
 from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
@@ -113,7 +114,7 @@ class CrossClassProbe:
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._has_warned_of_others = self._has_warned_of_outside = False
+        self._doubts = Doubts()
         self._attach_later = False
         self._attach()
         self.reset()
@@ -230,7 +231,7 @@ class CrossClassProbe:
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
-            self._warn_of_other_passes(record)
+            self._doubts.other_passes(record)
             if self._passes.counted != self._inputs:  # what a run counted is still there
                 self._passes.counted = None
             self._passes.records = None  # the order of these images is unknown
@@ -336,10 +337,8 @@ class CrossClassProbe:
         records = ImageRecords()
         device = device_of(self.model)
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
-            for number, batch in enumerate(loader):
-                images, labels = images_and_labels(batch, device)
-                if len(images) == 0:
-                    continue
+            batches = (images_and_labels(batch, device) for batch in loader)
+            for number, (images, labels) in enumerate(batch for batch in batches if len(batch[0])):
                 clean = None
                 if attack is not None:
                     if number == 0:
@@ -376,31 +375,8 @@ class CrossClassProbe:
         if inside:
             record.alike = 0  # it was named
         elif ran_outside:
-            self._warn_of_runs_outside(ran_outside)
+            self._doubts.runs_outside(self.head, ran_outside)
         return record
-
-    def _warn_of_other_passes(self, record: PassRecord) -> None:
-        """Warn once that another pass might be meant, such as TRADES' adversarial one before its clean one."""
-        if record.alike > 1 and not self._has_warned_of_others:
-            self._has_warned_of_others = True
-            mode = "train" if record.training else "eval"
-            warnings.warn(
-                f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
-                "counts. If another is meant, run it inside `with probe.capture():`",
-                stacklevel=3,
-            )
-
-    def _warn_of_runs_outside(self, layers: set[str]) -> None:
-        """Warn once that the head has run since the pass that counts, where no hook of the model sees it."""
-        head = self.head
-        ran = [] if head is None else [name for name in head.name.split(" + ") if name in layers]
-        if ran and not self._has_warned_of_outside:
-            self._has_warned_of_outside = True
-            warnings.warn(
-                f"the head {ran[0]!r} has run after the pass that counts, in no pass of the model, as by "
-                "model.forward(x) or by a part of it; if that is meant to count, call the model: model(x)",
-                stacklevel=4,
-            )
 
     def _read(self, record: PassRecord) -> ForwardPass:
         sums = self._passes.sums

@@ -67,6 +67,16 @@ def test_a_pass_of_no_samples_adds_nothing(model: nn.Module, batch: Batch) -> No
         assert probe.run([batch, (images[:0], labels[:0])]).counts.sum() == 12
 
 
+def test_images_of_another_scale_are_refused_behind_an_empty_batch_too(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    loader = [(images[:0], labels[:0]), (images + 200, labels)]
+    with (
+        CrossClassProbe(model) as probe,
+        pytest.raises(InputError, match=r"first batch.*\[0, 1\]|\[0, 1\].*first batch"),
+    ):
+        probe.run(loader, attack=lambda given, _: given)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_any_integer_labels_will_do(model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
     with CrossClassProbe(model) as probe:
