@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.files import expanded_path
 from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
-from ccf_plugin.zoo.sources import LoadedModel, Source, buildable, loadable, taking_checkpoint
+from ccf_plugin.zoo.sources import CustomWeights, LoadedModel, Source, buildable, loadable, taking_checkpoint
 from ccf_plugin.zoo.specs import find, forms, nearest
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ def load_model(
     assert source.load is not None  # noqa: S101  (for mypy: it is loadable)
     custom = None
     if surplus:
-        from ccf_plugin.zoo.weights import CustomWeights
-
         path = None if checkpoint is None else expanded_path(checkpoint)
         custom = CustomWeights(path, checkpoint_key, options or {}, num_classes, mean, std)
     return source.load(name, pretrained=pretrained, checkpoint=custom, model_dir=folder_from(model_dir, MODEL_FOLDER))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from ccf_plugin.errors import Fault, InputError, did_you_mean, some_of
 from ccf_plugin.zoo.checkpoints import apply_state, architecture_mismatch, no_state_dict
 from ccf_plugin.zoo.normalizations import Normalization
 from ccf_plugin.zoo.normalize import with_normalization
+from ccf_plugin.zoo.sources.source import CustomWeights
 from ccf_plugin.zoo.weight_files import StateDicts, read_content, state_dicts
 
 # How layers that normalise images name their mean and deviation.
@@ -29,26 +30,6 @@ _MEANS = {mean for mean, _ in _NORMALIZERS}
 _CONSTANTS = {name for pair in _NORMALIZERS for name in pair}
 _COUNTER = "num_batches_tracked"  # BatchNorm's, which torch before 0.4.1 does not save
 _TOP = "."  # how the outermost mapping of a file is called, where it has to be chosen
-
-
-@dataclass(frozen=True)
-class CustomWeights:
-    """What the user says of a network with weights of their own.
-
-    Attributes:
-        path: the file; None: the network as its code makes it.
-        key: which of several state dicts in the file.
-        options: of the code that makes the network.
-        num_classes: how many classes the network has; None: as many as the file's.
-        mean, std: per channel, of images in [0, 1]; None: the file's own normalisation, or none.
-    """
-
-    path: Path | None = None
-    key: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
-    num_classes: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
 
 
 class Restored(NamedTuple):

@@ -21,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.models import load_model
+from ccf_plugin.zoo.sources import CustomWeights
 from ccf_plugin.zoo.weight_files import conversion
-from ccf_plugin.zoo.weights import CustomWeights, load_weights, restored
+from ccf_plugin.zoo.weights import load_weights, restored
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
 

@@ -6,6 +6,7 @@ A file that is added here, or any module that calls ``register_source``, is all 
 
 from ccf_plugin.zoo.sources.source import (
     SOURCES,
+    CustomWeights,
     LoadedModel,
     Source,
     are_other_classes,
@@ -18,6 +19,7 @@ from ccf_plugin.zoo.specs import import_entries
 
 __all__ = [
     "SOURCES",
+    "CustomWeights",
     "LoadedModel",
     "Source",
     "are_other_classes",

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccf_plugin.errors import Fault, InputError
-from ccf_plugin.zoo.sources.source import Build, Load, LoadedModel, Source, check_options, register_source
+from ccf_plugin.zoo.sources.source import (
+    Build,
+    CustomWeights,
+    Load,
+    LoadedModel,
+    Source,
+    check_options,
+    register_source,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccf_plugin.zoo.weights import CustomWeights
 
 _CIFAR = (3, 32, 32)
 
@@ -76,7 +83,7 @@ def _is_count(value: object) -> bool:
 def _loading(build: Build) -> Load:
     def load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
         """Load the network; it is for three channels and ten classes unless the user or the file says otherwise."""
-        from ccf_plugin.zoo.weights import CustomWeights, restored
+        from ccf_plugin.zoo.weights import restored
 
         weights = checkpoint or CustomWeights()
         if weights.path is None and pretrained:

@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ccf_plugin.errors import CCFError, InputError, one_line
 from ccf_plugin.zoo.python_code import check_target, is_python, load_object, running_user_code
-from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
+from ccf_plugin.zoo.sources.source import CustomWeights, LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ccf_plugin.zoo.weights import CustomWeights
 
 
 def _load(target: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     """The model as the checkpoint describes it, if a run of this code wrote that; else as the factory makes it."""
     from ccf_plugin.zoo.checkpoints import read_metadata
     from ccf_plugin.zoo.sources.runs import from_metadata, model_in
-    from ccf_plugin.zoo.weights import CustomWeights, restored
+    from ccf_plugin.zoo.weights import restored
 
     spec, name = f"python:{target}", target.rpartition(":")[2]
     weights = checkpoint or CustomWeights()

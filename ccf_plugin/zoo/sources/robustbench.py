@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import InputError
 from ccf_plugin.zoo.folders import MODEL_FOLDER, folder_from
 from ccf_plugin.zoo.installed import check_robustbench, robustbench_coordinates
-from ccf_plugin.zoo.sources.source import LoadedModel, Source, check_options, register_source
+from ccf_plugin.zoo.sources.source import CustomWeights, LoadedModel, Source, check_options, register_source
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ccf_plugin.zoo.weights import CustomWeights
 
 
 def _check(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import expanded_path
@@ -12,11 +12,16 @@ from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
 from ccf_plugin.zoo.folders import needs_code
 from ccf_plugin.zoo.installed import specs_near
 from ccf_plugin.zoo.python_code import code_in, is_python
-from ccf_plugin.zoo.sources.source import SOURCES, LoadedModel, Source, default_threat, loadable, register_source
+from ccf_plugin.zoo.sources.source import (
+    SOURCES,
+    CustomWeights,
+    LoadedModel,
+    Source,
+    default_threat,
+    loadable,
+    register_source,
+)
 from ccf_plugin.zoo.specs import find, forms, nearest
-
-if TYPE_CHECKING:
-    from ccf_plugin.zoo.weights import CustomWeights
 
 # What a checkpoint says of its run, and a loaded model keeps as it is.
 _KEPT: dict[str, Any] = {

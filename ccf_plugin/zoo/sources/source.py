@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ccf_plugin.zoo.image_files import Preprocess
-    from ccf_plugin.zoo.weights import CustomWeights
 
 
 def default_threat() -> dict[str, Any]:
@@ -57,6 +56,26 @@ def are_other_classes(expected: Sequence[str], found: Sequence[str]) -> bool:
         return False
     nameless = [str(label) for label in range(len(found))]
     return sorted(expected) == sorted(found) or list(found) != nameless
+
+
+@dataclass(frozen=True)
+class CustomWeights:
+    """What the user says of a network with weights of their own.
+
+    Attributes:
+        path: the file; None: the network as its code makes it.
+        key: which of several state dicts in the file.
+        options: of the code that makes the network.
+        num_classes: how many classes the network has; None: as many as the file's.
+        mean, std: per channel, of images in [0, 1]; None: the file's own normalisation, or none.
+    """
+
+    path: Path | None = None
+    key: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    num_classes: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
 
 class Load(Protocol):

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ccf_plugin.errors import Fault, InputError, UnavailableError, did_you_mean, one_line
 from ccf_plugin.zoo.containment import quiet, weights_only
 from ccf_plugin.zoo.installed import check_timm
-from ccf_plugin.zoo.sources.source import LoadedModel, Source, register_source
+from ccf_plugin.zoo.sources.source import CustomWeights, LoadedModel, Source, register_source
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ccf_plugin.zoo.image_files import Preprocess
-    from ccf_plugin.zoo.weights import CustomWeights
 
 
 def _load(name: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
