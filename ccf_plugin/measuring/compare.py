@@ -257,8 +257,8 @@ def check_alike(first: Side, second: Side) -> None:
         differing = ["other numbers of images in the classes"]
     if differing:
         remedy = (
-            "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure each with its own options "
-            "and compare the results"
+            "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure each with its own "
+            "options and compare the results"
         )
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
     hashes = _images_hash(first), _images_hash(second)
