@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import Fault, InputError
 from ccf_plugin.files import PICTURES, write_together
@@ -18,7 +19,6 @@ from ccf_plugin.files import PICTURES, write_together
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 _LINE = 1.2  # height of a name's line, in its size
 _LEAST_NAME = 6.0  # points of a name that shrinks so that all have room

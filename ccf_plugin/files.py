@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import tomllib
@@ -107,6 +108,12 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def by_numbers_inside(name: str) -> list[tuple[int, str]]:
+    """The key by which names are sorted so that kd-2 stands before kd-10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
 
 
 def toml_or_text(text: str) -> Any:

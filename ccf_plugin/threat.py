@@ -27,7 +27,7 @@ DEFAULT_STEP_SIZE: dict[Norm, str] = {"Linf": "eps/4", "L2": "eps/8"}
 _LARGEST_EPS: dict[Norm, float] = {"Linf": 1.0, "L2": 16.0}
 
 _OPERATORS = {"*", "/"}
-_WORD = re.compile(r"\s*(eps|[*/]|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_WORD = re.compile(r"eps|[*/]|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,10 @@ def _check_range(key: str, value: float, given: Pixels | None, norm: Norm) -> No
 
 def _evaluate(text: str, eps: float | None, key: str) -> float:
     """Left to right over ``factor (("*" | "/") factor)*``; deliberately not ``eval``, the text comes from files."""
-    words = _words(text)
+    words = _WORD.findall(text)
     factors, operators = words[0::2], words[1::2]
-    if len(words) % 2 == 0 or not _OPERATORS.issuperset(operators) or not _OPERATORS.isdisjoint(factors):
+    is_whole = "".join(words) == "".join(text.split()) and len(words) % 2 == 1
+    if not is_whole or not _OPERATORS.issuperset(operators) or not _OPERATORS.isdisjoint(factors):
         raise InputError(Fault(key, "a number or text such as '8/255' or 'eps/4'", repr(text)))
     result = 1.0
     for operator, factor in zip(["*", *operators], factors, strict=True):
@@ -155,15 +156,3 @@ def _evaluate(text: str, eps: float | None, key: str) -> float:
             raise InputError(Fault(key, "a finite number", f"{text!r}, which divides by zero"))
         result = result * number if operator == "*" else result / number
     return result
-
-
-def _words(text: str) -> list[str]:
-    """Numbers, operators and ``eps`` of ``text``; an empty list where some part of it is not one."""
-    words, position = [], 0
-    while position < len(text):
-        match = _WORD.match(text, position)
-        if match is None:
-            return []
-        words.append(match.group(1))
-        position = match.end()
-    return words

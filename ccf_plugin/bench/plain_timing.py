@@ -14,7 +14,7 @@ import torch
 from ccf_plugin.bench import plain_loop as reference
 from ccf_plugin.engine.devices import resolve_device
 from ccf_plugin.engine.timing import now
-from ccf_plugin.training.batches import TrainingBatches
+from ccf_plugin.training.method import training_batches
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.setup import prepare
 
@@ -85,39 +85,16 @@ class _PlainLoop:
         parts = prepare(recipe, torch.device("cpu"))
         model = parts.model.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=recipe.optim.weight_decay)
-        batches = TrainingBatches(
-            parts.train.images,
-            parts.train.labels,
-            batch_size=recipe.optim.batch_size,
-            seed=recipe.seed,
-            augmentation=recipe.data.augmentation,
-            padding=recipe.data.crop_padding,
-            cutout=recipe.data.cutout,
-        )
+        batches = training_batches(recipe, parts.train.images, parts.train.labels)
         training = recipe.training_threat()
         if recipe.attack.name == "FFGSM":
             training = replace(training, steps=1)
         loaders = (reference.augmented_loader(batches, epoch) for epoch in count(1))
         whole = (batch for loader in loaders for batch in loader if len(batch[1]) == batches.batch_size)
-        self._steps = reference.training_steps(model, optimizer, whole, training, attack_mode=recipe.attack.batchnorm)
-        self._test = next(iter(parts.test.batches(recipe.evaluate.batch_size or 250, device)))
-        self._evaluation = recipe.evaluation_threat()
-        self._model = model
-
-    def time_steps(self, number: int) -> list[float]:
-        """Seconds of each of the next steps."""
-        seconds = []
-        for _ in range(number):
-            start = now()
-            next(self._steps)
-            seconds.append(now() - start)
-        return seconds
-
-    def time_evaluation(self) -> float:
-        """Seconds of evaluating one image, by one batch."""
-        start = now()
-        reference.evaluate(self._model, [self._test], self._evaluation)
-        return (now() - start) / len(self._test[1])
+        self.steps = reference.training_steps(model, optimizer, whole, training, attack_mode=recipe.attack.batchnorm)
+        self.test = next(iter(parts.test.batches(recipe.evaluate.batch_size or 250, device)))
+        self.evaluation = recipe.evaluation_threat()
+        self.model = model
 
 
 _plain_loop: _PlainLoop
@@ -130,8 +107,17 @@ def _start_plain_loop(recipe: Recipe, threads: int) -> None:
 
 
 def _time_steps(number: int) -> list[float]:
-    return _plain_loop.time_steps(number)
+    """Seconds of each of the next steps."""
+    seconds = []
+    for _ in range(number):
+        start = now()
+        next(_plain_loop.steps)
+        seconds.append(now() - start)
+    return seconds
 
 
 def _time_evaluation() -> float:
-    return _plain_loop.time_evaluation()
+    """Seconds of evaluating one image, by one batch."""
+    start = now()
+    reference.evaluate(_plain_loop.model, [_plain_loop.test], _plain_loop.evaluation)
+    return (now() - start) / len(_plain_loop.test[1])

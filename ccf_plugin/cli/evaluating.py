@@ -112,12 +112,10 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     margin = f"{MASKING_MARGIN * 100:.0f} points"
     if evaluation.masking_gap is not None:
         gap = f"The strongest PGD leaves {evaluation.masking_gap * 100:.1f} points more than AutoAttack"
+        said = f"{gap}; over {margin} would suggest gradient masking."
         if evaluation.may_mask_gradients:
-            console.print(
-                f"Possible gradient masking: {gap[0].lower()}{gap[1:]}; over {margin} is far.", highlight=False
-            )
-        else:
-            console.print(f"{gap}; over {margin} would suggest gradient masking.", highlight=False)
+            said = f"Possible gradient masking: {gap[0].lower()}{gap[1:]}; over {margin} is far."
+        console.print(said, highlight=False)
     if evaluation.rises is not None:
         smaller, larger = map(show_pixels, evaluation.rises)
         print_line(

@@ -76,14 +76,12 @@ class Place:
         folder = Path("results")
         if out is not None and suffixes != ("",) and takes_files(out):
             folder, out = expanded_path(out), None
-        self._named = None if out is None else _stem(out, suffixes)
         self._default = folder / name
-        self.stem = self._default
-        if self._named is not None:
-            self._check(self._named)
-            self.stem = self._named
-        else:
+        if out is None:
             self.stem = self._free(self._default)
+        else:
+            self.stem = _stem(out, suffixes)
+            self._check(self.stem)
         check_writable(self.stem.parent)
 
     def file(self, suffix: str | None = None) -> Path:

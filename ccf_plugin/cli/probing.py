@@ -71,8 +71,7 @@ def probe(
     from ccf_plugin.drawing import colour_scale, figure_bytes, figure_of, square_axes
     from ccf_plugin.files import json_bytes
     from ccf_plugin.measuring.groups import check_groups, group_evidence
-    from ccf_plugin.measuring.repeats import measure_with_seeds
-    from ccf_plugin.measuring.subject import load_subject
+    from ccf_plugin.measuring.subject import load_subject, measure_with_seeds
     from ccf_plugin.threat import threat_file_part
 
     endings = endings_of(formats, out)

@@ -82,10 +82,8 @@ def saliency(
     if settings.probe.head is not None and pair is None:
         expected = "{head} beside {pair}, whose features are its"
         raise InputError(Fault("", expected, "it alone", "name a {pair}"))
-    chosen, chosen_pair = (
-        None if indices is None else _numbers(indices),
-        None if pair is None else options.pair_of(pair),
-    )
+    chosen = None if indices is None else _numbers(indices)
+    chosen_pair = None if pair is None else options.pair_of(pair)
     names = name_sides(best, last)
     results = [name for name in names if is_result(name)]
     if results:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -48,9 +47,7 @@ class GradientWatch:
         self._hook = self._model.register_forward_hook(self._watch)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
     def check(self, attack: str, count: int, remedy: str, error: Exception | None = None) -> None:

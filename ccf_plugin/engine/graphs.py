@@ -15,7 +15,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +26,6 @@ _log = logging.getLogger(__name__)
 _KEPT = 6  # graphs of one function: whole batches and the last smaller one, in a few modes
 _TRIES = 2  # watched calls: compiling in the first may itself wait for the device
 _WAITS = "called a synchronizing CUDA operation"  # what torch warns of in its sync debug mode
-
-
-class Graphs(Protocol):
-    """What records and replays."""
-
-    def can_record(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether a function of these tensors can be recorded at present."""
-
-    def watch(self) -> contextlib.AbstractContextManager[list[str]]:
-        """Gives a list, which after the block holds what of it a replay would leave out."""
-
-    def record(self, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-        """Record ``run`` without running it; the replay gives its result, which the next replay overwrites."""
 
 
 class Replayed:
@@ -56,7 +43,7 @@ class Replayed:
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], name: str, state: Callable[[], Hashable], graphs: Graphs
+        self, function: Callable[..., Tensor], name: str, state: Callable[[], Hashable], graphs: CudaGraphs
     ) -> None:
         self._function, self._name, self._state, self._graphs = function, name, state, graphs
         self._known: OrderedDict[Hashable, _Recording | _Watched] = OrderedDict()
@@ -115,7 +102,7 @@ class _Watched:
 class _Recording:
     """One graph, with the memory that its inputs are read from."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], graphs: Graphs) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], graphs: CudaGraphs) -> None:
         self._inputs = tuple(tensor.detach().clone() for tensor in inputs)
         self._replay = graphs.record(lambda: function(*self._inputs), inputs[0].device)
 
@@ -126,16 +113,18 @@ class _Recording:
 
 
 class CudaGraphs:
-    """torch's. All graphs of a device share their memory, since none is replayed while another is."""
+    """What records and replays. All graphs of a device share their memory, since none is replayed while another is."""
 
     def __init__(self) -> None:
         self._places: dict[torch.device, tuple[Any, torch.cuda.Stream]] = {}  # a pool of memory, a stream
 
     def can_record(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether a function of these tensors can be recorded at present."""
         return all(tensor.is_cuda for tensor in inputs) and not torch.cuda.is_current_stream_capturing()
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[str]]:
+        """Gives a list, which after the block holds what of it a replay would leave out."""
         left_out: list[str] = []
         host, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
         try:
@@ -155,7 +144,10 @@ class CudaGraphs:
             left_out.append("it draws random numbers on the host")
 
     def record(self, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-        """Raises where the recording fails, or would leave less memory than it takes to whatever else runs."""
+        """Record ``run`` without running it; the replay gives its result, which the next replay overwrites.
+
+        Raises where the recording fails, or would leave less memory than it takes to whatever else runs.
+        """
         with torch.cuda.device(device):
             before = torch.cuda.current_stream()
             if device not in self._places:

@@ -17,15 +17,22 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, in its own mode afterwards."""
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Every module is in its own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            module.training = mode  # not train(): that would also set the module's children
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, in its own mode afterwards."""
+    with preserved_modes(model):
+        model.eval()
+        yield
 
 
 @contextlib.contextmanager

@@ -93,9 +93,9 @@ class ClassAttributionSimilarity(Metric):  # type: ignore[misc, unused-ignore]
         Raises:
             InputError: as there, and where the head is not of the K and n that were announced; no labels, or two.
         """
-        candidates = [value for value in (labels, target) if value is not None] or [
-            value for value in (preds,) if value is not None
-        ]
+        candidates = [value for value in (labels, target) if value is not None]
+        if not candidates and preds is not None:
+            candidates = [preds]
         if len(candidates) != 1:
             problem = "none" if not candidates else "labels and target"
             raise InputError(f"expected labels once, as update(labels) or update(preds, target), found {problem}")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.drawing import drop_figure, figure_of, figure_pixels, square_axes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ccf_plugin.probe.result import CrossClassResult
+from ccf_plugin.probe.result import CrossClassResult
 
 _MOST_CLASSES = 100  # with figures of their own in a tracker
 

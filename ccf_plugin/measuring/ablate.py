@@ -7,10 +7,11 @@ the two; features of one class alone do the reverse.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccf_plugin.engine.memory import batch_size_errors
@@ -37,9 +38,6 @@ from ccf_plugin.measuring.subject import Subject
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.probe.ablation import AblationLayer, ablated_logits
 from ccf_plugin.probe.classes import class_index, top_pairs
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _DOSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # times m
 _DRAWS = 10  # of random features, whose effect is averaged

@@ -3,8 +3,8 @@
 A figure is ``run.figure``: ``ra``, ``clean``, ``cas``, ``cas_excess``, ``icas``, ``epoch`` or any column of log.csv.
 Alone it is that of the last epoch; ``best_``, ``last_`` and ``delta_`` before it are that of the best epoch, of the
 last, and best − last; ``_50`` behind it is epoch 50's. Without a run it is each run's, and the claim must be true of
-all. A chain ``a.ra < b.ra < c.ra`` claims each of its comparisons. Python's grammar parses the text, which is never run
-as code.
+all. ``halved(run.ra)`` is the epoch from which on a figure stays below half of its highest. A chain
+``a.ra < b.ra < c.ra`` claims each of its comparisons. Python's grammar parses the text, which is never run as code.
 """
 
 from __future__ import annotations
@@ -66,7 +66,14 @@ class Correlation:
     second: Figure
 
 
-Leaf = Figure | Correlation
+@dataclass(frozen=True)
+class Halving:
+    """The epoch from which on a figure stays below half of its highest."""
+
+    of: Figure
+
+
+Leaf = Figure | Correlation | Halving
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def parse_claim(text: str, runs: Sequence[str]) -> list[Comparison]:
 
 
 def value_of(node: Node, value: Callable[[Leaf], Any]) -> Any:
-    """What an expression is where ``value`` gives figures and correlations."""
+    """What an expression is where ``value`` gives its leaves."""
     if isinstance(node, Number):
         return node.value
     if isinstance(node, Call):
@@ -155,7 +162,7 @@ def value_of(node: Node, value: Callable[[Leaf], Any]) -> Any:
 def is_linear(node: Node) -> bool:
     """Whether it is made of figures by + and −, and by numbers."""
     if not isinstance(node, Call):
-        return not isinstance(node, Correlation)
+        return isinstance(node, Figure | Number)
     if node.function in (np.multiply, np.divide):
         constant = [not list(_leaves(argument)) for argument in node.arguments]
         is_scaled = constant[1] or (constant[0] and node.function is np.multiply)
@@ -191,22 +198,25 @@ class _Reader:
         return Number(float(value))
 
     def _call(self, name: str, arguments: list[ast.expr]) -> Node:
-        known = ["spearman", *_FUNCTIONS]
+        known = ["spearman", "halved", *_FUNCTIONS]
         if name not in known:
             raise _fault(self._text, f"a function among {', '.join(known)}", repr(name), did_you_mean(name, known))
-        expected = {"spearman": 2, "abs": 1}.get(name)
+        expected = {"spearman": 2, "halved": 1, "abs": 1}.get(name)
         if (expected is None and len(arguments) < 2) or (expected is not None and len(arguments) != expected):
             found = f"{len(arguments)} arguments"
-            raise _fault(self._text, f"{expected or 'two or more'} arguments of {name}", found)
+            number = {1: "one argument", 2: "two arguments", None: "two arguments or more"}[expected]
+            raise _fault(self._text, f"{number} of {name}", found)
         read = tuple(self.read(argument) for argument in arguments)
-        if name != "spearman":
+        if name in _FUNCTIONS:
             return Call(_FUNCTIONS[name], read)
-        first, second = read
-        plain = [isinstance(side, Figure) and side.at == "last" for side in read]
-        if not all(plain) or any(ast.unparse(side).split(".")[-1].startswith("last_") for side in arguments):
-            raise _fault(self._text, "two figures of a run in spearman, as in spearman(kd.ra, kd.cas)", "others")
-        assert isinstance(first, Figure)  # noqa: S101  # as just seen
-        assert isinstance(second, Figure)  # noqa: S101
+        figures = [side for side in read if isinstance(side, Figure) and side.at == "last"]
+        is_placed = any(ast.unparse(side).split(".")[-1].startswith("last_") for side in arguments)
+        if len(figures) < len(read) or is_placed:
+            example = {"spearman": "spearman(kd.ra, kd.cas)", "halved": "halved(kd.ra)"}[name]
+            raise _fault(self._text, f"figures of a run without an epoch in {name}, as in {example}", "others")
+        if name == "halved":
+            return Halving(figures[0])
+        first, second = figures
         if first.run != second.run:
             raise _fault(self._text, "two figures of one run in spearman", f"{first.run!r} and {second.run!r}")
         return Correlation(first, second)
@@ -254,13 +264,17 @@ def _with_run(node: Node, run: str) -> Node:
         return node if node.run else replace(node, run=run)
     if isinstance(node, Correlation):
         return node if node.first.run else Correlation(replace(node.first, run=run), replace(node.second, run=run))
+    if isinstance(node, Halving):
+        return node if node.of.run else Halving(replace(node.of, run=run))
     if isinstance(node, Call):
         return replace(node, arguments=tuple(_with_run(argument, run) for argument in node.arguments))
     return node
 
 
 def _figures(leaf: Leaf) -> tuple[Figure, ...]:
-    return (leaf.first, leaf.second) if isinstance(leaf, Correlation) else (leaf,)
+    if isinstance(leaf, Correlation):
+        return leaf.first, leaf.second
+    return (leaf.of,) if isinstance(leaf, Halving) else (leaf,)
 
 
 def runs_of(comparison: Comparison) -> list[str]:

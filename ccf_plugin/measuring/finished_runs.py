@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measuring.claims import Figure
+from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
-from ccf_plugin.runs.layout import AVERAGE, RECIPE
+from ccf_plugin.runs.layout import AVERAGE, RECIPE, result_of
 from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
 from ccf_plugin.runs.selection import BIASED, CLEAN, record_of
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+_LOGGED = 1e-5  # the relative error of a figure of six digits, and of a result's arrays
 
 
 class NotMeasuredError(CCFError):
@@ -89,12 +92,39 @@ class FinishedRun:
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         return [float(a) for a, _ in known], [float(b) for _, b in known]
 
+    def halved(self, figure: Figure) -> float:
+        """The epoch from which on a figure stays below half of its highest.
+
+        Raises NotMeasuredError where it does not end there.
+        """
+        values, epochs = self.series(figure.column, "epoch")
+        kept = [epoch for value, epoch in zip(values, epochs, strict=True) if value >= max(values) / 2]
+        if not kept or kept[-1] == epochs[-1]:
+            raise NotMeasuredError(f"{figure.run}'s {figure.column} does not end below half of its highest")
+        return next(epoch for epoch in epochs if epoch > kept[-1])
+
     def record(self, column: str, at: str | int) -> NDArray[np.bool_] | None:
         """Which test images were right at an epoch, (N,) bool, for the accuracies that images are recorded for."""
         if column not in (BIASED, CLEAN):
             return None
         row = self._row(Figure(self.name, column, at))
         return record_of(self.folder, row, self.suffix, is_best=row is self.best, column=column)
+
+    def result(self, column: str, at: str | int) -> CrossClassResult | None:
+        """The result of an epoch that a figure is of; None where none was kept, or where it has another figure."""
+        row = self._row(Figure(self.name, column, at))
+        logged = getattr(row, self.column(column))
+        stems = [result_of(self.folder, row.epoch, self.suffix)]
+        if row is self.best:
+            stems.append(result_of(self.folder, "best", self.suffix))
+        for stem in stems:
+            try:
+                result = CrossClassResult.load(stem)
+            except CCFError:
+                continue
+            if math.isclose(getattr(result, column), logged, rel_tol=_LOGGED):
+                return result
+        return None
 
     def _row(self, figure: Figure) -> EpochRow:
         if figure.at == "best":
@@ -105,6 +135,11 @@ class FinishedRun:
         if row is None:
             raise NotMeasuredError(f"{figure.run} has no epoch {figure.at}")
         return row
+
+
+def of_seed(runs: Sequence[FinishedRun], seed: int | None) -> FinishedRun:
+    """A run's seed; its only one where it has one."""
+    return runs[0] if len(runs) == 1 else next(run for run in runs if run.seed == seed)
 
 
 def by_name(runs: Sequence[FinishedRun]) -> Mapping[str, Sequence[FinishedRun]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -86,22 +87,17 @@ def find_layer(forward: Forward, images: Tensor, name: str | None = None) -> Lay
     """
     model = forward.model
     outputs: list[tuple[str, nn.Module, Tensor]] = []
-    handles = []
     count = len(images)
-    for module_name, module in model.named_modules():
 
-        def note(module: nn.Module, _: Any, output: Any, name: str = module_name) -> None:
-            # windows of attention stand in the first dimension; images are what a map is of
-            if isinstance(output, Tensor) and output.ndim in (3, 4) and len(output) == count and output.requires_grad:
-                outputs.append((name, module, output))
+    def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
+        # windows of attention stand in the first dimension; images are what a map is of
+        if isinstance(output, Tensor) and output.ndim in (3, 4) and len(output) == count and output.requires_grad:
+            outputs.append((name, module, output))
 
-        handles.append(module.register_forward_hook(note))
-    try:
-        with evaluation_mode(model), torch.enable_grad():
-            logits = forward(images.clone().requires_grad_())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, evaluation_mode(model), torch.enable_grad():
+        for module_name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(note, module_name)))
+        logits = forward(images.clone().requires_grad_())
     convolved = [tuple(out.shape[1:]) for _, module, out in outputs if isinstance(module, nn.Conv2d)]
     convolved = [shape for shape in convolved if shape[1] * shape[2] > 1]
     grids = [(layer, out) for place, module, out in outputs if (layer := _grid_layer(place, module, out, convolved))]
@@ -150,8 +146,5 @@ def _grid_of(model: nn.Module, layer: Layer) -> Iterator[nn.Module]:
         # a copy, because a layer after it may work in place
         return layer.from_map(output, grid(layer.to_map(output).clone()).clone())
 
-    handle = model.get_submodule(layer.name).register_forward_hook(pass_through)
-    try:
+    with model.get_submodule(layer.name).register_forward_hook(pass_through):
         yield grid
-    finally:
-        handle.remove()

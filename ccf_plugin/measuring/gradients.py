@@ -65,8 +65,8 @@ def input_gradients(
             lengths = here.norm(dim=1)
             has_both = (lengths > 0) & (there.norm(dim=1) > 0)
             cosines = F.cosine_similarity(here, there, dim=1, eps=0)[has_both]
-            counted = torch.tensor([len(images), len(cosines)])
-            sums += torch.stack((lengths.sum().cpu(), counted[0], cosines.sum().cpu(), counted[1]))
+            added = (float(lengths.sum()), len(images), float(cosines.sum()), len(cosines))
+            sums += torch.tensor(added, dtype=torch.float64)
     if num_processes() > 1:
         sums = torch.stack(gather_objects(sums)).sum(0)
     length, count, cosine, with_both = sums.tolist()

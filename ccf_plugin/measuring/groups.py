@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.files import expanded_path
@@ -16,9 +17,6 @@ from ccf_plugin.probe.classes import class_index
 from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.zoo.class_lists import CIFAR100_SUPERCLASSES
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 CLUSTER = "cluster"
 _KEY = "groups"  # the parameter that faults name

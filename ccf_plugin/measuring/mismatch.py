@@ -179,12 +179,10 @@ class _Record:
 def _recording(model: nn.Module) -> Iterator[list[_Record]]:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     records = [_Record(layer) for layer in layers if layer.running_mean is not None]
-    hooks = [record._layer.register_forward_pre_hook(record.add) for record in records]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for record in records:
+            hooks.enter_context(record._layer.register_forward_pre_hook(record.add))
         yield records
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Replacing(TorchFunctionMode):

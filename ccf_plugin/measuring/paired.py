@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.probe.confidence import check_resampling, mcnemar, paired_bootstrap
 from ccf_plugin.probe.jackknife import Interval, deviations, interval_around, simultaneous_bands
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.result_files import plain
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Intervals = tuple[Interval, Interval, Interval]  # of the first, of the second, of the difference
 BOOTSTRAP = 1_000

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ccf_plugin.drawing import (
     DIFFERENCE_SCALE,
@@ -24,7 +25,6 @@ from ccf_plugin.threat import threat_label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from ccf_plugin.measuring.ablation_result import Ablation

@@ -163,10 +163,8 @@ def _restarted(settings: AttackSettings, steps: int, restarts: int, eps: float |
     threat, at = replace(settings.threat, steps=steps), ""
     if eps is not None and eps != threat.eps:
         step_size = threat.step_size * eps / threat.eps if threat.eps else None
-        threat, at = (
-            threat_model(norm=threat.norm, eps=eps, step_size=step_size, steps=steps),
-            f" at {show_pixels(eps)}",
-        )
+        threat = threat_model(norm=threat.norm, eps=eps, step_size=step_size, steps=steps)
+        at = f" at {show_pixels(eps)}"
     several = f", {restarts} restarts" if restarts > 1 else ""
     pgd = replace(settings, name=None, options={}, threat=threat)
     seeds = [seed % 2**32 for seed in range(settings.seed, settings.seed + restarts)]

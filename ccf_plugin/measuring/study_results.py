@@ -79,7 +79,6 @@ def state_claims(folder: Path, claims: Sequence[str], *, has_begun: bool, now: d
     known = {one.claim: one for one in _read_stated(folder)}
     at = (now or datetime.now(UTC)).isoformat(timespec="seconds")
     stated = [known[claim] if claim in known else Stated(claim, at, not has_begun) for claim in claims]
-    stated = [Stated(one.claim, one.at, one.before) for one in stated]
     gone = [one for claim, one in known.items() if claim not in claims and has_begun]
     return stated + [Stated(one.claim, one.at, one.before, withdrawn=True) for one in gone]
 
@@ -197,7 +196,8 @@ def differences_table(study: Mapping[str, Any]) -> Table:
         column = headings[one["figure"]]
         unit = 100.0 if column.column == "test_robust_accuracy" else 1.0
         name = f"{column.heading}, points" if unit > 1 else column.heading
-        figures = [_mean(one["margins"]), *(one["interval"] or (None, None))]
+        mean = float(np.mean(one["margins"])) if one["margins"] else None
+        figures = [mean, *(one["interval"] or (None, None))]
         values = [Value(None if value is None else unit * value, "+.2f") for value in figures]
         test = ", ".join(filter(None, [one["test"], one["why"]]))
         rows.append([one["run"], name, *values, Value(one["p"], ".2g"), test])
@@ -253,7 +253,3 @@ def _together(parts: Sequence[Judgement]) -> str:
 def _plain(judgement: Judgement) -> dict[str, Any]:
     described = asdict(judgement)
     return described | {name: list(described[name] or ()) or None for name in ("margins", "interval")}
-
-
-def _mean(values: Sequence[float] | None) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,6 +146,39 @@ class Subject:
         return None if attack is None or settings is None else {**attack.describe(), "precision": settings.precision}
 
 
+def measure_with_seeds(
+    subject: Subject,
+    seeds: int,
+    *,
+    instances: bool = False,
+    progress: Callable[[int], Progress] = lambda _: lambda batches, _: batches,
+) -> CrossClassResult:
+    """Measure with ``seeds`` seeds, from the attack's own on.
+
+    Args:
+        seeds: 1 or more.
+        instances: measure I-CAS too.
+        progress: told the seed, gives what wraps the batches.
+
+    Returns:
+        The first seed's result; with several seeds ``repeats`` has the figures of all.
+
+    Raises:
+        InputError: several seeds of clean images, which have none; as ``Subject.measure``.
+    """
+    attack = subject.attack
+    if attack is None and seeds > 1:
+        raise InputError(Fault("seeds", "an attack to repeat", "clean images, which give the same figures each time"))
+    first = subject.measure(instances=instances, progress=progress(0 if attack is None else attack.seed))
+    if attack is None or seeds == 1:
+        return first
+    others = [
+        replace(subject, attack=replace(attack, seed=seed)).run(instances=instances, progress=progress(seed))
+        for seed in range(attack.seed + 1, attack.seed + seeds)
+    ]
+    return replace(first, repeats=tuple(result.figures() for result in (first, *others)))
+
+
 def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     """Load a model by its spec, with data and attack as chosen, or its own.
 
@@ -161,18 +194,10 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     if chosen.attack is not None:
         attack_class(chosen.attack)
     chosen.threat_model({})  # before anything is downloaded
-    usual = None if weights.normalize is None else usual_normalization(weights.normalize)
-    loaded = load_model(
-        model,
-        pretrained=weights.pretrained,
-        checkpoint=weights.checkpoint,
-        checkpoint_key=weights.checkpoint_key,
-        options=weights.options,
-        num_classes=weights.num_classes,
-        mean=usual.mean if usual else weights.mean,
-        std=usual.std if usual else weights.std,
-        model_dir=weights.model_dir,
-    )
+    stated = {name: value for name, value in vars(weights).items() if name != "normalize"}
+    if weights.normalize is not None:
+        stated |= usual_normalization(weights.normalize)._asdict()
+    loaded = load_model(model, **stated)
     threat = chosen.threat_model(loaded.threat)
     data = _load_images(model, loaded, images)
     loaded.model.to(device)

@@ -127,20 +127,15 @@ class AblationLayer:
             raise InputError(f"expected columns from 0 to {count - 1}, found {others[0]}")
         if values.shape != (count,):
             raise InputError(f"expected values of {count} features, found those of shape {tuple(values.shape)}")
-        index = torch.as_tensor(columns, dtype=torch.int64)
-        handles = []
-        for module in self._modules:
-            constants = values.detach()
-            if self._after:
-                handles.append(module.register_forward_hook(_replacing_output(index, constants)))
-            else:
-                hook = _replacing_input(index, constants, 1 if is_channel_first(module) else -1)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
+        index, constants = torch.as_tensor(columns, dtype=torch.int64), values.detach()
+        with contextlib.ExitStack() as hooks:
+            for module in self._modules:
+                if self._after:
+                    hooks.enter_context(module.register_forward_hook(_replacing_output(index, constants)))
+                else:
+                    hook = _replacing_input(index, constants, 1 if is_channel_first(module) else -1)
+                    hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _replacing_input(index: Tensor, values: Tensor, dimension: int) -> Any:

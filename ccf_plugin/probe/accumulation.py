@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccf_plugin.engine.versions import installed_versions
@@ -21,9 +22,6 @@ from ccf_plugin.probe.jackknife import WithoutParts, instances_without_parts
 from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Inputs = Literal["adversarial", "clean"]
 
@@ -119,10 +117,10 @@ class Accumulation:
         self.has_missed = bool(sums.has_faults()[2])
         vectors = sums.checked_means("" if local_head is None else local_head.name or "the model itself", self._reason)
         classes, total = len(vectors), int(sums.counts.sum())
-        accuracy = int(sums.correct) / total
-        loss, clean_accuracy, clean_loss = float(sums.loss) / total, None, None
-        if sums.clean_batches == sums.batches:
-            clean_accuracy, clean_loss = int(sums.clean_correct) / total, float(sums.clean_loss) / total
+        accuracy, clean_accuracy = (number / total for number in sums.correct.tolist())
+        loss, clean_loss = (summed / total for summed in sums.loss.tolist())
+        if sums.clean_batches < sums.batches:
+            clean_accuracy = clean_loss = None
         samples = self._samples(together) if self._instances else None
         if class_names is not None and len(class_names) != classes:
             raise InputError(f"expected {classes} class names for this head, found {len(class_names)}")
@@ -158,10 +156,9 @@ class Accumulation:
     def _with_history(self, head: Head, sums: Sums) -> Head:
         """The head, and where it was in which batches if that changed."""
         history = [f"from batch {batch} on: {place}" for batch, place in self._places]
-        refits = int(sums.refits)
-        several = " + " in (self._places[-1][1] if self._places else "")
-        lines = history if len(history) > 1 or self._places[-1][1].endswith(OWN_OUTPUT) else []
-        if refits and several:
+        refits, place = int(sums.refits), self._places[-1][1]
+        lines = history if len(history) > 1 or place.endswith(OWN_OUTPUT) else []
+        if refits and " + " in place:
             lines = [*history, f"factors of its parts fitted anew in {refits} of {sums.batches} batches"]
         return replace(head, history=tuple(lines))
 

@@ -106,6 +106,7 @@ class PassRecord:
         distances: torch's functions that compare with prototypes, where the pass called such.
         alike: how many passes in this mode on images without a gradient there were, with this one, since one was taken;
             0 where the images have one, as inside an attack, and in compiled passes.
+        compiled: whether compiled code noted it.
     """
 
     calls: list[LayerCall]
@@ -117,6 +118,11 @@ class PassRecord:
     fault: str = ""
     distances: tuple[str, ...] = ()
     alike: int = 0
+    compiled: bool = False
+
+    def is_empty(self) -> bool:
+        """Whether it was a pass of no samples."""
+        return bool(self.entries) and all(len(entry.logits) == 0 for entry in self.entries)
 
     def runs(self, name: str) -> list[LayerCall]:
         """The layer's runs in order."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def class_index(names: Sequence[str], name: str | int, *, key: str = "") -> int:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.jackknife import Interval, check_level, interval_around
+from ccf_plugin.probe.jackknife import Interval, WithoutParts, check_level, interval_around
+from ccf_plugin.probe.null import PermutationNull, permutation_null
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ccf_plugin.probe.result import CrossClassResult
-
-
-ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
+_ACCURACIES = ("robust_accuracy", "clean_accuracy", "accuracy")
 SIMILARITIES = ("cas", "cas_excess", "instance_cas")
+_FIGURES = (*_ACCURACIES, *SIMILARITIES)
 NO_PARTS = (
     "expected a result with intervals of CAS, found none: it has a class of fewer than 20 images, or more than 228 "
     "classes, or is of an older version; measure it anew with more images a class"
@@ -53,39 +52,105 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
     return (max(centre - half, 0.0) if successes else 0.0), (min(centre + half, 1.0) if successes < total else 1.0)
 
 
-def interval_of(result: CrossClassResult, name: str, level: float) -> Interval | None:
-    """See `CrossClassResult.interval`."""
-    check_level(level)
-    if name not in (*ACCURACIES, *SIMILARITIES):
-        raise InputError(f"expected name to be one of {', '.join((*ACCURACIES, *SIMILARITIES))}, found {name!r}")
-    figure, total = getattr(result, name), int(result.counts.sum())
-    if figure is None or not total:
-        return None
-    if name in ACCURACIES:
-        return wilson(round(figure * total), total, level)
-    variance = variance_of(result, name)
-    if variance is None:
-        return None
-    low, high = interval_around(figure, variance, level)
-    if name == "instance_cas" and low <= 0:
-        return None  # the nearest cosines are about 0, where the jackknife says too little
-    most = len(result.matrix) * (len(result.matrix) - 1)
-    return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
+class WithIntervals:
+    """How far the figures of a `CrossClassResult` would move with other images: its intervals and variances."""
 
+    matrix: NDArray[np.float64]
+    class_attribution: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    instance_matrix: NDArray[np.float64] | None
+    without_parts: WithoutParts | None
 
-def variance_of(result: CrossClassResult, name: str, other: CrossClassResult | None = None) -> float | None:
-    """See `CrossClassResult.variance_of`."""
-    sides = [result] if other is None else [result, other]
-    apart = [
-        None if side.without_parts is None else side.without_parts.apart(name, side.matrix, side.instance_matrix)
-        for side in sides
-    ]
-    if apart[0] is None or apart[-1] is None or not all(math.isfinite(getattr(side, name)) for side in sides):
-        return None
-    moved = apart[0] if other is None else apart[0] - apart[-1]
-    # CAS by chance is a mean over permutations
-    noise = [side.null.cas_sd**2 / side.null.permutations for side in sides] if name == "cas_excess" else []
-    return float(np.square(moved).sum()) + sum(noise)
+    @cached_property
+    def null(self) -> PermutationNull:
+        """CAS and C by chance: where the entries of each class attribution are permuted; computed at the first use."""
+        return permutation_null(self.class_attribution)
+
+    def interval(self, name: str = "robust_accuracy", level: float = 0.95) -> Interval | None:
+        """The interval of a figure over other images of the same kind; None where it is not known.
+
+        Of accuracies it is Wilson's, of CAS, its excess and I-CAS a jackknife's (`probe.jackknife`). These hold at this
+        number of images a class: CAS of 10 images a class and of 1,000 are not comparable. An I-CAS that other images
+        might make 0 has none.
+
+        Args:
+            name: "robust_accuracy", "clean_accuracy", "accuracy", "cas", "cas_excess" or "instance_cas".
+            level: the interval's probability.
+
+        Raises:
+            InputError: another name, or a level outside (0, 1).
+        """
+        check_level(level)
+        if name not in _FIGURES:
+            raise InputError(f"expected name to be one of {', '.join(_FIGURES)}, found {name!r}")
+        figure, total = getattr(self, name), int(self.counts.sum())
+        if figure is None or not total:
+            return None
+        if name in _ACCURACIES:
+            return wilson(round(figure * total), total, level)
+        variance = self.variance_of(name)
+        if variance is None:
+            return None
+        low, high = interval_around(figure, variance, level)
+        if name == "instance_cas" and low <= 0:
+            return None  # the nearest cosines are about 0, where the jackknife says too little
+        most = len(self.matrix) * (len(self.matrix) - 1)
+        return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
+
+    def variance_of(self, name: str, other: WithIntervals | None = None) -> float | None:
+        """The variance of "cas", "cas_excess" or "instance_cas" over other images; None where not known.
+
+        Args:
+            name: the figure.
+            other: of its difference from that of another model on the same images.
+        """
+        sides = [side.moves_of(name) for side in ([self] if other is None else [self, other])]
+        known = [side for side in sides if side is not None]
+        if len(known) < len(sides):
+            return None
+        moved = known[0][0] if other is None else known[0][0] - known[1][0]
+        return float(np.square(moved).sum()) + sum(noise**2 for _, noise in known)
+
+    def moves_of(self, name: str) -> tuple[NDArray[np.float64], float] | None:
+        """By how much "cas", "cas_excess" or "instance_cas" would move with other images; None where not known.
+
+        Returns:
+            `WithoutParts.apart`, (K, G) float64, which models on the same images share; and the standard deviation of
+            CAS by chance as a mean over permutations, 0 for other figures.
+        """
+        parts = self.without_parts
+        moved = None if parts is None else parts.apart(name, self.matrix, self.instance_matrix)
+        if moved is None or not math.isfinite(getattr(self, name)):
+            return None
+        null = self.null
+        return moved, null.cas_sd / math.sqrt(null.permutations) if name == "cas_excess" else 0.0
+
+    def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
+        """``interval`` of each figure, as plain values."""
+        known = {name: self.interval(name, level) for name in _FIGURES}
+        return {name: None if interval is None else list(interval) for name, interval in known.items()}
+
+    def confidence(
+        self, *, level: float = 0.95, instances: bool = True, bootstrap: int | None = None, seed: int | None = None
+    ) -> Confidence:
+        """``interval`` of CAS, of its excess and, with ``instances``, of I-CAS together, also of a saved result.
+
+        Args:
+            level: the intervals' probability.
+            instances: also I-CAS.
+            bootstrap, seed: deprecated and without effect, since no image is resampled any more.
+
+        Raises:
+            InputError: a class with images has fewer than 20, more than 228 classes, or a file of an older version.
+        """
+        if (bootstrap, seed) != (None, None):
+            text = "confidence() needs no bootstrap and no seed any more: it is a jackknife; leave them out"
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+        cas = self.interval("cas", level)
+        if cas is None:
+            raise InputError(NO_PARTS)
+        of_instances = self.interval("instance_cas", level) if instances else None
+        return Confidence(cas, self.interval("cas_excess", level), of_instances, level)
 
 
 @dataclass(frozen=True)

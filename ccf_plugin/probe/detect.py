@@ -14,8 +14,8 @@ from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import EQUATIONS
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.search import Search
-from ccf_plugin.probe.tensors import same_memory
-from ccf_plugin.probe.terms import at_mean, bias_of, matrix_of, product
+from ccf_plugin.probe.tensors import same_memory, version
+from ccf_plugin.probe.terms import at_mean, bias_of, link_holds, matrix_of, product
 from ccf_plugin.probe.trials import Trials, links_of
 
 _NOT_SEEN = (
@@ -147,8 +147,6 @@ def _checked(logits: Tensor) -> Tensor:
             f"expected logits of 2 or more classes, found an output of shape {tuple(logits.shape)}; "
             "CrossClassProbe measures classifiers (a single logit can be written as two)"
         )
-    if len(logits) == 0:
-        raise InputError("expected a pass of 1 or more samples to find the head in, found none")
     wanted = logits.detach().to(accumulator_dtype(logits.device))
     if not torch.isfinite(wanted).all():
         masked = (wanted == -torch.inf).any() and not (wanted.isnan() | (wanted == torch.inf)).any()
@@ -156,7 +154,7 @@ def _checked(logits: Tensor) -> Tensor:
             "expected finite logits, found a mask (logits of -inf); probe the part of the model before the mask, or "
             "name its layer with head='its.name'"
             if masked
-            else "expected finite logits, found NaN or infinity in the first pass; check weights and inputs"
+            else "expected finite logits, found NaN or infinity; check weights and inputs"
         )
     return wanted
 
@@ -193,7 +191,11 @@ def _refusal(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
             f"; the features of {some_of([_layer(name) for name in trials.dropped])} took too much memory to be kept "
             "through the first pass: run another, in which less is kept, then update"
         )
-    remedy = _REMEDY if record.calls else "Probe the eager module that it was made from, attached before it is compiled"
+    remedy = _REMEDY
+    if not record.calls:
+        remedy = (
+            f"Probe the eager module that such code was made from, attached before it is compiled. Otherwise: {_REMEDY}"
+        )
     return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {reason}. {remedy}"
 
 
@@ -221,11 +223,23 @@ def _changes_by_sample(record: PassRecord, wanted: Tensor) -> str:
     return "; the layers' shares change from sample to sample (a gate, or a mixture of experts)"
 
 
+def _do_not_fit(record: PassRecord, trials: Trials) -> list[str]:
+    """Layers whose output, which nothing changed, is not their weight times their input: one of these was changed."""
+    samples, classes = trials.wanted.shape
+    return [
+        _layer(call.name)
+        for call in record.calls
+        if call.name in trials.errors and call.kind in ("Linear", "Conv1d", "Conv2d") and not version(call.output)
+        if not any(link_holds(link, call) for link in links_of(call, classes, samples))
+    ]
+
+
 def _reason(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
     changed = [_layer(call.name) for call in record.calls if call.name in trials.errors and call.is_changed()]
     if changed:
         return (
-            f"; the model changed in place what {some_of(changed)} had read, after it ran: let it change a copy (clone)"
+            f"; the model changed in place what {some_of(changed)} had read, after it ran: run another pass, in which "
+            "that is copied as the layer runs, then update"
         )
     if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like probabilities, not logits"
@@ -236,17 +250,22 @@ def _reason(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
             f"; {' and '.join(record.distances)} compares with prototypes, which is no matrix product (a cosine "
             "head is one as F.linear(F.normalize(g), F.normalize(W)))"
         )
-    if by_sample := _changes_by_sample(record, wanted):
+    if len(wanted) > 1 and (by_sample := _changes_by_sample(record, wanted)):
         return by_sample
     spans = (wanted - wanted[:1]).abs().amax(0)
     if len(wanted) > 1 and bool((spans == 0).any()) and not bool((spans == 0).all()):
         return "; some classes' logits are the same for all samples (a mask, which must stand after what is probed)"
     if trials.is_constant:
         return "; the logits are the same for all samples, which tells no layers apart"
-    if (len(wanted) - 1) * wanted.shape[1] < EQUATIONS:
+    if (len(wanted) - 1) * wanted.shape[1] < EQUATIONS or (len(wanted) <= EQUATIONS + 1 and not trials.errors):
         return "; so few samples show neither a factor nor a constant row: run a pass of more, then update"
     if trials.several_positions:
         return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"
+    if unfit := _do_not_fit(record, trials):
+        return (
+            f"; the model changed the weights of {some_of(unfit)} in the pass, after it ran: run another pass, in "
+            "which they are copied as the layer runs, then update"
+        )
     if len(trials.errors) > 1:
         return "; nor do they combine linearly"
     return ""

@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _MOST_GROUPINGS = 20_000
 _ROUNDING = 1e-12  # a statistic that is smaller by no more counts as equal

@@ -66,11 +66,8 @@ class HeadReader:
     def reading(self, forward: Callable[[Tensor], Tensor]) -> Iterator[ReadForward]:
         """Inside, ``forward`` as a `ReadForward`: of the model, or of a wrapper of it that is not compiled."""
         read = ReadForward(forward, self)
-        handle = self._module.register_forward_pre_hook(read.note)
-        try:
+        with self._module.register_forward_pre_hook(read.note):
             yield read
-        finally:
-            handle.remove()
 
 
 class ReadForward:

@@ -36,9 +36,15 @@ class Hook:
         self._handle = register(self, **options)
         return self
 
+    def move_to_end(self) -> None:
+        """Let the module call this hook last, whatever was registered since; it is a forward hook."""
+        hooks = None if self._handle is None else self._handle.hooks_dict_ref()
+        if hooks is not None and self._handle is not None:
+            hooks.move_to_end(self._handle.id)
+
     def remove(self) -> None:
         """Take the hook off; compiled code or a copied list of hooks that still holds it holds nothing of the probe."""
-        self._call, self._failed = None, _nothing
+        self._call, self._failed = None, lambda _: None
         if self._handle is not None:
             self._handle.remove()
 
@@ -73,7 +79,3 @@ def remove_copied_hooks(model: nn.Module) -> None:
 def _is_copied(hook: object) -> bool:
     owner = getattr(hook, "__self__", None)
     return isinstance(owner, contextlib.nullcontext) and hook == owner.__exit__
-
-
-def _nothing(_: Exception) -> None:
-    """What a hook that was removed does with an error."""

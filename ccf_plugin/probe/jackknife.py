@@ -11,19 +11,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_means, defined_units
 from ccf_plugin.probe.null import expected_pairs, roots_of_chance
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Interval = tuple[float, float]
 PARTS = 20  # of a class with images: with fewer images than that in one class there are no intervals

@@ -55,6 +55,8 @@ def may_be_head(module: nn.Module) -> bool:
     # a linear layer's weight may lie in pieces between passes (FSDP), none of them a matrix
     if isinstance(module, (nn.Linear, nn.modules.lazy.LazyModuleMixin, *NORMS)) or parametrizations(module):
         return True
+    if may_cover(module):
+        return True
     return any(is_matrix(tensor) for tensor in tensors_of(module).values())
 
 
@@ -63,6 +65,13 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
     owned = {**module._buffers, **module._parameters}
     return plain | {name: value for name, value in owned.items() if value is not None}
+
+
+def may_cover(module: nn.Module) -> bool:
+    """Whether a convolution may be a linear layer on a whole map: where its kernel is as large as that."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or module.groups > 1 or any(module.padding):
+        return False
+    return max(module.kernel_size) > 1
 
 
 def parametrizations(module: nn.Module) -> dict[str, nn.Module]:

@@ -14,8 +14,9 @@ Nothing in `read` waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.terms import TermValues, on_device, product, term_values, units
+
+Item = TypeVar("Item")
 
 # Factors are fitted anew where that explains this many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
@@ -97,8 +100,9 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
     allowed, class_tolerance = _tolerance(values, shares, factors, wanted)
-    biases = tuple((value.bias, factors[..., t]) for t, value in enumerate(values) if value.bias is not None)
-    beside = residual - _sum_biases(biases, dtype)
+    class_tolerance = class_tolerance + 2 * _output_unit(plan, record, logits) * wanted.abs().amax(0)
+    biases = [value.bias.to(dtype) * factors[..., t] for t, value in enumerate(values) if value.bias is not None]
+    beside = residual - torch.stack(biases).sum(0) if biases else residual
     if len(wanted) == 1:
         # One sample alone is explained by any constant row: there it must be known.
         difference = (beside - (0.0 if offset is None else offset)).abs()
@@ -127,12 +131,6 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     )
 
 
-def _sum_biases(biases: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor | float:
-    """The constant row that these biases make, (K,); 0 where there is none."""
-    rows = [bias.to(dtype) * factor for bias, factor in biases]
-    return torch.stack(rows).sum(0) if rows else 0.0
-
-
 def _scalar(factor: float | tuple[float, ...]) -> float:
     return 1.0 if isinstance(factor, tuple) or factor == 0 else factor
 
@@ -151,7 +149,9 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     heights = torch.maximum(heights, heights.amax() * 1e-3).clamp(min=torch.finfo(logits.dtype).tiny)
     wanted = (logits - logits.mean(0)) / heights
     columns = (products - products.mean(0)) / heights.unsqueeze(1)
-    roundoff = torch.finfo(logits.dtype).eps ** 2 * equations
+    # what rounding the means leaves of logits that are the same for all samples, it too might seem to be explained
+    largest = 1 + (products * planned / heights.unsqueeze(1)).abs().amax()
+    roundoff = torch.finfo(logits.dtype).eps ** 2 * equations * largest.square()
     if fitted_number == 1:
         return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff)
     class_index = "k" if plan.per_class else ""
@@ -167,17 +167,17 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     fitted = fitted.squeeze(-1)
     before = (wanted - (columns * planned).sum(2)).square().sum()
     after = (wanted - (columns * fitted).sum(2)).square().sum()
-    chance = after / (equations - fitted_number) + roundoff * wanted.square().sum()
+    chance = after / (equations - fitted_number) + roundoff * (1 + wanted.square().sum())
     chance = _CLEARLY_BETTER * fitted_number * chance
     better = (before - after > chance) & torch.isfinite(fitted).all()
     return torch.where(better, fitted, planned), better
 
 
-def _fit_one(planned: Tensor, wanted: Tensor, column: Tensor, roundoff: float) -> tuple[Tensor, Tensor]:
+def _fit_one(planned: Tensor, wanted: Tensor, column: Tensor, roundoff: Tensor) -> tuple[Tensor, Tensor]:
     """`_fit` of one factor, in few kernels: (1,), from centred (N K,) vectors."""
     length, share, whole = torch.dot(column, column), torch.dot(column, wanted), torch.dot(wanted, wanted)
     fitted = share / length
-    residual = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * whole
+    residual = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * (1 + whole)
     better = (fitted - planned).square() * length > _CLEARLY_BETTER * residual  # never where the length is 0
     return torch.where(better, fitted, planned), better[0]
 
@@ -186,23 +186,9 @@ def _canonical(plan: Plan, values: Sequence[TermValues], factors: Tensor) -> tup
     """Features (N, n) and weight (K, n) of the whole map, see the module's description; and whether g Wᵀ is the sum of
     the terms as they are, or only where readings of one group still have factors in one proportion.
     """
-    # Every different tensor that is read, with the terms on it.
-    reads: list[list[int]] = []
-    for index in range(len(values)):
-        for together in reads:
-            if _same_features(plan, values, together[0], index):
-                together.append(index)
-                break
-        else:
-            reads.append([index])
-    groups: list[list[list[int]]] = []  # readings whose terms have the same weights in the same proportions
-    for together in reads:
-        for group in groups:
-            if _proportional(plan, group[0], together):
-                group.append(together)
-                break
-        else:
-            groups.append([together])
+    # Every different tensor that is read, with the terms on it; and those whose weights have the same proportions.
+    reads = _grouped(range(len(values)), lambda first, index: _same_features(plan, values, first, index))
+    groups = _grouped(reads, lambda first, together: _proportional(plan, first, together))
     features, weights = [], []
     for group in groups:
         first = group[0]
@@ -211,7 +197,7 @@ def _canonical(plan: Plan, values: Sequence[TermValues], factors: Tensor) -> tup
             weights.append(_weighted([values[index].weight for index in first], factors[..., first], plan.per_class))
             continue
         # the reading with the largest factors stands for the weights, the others for their share of it
-        group = sorted(group, key=lambda together: -_size(plan, together))
+        group = sorted(group, key=lambda together: -np.abs(_planned(plan, together)).sum())
         order = [plan.terms[index].matrices for index in group[0]]
         rows = [factors[..., _ordered(plan, together, order)].flatten() for together in group]
         shares = [(row @ rows[0]) / (rows[0] @ rows[0]) for row in rows]
@@ -222,6 +208,18 @@ def _canonical(plan: Plan, values: Sequence[TermValues], factors: Tensor) -> tup
     if len(features) == 1:
         return features[0], weights[0], is_sum
     return torch.cat(features, 1), torch.cat(weights, 1), is_sum
+
+
+def _grouped(items: Iterable[Item], belong: Callable[[Item, Item], bool]) -> list[list[Item]]:
+    """The items in groups: each joins the first group to whose first item it belongs, or begins another."""
+    groups: list[list[Item]] = []
+    for item in items:
+        group = next((group for group in groups if belong(group[0], item)), None)
+        if group is None:
+            groups.append([item])
+        else:
+            group.append(item)
+    return groups
 
 
 def _weighted(weights: list[Tensor], factors: Tensor, per_class: bool) -> Tensor:
@@ -242,10 +240,6 @@ def _same_features(plan: Plan, values: Sequence[TermValues], first: int, second:
 def _ordered(plan: Plan, together: list[int], matrices: Sequence[object]) -> list[int]:
     """The reading's terms in the order of these weights."""
     return sorted(together, key=lambda index: matrices.index(plan.terms[index].matrices))
-
-
-def _size(plan: Plan, together: list[int]) -> float:
-    return float(np.abs(_planned(plan, together)).sum())
 
 
 def _planned(plan: Plan, together: list[int]) -> NDArray[np.float64]:
@@ -286,6 +280,12 @@ def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, lo
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * shares.abs().sum(2)
     return allowed, of_largest * logits.abs().amax(0)
+
+
+def _output_unit(plan: Plan, record: PassRecord, logits: Tensor) -> float:
+    """Unit roundoff of the logits as the model returned them, which may be less precise than its head."""
+    returned = next((entry.tensor for entry in record.entries if entry.path == plan.path), logits)
+    return torch.finfo(returned.dtype).eps / 2
 
 
 def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, class_tolerance: Tensor) -> Tensor:

@@ -17,12 +17,16 @@ _FIRST_PASS_BYTES = 2 * 2**30
 
 
 class _Raw(NamedTuple):
-    """What a noted run read and made, as they were; how often the latter had been changed; the memory that it holds."""
+    """What a noted run read and made, as they were; how often the latter had been changed; the memory that it holds.
+
+    And of a function's product where its matrix lies.
+    """
 
     read: Tensor
     made: Any
     version: int | None
     nbytes: int
+    matrix: int = 0
 
 
 class Notes:
@@ -79,13 +83,18 @@ class Notes:
             is_function=is_function,
         )
         self.calls.append(call)
-        self._keep(inputs, output)
+        self._keep(inputs, output, memory(tensors["weight"]) if is_function else 0)
 
-    def drop_products_of_layer(self, inputs: Tensor, output: Any) -> None:
-        """Forget the product that a layer which just ran consists of: it shows nothing more."""
+    def drop_products_of_layer(self, inputs: Tensor, output: Any, tensors: dict[str, Tensor]) -> None:
+        """Forget the product that a layer which just ran consists of: it shows nothing more.
+
+        Not one with a matrix that the layer computed from its ``tensors``, such as a masked or a noisy weight.
+        """
         first = len(self.calls)
+        own = {0, *map(memory, tensors.values())} if first and self.calls[-1].is_function else set()
         while first and self.calls[first - 1].is_function and isinstance(output, Tensor):
-            if not same_memory(self.calls[first - 1].output, output):
+            raw = self._raw[first - 1]
+            if not same_memory(self.calls[first - 1].output, output) or not {memory(raw.read), raw.matrix} & own:
                 break
             first -= 1
         if any(memory(raw.read) == memory(inputs) for raw in self._raw[first:]):
@@ -120,7 +129,9 @@ class Notes:
         copied = self.calls[source].inputs if source < len(self.calls) else None
         if copied is not None and self._raw[source].read.shape == inputs.shape:
             return copied
-        return snapshot(inputs) if copies else inputs.detach()
+        # One vector a sample costs little, and of tensors of inference mode nobody knows whether they change later.
+        at_once = copies or inputs.ndim == 2 or (not torch.compiler.is_compiling() and inputs.is_inference())
+        return snapshot(inputs) if at_once else inputs.detach()
 
     def maker_of(self, tensor: Tensor) -> int | None:
         """The serial of the run whose output this tensor is, unchanged."""
@@ -148,7 +159,7 @@ class Notes:
             front = [node for at in front if at is not None for node, _ in at.next_functions if node not in visited]
         return None
 
-    def _keep(self, inputs: Tensor, output: Any) -> None:
+    def _keep(self, inputs: Tensor, output: Any, matrix: int) -> None:
         """Keep what the run that was noted last read and made, as they were.
 
         Before the head is known: let go of the oldest that ran at several positions, where all take too much.
@@ -158,7 +169,7 @@ class Notes:
             first = noted.reads is None and noted.source == noted.serial  # no other run holds the input
             held_by_it = [tensor for tensor in (output, *([inputs] if first else [])) if isinstance(tensor, Tensor)]
             size = sum(tensor.nbytes for tensor in held_by_it if tensor.ndim > 2)
-        self._raw.append(_Raw(inputs, output, version(output), size))
+        self._raw.append(_Raw(inputs, output, version(output), size, matrix))
         held = sum(raw.nbytes for raw in self._raw)
         for index, raw in enumerate(self._raw[:-1]):
             if held <= _FIRST_PASS_BYTES:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import class_attribution_similarity, correlation_matrix, defined_units
 from ccf_plugin.probe.result_files import plain
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _FEWEST, _MOST = 2, 199  # permutations
 _RANKED = 99  # from this many permutations on, p is the share of them that are as large

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ccf_plugin.probe.ablation import AblationLayer
 from ccf_plugin.probe.accumulation import Accumulation, Inputs
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.distributed import num_processes
+from ccf_plugin.probe.doubts import Doubts
 from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
@@ -29,7 +29,7 @@ from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, 
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.records import ImageRecords
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.probe.sums import Sums
+from ccf_plugin.probe.sums import Sums, check_labels
 from ccf_plugin.probe.trace import GRADIENT, HeadTracer
 
 
@@ -98,16 +98,6 @@ class CrossClassProbe:
             raise InputError(f"expected max_per_class to be 1 or more, found {max_per_class}")
         if inputs not in ("adversarial", "clean", None):
             raise InputError(f"expected inputs to be 'adversarial', 'clean' or None, found {inputs!r}")
-        if isinstance(head, nn.Module):
-            known = getattr(model, "named_modules", list)()
-            name = next((name for name, module in known if module is head), "its.name")
-            raise InputError(
-                f"expected head to be a layer's name, found a module ({type(head).__name__}); use head={name!r}"
-            )
-        if not isinstance(output, (int, str, tuple, type(None))) or isinstance(output, bool):
-            raise InputError(
-                f"expected output to be an index or a key, found {output!r}; such as output=0 or output='out'"
-            )
         self.model = model
         self._given_head, self._output = head, output
         self._every = every
@@ -124,7 +114,7 @@ class CrossClassProbe:
         self._class_names = None if class_names is None else tuple(class_names)
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
-        self._has_warned_of_others = False
+        self._doubts = Doubts()
         self._attach_later = False
         self._attach()
         self.reset()
@@ -187,9 +177,7 @@ class CrossClassProbe:
     def __enter__(self) -> CrossClassProbe:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     @contextlib.contextmanager
@@ -226,7 +214,7 @@ class CrossClassProbe:
 
         Args:
             labels: the true classes of the pass's samples, (N,) integer. On any device.
-            rows: take only these samples of the pass; ``labels`` are theirs.
+            rows: take only these samples of the pass; ``labels`` are theirs. A pass of no samples adds nothing.
 
         Raises:
             InputError: no new pass since the last update, one whose head cannot be found, use after ``detach``,
@@ -234,11 +222,16 @@ class CrossClassProbe:
                 features that are not finite and logits that are no longer the head's are noted on the device, and
                 raised by ``compute``.
         """
+        if isinstance(rows, (int, tuple)) or (isinstance(rows, slice) and (rows.step or 1) < 1):
+            raise InputError(f"expected rows as a slice that goes forward, found {rows!r}; such as rows=slice(0, 32)")
         record = self._take_record()
+        if record.is_empty():
+            check_labels(labels, 0)
+            return
         counted = self._calls % self._every == 0
         self._calls += 1
         if counted:
-            self._warn_of_other_passes(record)
+            self._doubts.other_passes(record)
             if self._passes.counted != self._inputs:  # what a run counted is still there
                 self._passes.counted = None
             self._passes.records = None  # the order of these images is unknown
@@ -344,8 +337,8 @@ class CrossClassProbe:
         records = ImageRecords()
         device = device_of(self.model)
         with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
-            for number, batch in enumerate(loader):
-                images, labels = images_and_labels(batch, device)
+            batches = (images_and_labels(batch, device) for batch in loader)
+            for number, (images, labels) in enumerate(batch for batch in batches if len(batch[0])):
                 clean = None
                 if attack is not None:
                     if number == 0:
@@ -371,6 +364,7 @@ class CrossClassProbe:
 
     def _take_record(self) -> PassRecord:
         tracer = self._attached()
+        ran_outside = tracer.watcher.ran_outside
         record, inside = (self._captured, True) if self._captures else (tracer.take(), False)
         self._captured, self._captures = None, False
         tracer.drop()
@@ -380,18 +374,9 @@ class CrossClassProbe:
             raise InputError(NO_NEW_FORWARD.format(where) + (f" ({failure})" if failure else ""))
         if inside:
             record.alike = 0  # it was named
+        elif ran_outside:
+            self._doubts.runs_outside(self.head, ran_outside)
         return record
-
-    def _warn_of_other_passes(self, record: PassRecord) -> None:
-        """Warn once that another pass might be meant, such as TRADES' adversarial one before its clean one."""
-        if record.alike > 1 and not self._has_warned_of_others:
-            self._has_warned_of_others = True
-            mode = "train" if record.training else "eval"
-            warnings.warn(
-                f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
-                "counts. If another is meant, run it inside `with probe.capture():`",
-                stacklevel=3,
-            )
 
     def _read(self, record: PassRecord) -> ForwardPass:
         sums = self._passes.sums

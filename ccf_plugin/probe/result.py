@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError, some_of
 from ccf_plugin.probe import presentation, result_files
 from ccf_plugin.probe.attribution import cas_contributions, class_attribution_similarity
 from ccf_plugin.probe.classes import class_index, top_pairs
-from ccf_plugin.probe.confidence import ACCURACIES, NO_PARTS, SIMILARITIES, Confidence, interval_of, variance_of
+from ccf_plugin.probe.confidence import WithIntervals
 from ccf_plugin.probe.decomposition import MEAN_ROW_MATTERS, shared_part
 from ccf_plugin.probe.head import Head
-from ccf_plugin.probe.jackknife import Interval, WithoutParts
-from ccf_plugin.probe.null import PermutationNull, permutation_null
+from ccf_plugin.probe.jackknife import WithoutParts
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
     from ccf_plugin.drawing import Annotate
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class CrossClassResult:
+class CrossClassResult(WithIntervals):
     """A measurement of K classes and n features.
 
     Attributes:
@@ -117,11 +114,6 @@ class CrossClassResult:
         """I-CAS (Section 5.3), or None where instances were not measured."""
         return None if self.instance_matrix is None else _cas(self.instance_matrix)
 
-    @cached_property
-    def null(self) -> PermutationNull:
-        """CAS and C by chance: where the entries of each class attribution are permuted; computed at the first use."""
-        return permutation_null(self.class_attribution)
-
     @property
     def cas_excess(self) -> float:
         """CAS less its mean by chance; NaN where fewer than two classes have an attribution."""
@@ -185,36 +177,6 @@ class CrossClassResult:
         """The same on clean images, or None where not measured."""
         return _class_accuracy(self.confusion_clean)
 
-    def interval(self, name: str = "robust_accuracy", level: float = 0.95) -> Interval | None:
-        """The interval of a figure over other images of the same kind; None where it is not known.
-
-        Of accuracies it is Wilson's, of CAS, its excess and I-CAS a jackknife's (`probe.jackknife`). These hold at this
-        number of images a class: CAS of 10 images a class and of 1,000 are not comparable. An I-CAS that other images
-        might make 0 has none.
-
-        Args:
-            name: "robust_accuracy", "clean_accuracy", "accuracy", "cas", "cas_excess" or "instance_cas".
-            level: the interval's probability.
-
-        Raises:
-            InputError: another name, or a level outside (0, 1).
-        """
-        return interval_of(self, name, level)
-
-    def variance_of(self, name: str, other: CrossClassResult | None = None) -> float | None:
-        """The variance of "cas", "cas_excess" or "instance_cas" over other images; None where not known.
-
-        Args:
-            name: the figure.
-            other: of its difference from that of another model on the same images.
-        """
-        return variance_of(self, name, other)
-
-    def intervals(self, level: float = 0.95) -> dict[str, list[float] | None]:
-        """``interval`` of each figure, as plain values."""
-        known = {name: self.interval(name, level) for name in (*ACCURACIES, *SIMILARITIES)}
-        return {name: None if interval is None else list(interval) for name, interval in known.items()}
-
     @property
     def names(self) -> tuple[str, ...]:
         """The class names, or their indices as text."""
@@ -272,15 +234,9 @@ class CrossClassResult:
 
     def figures(self) -> dict[str, Any]:
         """The figures that a repeated measurement spreads: seed, accuracies, CAS and I-CAS."""
-        return {
-            "seed": None if self.threat is None else self.threat.get("seed"),
-            "clean_accuracy": self.clean_accuracy,
-            "robust_accuracy": self.robust_accuracy,
-            "accuracy": self.accuracy,
-            "cas": self.cas,
-            "instance_cas": self.instance_cas,
-            "average_instance_cas": self.average_instance_cas,
-        }
+        names = ("clean_accuracy", "robust_accuracy", "accuracy", "cas", "instance_cas", "average_instance_cas")
+        seed = None if self.threat is None else self.threat.get("seed")
+        return {"seed": seed, **{name: getattr(self, name) for name in names}}
 
     @property
     def spread(self) -> dict[str, tuple[float, float]]:
@@ -291,28 +247,6 @@ class CrossClassResult:
             if len(values) > 1:
                 spread[name] = (float(np.mean(values)), float(np.std(values, ddof=1)))
         return spread
-
-    def confidence(
-        self, *, level: float = 0.95, instances: bool = True, bootstrap: int | None = None, seed: int | None = None
-    ) -> Confidence:
-        """``interval`` of CAS, of its excess and, with ``instances``, of I-CAS together, also of a saved result.
-
-        Args:
-            level: the intervals' probability.
-            instances: also I-CAS.
-            bootstrap, seed: deprecated and without effect, since no image is resampled any more.
-
-        Raises:
-            InputError: a class with images has fewer than 20, more than 228 classes, or a file of an older version.
-        """
-        if (bootstrap, seed) != (None, None):
-            text = "confidence() needs no bootstrap and no seed any more: it is a jackknife; leave them out"
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
-        cas = self.interval("cas", level)
-        if cas is None:
-            raise InputError(NO_PARTS)
-        of_instances = self.interval("instance_cas", level) if instances else None
-        return Confidence(cas, self.interval("cas_excess", level), of_instances, level)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values; NaN becomes null, and so do matrices of more than 2,000 classes."""

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import json_bytes, write_together
 from ccf_plugin.probe.head import Head
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ccf_plugin.probe.result import CrossClassResult
 
 FORMAT = 1
@@ -57,17 +56,9 @@ _PLAIN_FIELDS: dict[str, Any] = {
 # What is written beside: made of the arrays, or read in a way of its own. All else is of a newer version.
 _OTHER_FIELDS = {
     *("cas", "cas_normalised", "cas_excess", "instance_cas", "shared_part", "negative_part", "lengths", "null"),
-    *(
-        "intervals",
-        "in_logit_units",
-        "gauge_note",
-        "class_accuracy",
-        "class_accuracy_clean",
-        "counts",
-        "matrix",
-        "instance_matrix",
-    ),
-    *("confusion_clean", "confusion_adversarial", "confusion_unnamed", "class_names", "head", "repeats", "format"),
+    *("intervals", "in_logit_units", "gauge_note", "class_accuracy", "class_accuracy_clean", "counts", "matrix"),
+    *("instance_matrix", "confusion_clean", "confusion_adversarial", "confusion_unnamed", "class_names"),
+    *("head", "repeats", "format"),
 }
 # The fields that files of older versions lack, and the values that they stand for there.
 _LATER_FIELDS: dict[str, Any] = {

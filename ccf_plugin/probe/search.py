@@ -57,7 +57,7 @@ class Search:
         separately = [first[serial] for serial in sorted(first)]
         together = [
             *averaged,
-            *(term for term in separately if not any(_same_layer(term, average) for average in averaged)),
+            *(term for term in separately if all(term.links[0].name != other.links[0].name for other in averaged)),
         ]
         for several in (separately, together):
             if plan := self._combined(several):
@@ -106,7 +106,7 @@ class Search:
 
     def _combined(self, terms: Sequence[Term]) -> Plan | None:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
-        if not terms:
+        if not terms or self._samples == 1:  # one sample's own scale or gate would pass for a factor
             return None
         wanted = self._wanted
         with_biases = torch.stack([self._trials.made_by_head(term) for term in terms], 2)
@@ -147,7 +147,8 @@ class Search:
         """Rows of larger layers, a scale for each class, one of several positions, in any combination."""
         by_height: dict[int, list[Term]] = {}
         for call in reversed(calls):
-            for height in {size for _, matrix in call.matrices() for size in matrix.shape if size >= self._classes}:
+            sizes = {size for _, matrix in call.matrices() for size in matrix.shape}
+            for height in {size for size in sizes if size >= self._classes or self._has_fewer(call, size)}:
                 if (term := next(self._trials.terms_of(call, height), None)) is not None:
                     by_height.setdefault(height, []).append(term)
         for terms in by_height.values():
@@ -164,6 +165,12 @@ class Search:
                     if plan := self._explained(terms, heights):
                         return plan
         return None
+
+    def _has_fewer(self, call: LayerCall, outputs: int) -> bool:
+        """Whether a run made one output, which all classes may share, or one for each class but that of reference."""
+        if outputs not in (1, self._classes - 1) or not isinstance(call.output, Tensor) or call.output.ndim < 2:
+            return False
+        return call.output_positions().shape[-1] == outputs
 
     def _layer_outputs(self, term: Term) -> Plan | None:
         """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
@@ -251,7 +258,3 @@ def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Te
         best = torch.where((unexplained < least).cpu(), index.cpu() + start, best)
         least = torch.minimum(unexplained, least)
     return best, least
-
-
-def _same_layer(first: Term, second: Term) -> bool:
-    return first.links[0].name == second.links[0].name

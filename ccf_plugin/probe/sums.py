@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import accumulator_dtype, class_means
 from ccf_plugin.probe.instances import rank_in_class
 from ccf_plugin.probe.jackknife import WithoutParts, number_of_parts
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _CONFUSED_CLASSES = 2_000  # with more, the two confusion matrices would take more than 64 MB on the device
 _NO_BATCH = torch.iinfo(torch.int64).max
@@ -28,12 +26,10 @@ class Sums:
 
     by_part: Tensor  # (K, G, n), A(x) of the images of a class, in G parts; float64 where the device has it
     counts_by_part: Tensor  # (K, G) int64
-    correct: Tensor  # () int64
-    clean_correct: Tensor  # () int64: of the same samples before the attack, where a clean pass was made
-    confusion: Tensor | None  # (K K,) int64, row by row: true class, predicted class; None for too many classes
-    clean_confusion: Tensor | None  # the same before the attack
-    loss: Tensor  # () : Σ over samples of the cross-entropy
-    clean_loss: Tensor  # () : the same before the attack
+    # Of the passes that counted, and of the same samples before the attack, where a clean pass was made:
+    correct: Tensor  # (2,) int64
+    confusion: Tensor | None  # (2, K K) int64, row by row: true class, predicted class; None for too many classes
+    loss: Tensor  # (2,) : Σ over samples of the cross-entropy
     logit_spread: Tensor  # () : Σ over samples of the variance of each one's logits over the classes
     first_faults: Tensor  # (3,) int64: the first batch with a label out of range, features not finite, logits missed
     largest_miss: Tensor  # () : by how much they were not, relative to the largest logit
@@ -59,23 +55,21 @@ class Sums:
     @classmethod
     def zeros(cls, shape: tuple[int, int], device: torch.device) -> Sums:
         """Nothing seen yet, for (K, n) = ``shape``."""
-        parts = number_of_parts(*shape)
-        number = torch.zeros((), dtype=torch.int64, device=device)
-        cells = shape[0] ** 2 if shape[0] <= _CONFUSED_CLASSES else None
-        confusion = None if cells is None else torch.zeros(cells, dtype=torch.int64, device=device)
+        (classes, features), parts, wide = shape, number_of_parts(*shape), accumulator_dtype(device)
+
+        def zeros(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
         return cls(
-            by_part=torch.zeros(shape[0], parts, shape[1], dtype=accumulator_dtype(device), device=device),
-            counts_by_part=torch.zeros(shape[0], parts, dtype=torch.int64, device=device),
-            correct=number,
-            clean_correct=number.clone(),
-            confusion=confusion,
-            clean_confusion=None if confusion is None else confusion.clone(),
-            loss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
-            clean_loss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
-            logit_spread=torch.zeros((), dtype=accumulator_dtype(device), device=device),
+            by_part=zeros(classes, parts, features, dtype=wide),
+            counts_by_part=zeros(classes, parts),
+            correct=zeros(2),
+            confusion=zeros(2, classes**2) if classes <= _CONFUSED_CLASSES else None,
+            loss=zeros(2, dtype=wide),
+            logit_spread=zeros(dtype=wide),
             first_faults=torch.full((3,), _NO_BATCH, dtype=torch.int64, device=device),
-            largest_miss=torch.zeros((), dtype=accumulator_dtype(device), device=device),
-            refits=number.clone(),
+            largest_miss=zeros(dtype=wide),
+            refits=zeros(),
         )
 
     def add(
@@ -107,29 +101,26 @@ class Sums:
             miss = torch.where(missed, error.to(self.largest_miss.dtype), 0.0)
             torch.maximum(self.largest_miss, miss, out=self.largest_miss)
             self.refits += refitted
-        ones, classes = torch.ones_like(labels), self.shape[0]
-        part = self._parts_of(labels)
+        part, wide = self._parts_of(labels), logits.to(self.loss.dtype)
         self.by_part.view(-1, self.shape[1]).index_add_(0, part, attributions)
-        self.counts_by_part.view(-1).index_add_(0, part, ones)
-        predicted = logits.argmax(1)
-        correct, clean_correct = predicted == labels, None
-        self.correct += correct.sum()
+        self.counts_by_part.view(-1).index_add_(0, part, torch.ones_like(labels))
         if len(logits):  # var warns of none
-            wide = logits.to(self.logit_spread.dtype)
             self.logit_spread += wide.var(1, correction=0).sum()
-            self.loss += F.cross_entropy(wide, labels, reduction="sum")
-        if self.confusion is not None:
-            self.confusion.index_add_(0, torch.add(predicted, labels, alpha=classes), ones)
-        if clean is not None:
-            clean_predicted = clean.argmax(1)
-            self.clean_loss += F.cross_entropy(clean.to(self.clean_loss.dtype), labels, reduction="sum")
-            clean_correct = clean_predicted == labels
-            self.clean_correct += clean_correct.sum()
-            if self.clean_confusion is not None:
-                self.clean_confusion.index_add_(0, torch.add(clean_predicted, labels, alpha=classes), ones)
-            self.clean_batches += 1
         self.batches += 1
-        return correct, clean_correct
+        self.clean_batches += 0 if clean is None else 1
+        correct = self._add_answers(0, wide, labels)
+        return correct, None if clean is None else self._add_answers(1, clean.to(wide.dtype), labels)
+
+    def _add_answers(self, place: int, logits: Tensor, labels: Tensor) -> Tensor:
+        """Add what was predicted in the passes that counted (0) or before the attack (1); which were right, (N,)."""
+        predicted = logits.argmax(1)
+        correct = predicted == labels
+        self.correct[place].add_(correct.sum())
+        self.loss[place].add_(F.cross_entropy(logits, labels, reduction="sum"))
+        if self.confusion is not None:
+            cells = torch.add(predicted, labels, alpha=self.shape[0])
+            self.confusion[place].index_add_(0, cells, torch.ones_like(labels))
+        return correct
 
     def _parts_of(self, labels: Tensor) -> Tensor:
         """Where each sample of a batch belongs among the K · G parts, (N,): a class's samples take turns."""
@@ -153,12 +144,12 @@ class Sums:
 
         None where there are too many classes, or where not every sample is in one.
         """
-        return self._square(self.confusion), self._square(self.clean_confusion)
+        return self._confusion(0), self._confusion(1)
 
-    def _square(self, cells: Tensor | None) -> NDArray[np.int64] | None:
-        if cells is None or int(cells.sum()) != int(self.counts.sum()):
+    def _confusion(self, place: int) -> NDArray[np.int64] | None:
+        if self.confusion is None or int(self.confusion[place].sum()) != int(self.counts.sum()):
             return None
-        return cells.view(self.shape[0], -1).cpu().numpy().copy()  # the sums go on
+        return self.confusion[place].view(self.shape[0], -1).cpu().numpy().copy()  # the sums go on
 
     def checked_means(self, head: str = "", reason: str = "") -> Tensor:
         """The class attribution, (K, n) float64 on the CPU.
@@ -206,7 +197,21 @@ def check_labels(labels: object, rows: int) -> None:
         InputError: they are of another form or number.
     """
     if not isinstance(labels, Tensor):
-        raise InputError(f"expected labels as an integer tensor of shape ({rows},), found {type(labels).__name__}")
+        raise InputError(
+            f"expected labels as an integer tensor of shape ({rows},), found {type(labels).__name__}; "
+            "convert them by torch.as_tensor"
+        )
+    form = "nested" if labels.is_nested else str(labels.layout) if labels.layout != torch.strided else ""
+    if form or labels.is_meta or labels.is_quantized:
+        problem = form or ("one without values, on the meta device" if labels.is_meta else str(labels.dtype))
+        raise InputError(
+            f"expected labels as a dense integer tensor of shape ({rows},), found {problem}; convert them, such as by "
+            "to_dense"
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        raise InputError(
+            f"expected labels of shape ({rows},), found a column of shape {tuple(labels.shape)}; pass labels.squeeze(1)"
+        )
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(
             f"expected labels of shape ({rows},) and an integer dtype, found {tuple(labels.shape)} {labels.dtype}; "

@@ -81,11 +81,7 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     weight, bias = _weight_and_bias(term, links)
     positions = _positions(links[-1])
     outer = links[0][-1]
-    if len(positions) != len(logits):
-        raise InputError(
-            f"expected the head to see the batch as the logits show it, found that it ran on {len(positions)} "
-            f"rows, where the logits have {len(logits)}; probe the module inside, which sees them together"
-        )
+    check_rows(positions, logits)
     features = _at(positions, term.position, weight, bias, logits, factor)
     spread = _spread(features, weight, logits.dtype)
     if len(links) > 1 and outer.inputs is not None:  # what a chain cancels is rounded all the same
@@ -93,6 +89,15 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
         matrix = matrix if term.rows is None else matrix.index_select(0, _index(term.rows, matrix))
         spread = spread + _spread(at_mean(outer.positions()), matrix, logits.dtype)
     return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
+
+
+def check_rows(positions: Tensor, logits: Tensor) -> None:
+    """Raise InputError where a layer's positions (N, T, n) are not of the rows that the logits (N, K) have."""
+    if len(positions) != len(logits):
+        raise InputError(
+            f"expected the head to see the batch as the logits show it, found that it ran on {len(positions)} "
+            f"rows, where the logits have {len(logits)}; probe the module inside, which sees them together"
+        )
 
 
 def runs_of(link: Link, record: PassRecord) -> list[LayerCall]:

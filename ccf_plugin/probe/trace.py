@@ -20,7 +20,7 @@ from ccf_plugin.probe.layers import unwrapped
 from ccf_plugin.probe.linear_map import Reading, read
 from ccf_plugin.probe.plan import Plan
 from ccf_plugin.probe.tensors import version
-from ccf_plugin.probe.terms import at_mean, runs_of
+from ccf_plugin.probe.terms import at_mean, check_rows, runs_of
 from ccf_plugin.probe.watch import PassWatcher
 
 GRADIENT = "gradient"
@@ -30,6 +30,16 @@ class HeadTracer:
     """Watches ``model``; ``take`` gives the latest complete forward pass, once, and ``read`` what it shows."""
 
     def __init__(self, model: nn.Module, head: str | LinearHead | None = None, output: Choice | None = None) -> None:
+        if isinstance(head, nn.Module):
+            known = getattr(model, "named_modules", list)()
+            name = next((name for name, module in known if module is head), "its.name")
+            raise InputError(
+                f"expected head to be a layer's name, found a module ({type(head).__name__}); use head={name!r}"
+            )
+        if not isinstance(output, (int, str, tuple, type(None))) or isinstance(output, bool):
+            raise InputError(
+                f"expected output to be an index or a key, found {output!r}; such as output=0 or output='out'"
+            )
         model = unwrapped(model)
         self._gradient = head == GRADIENT
         self._has_explicit_weight = isinstance(head, LinearHead)
@@ -64,7 +74,7 @@ class HeadTracer:
     def take(self) -> PassRecord | None:
         """The latest pass since the last `take` or `drop`, or None where none came."""
         record, self.watcher.latest = self.watcher.latest, None
-        self.watcher.alike = {True: 0, False: 0}
+        self.watcher.alike, self.watcher.ran_outside = {True: 0, False: 0}, set()
         return record
 
     def peek(self) -> ForwardPass | None:
@@ -101,6 +111,8 @@ class HeadTracer:
         Raises:
             InputError: the head cannot be found in it, or it is of another shape than before.
         """
+        if record.is_empty():
+            raise InputError("expected a pass of 1 or more samples, found none; leave empty batches out")
         try:
             return self._read(record, shape)
         except InputError as error:
@@ -127,6 +139,7 @@ class HeadTracer:
                     f"expected the head {gone!r} to run in every pass, found that the last pass went around it; probe "
                     f"the part of the model that always runs, or attach before torch.compile's first call ({message})"
                 )
+        self.watcher.copies_early = True  # the model may change in place what its head has read, or its weights
         new = self.watcher.layers.have_grown()
         if new or self._head is not None:
             self._head = None
@@ -138,6 +151,11 @@ class HeadTracer:
     def _read(self, record: PassRecord, shape: tuple[int, int] | None) -> ForwardPass:
         if record.fault:
             raise InputError(record.fault)
+        if record.compiled and self.watcher.is_followed():
+            raise InputError(
+                "expected the probe's hook to be the last in a compiled pass, found a forward hook of the model that "
+                "was registered after it, which may change the output; attach the probe after that hook"
+            )
         record.calls = [call.to_plain() for call in record.calls]
         with torch.set_grad_enabled(self._gradient):
             if self._gradient:
@@ -224,7 +242,9 @@ class HeadTracer:
             except InputError as error:
                 refusal = refusal or error
         if self._has_explicit_weight:
-            raise refusal or detect_failure(record)
+            raise refusal or InputError(
+                f"expected a classifier's logits of shape (N, K), found an output of {record.described}"
+            )
         call = runs[-1]
         if not isinstance(call.output, Tensor) or call.output.ndim < 2:
             raise InputError(f"expected layer {name!r} to give (N, K) logits, found {describe_output(call.output)}")
@@ -277,12 +297,7 @@ class HeadTracer:
         """A pass of head='gradient': no map to check, the members are those that the graph shows."""
         logits, groups, names, kinds = self._members(record)
         for call in (call for group in groups for call in group):
-            if len(call.positions()) != len(logits):
-                raise InputError(
-                    f"expected the head to see the batch as the logits show it, found that it ran on "
-                    f"{len(call.positions())} rows, where the logits have {len(logits)}; probe the module inside, "
-                    "which sees them together"
-                )
+            check_rows(call.positions(), logits)
             if version(call.inputs) != call.version:
                 raise InputError(
                     f"expected the features of {call.name!r} as the pass left them, found that they were changed in "
@@ -346,11 +361,6 @@ def _given_weight(source: Tensor | Callable[[nn.Module], Tensor], model: nn.Modu
     if not isinstance(value, Tensor):
         return f"{type(value).__name__}"
     return value.detach().clone() if value.ndim == 2 else f"one of shape {tuple(value.shape)}"
-
-
-def detect_failure(record: PassRecord) -> InputError:
-    """Why an output without an entry of logits cannot be measured."""
-    return InputError(f"expected a classifier's logits of shape (N, K), found an output of {record.described}")
 
 
 def _place(plan: Plan, record: PassRecord) -> str:

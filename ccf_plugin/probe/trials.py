@@ -70,8 +70,8 @@ class Trials:
         if len(terms) == 1 and terms[0].rows is None:  # any layer has rows to try
             name, error = terms[0].links[0].name, float(reading.error.detach())
             self.errors[name] = min(error, self.errors.get(name, error))
-        if bool(reading.missed):
-            return None
+        if bool(reading.missed) or any(self.innermost(term).is_changed() for term in terms):
+            return None  # what was changed in place by a constant would pass for what was read
         fitted = reading.factors.T.tolist() if plan.per_class else reading.factors.tolist()
         as_tuples = tuple(tuple(factor) if isinstance(factor, list) else factor for factor in fitted)
         plan = replace(plan, factors=as_tuples, explicit=reading.is_explicit())

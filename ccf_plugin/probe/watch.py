@@ -22,7 +22,7 @@ from ccf_plugin.engine.outputs import Choice, Entry, describe_output, output_ent
 from ccf_plugin.probe.calls import PassRecord, is_channel_first
 from ccf_plugin.probe.functions import COPY, ProductMode, not_recorded, split_operands
 from ccf_plugin.probe.hook import Hook
-from ccf_plugin.probe.layers import NORMS, batchnorm_slope, is_sharded, kind_of, tensors_of
+from ccf_plugin.probe.layers import NORMS, batchnorm_slope, is_sharded, kind_of, may_cover, tensors_of
 from ccf_plugin.probe.notes import Notes, copied_calls, relevant
 from ccf_plugin.probe.tensors import is_batched, memory, snapshot
 from ccf_plugin.probe.watched_layers import WatchedLayers
@@ -60,6 +60,8 @@ class PassWatcher:
         self.alike = {True: 0, False: 0}  # passes in train and in eval mode; see PassRecord
         self.hooks: list[weakref.ref[Hook]] = []  # all that were put on the model
         self._narrow = False  # whether the head is known; then layers that may be it are copied as they run
+        self.copies_early = False  # whether they are in the next pass too, since the last one showed no head
+        self.ran_outside: set[str] = set()  # watched layers that have run since the latest pass, in none of the model
         self._wants_products = name is None
         self._notes: Notes | None = None  # of the pass that goes on
         self._depth = 0
@@ -120,6 +122,15 @@ class PassWatcher:
         self._forget()
         self.latest = None
 
+    def is_followed(self) -> bool:
+        """Whether hooks of the host come after the one that notes the model's output, and may change it."""
+        for hook in reversed(self._model._forward_hooks.values()):
+            if hook is self._root[1]:
+                return False
+            if not isinstance(hook, Hook):  # another probe's
+                return True
+        return False
+
     def _hook(self, call: Callable[..., None], register: Callable[..., Any], **options: Any) -> Hook:
         hook = Hook(call, self._fail).on(register, **options)
         self.hooks.append(weakref.ref(hook))
@@ -136,18 +147,26 @@ class PassWatcher:
         notes = self._notes
         given = [output] if self._weight is not None else [value for value in arguments if isinstance(value, Tensor)]
         inputs = given[0] if given else None
+        if notes is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            self.ran_outside.add(name)  # not where a checkpoint runs it again, inside backward
         if notes is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
             return
-        slope = batchnorm_slope(module, inputs) if isinstance(module, NORMS) else None
+        is_whole = self._weight is None and may_cover(module)
+        # a view that is made now has no gradient
+        if is_whole and (self._keeps_graph or inputs.shape[2:] != module.kernel_size):
+            return
+        slope = batchnorm_slope(module, inputs)
         if isinstance(module, NORMS) and slope is None:
             return
         tensors = {**tensors_of(module), **computed} if slope is None and self._weight is None else {}
+        if is_whole:
+            inputs, tensors = inputs.flatten(1), {key: t.flatten(1) if t.ndim > 1 else t for key, t in tensors.items()}
         copies = self._copies_at_once()
         made = output
         if isinstance(output, Tensor) and not self._keeps_graph:
             # a head named by hand may be measured for its own output, which the host may go on to change in place
             made = snapshot(output) if self._name is not None and self._weight is None else output.detach()
-        notes.drop_products_of_layer(inputs, output)
+        notes.drop_products_of_layer(inputs, output, tensors)
         notes.add(
             inputs,
             output,
@@ -156,7 +175,7 @@ class PassWatcher:
             kind=kind_of(module),
             tensors=tensors,
             made=made,
-            channel_first=is_channel_first(module) and self._weight is None,
+            channel_first=is_channel_first(module) and self._weight is None and not is_whole,
             slope=slope,
         )
 
@@ -165,7 +184,9 @@ class PassWatcher:
 
         Sharded models free the whole weights when the layer has run, so there the first pass copies too.
         """
-        return not torch.compiler.is_compiling() and (self._narrow or self._sharded) and not self._keeps_graph
+        if torch.compiler.is_compiling() or self._keeps_graph:
+            return False
+        return self._narrow or self._sharded or self.copies_early
 
     def _note_product(self, name: str, first: Tensor, second: Tensor, output: Tensor) -> None:
         notes = self._notes
@@ -204,7 +225,11 @@ class PassWatcher:
             self._depth += 1  # the model calls itself
             return
         self._forget()
+        if not compiled and self.is_followed():
+            self._root[1].move_to_end()  # it notes the output that the host gets
         self._failure = None
+        if not compiled:
+            self.ran_outside = set()
         self._distances = {}
         self._depth = 1
         # compiled code must not depend on what is known already: it would be compiled again
@@ -268,6 +293,7 @@ class PassWatcher:
             fault=fault,
             distances=tuple(self._distances),
             alike=self._count_alike(args),
+            compiled=torch.compiler.is_compiling(),
         )
         self._forget()
         self.latest = record

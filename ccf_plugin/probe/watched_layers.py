@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ccf_plugin.errors import InputError, did_you_mean
 from ccf_plugin.probe.calls import PassRecord, is_matrix
 from ccf_plugin.probe.hook import Hook, remove_copied_hooks
-from ccf_plugin.probe.layers import candidates, parametrizations, tensors_of
+from ccf_plugin.probe.layers import candidates, may_cover, parametrizations, tensors_of
 
 
 class WatchedLayers:
@@ -65,6 +65,8 @@ class WatchedLayers:
         # low-rank branches that have not run yet: what a layer of K outputs and other than n features may read from
         ranks = {size for name in watched if name in self._layers for size in _widths(self._layers[name][0])} - sizes
         watched |= {name for name, (module, _) in self._layers.items() if _has_matrix(module, ranks - {features})}
+        # Nothing is noted of those that cover no map; without their hooks compiled code would be compiled anew.
+        watched |= {name for name, (module, _) in self._layers.items() if may_cover(module)}
         for call in reversed(record.calls):
             if any(sizes & set(matrix.shape) for _, matrix in call.matrices()):
                 watched.add(call.name)

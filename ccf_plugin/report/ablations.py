@@ -14,6 +14,7 @@ from ccf_plugin.runs.reading import RunFiles
 from ccf_plugin.threat import threat_sentence
 
 _ACCURACIES = {"rest_accuracy": "pair found among all", "between_accuracy": "right of the two", "accuracy": "accuracy"}
+_COLUMNS = ["removed", *(f"margin: {text}" for text in MARGIN_WORDS.values()), *_ACCURACIES.values(), "p"]
 
 
 def find_ablations(runs: Sequence[RunFiles], given: Sequence[Path] = ()) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def _described(ablation: Mapping[str, Any], name: str) -> dict[str, Any]:
             for margin in MARGINS
         ],
         "table": {
-            "columns": ["removed", *(f"margin: {text}" for text in MARGIN_WORDS.values()), *_ACCURACIES.values(), "p"],
+            "columns": _COLUMNS,
             "rows": [
                 [REMOVED[kind], *_changes(ablation["mean_change"][kind]), _p(ablation["over_pairs"].get(kind, {}))]
                 for kind in KINDS
@@ -89,7 +90,7 @@ def _attacked(pair: Mapping[str, Any], threat: Mapping[str, Any] | None) -> dict
     return {
         "name": f"{' – '.join(pair['pair'])} under {threat_sentence(threat)}, {pair['images']} images, "
         f"C = {pair['correlation']:.2f}",
-        "columns": ["removed", *(f"margin: {text}" for text in MARGIN_WORDS.values()), *_ACCURACIES.values(), "p"],
+        "columns": _COLUMNS,
         "rows": [
             ["nothing", *before, ""],
             *(

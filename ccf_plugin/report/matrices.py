@@ -6,17 +6,15 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.classes import top_pairs
 from ccf_plugin.probe.confidence import wilson
 from ccf_plugin.runs.reading import Track
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _CHARACTERS = 2_750_000  # for all epochs of a page: with plotly.js (4.8 MB) and the rest it stays under 8 MB
 _STEPS = 32767  # int16 steps of a cosine: errors of 1.5e-5 at most
@@ -59,7 +57,7 @@ def states(tracks: Sequence[Track]) -> list[list[dict[str, Any]]]:
     """
     for with_confusions in (True, False):
         largest = [
-            max(_size(state(track, epoch, with_confusions=with_confusions)) for epoch in _ends(track))
+            max(_size(state(track, epoch, with_confusions=with_confusions)) for epoch in embedded_epochs(track, 3))
             for track in tracks
         ]
         room = _CHARACTERS // (len(tracks) * max(largest))
@@ -96,10 +94,6 @@ def pairs_along_epochs(track: Track, count: int) -> dict[str, Any]:
         for i, j in pairs
     ]
     return {"at": at, "epochs": list(track.matrices), "pairs": pairs, "values": values}
-
-
-def _ends(track: Track) -> list[int]:
-    return embedded_epochs(track, 3)
 
 
 def _size(content: Mapping[str, Any]) -> int:

@@ -116,17 +116,16 @@ def _figures(runs: Sequence[RunFiles]) -> list[_Figure]:
     tracks = [(run, track) for run in runs for track in run.tracks]
     figures = [
         _Figure(
-            metric.heading,
-            metric,
+            known[name].heading,
+            known[name],
             {
                 (id(track), where): value
                 for _, track in tracks
                 for where in _WHERE
-                if (row := _row_at(track, where)) is not None and (value := track.figure(row, name)) is not None
+                if (value := track.figure(_row_at(track, where), name)) is not None
             },
         )
         for name in _COMPARED
-        if (metric := known.get(name)) is not None
     ]
     unselected = {
         (id(track), "best"): accuracy

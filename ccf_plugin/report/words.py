@@ -231,9 +231,9 @@ def against_published(run: RunFiles, track: Track) -> dict[str, Any]:
         "rows": [
             [
                 _place(place, row),
-                *(metric.in_report(_measured(track, row, metric)) for metric in figures),
+                *(metric.in_report(track.figure(row, metric.name)) for metric in figures),
                 *(
-                    _published(said[name].get(place, {}), _measured(track, row, metric), metric)
+                    _published(said[name].get(place, {}), track.figure(row, metric.name), metric)
                     for name, metric in compared
                 ),
             ]
@@ -253,7 +253,7 @@ def _standing(track: Track, said: Mapping[str, _Said], also: Sequence[Mapping[st
     known = {
         name: value for name, by_place in said.items() if (value := by_place.get("best", {}).get("robust_accuracy"))
     }
-    measured = _measured(track, track.best, metric)
+    measured = track.figure(track.best, metric.name)
     if measured is None or len(known) < 2:
         return ""
     nearest = sorted(known, key=lambda name: abs(measured - known[name]))
@@ -270,10 +270,6 @@ def _place(place: int | str, row: EpochRow | None) -> str:
     if row is None:
         return f"{place} (not evaluated)"
     return str(place) if isinstance(place, int) else f"{place} ({row.epoch})"
-
-
-def _measured(track: Track, row: EpochRow | None, metric: Metric) -> float | None:
-    return None if row is None else track.figure(row, metric.name)
 
 
 def _published(entry: Mapping[str, float], measured: float | None, metric: Metric) -> str:

@@ -80,9 +80,10 @@ def pack(
     if room < 1000:
         raise InputError(f"expected larger pieces for {len(runs)} runs, found {megabytes:g} megabytes; give more")
     number = -(-len(whole) // room)
+    plain_name = re.sub(r"[^\w.-]", "_", described["name"], flags=re.ASCII)
     with made_folder(into):
         pieces = {
-            into / f"{_plain(described['name'])}-{place + 1:03}of{number:03}{_ENDING}": _MAGIC
+            into / f"{plain_name}-{place + 1:03}of{number:03}{_ENDING}": _MAGIC
             + json.dumps({**described, "piece": place + 1, "of": number}).encode()
             + b"\n"
             + whole[place * room : (place + 1) * room]
@@ -285,7 +286,3 @@ def _check_place(run: Path, recipe: bytes, epoch: int, step: int) -> None:
 
 def _inside(run: str, name: str) -> str:
     return f"{run}/{name}" if run else name
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)

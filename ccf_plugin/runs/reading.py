@@ -9,7 +9,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.files import expanded_path, flattened
@@ -18,10 +21,6 @@ from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import AVERAGE, LOG, PROBE, RECIPE, SALIENCY, result_of
 from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,11 @@ class Track:
     confusions: Mapping[int, Mapping[str, NDArray[np.int32]]] = field(default_factory=dict)
     counts: NDArray[np.int64] | None = None
 
-    def figure(self, row: EpochRow, name: str) -> float | None:
-        """A figure of these weights, such as "cas"; None where it was not measured, or is of the raw weights alone."""
+    def figure(self, row: EpochRow | None, name: str) -> float | None:
+        """A figure of these weights, such as "cas"; None where it was not measured, or is of the raw weights alone.
+
+        ``row`` None is an epoch that has none.
+        """
         value: float | None = getattr(row, f"{name}{self.suffix}", None)
         return value
 

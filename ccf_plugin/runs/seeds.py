@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ccf_plugin.errors import InputError
-from ccf_plugin.files import expanded_path, flattened
+from ccf_plugin.files import by_numbers_inside, expanded_path, flattened
 from ccf_plugin.runs.layout import LOG, RECIPE, STUDY
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.reading import ListedRun, RunFiles, Track
@@ -71,13 +71,8 @@ def _runs_in(folder: Path) -> list[Path]:
     """The folders with finished epochs that lie right in one that is no run itself."""
     if _is_run(folder) or not folder.is_dir():
         return []
-    return [child for child in sorted(folder.iterdir(), key=_by_number) if _is_run(child) and read_log(child)]
-
-
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """So that kd-2 stands before kd-10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    children = sorted(folder.iterdir(), key=lambda child: by_numbers_inside(child.name))
+    return [child for child in children if _is_run(child) and read_log(child)]
 
 
 def _of_study(folder: Path) -> Listing:
@@ -101,21 +96,19 @@ def by_seed(runs: Sequence[RunFiles]) -> list[Seeds]:
     One method are runs that a study calls by one name, else those whose recipes differ in ``seed`` alone. A second run
     of the same seed is a group of its own: it is no other seed.
     """
-    groups: dict[tuple[str, str, int], dict[object, Track]] = {}
-    methods: dict[tuple[str, str, int], str | None] = {}
+    groups: dict[tuple[str | None, str, str, int], dict[object, Track]] = {}
     for run in runs:
         recipe = {key: value for key, value in flattened(run.recipe).items() if not key.startswith("published")}
         seed = recipe.pop("seed", None)
         same = run.method or json.dumps(recipe, sort_keys=True, default=str)
         for track in run.tracks:
             turn = 0
-            while seed in groups.get((same, track.suffix, turn), {}):
+            while seed in groups.get((run.method, same, track.suffix, turn), {}):
                 turn += 1
-            groups.setdefault((same, track.suffix, turn), {})[seed] = track
-            methods[same, track.suffix, turn] = run.method
+            groups.setdefault((run.method, same, track.suffix, turn), {})[seed] = track
     return [
-        Seeds(_common_name([track.name for track in tracks.values()], methods[key]), methods[key], key[1], tracks)
-        for key, tracks in groups.items()
+        Seeds(_common_name([track.name for track in tracks.values()], method), method, suffix, tracks)
+        for (method, _, suffix, _), tracks in groups.items()
     ]
 
 

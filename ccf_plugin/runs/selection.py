@@ -6,19 +6,15 @@ import zipfile
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ccf_plugin.files import write_atomically
+from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.layout import records_of, result_of
 from ccf_plugin.runs.log import EpochRow, best_row
 from ccf_plugin.runs.metrics import metric_of
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ccf_plugin.probe.result import CrossClassResult
 
 BIASED = "test_robust_accuracy"  # the figure that chooses an epoch on the images that its RA is of
 CLEAN = "test_clean_accuracy"

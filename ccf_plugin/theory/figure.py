@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -63,18 +63,12 @@ def _draw_along_eps(study: Study, weights_ax: Axes, cas_ax: Axes) -> None:
                 )
     weights_ax.set(xlabel="ε", ylabel="weight", title="Weights that training reaches", xlim=(0, end))
     cas_ax.set(xlabel="ε", ylabel="C[i, j]", title="Cross-class correlation", xlim=(0, end), ylim=(-0.01, None))
-    right = cas_ax.secondary_yaxis("right", functions=(_to_cas, _from_cas))
+    right = cas_ax.secondary_yaxis(
+        "right", functions=(lambda c: np.multiply(c, PAIRS), lambda cas: np.divide(cas, PAIRS))
+    )
     right.set_ylabel(f"CAS = {PAIRS} C")
     weights_ax.legend(fontsize=8, loc="lower left")
     cas_ax.legend(fontsize=8, loc="lower left")
-
-
-def _to_cas(correlations: Any) -> Any:
-    return correlations * PAIRS
-
-
-def _from_cas(cas: Any) -> Any:
-    return cas / PAIRS
 
 
 def _draw_theorem_2(study: Study, ax: Axes) -> None:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ccf_plugin.engine.compilation import CompiledForward, build_forward
 from ccf_plugin.engine.modes import seeded
@@ -21,11 +21,11 @@ from ccf_plugin.training.distillation import Teacher, load_teacher
 from ccf_plugin.training.mixing import Mixing
 from ccf_plugin.training.objectives import build_objective, reads_head
 from ccf_plugin.training.processes import Processes
-from ccf_plugin.training.recipe import DistillSection
+from ccf_plugin.training.recipe import DistillSection, Recipe
 from ccf_plugin.training.setup import Parts
 from ccf_plugin.training.state import TrainingState
 from ccf_plugin.zoo.attacks import Attack, build_attack, is_replayed
-from ccf_plugin.zoo.streaming import on_device
+from ccf_plugin.zoo.streaming import Images, on_device
 
 
 class Method:
@@ -46,7 +46,7 @@ class Method:
             recipe.optim.batch_size * rank // processes.count for rank in (processes.rank, processes.rank + 1)
         )
         is_adversarial = recipe.objective.is_adversarial
-        self.objective = build_objective(recipe.objective)
+        self.objective = build_objective(**recipe.objective.model_dump())
         self.term = None if recipe.crossclass is None else CrossClassTerm(recipe.crossclass, processes)
         self._reader = _head_reader(parts, state.model) if self.term or reads_head(self.objective) else None
         self.forward = build_forward(
@@ -66,19 +66,9 @@ class Method:
         torch.backends.cudnn.benchmark = True  # on a GPU: batches are of one shape, so the search is done once
         self._parts = parts
         self._attack = self._build_attack(recipe.training_threat())
-        trained_on = parts.with_extra()
-        self.whole_batches = TrainingBatches(
-            on_device(trained_on.images, parts.device),
-            trained_on.labels.to(parts.device),
-            batch_size=recipe.optim.batch_size,
-            seed=recipe.seed,
-            augmentation=recipe.data.augmentation,
-            padding=recipe.data.crop_padding,
-            border=recipe.data.crop_border,
-            cutout=recipe.data.cutout,
-            extra=0 if parts.extra is None else len(parts.extra),
-            extra_share=recipe.data.extra_share or 0.5,
-        )
+        trained_on, extra = parts.with_extra(), 0 if parts.extra is None else len(parts.extra)
+        images, labels = on_device(trained_on.images, parts.device), trained_on.labels.to(parts.device)
+        self.whole_batches = training_batches(recipe, images, labels, extra)
         self.batches = replace(
             self.whole_batches, mixing=_mixing(parts), rank=processes.rank, processes=processes.count
         )
@@ -109,6 +99,23 @@ class Method:
         asks = reads_head(self.objective) or (self.term is not None and self.term.weight(epoch))
         with self._reader.reading(forward) if self._reader and asks else nullcontext(forward) as read:
             yield read
+
+
+def training_batches(recipe: Recipe, images: Images, labels: Tensor, extra: int = 0) -> TrainingBatches:
+    """A recipe's batches of these images, of which so many at the end are ``extra``: not mixed, of all processes."""
+    data = recipe.data
+    return TrainingBatches(
+        images,
+        labels,
+        batch_size=recipe.optim.batch_size,
+        seed=recipe.seed,
+        augmentation=data.augmentation,
+        padding=data.crop_padding,
+        border=data.crop_border,
+        cutout=data.cutout,
+        extra=extra,
+        extra_share=data.extra_share or 0.5,
+    )
 
 
 def _mixing(parts: Parts) -> Mixing | None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,6 @@ from torch import Tensor
 from ccf_plugin.errors import CCFError, Fault, InputError, did_you_mean
 from ccf_plugin.probe.head_reader import ReadForward
 from ccf_plugin.zoo.python_code import failed, is_python, load_object
-
-if TYPE_CHECKING:
-    from ccf_plugin.training.recipe import ObjectiveSection
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -75,16 +72,24 @@ def find_objective(name: str) -> Objective | None:
     return CUSTOM_LOSS if is_python(name) else OBJECTIVES.get(name)
 
 
+def is_adversarial(name: str) -> bool:
+    """Whether a loss trains on adversarial images, as the user's own does; a name that is not known counts as such."""
+    objective = find_objective(name)
+    return objective is None or objective.attack is not None
+
+
 def loss_forms() -> str:
     """The names of losses that a recipe may hold, for messages."""
     return f"{', '.join(map(repr, OBJECTIVES))} or 'python:package.module:function'"
 
 
-def build_objective(section: ObjectiveSection) -> Loss:
-    """The loss that a recipe's [objective] names, with its weights.
+def build_objective(
+    loss: str, *, options: Mapping[str, Any] | None = None, label_smoothing: float = 0.0, beta: float | None = None
+) -> Loss:
+    """The loss of this name with its weights, as a recipe's [objective] has them.
 
     The user's own ``python:package.module:function`` is called as function(forward, images, adversarial, labels,
-    **objective.options). ``forward`` maps images to float32 logits (N, K); ``images`` and ``adversarial`` are float32
+    **options). ``forward`` maps images to float32 logits (N, K); ``images`` and ``adversarial`` are float32
     (N, C, H, W) in [0, 1], ``labels`` int64 (N,). It returns a ``StepOutput``: the mean loss over these rows and the
     logits (N, K) of the adversarial images, which accuracies and teachers use. ``adversarial`` follows [attack].
 
@@ -94,20 +99,18 @@ def build_objective(section: ObjectiveSection) -> Loss:
     Raises:
         InputError: no such loss; at a step: it fails, or returns something else.
     """
-    objective = find_objective(section.loss)
+    objective = find_objective(loss)
     if objective is None:
-        raise InputError(
-            f"expected loss {loss_forms()}, found {section.loss!r}{did_you_mean(section.loss, OBJECTIVES)}"
-        )
-    keywords: dict[str, Any] = dict(section.options)
+        raise InputError(f"expected loss {loss_forms()}, found {loss!r}{did_you_mean(loss, OBJECTIVES)}")
+    keywords = dict(options or {})
     if objective.beta is not None:
-        keywords["beta"] = objective.beta if section.beta is None else section.beta
+        keywords["beta"] = objective.beta if beta is None else beta
     if objective.takes_smoothing:
-        keywords["label_smoothing"] = section.label_smoothing
-    function = _load(section) if objective is CUSTOM_LOSS else objective.loss
-    loss = partial(_checked_loss, section.loss, function) if objective is CUSTOM_LOSS else function
+        keywords["label_smoothing"] = label_smoothing
+    function = _load(loss, keywords) if objective is CUSTOM_LOSS else objective.loss
+    checked = partial(_checked_loss, loss, function) if objective is CUSTOM_LOSS else function
     wanted = _wanted_of_head(function)
-    return partial(_with_head, partial(loss, **keywords), wanted) if wanted else partial(loss, **keywords)
+    return partial(_with_head, partial(checked, **keywords), wanted) if wanted else partial(checked, **keywords)
 
 
 def reads_head(loss: Loss) -> bool:
@@ -128,19 +131,18 @@ def _with_head(
     return partial(loss, **of_head)(forward, images, adversarial, labels)
 
 
-def _load(section: ObjectiveSection) -> Callable[..., StepOutput]:
+def _load(name: str, options: Mapping[str, Any]) -> Callable[..., StepOutput]:
     """The user's function, checked to take the arguments that it will get."""
-    function = load_object(section.loss)
+    function = load_object(name)
     if not callable(function):
-        raise InputError(f"{section.loss}: expected a function, found {type(function).__name__}")
+        raise InputError(f"{name}: expected a function, found {type(function).__name__}")
     signature = "forward, images, adversarial, labels"
     try:
         of_head = dict.fromkeys(_wanted_of_head(function))
-        inspect.signature(function).bind(*signature.split(", "), **section.options, **of_head)
+        inspect.signature(function).bind(*signature.split(", "), **options, **of_head)
     except TypeError as error:
         raise InputError(
-            f"{section.loss}: expected a function of ({signature}) and objective.options, found one that refuses: "
-            f"{error}"
+            f"{name}: expected a function of ({signature}) and objective.options, found one that refuses: {error}"
         ) from None
     return cast(Callable[..., StepOutput], function)
 

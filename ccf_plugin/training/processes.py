@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from ccf_plugin.engine.devices import job_device, resolve_device
 from ccf_plugin.errors import InputError, UnavailableError, missing_extra
 from ccf_plugin.integrations.trackers import class_figures, log_picture
+from ccf_plugin.probe.distributed import gather_objects
+from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.layout import TRACKERS
 from ccf_plugin.runs.log import EpochRow
-
-if TYPE_CHECKING:
-    from ccf_plugin.probe.result import CrossClassResult
 
 # What accelerate's environment may ask for that this loop cannot do: it splits the weights up.
 _SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
@@ -102,11 +101,7 @@ class Processes:
 
     def gather(self, value: Any) -> list[Any]:
         """A small object of every process, in the order of ranks, on all of them."""
-        if self.count == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.count
-        dist.all_gather_object(gathered, value)
-        return gathered
+        return [value] if self.count == 1 else gather_objects(value)
 
     def wait(self) -> None:
         """Wait for all processes."""

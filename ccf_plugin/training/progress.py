@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -53,11 +52,9 @@ class ProgressReporter(Reporter):
             self._heartbeat.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._console.is_terminal:
-            self._heartbeat.__exit__(kind, error, trace)
+            self._heartbeat.__exit__()
         self._progress.stop()
 
     def _say(self, line: str) -> None:

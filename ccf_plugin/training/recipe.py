@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from ccf_plugin.files import PICTURES, flattened
 from ccf_plugin.runs.alarms import ALARMS
 from ccf_plugin.threat import Pixels, ThreatModel, threat_model
+from ccf_plugin.training.objectives import find_objective, is_adversarial, loss_forms
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Ramp = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 
 
 def _check_loss(name: str) -> str:
-    from ccf_plugin.training.objectives import find_objective, loss_forms
-
     if find_objective(name) is None:
         raise PydanticCustomError("loss", "Input should be " + loss_forms())
     return name
@@ -65,12 +65,12 @@ class DataSection(_Section):
     root is where named data sets lie (None: CCF_DATA, else data); classes is a file of class names, one a line.
 
     A crop shows up to crop_padding pixels beyond the border: the image reflected there, or zeros. cutout is the side in
-    pixels of a square that is blackened at a random place of each training image; validation is
-    how many training images are held out, evenly over the classes and the last of each. downscale replaces squares of
-    so many pixels a side by their means. extra names further data, such as generated ones: of each batch
-    extra_share (0.5 where silent) are images of it, of its training split or else its only one, and an epoch still has
-    as many images as without. mix blends each image with another of its batch ("mixup"), or pastes a part of that into
-    it ("cutmix"), and shares the label between both; mix_alpha is that of the share's Beta distribution.
+    pixels of a square that is blackened at a random place of each training image; validation is how many training
+    images are held out, evenly over the classes and the last of each. downscale replaces squares of so many pixels a
+    side by their means. extra names further data, such as generated ones: of each batch extra_share (0.5 where silent)
+    are images of it, of its training split or else its only one, and an epoch still has as many images as without. mix
+    blends each image with another of its batch ("mixup"), or pastes a part of that into it ("cutmix"), and shares the
+    label between both; mix_alpha is that of the share's Beta distribution.
     """
 
     name: str
@@ -122,10 +122,7 @@ class ObjectiveSection(_Section):
     @property
     def is_adversarial(self) -> bool:
         """Whether it trains on adversarial images; the user's own loss, which is not loaded for this, always does."""
-        from ccf_plugin.training.objectives import find_objective
-
-        objective = find_objective(self.loss)
-        return objective is None or objective.attack is not None
+        return is_adversarial(self.loss)
 
 
 class DistillSection(_Section):
@@ -304,15 +301,12 @@ class FurtherPublished(_Section):
 
 
 class PublishedSection(_Section):
-    """[published]: the figures to compare with. They belong to their own file: one that builds on it has none of them.
-
-    changed lists the overrides of the recipe they belong to.
-    """
+    """[published]: the figures to compare with. They belong to their own file: one that builds on it has none."""
 
     source: str
     figures: Annotated[list[PublishedFigures], Field(min_length=1)]
     also: list[FurtherPublished] = []
-    changed: list[str] = []
+    changed: list[str] = []  # overrides of the recipe that they belong to
 
 
 class Recipe(_Section):
@@ -366,20 +360,20 @@ class Recipe(_Section):
 
     def unreached(self) -> list[str]:
         """Settings at epochs that the run will not get to, such as "optim.decay_epochs 100"; they do nothing in it."""
-        optim, last = self.optim, self.optim.epochs
-        after = {"optim.decay_epochs": optim.decay_epochs if optim.schedule == "multistep" else []}
-        after |= {
-            f"{name}.start_epoch": [part.start_epoch]
-            for name, part in (("average", self.average), ("awp", self.awp))
-            if part is not None
-        }
-        within = {"optim.warmup_epochs": [optim.warmup_epochs], "attack.warmup_epochs": [self.attack.warmup_epochs]}
-        within |= {f"distill.{place}.ramp": part.ramp or [] for place, part in enumerate(self.distill)}
-        within |= {} if self.ensembling is None else {"ensembling.ramp": self.ensembling.ramp}
-        within |= {"crossclass.ramp": (self.crossclass.ramp or []) if self.crossclass else []}
-        within |= {} if self.stop is None else {"stop.patience": [self.stop.patience]}
-        late = {name: [epoch for epoch in epochs if epoch >= last] for name, epochs in after.items()}
-        late |= {name: [epoch for epoch in epochs if epoch > last] for name, epochs in within.items()}
+        optim, last, beyond = self.optim, self.optim.epochs, self.optim.epochs + 1
+        # Each setting, its epochs, and the first of all epochs that is too late: what follows an epoch is, at the last.
+        settings = [
+            ("optim.decay_epochs", optim.decay_epochs if optim.schedule == "multistep" else None, last),
+            ("average.start_epoch", None if self.average is None else [self.average.start_epoch], last),
+            ("awp.start_epoch", None if self.awp is None else [self.awp.start_epoch], last),
+            ("optim.warmup_epochs", [optim.warmup_epochs], beyond),
+            ("attack.warmup_epochs", [self.attack.warmup_epochs], beyond),
+            *((f"distill.{place}.ramp", part.ramp, beyond) for place, part in enumerate(self.distill)),
+            ("ensembling.ramp", None if self.ensembling is None else self.ensembling.ramp, beyond),
+            ("crossclass.ramp", None if self.crossclass is None else self.crossclass.ramp, beyond),
+            ("stop.patience", None if self.stop is None else [self.stop.patience], beyond),
+        ]
+        late = {name: [epoch for epoch in epochs or () if epoch >= first] for name, epochs, first in settings}
         return [f"{name} {' and '.join(map(str, epochs))}" for name, epochs in late.items() if epochs]
 
     def flat(self) -> dict[str, Any]:
@@ -388,21 +382,18 @@ class Recipe(_Section):
 
     def as_toml(self) -> str:
         """The whole recipe with every default spelled out, as TOML."""
-        import tomli_w
-
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
 def training_threat(attack: Mapping[str, Any]) -> ThreatModel:
     """The threat model of an [attack] table, which may still be unchecked; raises InputError where it is impossible."""
-    stated = {key: attack[key] for key in ("eps", "step_size") if attack.get(key) is not None}
-    return threat_model(norm=attack.get("norm", "Linf"), steps=attack.get("steps", 10), **stated)
+    eps, step_size = attack.get("eps"), attack.get("step_size")
+    return threat_model(norm=attack.get("norm", "Linf"), eps=eps, step_size=step_size, steps=attack.get("steps", 10))
 
 
 def evaluation_threat(attack: Mapping[str, Any], evaluate: Mapping[str, Any]) -> ThreatModel:
     """The threat model of an [evaluate] table beside an [attack] table."""
-    norm = evaluate.get("norm") or attack.get("norm", "Linf")
-    stated = {key: evaluate[key] for key in ("eps", "step_size") if evaluate.get(key) is not None}
-    if norm == attack.get("norm", "Linf") and attack.get("eps") is not None:
-        stated.setdefault("eps", attack["eps"])
-    return threat_model(norm=norm, steps=evaluate.get("steps", 20), **stated)
+    norm, eps = evaluate.get("norm") or attack.get("norm", "Linf"), evaluate.get("eps")
+    if eps is None and norm == attack.get("norm", "Linf"):
+        eps = attack.get("eps")
+    return threat_model(norm=norm, eps=eps, step_size=evaluate.get("step_size"), steps=evaluate.get("steps", 20))

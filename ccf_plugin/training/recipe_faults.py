@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.threat import ThreatModel
-from ccf_plugin.training.recipe import DistillSection, ObjectiveSection, Recipe, evaluation_threat, training_threat
+from ccf_plugin.training.objectives import build_objective, find_objective, is_adversarial
+from ccf_plugin.training.recipe import DistillSection, Recipe, evaluation_threat, training_threat
 from ccf_plugin.zoo.python_code import is_python
 
 
@@ -48,8 +49,6 @@ def recipe_by_schema(content: Mapping[str, Any]) -> Recipe:
 
 def _contradictions(content: Mapping[str, Any]) -> Iterator[Fault]:
     """Parts that do not go together, or could do nothing. Values of a wrong type are left to the schema."""
-    from ccf_plugin.training.objectives import find_objective
-
     objective, data, evaluate, average = (
         _table(content, name) for name in ("objective", "data", "evaluate", "average")
     )
@@ -112,7 +111,6 @@ def _sums_of_weights(teachers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[fl
 
 def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
     """The zoo's faults of names and threat models, and those of the user's own code, by key."""
-    from ccf_plugin.training.objectives import build_objective, find_objective
     from ccf_plugin.zoo.attack_names import attack_class
     from ccf_plugin.zoo.attacks import check_attack
     from ccf_plugin.zoo.datasets import check_spec
@@ -128,15 +126,14 @@ def _unknown_parts(content: Mapping[str, Any]) -> list[tuple[str, Fault | str]]:
 
     def check_loss(loss: str) -> None:
         if is_python(loss) and isinstance(options := objective.get("options", {}), dict):
-            build_objective(ObjectiveSection(loss=loss, options=options))
+            build_objective(loss, options=options)
 
     def check_section(section: Mapping[str, Any], threat: ThreatModel, mode: Any = "eval") -> None:
         if isinstance(section.get("name"), str | None) and isinstance(section.get("options", {}), dict):
             check_attack(section.get("name"), threat, section.get("options", {}), mode=mode)
 
-    known = find_objective(str(objective.get("loss", "madry")))
-    is_adversarial = known is None or known.attack is not None
-    mode = "train" if is_adversarial and attack.get("batchnorm", "train") == "train" else "eval"
+    trains_on_attack = is_adversarial(str(objective.get("loss", "madry")))
+    mode = "train" if trains_on_attack and attack.get("batchnorm", "train") == "train" else "eval"
     checks: list[tuple[str, Callable[[], object]]] = [
         ("model.name", lambda: named(model, check_name)),
         ("data.name", lambda: named(data, check_spec)),

@@ -14,11 +14,12 @@ from typing import Any
 from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.files import expanded_path, toml_or_text
 from ccf_plugin.threat import DEFAULT_STEP_SIZE
+from ccf_plugin.training.objectives import find_objective
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_faults import checked_recipe, recipe_by_schema
 from ccf_plugin.zoo.python_code import code_in
 
-_STEP_SIZE_OF_ATTACK = {"FFGSM": "1.25*eps"}  # fast-AT's (Wong et al. 2020)
+_STEP_SIZE_OF_ATTACK = {"FFGSM": "1.25*eps", "FGSM": "eps"}  # of Wong et al. 2020, and of Goodfellow et al. 2015
 _LARGEST_RECIPE = 1_000_000
 _MOST_BASES = _DEEPEST = 20
 
@@ -217,23 +218,14 @@ def _with_defaults(content: Mapping[str, Any], *, by_method: bool = True) -> dic
     if not all(isinstance(section, dict) for section in (attack, evaluate, objective)):
         return dict(content)
     name, mode = _fitting_attack(objective) if by_method else ("PGD", "train")
-    attack = {"name": name, "batchnorm": mode, **attack}
-    norm = attack.get("norm", "Linf")
-    step_sizes = {
-        "attack": _step_size(norm, attack["name"] if by_method else None),
-        "evaluate": _step_size(evaluate.get("norm", norm)),
-    }
-    filled = {
-        name: ({} if step_sizes[name] is None else {"step_size": step_sizes[name]}) | section
-        for name, section in (("attack", attack), ("evaluate", {"name": "PGD", **evaluate}))
-    }
-    return {**content, **filled}
+    attack, norm = {"name": name, "batchnorm": mode, **attack}, attack.get("norm", "Linf")
+    attack = {"step_size": _step_size(norm, attack["name"] if by_method else None), **attack}
+    evaluate = {"name": "PGD", "step_size": _step_size(evaluate.get("norm", norm)), **evaluate}
+    return {**content, "attack": attack, "evaluate": evaluate}
 
 
 def _fitting_attack(objective: Mapping[str, Any]) -> tuple[str, str]:
     """The attack that a loss is made for, and the mode of the model under it."""
-    from ccf_plugin.training.objectives import find_objective
-
     known = find_objective(str(objective.get("loss", "madry")))
     return ("PGD", "train") if known is None or known.attack is None else (known.attack, known.batchnorm)
 

@@ -31,16 +31,8 @@ _NOT_ATTACKS = {"LGV", "MultiAttack"}
 # They run the model on single images, or on those that are not fooled yet; BatchNorm in train mode would then take its
 # statistics from these, or fail for one.
 _NOT_ON_WHOLE_BATCHES = {
-    "APGD",
-    "APGDT",
-    "FAB",
-    "Square",
-    "AutoAttack",
-    "JSMA",
-    "DeepFool",
-    "SparseFool",
-    "OnePixel",
-    "Pixle",
+    *("APGD", "APGDT", "FAB", "Square", "AutoAttack"),
+    *("JSMA", "DeepFool", "SparseFool", "OnePixel", "Pixle"),
 }
 # What the classes call the fields of a threat model.
 FROM_THREAT = {

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.gradients import GradientWatch
-from ccf_plugin.engine.graphs import CUDA_GRAPHS, Graphs, Replayed, graphs_are_wanted, model_state
+from ccf_plugin.engine.graphs import CUDA_GRAPHS, CudaGraphs, Replayed, graphs_are_wanted, model_state
 from ccf_plugin.engine.images import check_images
-from ccf_plugin.engine.modes import seeded
+from ccf_plugin.engine.modes import evaluation_mode, preserved_modes, seeded
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
 from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.threat import ThreatModel
@@ -67,7 +67,7 @@ class Attack:
         parameters: Mapping[str, inspect.Parameter],
         fresh_noise: bool = False,
         seed: int | None = None,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphs | None = None,
     ) -> None:
         self.name = name
         self.threat = threat
@@ -156,20 +156,16 @@ class Attack:
 
     @contextlib.contextmanager
     def _only_input_gradients(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self._model.modules()]
         # Attacks need gradients of the images alone; without those of the weights a step costs a third less.
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
-            if self.mode == "eval":
-                self._model.eval()
-            yield
+            with evaluation_mode(self._model) if self.mode == "eval" else preserved_modes(self._model):
+                yield
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
-            for module, training in modes:
-                module.training = training  # not train(): that would also set the module's children
 
     @contextlib.contextmanager
     def _noise(self, keys: Tensor | None) -> Iterator[None]:
@@ -238,7 +234,7 @@ def build_attack(
     num_classes: int | None = None,
     fresh_noise: bool = False,
     seed: int | None = None,
-    graphs: Graphs | None = None,
+    graphs: CudaGraphs | None = None,
 ) -> Attack:
     """The torchattacks class ``name`` (any case) against ``model``, which maps [0, 1] images to logits.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccf_plugin.errors import InputError, counted, some_of
+from ccf_plugin.files import by_numbers_inside
 from ccf_plugin.zoo.class_lists import KNOWN
 
 _LARGEST_FILE = 10_000_000
@@ -43,7 +44,7 @@ def order_in_doubt(ordered: Sequence[str]) -> str | None:
     alike = [group for group in _grouped(ordered) if len(group) > 1]
     if alike:
         doubts.append(f"names differ by case alone ({some_of(alike[0])})")
-    if words != sorted(words, key=_by_numbers_inside):
+    if words != sorted(words, key=by_numbers_inside):
         doubts.append("numbers inside names count as text")
     return "; ".join(doubts) or None
 
@@ -140,11 +141,6 @@ def _grouped(names: Sequence[str]) -> list[list[str]]:
     for name in names:
         groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
     return list(groups.values())
-
-
-def _by_numbers_inside(name: str) -> list[tuple[int, int, str]]:
-    parts = re.split(r"([0-9]+)", name)
-    return [(1, int(part), "") if number % 2 else (0, 0, part) for number, part in enumerate(parts)]
 
 
 def _letters(name: str) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -107,9 +106,10 @@ def read_images(files: Sequence[ImageFile], preprocess: Preprocess | None) -> Im
     Raises InputError naming the file for one that is not an 8-bit image, and naming two for sizes that differ.
     """
     workers = min(8, os.cpu_count() or 1)
-    size = min(_PER_TASK, -(-len(files) // workers))
+    size = max(1, min(_PER_TASK, -(-len(files) // workers)))
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        tasks = pool.map(lambda part: [_decode(file, preprocess) for file in part], _parts(files, size))
+        parts = (files[start : start + size] for start in range(0, len(files), size))
+        tasks = pool.map(lambda part: [_decode(file, preprocess) for file in part], parts)
         decoded = (image for part in tasks for image in part)
         return stack(decoded, [str(file) for file in files])
 
@@ -170,9 +170,3 @@ def _decode(file: ImageFile, preprocess: Preprocess | None) -> Images:
     if image.mode.startswith(_WIDE_MODES):
         raise InputError(f"{file}: expected an image of 8 bits a channel, found mode {image.mode}; convert it")
     return prepare(image, preprocess)
-
-
-def _parts(files: Sequence[ImageFile], size: int) -> Iterator[list[ImageFile]]:
-    rest = iter(files)
-    while part := list(islice(rest, size)):
-        yield part

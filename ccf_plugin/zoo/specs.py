@@ -8,21 +8,18 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from ccf_plugin.errors import InputError, did_you_mean
 
 
-class Entry(Protocol):
+@dataclass(frozen=True)
+class Entry:
     """What a table holds under its prefix: "timm", whose form is "timm:name", or "digits", whose form is "digits"."""
 
-    @property
-    def prefix(self) -> str:
-        """What stands before the first colon; the whole spec where ``form`` has no more."""
-
-    @property
-    def form(self) -> str:
-        """What help and messages show."""
+    prefix: str
+    form: str
 
 
 E = TypeVar("E", bound=Entry)

@@ -1,6 +1,6 @@
 """How late the alarms of real runs are: the product's own rule on their logs.
 
-    python tests/benchmarks/alarm_delays.py docs/results/overfit_small* docs/results/*/*-? \\
+    python tests/benchmarks/alarm_delays.py docs/results/overfit_small docs/results/*/*-? \\
         --out tests/benchmarks/results/alarm_delays.json
 
 A delay is counted in evaluations, from the most robust one so far to the first with the alarm. Where a later one was

@@ -1,6 +1,6 @@
-"""The table of docs/results/speed.md, from the files in ``results/``: this program prints it.
+"""The tables of docs/results/speed.md, from the files in ``results/``: this program prints them.
 
-Each file is what its command wrote; a row without one is "not measured".
+Each file is what its command wrote, those of an AMD processor in ``results/amd/``; a row without one is "not measured".
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """``value`` takes the content of ``results/<file>.json``, which ``command`` wrote."""
+    """``value`` takes the content of ``<file>.json``, which ``command`` wrote."""
 
     what: str
     reach: str
     file: str
     value: Callable[[Figures], str]
     command: str
+    absent: str = "not measured"
 
 
 def _ratio(name: str) -> Callable[[Figures], str]:
@@ -49,10 +50,10 @@ _AVX512 = f"ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 {_BENCH} --quick --epochs 1 --re
 _EPOCH = f"{_BENCH} --epochs 1 --set data.train_per_class=100 --set data.test_limit=200"
 
 ROWS = (
-    Row("PGD-10 step in bf16 (AMX units)", "≥ 4.0×", "cpu_bf16", _ratio("step_ratio"), _QUICK),
+    Row("PGD-10 step in bf16 (AMX units; on AMD AVX-512's)", "≥ 4.0×", "cpu_bf16", _ratio("step_ratio"), _QUICK),
     Row("its share of the bf16 matrix-product rate", "≥ 85 %", "cpu_bf16", _utilisation, _QUICK),
-    Row("PGD-10 step in bf16 without AMX (AVX-512 units)", "≥ 4.0×", "cpu_avx512", _ratio("step_ratio"), _AVX512),
-    Row("its share of the bf16 matrix-product rate", "≥ 85 %", "cpu_avx512", _utilisation, _AVX512),
+    Row("PGD-10 step in bf16 without AMX", "≥ 4.0×", "cpu_avx512", _ratio("step_ratio"), _AVX512, "as above"),
+    Row("its share of the bf16 matrix-product rate", "≥ 85 %", "cpu_avx512", _utilisation, _AVX512, "as above"),
     Row("whole epoch in bf16", "≥ 4.0×", "cpu_epoch", _ratio("epoch_ratio"), _EPOCH),
     Row(
         "what is not forward or backward, of that epoch",
@@ -98,14 +99,32 @@ ROWS = (
 def table() -> str:
     """Markdown: the rows, and the commands by the letters that the rows name them by."""
     letters: dict[str, str] = {}
-    lines = ["| what | reach | measured | by |", "|---|---|---|---|"]
+    lines = ["| what | reach | Intel Xeon | AMD EPYC | by |", "|---|---|---|---|---|"]
     for row in ROWS:
-        path = RESULTS / f"{row.file}.json"
-        measured = row.value(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "not measured"
+        measured = " | ".join(_measured(row, folder) for folder in (RESULTS, RESULTS / "amd"))
         letter = letters.setdefault(row.command, ascii_lowercase[len(letters)])
         lines.append(f"| {row.what} | {row.reach} | {measured} | {letter} |")
     commands = [f"{letter}: {command}" for command, letter in letters.items()]
     return "\n".join([*lines, "", "```text", *commands, "```"])
+
+
+def _measured(row: Row, folder: Path) -> str:
+    path = folder / f"{row.file}.json"
+    return row.value(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else row.absent
+
+
+def demonstrations_table() -> str:
+    """Markdown: how long the runs take that are promised in minutes."""
+    rows = json.loads((RESULTS / "amd" / "demonstrations.json").read_text(encoding="utf-8"))["rows"]
+    lines = ["| command | time | RA, best → last | CAS |", "|---|---|---|---|"]
+    for recipe, row in rows.items():
+        minutes, seconds = divmod(round(row["seconds"]), 60)
+        best, last = row["best"], row["last"]
+        robust = f"{best['test_robust_accuracy']:.1%} → {last['test_robust_accuracy']:.1%}"
+        lines.append(
+            f"| `ccf train {recipe}` | {minutes} min {seconds} s | {robust} | {best['cas']:.1f} → {last['cas']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,9 @@ GPU_ROWS = (
         "`probe.update`, with waiting",
         "≤ 1 % of an epoch",
         "update_ms",
-        lambda rows: f"{rows['probe']['figures']['with_waiting_ms']:.2f} ms",
+        lambda rows: (
+            f"{rows['probe']['figures']['with_waiting_ms']:.2f} ms, {rows['probe']['figures']['ratio'] - 1:.1%}"
+        ),
     ),
 )
 _UNITS = {"seconds": "s", "minutes": "min", "ms": "ms", "products": ""}
@@ -178,4 +199,4 @@ def gpu_table() -> str:
 
 
 if __name__ == "__main__":
-    print(table(), gpu_table(), sep="\n\n")
+    print(table(), demonstrations_table(), gpu_table(), sep="\n\n")

@@ -52,6 +52,8 @@ def test_a_chain_claims_each_step_and_a_figure_without_a_run_is_that_of_each() -
         (["madry"], "madry: spearman(ra, cas) > 0"),
         (["kd"], "kd: spearman(ra, cas) > 0"),
     ]
+    (halved,) = parse_claim("halved(ra) < 5", ["co"])
+    assert runs_of(halved) == ["co"]
     assert [one.text for one in parse_claim("ra < 0.05", ["co"])] == ["ra < 0.05"]
 
 
@@ -75,10 +77,12 @@ def test_what_is_linear(text: str, linear: bool) -> None:
         ("kdd.ra > 0", "expected a run of this study (madry, kd), found 'kdd'; did you mean 'kd'?"),
         ("kd.rra > 0", "found 'rra'; did you mean 'ra'"),
         ("kd.best_cass > 0", "found 'cass'; did you mean 'cas'"),
-        ("pearson(kd.ra, kd.cas) > 0", "a function among spearman, abs, min, max, found 'pearson'"),
+        ("pearson(kd.ra, kd.cas) > 0", "a function among spearman, halved, abs, min, max, found 'pearson'"),
         ("spearman(kd.ra, madry.cas) > 0", "two figures of one run in spearman, found 'kd' and 'madry'"),
-        ("spearman(kd.best_ra, kd.cas) > 0", "two figures of a run in spearman"),
-        ("spearman(kd.ra) > 0", "expected 2 arguments of spearman, found 1"),
+        ("spearman(kd.best_ra, kd.cas) > 0", "figures of a run without an epoch in spearman"),
+        ("halved(kd.last_ra) > 0", "as in halved(kd.ra), found others"),
+        ("halved(kd.ra, kd.cas) > 0", "expected one argument of halved, found 2"),
+        ("spearman(kd.ra) > 0", "expected two arguments of spearman, found 1"),
         ("kd.ra == 0.5", "expected <, >, <= or >=, which a test can judge, found =="),
         ("kd.ra in madry.ra", "found in"),
         ("kd.ra", "expected a comparison by < or >"),

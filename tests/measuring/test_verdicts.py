@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
+from support.results import drawn
 from support.studies import made_run
 
+from ccf_plugin import CrossClassResult
 from ccf_plugin.measuring.claims import parse_claim
 from ccf_plugin.measuring.finished_runs import FinishedRun
 from ccf_plugin.measuring.verdicts import Judgement, judge
@@ -73,12 +76,81 @@ def test_three_seeds_against_a_number(tmp_path: Path) -> None:
     assert judged("madry.last_ra < 0.4", madry=madry).verdict == "undecided"
 
 
-def test_cas_of_one_seed_is_undecided(tmp_path: Path) -> None:
+def with_results(folder: Path, name: str, best: CrossClassResult, last: CrossClassResult, seed: int = 0) -> FinishedRun:
+    """A run of two epochs with these results, the first the best."""
+    figures = [
+        {RA: robust, "cas": result.cas, "cas_excess": result.cas_excess}
+        for robust, result in ((0.5, best), (0.4, last))
+    ]
+    return made_run(folder / f"{name}-{seed}", figures, name=name, seed=seed, results={1: best, 2: last})
+
+
+def apart(result: CrossClassResult) -> NDArray[np.float64]:
+    assert result.without_parts is not None
+    moved = result.without_parts.apart("cas", result.matrix)
+    assert moved is not None
+    return moved
+
+
+def test_cas_of_one_seed_is_judged_by_parts_of_its_images(tmp_path: Path) -> None:
+    best, last, taught = (drawn(0, share, noise, images=400) for share, noise in ((1.2, 1), (0.2, 2), (1.1, 3)))
+    madry = [with_results(tmp_path, "madry", best, last)]
+    kd = [with_results(tmp_path, "kd", best, taught)]
+
+    for name in ("cas", "cas_excess"):
+        fall, variance = getattr(best, name) - getattr(last, name), best.variance_of(name, last)
+        assert variance is not None
+        found = judged(f"madry.delta_{name} > 0", madry=madry)
+        assert found.p == pytest.approx(2 * stats.t.sf(abs(fall) / variance**0.5, 19), rel=1e-2)
+        half = stats.t.ppf(0.975, 19) * variance**0.5
+        assert found.interval == pytest.approx((fall - half, fall + half), abs=1e-4)
+        assert found.verdict == "held"
+        assert found.test == "t test by a jackknife of 20 parts of the images"
+        assert found.why == "the noise of images, not of seeds; these images chose the best epoch"
+
+    # best - last > 0.9 (best - taught): the best epoch of both is the same model
+    margin = (best.cas - last.cas) - 0.9 * (best.cas - taught.cas)
+    moved = 0.1 * apart(best) - apart(last) + 0.9 * apart(taught)
+    several = judged("madry.delta_cas > 0.9 * kd.delta_cas", madry=madry, kd=kd)
+    assert several.p == pytest.approx(2 * stats.t.sf(abs(margin) / np.sqrt(np.square(moved).sum()), 19), rel=1e-2)
+    assert judged("kd.delta_cas > madry.delta_cas", madry=madry, kd=kd).verdict == "not held"
+
+    # of a ratio, to first order
+    moved = apart(last) / taught.cas - last.cas * apart(taught) / taught.cas**2
+    ratio = judged("madry.cas / kd.cas > 0.5", madry=madry, kd=kd)
+    assert ratio.interval is not None
+    half = stats.t.ppf(0.975, 19) * np.sqrt(np.square(moved).sum())
+    assert (ratio.interval[1] - ratio.interval[0]) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_cas_of_two_seeds_is_judged_on_their_average(tmp_path: Path) -> None:
+    models = [(drawn(0, 1.2, noise=1), drawn(0, 0.2, noise=2)), (drawn(0, 1.3, noise=4), drawn(0, 0.1, noise=5))]
+    madry = [with_results(tmp_path, "madry", *pair, seed=seed) for seed, pair in enumerate(models)]
+    falls = [best.cas - last.cas for best, last in models]
+    moved = np.mean([apart(best) - apart(last) for best, last in models], axis=0)
+    found = judged("madry.delta_cas > 0", madry=madry)
+    assert found.p == pytest.approx(2 * stats.t.sf(np.mean(falls) / np.sqrt(np.square(moved).sum()), 19), rel=1e-2)
+    assert found.margins == pytest.approx(falls, rel=1e-5)
+
+
+def test_cas_of_one_seed_is_undecided_where_images_say_nothing(tmp_path: Path) -> None:
     madry, kd = seeds(tmp_path, "madry", {0: 6.0}), seeds(tmp_path, "kd", {0: 2.0})
     found = judged("madry.delta_cas > kd.delta_cas", madry=madry, kd=kd)
     assert found.verdict == "undecided"
-    assert found.why.startswith("one seed; ")
+    assert found.why == "one seed; madry.best_cas has no result with intervals"
     assert found.margins == (4.0,)
+    few = drawn(0, images=19)
+    of_few = [with_results(tmp_path, "few", few, few)]
+    assert judged("few.cas > 1", few=of_few).why == "one seed; few.last_cas has no result with intervals"
+    others = [made_run(tmp_path / "others", [{RA: 0.5, "cas": 3.0}], name="others", results={1: drawn(0)})]
+    assert "has no result" in judged("others.cas > 1", others=others).why  # it is of another CAS
+    mixed = judged("few.cas > 10 * few.ra", few=of_few)
+    assert mixed.why == "one seed; few.last_cas and figures of another kind have no test together"
+    same = judged("few.cas - few.cas > 1", few=of_few)
+    assert same.verdict == "undecided"
+    larger = [with_results(tmp_path, "larger", drawn(0, classes=5), drawn(0, classes=5))]
+    other = [with_results(tmp_path, "other", drawn(0), drawn(0))]
+    assert judged("larger.cas > other.cas", larger=larger, other=other).why == "one seed; the runs have other classes"
 
 
 def with_records(folder: Path, name: str, best: np.ndarray, last: np.ndarray, **more: object) -> list[FinishedRun]:
@@ -142,7 +214,7 @@ def test_two_seeds_are_judged_by_images_too(tmp_path: Path) -> None:
     found = judged("kd.ra > madry.ra", **runs)
     assert (found.verdict, len(found.margins)) == ("held", 2)
     assert "not of seeds" in found.why
-    assert judged("kd.cas > madry.cas", **runs).why.startswith("2 seeds; ")
+    assert judged("kd.cas > madry.cas", **runs).why == "2 seeds; kd.last_cas has no result with intervals"
 
 
 def test_records_of_other_images_or_of_none_decide_nothing(tmp_path: Path) -> None:
@@ -175,6 +247,31 @@ def test_a_run_s_correlation_is_held_against_shifts(tmp_path: Path) -> None:
     assert judged("spearman(a.ra, a.cas) > 0.5", a=run).verdict == "undecided"
     flat = [made_run(tmp_path / "c", [{RA: 0.5, "cas": 10.0}] * 3, name="c")]
     assert "vary along the epochs" in judged("spearman(c.ra, c.cas) > 0", c=flat).why
+
+
+def test_when_a_figure_has_lost_half(tmp_path: Path) -> None:
+    """RA is below half of its highest from epoch 4 on (at 2 it came back), CAS from 5 on."""
+    falls = {"a": [0.4, 0.1, 0.3, 0.19, 0.0], "b": [0.4, 0.4, 0.1, 0.1, 0.1], "c": [0.1, 0.4, 0.4, 0.1, 0.1]}
+    runs = [
+        made_run(
+            tmp_path / name,
+            [{RA: ra, "cas": cas} for ra, cas in zip(robust, (10.0, 9.0, 8.0, 5.0, 4.9), strict=True)],
+            name="co",
+            seed=seed,
+        )
+        for seed, (name, robust) in enumerate(falls.items())
+    ]
+    found = judged("abs(halved(co.cas) - halved(co.ra)) < 3", co=runs)
+    assert found.margins == (2.0, 1.0, 2.0)  # RA at 4, 3, 4; CAS at 5
+    assert found.verdict == "held"
+    assert found.p == pytest.approx(stats.ttest_1samp([2.0, 1.0, 2.0], 0.0).pvalue)
+    (epoch,) = judged("halved(co.ra) < 5", co=runs[:1]).margins
+    assert epoch == 1.0
+    assert judged("halved(co.ra) < 5", co=runs[:1]).why == "one seed; an epoch has no test with fewer than three"
+    kept = [made_run(tmp_path / "kept", [{RA: 0.4, "cas": 9.0}, {RA: 0.1, "cas": 9.0}, {RA: 0.3, "cas": 9.0}])]
+    why = "run's test_robust_accuracy does not end below half of its highest"
+    assert judged("halved(run.ra) < 5", run=kept).why == why
+    assert judged("abs(halved(run.ra) - 3) < 1", run=kept).why == why
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ Batch = tuple[Tensor, Tensor]
         (torch.tensor(1), r"shape \(12,\)"),
         (torch.arange(11) % 4, "expected 12 labels.*found 11"),
         (torch.arange(13) % 4, "expected 12 labels.*found 13"),
-        ([0, 1, 2, 3] * 3, "found list"),
+        ([0, 1, 2, 3] * 3, r"found list; .*torch\.as_tensor"),
         (None, "found NoneType"),
+        ((torch.arange(12) % 4)[:, None], r"a column of shape \(12, 1\); pass labels\.squeeze\(1\)"),
+        ((torch.arange(12) % 4).to("meta"), "without values, on the meta device"),
+        ((torch.arange(12) % 4).to_sparse(), "dense integer tensor"),
     ],
 )
 def test_labels_of_another_form_are_refused_at_once(
@@ -36,6 +39,42 @@ def test_labels_of_another_form_are_refused_at_once(
         model(batch[0])
         probe.update(batch[1])  # nothing of the refused batch was counted
         assert probe.compute().counts.tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("rows", [3, (0, 3), slice(None, None, -1)])
+def test_rows_that_are_no_slice_forward_are_refused(model: nn.Module, batch: Batch, rows: object) -> None:
+    with CrossClassProbe(model) as probe:
+        model(batch[0])
+        with pytest.raises(InputError, match=r"rows as a slice that goes forward, found .*rows=slice\(0, 32\)"):
+            probe.update(batch[1], rows=rows)
+        probe.update(batch[1])  # the pass is still there
+
+
+def test_a_pass_of_no_samples_adds_nothing(model: nn.Module, batch: Batch) -> None:
+    """As where an attack is given the images that are still right, of which none is left."""
+    images, labels = batch
+    with CrossClassProbe(model) as probe:
+        for some in (slice(0), slice(None), slice(0), slice(6)):
+            model(images[some])
+            with pytest.raises(InputError, match="labels, one per sample"):
+                probe.update(labels[:7])
+            model(images[some])
+            probe.update(labels[some])
+        assert probe.compute().counts.sum() == 18
+        model(images[:0])
+        with pytest.raises(InputError, match="1 or more samples, found none"):
+            probe.features()
+        assert probe.run([batch, (images[:0], labels[:0])]).counts.sum() == 12
+
+
+def test_images_of_another_scale_are_refused_behind_an_empty_batch_too(model: nn.Module, batch: Batch) -> None:
+    images, labels = batch
+    loader = [(images[:0], labels[:0]), (images + 200, labels)]
+    with (
+        CrossClassProbe(model) as probe,
+        pytest.raises(InputError, match=r"first batch.*\[0, 1\]|\[0, 1\].*first batch"),
+    ):
+        probe.run(loader, attack=lambda given, _: given)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

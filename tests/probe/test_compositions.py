@@ -716,6 +716,63 @@ class Biases(Pair):
         return self.offset(self.free(g)) + torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
 
 
+@pair("a convolution whose kernel covers the map, and a linear layer on it")
+class Covering(Pair):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Conv2d(3, K, (1, n // 3))
+        self.kernel.weight.data.copy_(self.layer.weight.view(K, 3, 1, n // 3))
+
+    def written(self, g: Tensor) -> Tensor:
+        return self.kernel(g.view(-1, 3, 1, n // 3)).flatten(1)
+
+    def written_again(self, g: Tensor) -> Tensor:
+        return self.layer(g)
+
+
+@pair("logits of all classes but one of reference, and a row of zeros")
+class Reference(Pair):
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = nn.Linear(n, K - 1)
+        self.layer.weight.data[:-1], self.layer.weight.data[-1] = self.others.weight.data, 0
+
+    def written(self, g: Tensor) -> Tensor:
+        z = self.others(g)
+        return torch.cat([z, torch.zeros_like(z[:, :1])], 1)
+
+    def written_again(self, g: Tensor) -> Tensor:
+        return self.layer(g)
+
+
+@pair("one output for all classes with a factor and a bias for each, and its multiples as rows")
+class OneOutput(Pair):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.scale, self.offset = nn.Linear(n, 1), torch.tensor([-1.0, 1.0, 2.0, 0.5]), BiasLayer(1, K)
+        self.layer.weight.data.copy_(self.scale[:, None] * self.one.weight)
+
+    def written(self, g: Tensor) -> Tensor:
+        return self.offset(self.one(g) * self.scale)
+
+    def written_again(self, g: Tensor) -> Tensor:
+        return self.layer(g)
+
+
+@pair("a share of all classes beside those of each, and added to the rows")
+class Shared(Pair):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.one = nn.Linear(n, K), nn.Linear(n, 1)
+        self.layer.weight.data.copy_(self.own.weight + self.one.weight)
+
+    def written(self, g: Tensor) -> Tensor:
+        return self.own(g) + self.one(g)
+
+    def written_again(self, g: Tensor) -> Tensor:
+        return self.layer(g)
+
+
 def updated(probe: CrossClassProbe, labels: Tensor) -> bool:
     """Whether the pass was counted; if not, the probe asks for another."""
     try:

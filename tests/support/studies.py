@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 
+from ccf_plugin import CrossClassResult
 from ccf_plugin.files import write_atomically
 from ccf_plugin.measuring.finished_runs import FinishedRun
-from ccf_plugin.runs.layout import ENVIRONMENT, LOG, RECIPE, records_of
+from ccf_plugin.runs.layout import ENVIRONMENT, LOG, RECIPE, records_of, result_of
 from ccf_plugin.runs.log import EpochRow, log_bytes
 from ccf_plugin.training.recipe_files import load_recipe
 
@@ -46,9 +47,10 @@ def made_run(
     name: str = "run",
     seed: int = 0,
     records: Mapping[int, np.ndarray] | None = None,
+    results: Mapping[int, CrossClassResult] | None = None,
     images: str = "the same",
 ) -> FinishedRun:
-    """A run whose log has these figures epoch by epoch, and whose records, by epoch, are these."""
+    """A run whose log has these figures epoch by epoch, and whose records and results, by epoch, are these."""
     folder.mkdir(parents=True)
     rows = [
         EpochRow(
@@ -68,4 +70,8 @@ def made_run(
         path = records_of(folder, epoch)
         path.parent.mkdir(exist_ok=True)
         np.savez_compressed(path, counts=np.array([len(record)]), correct=np.packbits(record))
+    for epoch, result in (results or {}).items():
+        path = result_of(folder, epoch)
+        path.parent.mkdir(exist_ok=True)
+        result.save(path)
     return replace(FinishedRun.read(name, seed, folder), folder=folder)

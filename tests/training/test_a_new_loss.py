@@ -13,7 +13,6 @@ from torch import Tensor
 from ccf_plugin import OBJECTIVES, InputError, Objective, StepOutput, train
 from ccf_plugin.report.page import build_report
 from ccf_plugin.training.objectives import Forward, build_objective
-from ccf_plugin.training.recipe import ObjectiveSection
 
 
 def alp(forward: Forward, images: Tensor, adversarial: Tensor, labels: Tensor, *, beta: float = 0.5) -> StepOutput:
@@ -36,7 +35,7 @@ def test_its_formula() -> None:
     images = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     # f(x) = (-1, 4.5), f(x') = (0, 3) for x' = (1.2, 1.2): the pairing is 1 + 2.25, the cross-entropy log(1 + e^-3).
     adversarial = torch.tensor([[1.2, 1.2]], dtype=torch.float64)
-    loss = build_objective(ObjectiveSection(loss="alp", beta=2.0))
+    loss = build_objective("alp", beta=2.0)
     output = loss(lambda x: x @ weight.T, images, adversarial, torch.tensor([1]))
     expected = torch.tensor(3.0, dtype=torch.float64).neg().exp().log1p() + 2 * 3.25
     torch.testing.assert_close(output.loss, expected, rtol=1e-12, atol=0)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ccf_plugin.training.objectives import build_objective, madry, mart, trades
-from ccf_plugin.training.recipe import ObjectiveSection
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> float:
@@ -36,7 +35,7 @@ def _attacked(images: Tensor, labels: Tensor) -> Tensor:
 def test_standard_and_madry_are_cross_entropy_of_what_they_are_given(name: str) -> None:
     images, weight, labels = _problem()
     adversarial = images if name == "standard" else _attacked(images, labels)
-    objective = build_objective(ObjectiveSection(loss=name))  # type: ignore[arg-type]
+    objective = build_objective(name)
     output = objective(lambda x: x @ weight.T, images, adversarial, labels)
     assert math.isclose(float(output.loss), _cross_entropy(adversarial @ weight.T, labels), rel_tol=1e-12)
     assert torch.equal(output.logits, adversarial @ weight.T)
@@ -112,7 +111,7 @@ def test_no_loss_is_nan_where_probabilities_are_zero(objective: Any) -> None:
 @pytest.mark.parametrize("name", ["standard", "madry", "trades", "mart"])
 def test_the_losses_pass_gradcheck(name: str) -> None:
     images, weight, labels = _problem()
-    objective = build_objective(ObjectiveSection(loss=name))  # type: ignore[arg-type]
+    objective = build_objective(name)
     torch.autograd.gradcheck(
         lambda w: objective(lambda x: x @ w.T, images, _attacked(images, labels), labels).loss,
         (weight.requires_grad_(),),

@@ -128,6 +128,7 @@ def test_one_word_changes_the_method_and_its_attack_follows() -> None:
     assert attacked("objective.loss=trades", "attack.name=PGD")[0] == "PGD"
     assert attacked("attack.name=FFGSM")[1].step_size == pytest.approx(1.25 * 8 / 255)
     assert attacked("attack.name=FFGSM", "attack.step_size=eps")[1].step_size == 8 / 255
+    assert attacked("attack.name=FGSM")[1].step_size == 8 / 255
     l2 = ThreatModel("L2", 128 / 255, 16 / 255, 20)
     in_l2 = ("attack.norm=L2", "attack.eps=128/255")
     assert attacked(*in_l2) == ("PGD", replace(l2, steps=10), l2)

@@ -119,10 +119,6 @@ def _parsed(name: str) -> tuple[str, dict[str, str]]:
     return target, choices
 
 
-def _check(name: str) -> None:
-    _parsed(name)
-
-
 def _load(spec: str, target: str, config: str | None, *, download: bool) -> Any:
     """A Dataset, or Datasets by their splits."""
     import datasets
@@ -205,4 +201,4 @@ def _regular(path: str) -> Path:
     return Path(path)
 
 
-register_reader(Reader("hf", "hf:NAME", _read, _check, is_path=True))
+register_reader(Reader("hf", "hf:NAME", _read, _parsed, is_path=True))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ccf_plugin.zoo.specs import register
+from ccf_plugin.zoo.specs import Entry, register
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,11 +62,8 @@ class Read(Protocol):
         """``splits`` are those asked for, ``root`` is where data sets lie. Raises InputError and UnavailableError."""
 
 
-def _any_name(name: str) -> None: ...
-
-
 @dataclass(frozen=True)
-class Reader:
+class Reader(Entry):
     """A data set or a form of data: all that is known of the specs "prefix:name". Limits and resizing are not its work.
 
     Attributes:
@@ -77,10 +74,8 @@ class Reader:
         is_path: whether the name is a path, to be shown where it leads.
     """
 
-    prefix: str
-    form: str
     read: Read
-    check: Callable[[str], None] = _any_name
+    check: Callable[[str], object] = lambda _: None
     is_path: bool = False
 
 

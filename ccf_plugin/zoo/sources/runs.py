@@ -18,6 +18,15 @@ from ccf_plugin.zoo.specs import find, forms, nearest
 if TYPE_CHECKING:
     from ccf_plugin.zoo.weights import CustomWeights
 
+# What a checkpoint says of its run, and a loaded model keeps as it is.
+_KEPT: dict[str, Any] = {
+    "data": str | None,
+    "test_limit": int | None,
+    "downscale": int,
+    "head": str | None,
+    "output": int | str | None,
+}
+
 
 def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, model_dir: Path) -> LoadedModel:
     """Load a checkpoint; of a folder the best weights, the averaged ones where the run averages."""
@@ -66,15 +75,9 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
     try:
         classes = tuple(str(label) for label in metadata["classes"])
         channels, height, width = (int(side) for side in metadata["input_size"])
-        data, test_limit = metadata.get("data"), metadata.get("test_limit")
-        downscale = metadata.get("downscale", 1)
-        head, output = metadata.get("head"), metadata.get("output")
-        if not isinstance(data, str | None) or not isinstance(test_limit, int | None):
-            raise TypeError(data, test_limit)
-        if not isinstance(downscale, int) or downscale < 1:
-            raise TypeError(downscale)
-        if not isinstance(head, str | None) or not isinstance(output, int | str | None):
-            raise TypeError(head, output)
+        kept = {"downscale": 1} | {name: metadata[name] for name in _KEPT if name in metadata}
+        if not all(isinstance(kept.get(name), kind) for name, kind in _KEPT.items()) or kept["downscale"] < 1:
+            raise TypeError(kept)
         options = dict(model.get("options") or {})
         for key, code in code_in(options):  # a file must not choose which code runs; the user names it
             remedy = f"name it: {{options={ {key: code}!r}}}"
@@ -102,13 +105,9 @@ def from_metadata(metadata: Mapping[str, Any], path: Path, *, spec: str, name: s
         name=name,
         num_classes=len(classes),
         class_names=classes,
-        data=data,
         threat=threat,
         input_size=(channels, height, width),
-        test_limit=test_limit,
-        downscale=downscale,
-        head=head,
-        output=output,
+        **kept,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ccf_plugin.errors import InputError, did_you_mean
-from ccf_plugin.zoo.specs import register
+from ccf_plugin.zoo.specs import Entry, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,11 +80,8 @@ class Build(Protocol):
         """For images (C, H, W) in [0, 1]; ``options`` are a recipe's. Raises InputError and UnavailableError."""
 
 
-def _any_name(name: str) -> None: ...
-
-
 @dataclass(frozen=True)
-class Source:
+class Source(Entry):
     """Where models come from: all that is known of the specs "prefix:name".
 
     Attributes:
@@ -98,9 +95,7 @@ class Source:
         untrained: options with which ``build`` gives random weights, for a checkpoint's to follow.
     """
 
-    prefix: str
-    form: str
-    check: Callable[[str], None] = _any_name
+    check: Callable[[str], object] = lambda _: None
     load: Load | None = None
     build: Build | None = None
     takes_checkpoint: bool = False

@@ -1,0 +1,172 @@
+"""Tests of a comparison that know one or two seeds: over the test images, and along the epochs of one run.
+
+They know the noise of images, not that of seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ccf_plugin.measuring.claims import Comparison, Correlation, Figure, Halving, Leaf, Number, is_linear
+from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, of_seed
+from ccf_plugin.probe.confidence import SIMILARITIES, mcnemar
+from ccf_plugin.probe.jackknife import PARTS
+
+Runs = Mapping[str, Sequence[FinishedRun]]
+LEVEL = 0.05
+_BOOTSTRAP = 10_000
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A test that was made: in words, its two-sided p, what it does not know, and the margin's 95 % interval."""
+
+    test: str
+    p: float
+    note: str
+    interval: tuple[float, float] | None = None
+
+
+def fitting_test(comparison: Comparison, runs: Runs, seeds: Sequence[int | None], margin: float) -> Tested:
+    """The test that fits what the comparison is about.
+
+    Accuracies: McNemar's exact test of two, the exact binomial test of one against a number, a bootstrap of the images
+    for other expressions. CAS, its excess and I-CAS: Student's t with the jackknife over the parts of the images, which
+    the runs share (`WithoutParts`). A correlation with 0: all circular shifts of one series along the other.
+
+    Args:
+        seeds: those that are averaged over.
+        margin: by how far the comparison is true, on the average of them.
+
+    Raises:
+        NotMeasuredError: none fits; why.
+    """
+    leaves = comparison.leaves
+    if any(isinstance(leaf, Halving) for leaf in leaves):
+        raise NotMeasuredError("an epoch has no test with fewer than three")
+    if any(isinstance(leaf, Correlation) for leaf in leaves):
+        return _against_shifts(comparison, runs, seeds)
+    parts = list(dict.fromkeys(part for leaf in leaves if isinstance(leaf, Figure) for part in _parts(leaf)))
+    measured = [(part, of_seed(runs[part.run], seed)) for seed in seeds for part in parts]
+    if len({run.images for _, run in measured}) > 1:
+        raise NotMeasuredError("the runs have other test images")
+    similar = [part for part in parts if part.column in SIMILARITIES]
+    if 0 < len(similar) < len(parts):
+        raise NotMeasuredError(f"{similar[0]} and figures of another kind have no test together")
+    if similar:
+        tested = _by_jackknife(comparison, parts, measured, margin)
+    else:
+        tested = _by_images(comparison, parts, _records(measured), len(seeds))
+    chosen = "; these images chose the best epoch" if any(part.at == "best" for part in parts) else ""
+    return replace(tested, note="the noise of images, not of seeds" + chosen)
+
+
+def _parts(figure: Figure) -> list[Figure]:
+    """The figures of single epochs that a figure is made of."""
+    return [replace(figure, at=at) for at in ("best", "last")] if figure.at == "delta" else [figure]
+
+
+def _margin_of(comparison: Comparison, parts: Sequence[Figure], values: NDArray[np.float64]) -> Any:
+    """The margin where the parts have these values, (parts,) or (parts, …)."""
+    known = dict(zip(parts, values, strict=True))
+
+    def value(leaf: Leaf) -> Any:
+        assert isinstance(leaf, Figure)  # noqa: S101  # a correlation has been sorted out
+        both = [known[part] for part in _parts(leaf)]
+        return both[0] - both[1] if len(both) > 1 else both[0]
+
+    return comparison.margin(value)
+
+
+def _records(measured: Sequence[tuple[Figure, FinishedRun]]) -> NDArray[np.bool_]:
+    """Which images were right, (seeds · parts, N) bool."""
+    records: list[NDArray[np.bool_]] = []
+    for part, run in measured:
+        record = run.record(part.column, part.at)
+        if record is None:
+            raise NotMeasuredError(f"{part} has no record of single images")
+        records.append(record)
+    if len({len(record) for record in records}) > 1:
+        raise NotMeasuredError("the runs have other test images")
+    return np.array(records)
+
+
+def _by_images(comparison: Comparison, parts: Sequence[Figure], records: NDArray[np.bool_], seeds: int) -> Tested:
+    images = records.shape[1]
+    if seeds == 1 and is_linear(comparison.left) and is_linear(comparison.right):
+        zero = np.zeros(len(parts))
+        constant = float(_margin_of(comparison, parts, zero))
+        slopes = [float(_margin_of(comparison, parts, unit)) - constant for unit in np.eye(len(parts))]
+        used = [place for place, slope in enumerate(slopes) if abs(slope) > 1e-9]
+        if len(used) == 2 and not constant and abs(slopes[used[0]] + slopes[used[1]]) < 1e-9:
+            p = mcnemar(records[used[0]], records[used[1]]).p
+            return Tested(f"McNemar's exact test on {images} images", p, "")
+        if len(used) == 1 and 0 <= (share := -constant / slopes[used[0]]) <= 1:
+            p = float(stats.binomtest(int(records[used[0]].sum()), images, share).pvalue)
+            return Tested(f"exact binomial test on {images} images", p, "")
+    # Images that are right in the same records are alike, so that only their numbers are drawn.
+    kinds, counts = np.unique(records.T, axis=0, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(images, counts / images, _BOOTSTRAP)
+    accuracies = (drawn @ kinds.astype(float) / images).T.reshape(seeds, len(parts), _BOOTSTRAP)
+    margins = np.mean([_margin_of(comparison, parts, of_one) for of_one in accuracies], axis=0)
+    tail = min((margins <= 0).sum(), (margins >= 0).sum())
+    low, high = np.nanquantile(margins, [LEVEL / 2, 1 - LEVEL / 2]).tolist()
+    return Tested(f"bootstrap of {images} images", min(1.0, 2 * (1 + int(tail)) / (1 + _BOOTSTRAP)), "", (low, high))
+
+
+def _by_jackknife(
+    comparison: Comparison, parts: Sequence[Figure], measured: Sequence[tuple[Figure, FinishedRun]], margin: float
+) -> Tested:
+    """Student's t of the margin: it is seen how far it moves where each figure moves as without a part of the images.
+
+    Models on the same images have the same parts; what is a figure's own (chance's mean over permutations) moves alone.
+    """
+    values, moved, noises = [], [], []
+    for part, run in measured:
+        result = run.result(part.column, part.at)
+        moves = None if result is None else result.moves_of(part.column)
+        if moves is None:
+            raise NotMeasuredError(f"{part} has no result with intervals")
+        values.append(run.value(part))
+        moved.append(moves[0].ravel())
+        noises.append(moves[1])
+    if len({moves.shape for moves in moved}) > 1:
+        raise NotMeasuredError("the runs have other classes")
+    moves_and_noise = np.concatenate([moved, np.diag(noises)], axis=1).reshape(
+        -1, len(parts), len(moved[0]) + len(moved)
+    )
+    figures = np.array(values).reshape(-1, len(parts))
+    apart = np.mean(
+        [
+            _margin_of(comparison, parts, of_one[:, None] + moves) - _margin_of(comparison, parts, of_one)
+            for of_one, moves in zip(figures, moves_and_noise, strict=True)
+        ],
+        axis=0,
+    )
+    sd = float(np.sqrt(np.square(apart).sum()))
+    if not np.isfinite(sd) or not sd:
+        raise NotMeasuredError("its figures do not vary with the images")
+    half = float(stats.t.ppf(1 - LEVEL / 2, PARTS - 1)) * sd
+    p = 2 * float(stats.t.sf(abs(margin) / sd, PARTS - 1))
+    return Tested(f"t test by a jackknife of {PARTS} parts of the images", p, "", (margin - half, margin + half))
+
+
+def _against_shifts(comparison: Comparison, runs: Runs, seeds: Sequence[int | None]) -> Tested:
+    """One run's correlation with 0: neighbouring epochs are alike, and a shift keeps that."""
+    leaves = comparison.leaves
+    zeros = [side for side in (comparison.left, comparison.right) if side == Number(0.0)]
+    if len(seeds) > 1 or len(leaves) != 1 or not zeros or leaves[0] not in (comparison.left, comparison.right):
+        raise NotMeasuredError("only one correlation against 0, of one seed, has a test without more")
+    (leaf,) = leaves
+    assert isinstance(leaf, Correlation)  # noqa: S101  # as the caller has seen
+    first, second = of_seed(runs[leaf.first.run], seeds[0]).series(leaf.first.column, leaf.second.column)
+    ranks = stats.rankdata(first), stats.rankdata(second)
+    shifted = [abs(np.corrcoef(np.roll(ranks[0], by), ranks[1])[0, 1]) for by in range(len(first))]
+    p = float(np.mean(np.array(shifted) >= shifted[0] - 1e-12))
+    return Tested(f"against the {len(first)} circular shifts along the epochs", p, "the noise along one run")

@@ -1,0 +1,39 @@
+"""What a user may have meant otherwise though nothing is wrong: warnings, each given once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+from ccf_plugin.probe.calls import PassRecord
+from ccf_plugin.probe.head import Head
+
+
+class Doubts:
+    """The warnings of one probe; they name the line that called ``update``."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def other_passes(self, record: PassRecord) -> None:
+        """Warn that another pass might be meant, such as TRADES' adversarial one before its clean one."""
+        mode = "train" if record.training else "eval"
+        text = (
+            f"{record.alike} passes in {mode} mode on images without a gradient ran before this update; the last "
+            "counts. If another is meant, run it inside `with probe.capture():`"
+        )
+        self._tell("other passes", record.alike > 1, text, stacklevel=4)
+
+    def runs_outside(self, head: Head | None, layers: Iterable[str]) -> None:
+        """Warn that the head has run since the pass that counts, where no hook of the model sees it."""
+        names = [] if head is None else [name for name in head.name.split(" + ") if name in layers]
+        text = (
+            f"the head {' and '.join(map(repr, names))} has run after the pass that counts, in no pass of the model, "
+            "as by model.forward(x) or by a part of it; if that is meant to count, call the model: model(x)"
+        )
+        self._tell("runs outside", bool(names), text, stacklevel=5)
+
+    def _tell(self, doubt: str, is_raised: bool, text: str, stacklevel: int) -> None:
+        if is_raised and doubt not in self._told:
+            self._told.add(doubt)
+            warnings.warn(text, stacklevel=stacklevel)
