@@ -157,6 +157,16 @@ def test_an_entry_of_an_output_that_has_none_is_told_in_one_line(ccf: Ccf) -> No
         assert told == [f"ccf: note: output 'two' is not used: {alone} returns one tensor"]
 
 
+def test_settings_that_change_nothing_are_told(ccf: Ccf, digits_run: Path) -> None:
+    useless = ("--clean", "--precision", "bf16", "--no-pretrained")
+    code, _, err = ccf("probe", digits_run, "--limit", 20, *useless)
+    assert code == 0
+    assert err.splitlines() == [
+        "ccf: note: precision bf16 is not used: it is the attack's, and the images are clean",
+        f"ccf: note: no random weights are taken: {digits_run} has those of its file or code",
+    ]
+
+
 def test_saved_results_of_two_input_sizes_are_refused(ccf: Ccf, tmp_path: Path) -> None:
     for name, side in (("one", 32), ("two", 224)):
         data = {"name": "cifar10", "split": "test", "count": 60, "input_size": [3, side, side]}

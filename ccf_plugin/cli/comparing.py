@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from ccf_plugin.measuring.compare import Comparison, Pair, Side
     from ccf_plugin.tables import Table
 
-First = Annotated[
-    str, typer.Argument(metavar="A", help="A model (as for `ccf probe`), a checkpoint, a run, or a saved result.")
-]
+First = Annotated[str, typer.Argument(metavar="A", help="A model, a run too, as for `ccf probe`; or a saved result.")]
 Second = Annotated[
     str | None,
     typer.Argument(metavar="[B]", help="The same. Left out: A is a run, and its best checkpoint meets its last."),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @options.with_settings("checkpoint", "centre")
 def saliency(
-    best: Annotated[str, typer.Argument(metavar="BEST", help="A model (as for `ccf probe`), a checkpoint or a run.")],
+    best: Annotated[str, typer.Argument(metavar="BEST", help="A model, a run too, as for `ccf probe`.")],
     last: Annotated[
         str | None,
         typer.Argument(metavar="[LAST]", help="The same. Left out: BEST is a run, and LAST its last checkpoint."),

@@ -256,7 +256,10 @@ def check_alike(first: Side, second: Side) -> None:
     if not differing and _counts(first).tolist() != _counts(second).tolist():
         differing = ["other numbers of images in the classes"]
     if differing:
-        remedy = "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure both anew"
+        remedy = (
+            "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure each with its own "
+            "options and compare the results"
+        )
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
     hashes = _images_hash(first), _images_hash(second)
     if None not in hashes and hashes[0] != hashes[1]:

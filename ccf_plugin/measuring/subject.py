@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, check_input, measure
 from ccf_plugin.measuring.mismatch import note_mismatch
 from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerprint, with_command
-from ccf_plugin.measuring.settings import ImageChoice, ProbeOptions, Settings
+from ccf_plugin.measuring.settings import AttackChoice, ImageChoice, ProbeOptions, Settings
 from ccf_plugin.probe import CrossClassResult
 from ccf_plugin.runs.layout import checkpoint_of
 from ccf_plugin.zoo.attack_names import attack_class
@@ -209,19 +209,25 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
-    if settings.probe.output is not None:
-        _note_useless_output(loaded, data, settings.probe.output)
+    for note in _not_used(loaded, data, settings, is_clean=attack is None):
+        warnings.warn(note, stacklevel=2)
     _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)
     return Subject(loaded, data, attack, device, probe, settings.batch_size, _chosen(loaded, settings))
 
 
-def _note_useless_output(loaded: LoadedModel, data: MeasuredSplit, output: int | str) -> None:
-    """Warn where an entry of the output is chosen and the output has none."""
-    with seeded(0, device_of(loaded.model)):
-        returned = check_input(loaded.model, tuple(data.input_size), loaded.spec, attacked=False)
-    if isinstance(returned, Tensor):
-        message = f"output {output!r} is not used: {loaded.spec} returns one tensor"
-        warnings.warn(message, stacklevel=3)
+def _not_used(loaded: LoadedModel, data: MeasuredSplit, settings: Settings, *, is_clean: bool) -> Iterator[str]:
+    """Notes on settings that change nothing of this model: of two that are compared, the other one may need them."""
+    output = settings.probe.output
+    if output is not None:
+        with seeded(0, device_of(loaded.model)):
+            returned = check_input(loaded.model, tuple(data.input_size), loaded.spec, attacked=False)
+        if isinstance(returned, Tensor):
+            yield f"output {output!r} is not used: {loaded.spec} returns one tensor"
+    if is_clean and settings.attack.precision != AttackChoice().precision:
+        yield f"precision {settings.attack.precision} is not used: it is the attack's, and the images are clean"
+    has_own = settings.weights.checkpoint is not None or is_python(loaded.spec) or not find(SOURCES, loaded.spec)
+    if not settings.weights.pretrained and has_own:
+        yield f"no random weights are taken: {loaded.spec} has those of its file or code"
 
 
 def _chosen(loaded: LoadedModel, settings: Settings) -> dict[str, Any]:

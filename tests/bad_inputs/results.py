@@ -111,6 +111,8 @@ COMPARISONS = {
     "eps of text": Case(COMPARE, "threat.eps of 'wide'", _within("threat", eps="wide")),
     "data of text": Case(COMPARE, "data of 'digits'", _described(lambda r: r.update(data="digits"))),
     "data without a count": Case(COMPARE, "data.count of None", _described(lambda r: r["data"].pop("count"))),
+    "an input size of text": Case(COMPARE, "data.input_size of '8×8'", _within("data", input_size="8×8")),
+    "another input size": Case(COMPARE, "input size 1×9×9 and 1×8×8", _within("data", input_size=[1, 9, 9])),
     "an infinite seed": Case(COMPARE, "one.json", _within("threat", seed=1e999)),
     "an RA of text": Case(COMPARE, "robust_accuracy of 'high'", _described(lambda r: r.update(robust_accuracy="high"))),
     "an accuracy of text": Case(COMPARE, "accuracy of 'high'", _described(lambda r: r.update(accuracy="high"))),

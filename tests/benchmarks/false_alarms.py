@@ -98,14 +98,21 @@ def summarise(images: int, evaluations: int, kind: str, fall: float, runs: int) 
 
 
 def names(kind: str, share: Callable[[int], float], runs: int) -> dict[str, Any]:
-    """Of falls of a kind: the share called catastrophic at any evaluation, and how often a run loses that name."""
-    called, lost = 0, 0
+    """Of falls of a kind: the share called catastrophic, at all and twice in a row; how often the name is lost."""
+    called, twice, lost = 0, 0, 0
     for seed in range(runs):
         rows = simulated_run(1_000, 30, SPREADS["settled"], 0.08, seed, 0.2, share)
         is_catastrophic = ["catastrophic overfitting" in row.alarm for row in rows]
         called += any(is_catastrophic)
+        twice += any(before and now for before, now in pairwise(is_catastrophic))
         lost += sum(before and not now for before, now in pairwise(is_catastrophic))
-    return {"kind": kind, "runs": runs, "share_called_catastrophic": called / runs, "name_lost_per_run": lost / runs}
+    return {
+        "kind": kind,
+        "runs": runs,
+        "share_called_catastrophic": called / runs,
+        "share_called_so_twice_in_a_row": twice / runs,
+        "name_lost_per_run": lost / runs,
+    }
 
 
 NAMES: dict[str, Callable[[int], float]] = {

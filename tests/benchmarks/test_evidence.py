@@ -79,6 +79,8 @@ def test_simulated_runs_are_seldom_alarmed_and_seldom_misnamed() -> None:
     assert max(row["share_with_an_alarm"] for row in described["rows"] if not row["fall_in_points"]) == 1 / 200
     named = {row["kind"]: row["share_called_catastrophic"] for row in described["names"]}
     assert named == {"ordinary, 1.0": 0.0, "ordinary, 0.9": 0.005, "ordinary, 0.8": 0.11, "catastrophic": 1.0}
+    twice = {row["kind"]: row["share_called_so_twice_in_a_row"] for row in described["names"]}
+    assert twice == {"ordinary, 1.0": 0.0, "ordinary, 0.9": 0.005, "ordinary, 0.8": 0.035, "catastrophic": 1.0}
     lost = {row["kind"]: row["name_lost_per_run"] for row in described["names"]}
     assert lost["catastrophic"] == 0.07
 
