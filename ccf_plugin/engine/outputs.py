@@ -103,6 +103,11 @@ def logits_of(
     return entries[0].logits
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether outputs (N, K) look like probabilities: none is negative, and each sample's add up to 1."""
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+
+
 def no_logits(described: str, chosen: Choice | None, remedy: str = "let the model return them") -> Fault:
     """That an output, as `describe_output` described it, holds no logits."""
     if chosen is not None:

@@ -1,9 +1,10 @@
 """Notes where a model with weights of the user's own seems to be used otherwise than it was trained.
 
-Two things tell: clean accuracy, which jumps behind the data set's usual normalisation; and BatchNorm's running mean and
-variance, a record of what each such layer saw in training. Where the layers see something else now, and would see just
-that again behind a normalisation or with another activation, this is the one that is missing. A deviation alone is no
-sign: it is as large in right models that were trained for a few steps.
+Two things tell: clean accuracy, which jumps behind the data set's usual normalisation, or with the channels as OpenCV
+reads them (blue, green, red); and BatchNorm's running mean and variance, a record of what each such layer saw in
+training. Where the layers see something else now, and would see just that again behind a normalisation or with another
+activation, this is the one that is missing. A deviation alone is no sign: it is as large in right models that were
+trained for a few steps.
 """
 
 from __future__ import annotations
@@ -72,6 +73,16 @@ def note_mismatch(model: nn.Module, data: MeasuredSplit, *, device: torch.device
                 stacklevel=2,
             )
             return
+    if some.images.shape[1] == 3:
+        turned = _seen(nn.Sequential(_TurnedChannels(), model), some, device)
+        if turned is not None and turned.accuracy > plain.accuracy + _JUMP:
+            warnings.warn(
+                f"clean accuracy is {plain.accuracy:.1%} on {len(some)} test images, and {turned.accuracy:.1%} where "
+                "their channels are blue, green, red, as OpenCV reads them; if the model was trained so, let its "
+                "forward turn them: images.flip(1)",
+                stacklevel=2,
+            )
+            return
     if plain.deviation is None or plain.deviation <= _LARGE:
         return
     seen_with = {}
@@ -110,12 +121,20 @@ def _alternatives(model: nn.Module, images: Split, *, is_normalized: bool) -> It
     half = [0.5] * channels
     known = {f"normalize {name}": values for name, values in USUAL.items() if channels == 3}
     known[f"mean and std {','.join(map(str, half))}"] = Normalization(half, half)
+    white = [round(1 / 255, 8)] * channels  # for networks that were given pixels from 0 to 255
+    listed = (",".join(map(str, values)) for values in ([0] * channels, white))
+    known["mean {}, std {} (pixels up to 255)".format(*listed)] = Normalization([0.0] * channels, white)
     for option, values in known.items() if not is_normalized else ():
         normalized = with_normalization(model, *values, channels=channels)
         yield _Alternative("of normalised images", f"say it: {option}", contextlib.nullcontext(normalized))
     for name, activation in _ACTIVATIONS.items():
         words = f"with {name} in place of the network's activation"
         yield _Alternative(words, "build it so", _with_activation(model, activation))
+
+
+class _TurnedChannels(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flip(1)
 
 
 @dataclass(frozen=True)

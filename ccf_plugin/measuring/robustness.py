@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ccf_plugin.engine.modes import evaluation_mode, seeded
+from ccf_plugin.engine.outputs import are_probabilities
 from ccf_plugin.errors import Fault, InputError, check_at_least
 from ccf_plugin.files import write_json
 from ccf_plugin.measuring.evaluate import AttackSettings, Progress, check_input, versions
@@ -211,6 +213,12 @@ def _correct(subject: Subject, crafts: Sequence[_Craft], images: Tensor, labels:
             if not bool(logits.isfinite().all()):
                 raise InputError(f"expected finite logits of {subject.loaded.spec}, found others; check its weights")
             right &= logits.argmax(1) == labels
+            if not crafts and are_probabilities(logits):
+                warnings.warn(
+                    "the model's outputs look like probabilities, whose cross-entropy has small gradients, so that PGD "
+                    "leaves more right than it could; let the model return logits, or the probabilities' logarithm",
+                    stacklevel=2,
+                )
     return int(right.sum())
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ccf_plugin.engine.outputs import Choice, Entry, no_logits, path_name, which_logits
-from ccf_plugin.errors import InputError, some_of
+from ccf_plugin.engine.outputs import Choice, Entry, are_probabilities, no_logits, path_name, which_logits
+from ccf_plugin.errors import Fault, InputError, some_of
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import EQUATIONS
@@ -27,8 +27,8 @@ GRAPH_GONE = (
     "call update before loss.backward() and optimizer.step() ({})"
 )
 _REMEDY = (
-    "Return the logits of one linear layer, name one by hand with head='its.name' or "
-    "head=LinearHead(features=…, weight=…), or measure a mixture with head='gradient'"
+    "return the logits of one linear layer, name one by hand with {head='its.name'} or (in Python) "
+    "head=LinearHead(features=…, weight=…), or measure a mixture with {head='gradient'}"
 )
 
 
@@ -43,7 +43,7 @@ def detect_in_output(record: PassRecord, chosen: Choice | None = None) -> Plan:
         InputError: no entry is made by one, or several are.
     """
     if not record.entries:
-        remedy = "name the classification head by hand with head='its.name'"
+        remedy = "name the classification head by hand with {head='its.name'}"
         raise InputError(no_logits(record.described, chosen, remedy))
     heads: list[tuple[Entry, Plan]] = []
     unexplained: list[Entry] = []
@@ -62,7 +62,7 @@ def detect_in_output(record: PassRecord, chosen: Choice | None = None) -> Plan:
         if len(heads) + len(others) > 1:
             made = f"{len(heads)} of which linear layers make" if others else "that linear layers make"
             entries = [*(entry for entry, _ in heads), *others]
-            raise InputError(which_logits(entries, f" ({made})", ", or name their layer with head='its.name'"))
+            raise InputError(which_logits(entries, f" ({made})", ", or name their layer with {head='its.name'}"))
         return heads[0][1]
     raise refusal or InputError("expected logits, found none")
 
@@ -145,29 +145,31 @@ def _checked(logits: Tensor) -> Tensor:
     if logits.shape[1] < 2:
         raise InputError(
             f"expected logits of 2 or more classes, found an output of shape {tuple(logits.shape)}; "
-            "CrossClassProbe measures classifiers (a single logit can be written as two)"
+            "CrossClassProbe measures classifiers (a single logit z can be written as two: torch.cat([-z, z], 1))"
         )
     wanted = logits.detach().to(accumulator_dtype(logits.device))
     if not torch.isfinite(wanted).all():
         masked = (wanted == -torch.inf).any() and not (wanted.isnan() | (wanted == torch.inf)).any()
         raise InputError(
-            "expected finite logits, found a mask (logits of -inf); probe the part of the model before the mask, or "
-            "name its layer with head='its.name'"
+            Fault(
+                "",
+                "finite logits",
+                "a mask (logits of -inf)",
+                "probe the part of the model before the mask, or name its layer with {head='its.name'}",
+            )
             if masked
             else "expected finite logits, found NaN or infinity; check weights and inputs"
         )
     return wanted
 
 
-def _refusal(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
+def _refusal(record: PassRecord, trials: Trials, wanted: Tensor) -> Fault:
     classes = wanted.shape[1]
     where = path_name(trials.path or ())
     entry = f" (output{where})" if where else ""
     if not wanted.any():
-        return (
-            f"expected logits that tell layers apart, found all zeros{entry} that no layer gave as they are (the "
-            "head's weights are zero); load or train weights before the first probed pass"
-        )
+        found = f"all zeros{entry} that no layer gave as they are (the head's weights are zero)"
+        return Fault("", "logits that tell layers apart", found, "load or train weights before the first probed pass")
     if trials.errors:
         listed = ", ".join(
             f"{_layer(name)} (off by {error:.0e} of the largest logit)" for name, error in trials.errors.items()
@@ -193,10 +195,8 @@ def _refusal(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
         )
     remedy = _REMEDY
     if not record.calls:
-        remedy = (
-            f"Probe the eager module that such code was made from, attached before it is compiled. Otherwise: {_REMEDY}"
-        )
-    return f"expected a layer whose g Wᵀ + b is the logits{entry}, found {reason}. {remedy}"
+        remedy = f"probe the eager module that such code was made from, before it is compiled; otherwise {_REMEDY}"
+    return Fault("", f"a layer whose g Wᵀ + b is the logits{entry}", reason, remedy)
 
 
 def _layer(name: str) -> str:
@@ -241,7 +241,7 @@ def _reason(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
             f"; the model changed in place what {some_of(changed)} had read, after it ran: run another pass, in which "
             "that is copied as the layer runs, then update"
         )
-    if bool((wanted >= 0).all()) and bool(((wanted.sum(1) - 1).abs() < 1e-3).all()):
+    if are_probabilities(wanted):
         return "; the output looks like probabilities, not logits"
     if bool(((wanted.exp().sum(1) - 1).abs() < 1e-3).all()):
         return "; the output looks like log-probabilities (a mixture, or log_softmax)"

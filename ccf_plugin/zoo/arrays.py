@@ -47,6 +47,8 @@ def checked_arrays(
             count = max(count, pair[1].shape[1])
         labels[split] = _labels(spec, *names[split], pair[0], column)
     highest = max(int(column.max()) for column in labels.values())
+    if arrays.classes is None and (lowest := min(int(column.min()) for column in labels.values())) == 1:
+        notes.append(f"labels begin at {lowest}, and classes count from 0: if these are 1 to K, subtract 1")
     if arrays.classes is None and highest >= _MOST_CLASSES:
         raise InputError(f"{spec}: expected labels under {_MOST_CLASSES:,}, found {highest}; number the classes from 0")
     count = max(count, highest + 1)
@@ -65,7 +67,11 @@ def _images(
         raise InputError(f"{spec}: expected {name} of uint8 in 0..255, found {images.dtype}; scale and convert it")
     with_channels = images[..., None] if images.ndim == 3 else images
     if with_channels.ndim != 4 or with_channels.shape[-1] not in (1, 3) or 0 in with_channels.shape:
-        raise InputError(f"{spec}: expected {name} of shape (N, H, W, 1 or 3) or (N, H, W), found {images.shape}")
+        is_channel_first = images.ndim == 4 and images.shape[1] in (1, 3)
+        remedy = f"; move the channels: {name}.transpose(0, 2, 3, 1)" if is_channel_first else ""
+        raise InputError(
+            f"{spec}: expected {name} of shape (N, H, W, 1 or 3) or (N, H, W), found {images.shape}{remedy}"
+        )
     return with_channels
 
 

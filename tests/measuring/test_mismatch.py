@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_a_jump_of_clean_accuracy_is_noted() -> None:
     assert isinstance(subject.loaded.model, nn.Sequential)
     assert not subject.loaded.model.training
     assert (subject.measure().clean_accuracy or 0) < 0.9, "what is measured is the model as it was given"
+
+
+@pytest.mark.parametrize(("order", "is_noted"), [([0, 1, 2], False), ([2, 1, 0], True)], ids=["RGB", "BGR"])
+def test_channels_in_the_order_of_opencv_are_noted(order: list[int], is_noted: bool, recwarn: Any) -> None:
+    """Red, green and blue images, each of the class that has its channel's number in the network's order."""
+    images = torch.eye(3)[torch.arange(30) % 3].view(30, 3, 1, 1).expand(30, 3, 4, 4) * 255
+    data = MeasuredSplit(Split(images.to(torch.uint8), torch.arange(30) % 3), ("r", "g", "b"), "colours")
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3, bias=False))
+    network[2].weight.data = torch.eye(3)[:, order]
+    note_mismatch(network, data, device=torch.device("cpu"), is_normalized=True)
+    notes = [str(warning.message) for warning in recwarn]
+    assert ["100.0% where their channels are blue, green, red" in note for note in notes] == [True] * is_noted
 
 
 @pytest.mark.usefixtures("files")
@@ -131,9 +144,15 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (200, 12, 12, 3), dtype=np.uint8)
     np.savez(tmp_path / "noise.npz", x=images[:100], y=np.arange(100) % 10)
     seen = torch.from_numpy(images[100:]).permute(0, 3, 1, 2) / 255
-    for name, inputs in {"relu": seen, "silu": seen, "gelu": seen, "half": (seen - 0.5) / 0.5}.items():
+    for name, inputs in {
+        "relu": seen,
+        "silu": seen,
+        "gelu": seen,
+        "half": (seen - 0.5) / 0.5,
+        "bytes": seen * 255,
+    }.items():
         torch.manual_seed(0)
-        network = code.Net("relu" if name == "half" else name)
+        network = code.Net("relu" if name in ("half", "bytes") else name)
         with torch.no_grad():
             for convolution in network.convolutions:
                 convolution.weight += 0.02  # the values' mean depends on the activation, as it does after training
@@ -173,6 +192,9 @@ def test_a_normalisation_that_no_data_set_has_is_noted_by_what_batchnorm_recorde
     (note,) = _notes("half")
     assert note.endswith("say it: mean and std 0.5,0.5,0.5")
     assert _notes("half", mean=(0.5,) * 3, std=(0.5,) * 3) == []
+    (note,) = _notes("bytes")
+    assert "say it: mean 0,0,0, std 0.00392157,0.00392157,0.00392157" in note
+    assert _notes("bytes", mean=(0.0,) * 3, std=(0.00392157,) * 3) == []
 
 
 @pytest.mark.usefixtures("saved")

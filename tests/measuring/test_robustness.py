@@ -187,6 +187,13 @@ def test_what_is_not_the_same_evaluation_is_not_continued(tmp_path: Path) -> Non
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(("after", "told"), [([], 0), ([nn.Softmax(1)], 1), ([nn.LogSoftmax(1)], 0)])
+def test_probabilities_are_told(after: list[nn.Module], told: int, recwarn: pytest.WarningsRecorder) -> None:
+    """The cross-entropy of probabilities hardly slopes: accuracy under PGD is then no RA."""
+    evaluate(subject_of(lambda means: nn.Sequential(Prototypes(means), *after), eps=0.1, batch_size=20), steps=(1,))
+    assert sum("look like probabilities" in str(warning.message) for warning in recwarn) == told
+
+
 @pytest.mark.slow
 def test_hidden_gradients_are_flagged(tmp_path: Path) -> None:
     """PGD finds no slope to follow on steps; AutoAttack's Square needs none. The same model without steps is not."""

@@ -392,6 +392,18 @@ def test_refusals_say_why_and_leave_the_pass_alone(build: Callable[[], nn.Module
         assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("build", [lambda: Body(nn.Linear(n, K), lambda z: z.softmax(1)), Auxiliary])
+def test_a_refusal_names_its_remedies_as_the_command_line_types_them_too(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    with CrossClassProbe(model) as probe:
+        model(images())
+        with pytest.raises(InputError, match=r"with head='its\.name'") as refusal:
+            probe.update(torch.arange(N) % K)
+    (line,) = refusal.value.lines(lambda reference: f"--{reference.partition('=')[0]}")
+    assert "with --head" in line
+    assert "head='its.name'" not in line
+
+
 def test_a_fault_of_the_probe_is_not_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("out of\nluck")

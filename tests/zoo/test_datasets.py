@@ -198,7 +198,10 @@ Y = np.array([0, 1, 2])
     ("arrays", "message"),
     [
         ({"x": X / 255, "y": Y}, "expected x of uint8 in 0..255, found float64"),
-        ({"x": X.transpose(0, 3, 1, 2), "y": Y}, r"\(N, H, W, 1 or 3\) or \(N, H, W\), found \(3, 3, 4, 4\)"),
+        (
+            {"x": X.transpose(0, 3, 1, 2), "y": Y},
+            r"found \(3, 3, 4, 4\); move the channels: x\.transpose\(0, 2, 3, 1\)",
+        ),
         ({"x": X[0, 0], "y": Y}, "of shape"),
         ({"x": X, "y": Y[:2]}, r"expected y of 3 integers, one per image of x, found int64 of shape \(2,\)"),
         ({"x": X, "y": Y / 2}, "found float64"),

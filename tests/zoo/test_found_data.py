@@ -218,6 +218,13 @@ def test_labels_in_other_forms(kind: str, form: str, tmp_path: Path, monkeypatch
     assert [what in note for note, what in zip(notes, says, strict=True)] == [True] * len(says)
 
 
+@pytest.mark.parametrize(("first", "says"), [(0, []), (1, ["begin at 1, and classes count from 0"]), (2, [])])
+def test_labels_that_count_from_one_are_noted(first: int, says: list[str], tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=X, y=Y + first)
+    _, notes = load(f"npz:{tmp_path / 'data.npz'}")
+    assert [what in note for note, what in zip(notes, says, strict=True)] == [True] * len(says)
+
+
 def test_one_hot_columns_without_an_image_are_classes_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=X, y=np.eye(5)[Y])
     data, (note,) = load(f"npz:{tmp_path / 'data.npz'}")
