@@ -108,6 +108,7 @@ class CrossClassProbe:
             raise InputError(
                 f"expected output to be an index or a key, found {output!r}; such as output=0 or output='out'"
             )
+        _warn_of_own_call(model)
         self.model = model
         self._given_head, self._output = head, output
         self._every = every
@@ -418,6 +419,18 @@ class CrossClassProbe:
     def _read(self, record: PassRecord) -> ForwardPass:
         sums = self._passes.sums
         return self._attached().read(record, None if sums is None else sums.shape)
+
+
+def _warn_of_own_call(model: object) -> None:
+    """Warn where a class has a ``__call__`` of its own, which hooks do not see; torch's wrappers change no output."""
+    call = getattr(type(model), "__call__", None)
+    if isinstance(model, nn.Module) and call is not nn.Module.__call__:
+        if not str(getattr(call, "__module__", "")).startswith("torch."):
+            warnings.warn(
+                f"{type(model).__name__} has a __call__ of its own: what it does after forward is not seen, and what is "
+                "measured is the output of forward; move it into forward",
+                stacklevel=3,
+            )
 
 
 NO_NEW_FORWARD = (

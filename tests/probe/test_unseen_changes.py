@@ -301,3 +301,17 @@ def test_a_collapsed_network_whose_classes_are_in_another_order(seed: int) -> No
         probe.update(LABELS)  # the biases tell
         right = expected(model.features(torch.zeros_like(images())), model.head.weight[[1, 2, 3, 0]])
         np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
+
+
+def test_a_call_of_the_class_s_own_is_told() -> None:
+    """Hooks end before it."""
+
+    class Reordered(Body):
+        def __call__(self, *args: Any) -> Tensor:
+            return super().__call__(*args)[:, [1, 2, 3, 0]]
+
+    with pytest.warns(UserWarning, match=r"Reordered has a __call__ of its own.*move it into forward"):
+        CrossClassProbe(Reordered(nn.Linear(n, K)))
+    with warnings.catch_warnings(action="error"):
+        for model in (linear(), torch.fx.symbolic_trace(linear()), torch.compile(linear(), backend="eager")):
+            CrossClassProbe(model)
