@@ -423,14 +423,15 @@ class CrossClassProbe:
 
 def _warn_of_own_call(model: object) -> None:
     """Warn where a class has a ``__call__`` of its own, which hooks do not see; torch's wrappers change no output."""
-    call = getattr(type(model), "__call__", None)
-    if isinstance(model, nn.Module) and call is not nn.Module.__call__:
-        if not str(getattr(call, "__module__", "")).startswith("torch."):
-            warnings.warn(
-                f"{type(model).__name__} has a __call__ of its own: what it does after forward is not seen, and what is "
-                "measured is the output of forward; move it into forward",
-                stacklevel=3,
-            )
+    if not isinstance(model, nn.Module):
+        return
+    call = type(model).__call__
+    if call is not nn.Module.__call__ and not str(getattr(call, "__module__", "")).startswith("torch."):
+        warnings.warn(
+            f"{type(model).__name__} has a __call__ of its own: what it does after forward is not seen, and the output "
+            "of forward is what is measured; move it into forward",
+            stacklevel=3,
+        )
 
 
 NO_NEW_FORWARD = (
