@@ -5,15 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
+from torch import nn
+
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.head import Head
 
 
 class Doubts:
-    """The warnings of one probe; they name the line that called ``update``."""
+    """The warnings of one probe; they name the user's line that called the probe."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+
+    def own_call(self, model: object) -> None:
+        """Warn of a class with a ``__call__`` of its own, which hooks do not see; torch's wrappers change no output."""
+        call = type(model).__call__ if isinstance(model, nn.Module) else nn.Module.__call__
+        is_own = call is not nn.Module.__call__ and not str(getattr(call, "__module__", "")).startswith("torch.")
+        text = (
+            f"{type(model).__name__} has a __call__ of its own: what it does after forward is not seen, and the output "
+            "of forward is what is measured; move it into forward"
+        )
+        self._tell("own call", is_own, text, stacklevel=4)
 
     def other_passes(self, record: PassRecord) -> None:
         """Warn that another pass might be meant, such as TRADES' adversarial one before its clean one."""

@@ -115,6 +115,7 @@ class CrossClassProbe:
         self._head: Head | None = None
         self._tracer: HeadTracer | None = None
         self._doubts = Doubts()
+        self._doubts.own_call(model)
         self._attach_later = False
         self._attach()
         self.reset()

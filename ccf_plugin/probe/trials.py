@@ -12,7 +12,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.probe.calls import LayerCall, PassRecord
 from ccf_plugin.probe.linear_map import read
 from ccf_plugin.probe.plan import Link, Plan, Term
-from ccf_plugin.probe.terms import bias_of, link_holds, runs_of, term_product
+from ccf_plugin.probe.terms import at_mean, bias_of, link_holds, runs_of, term_product
 
 
 def links_of(call: LayerCall, rows: int, samples: int) -> Iterator[Link]:
@@ -76,8 +76,9 @@ class Trials:
         as_tuples = tuple(tuple(factor) if isinstance(factor, list) else factor for factor in fitted)
         plan = replace(plan, factors=as_tuples, explicit=reading.is_explicit())
         if not reading.is_informative():
-            made_it = len(terms) == 1 and self._maker is not None and self._is_maker(terms[0])
-            return plan if made_it or (plan.explicit and self._tells_classes_apart(plan)) else None
+            made_it = len(terms) == 1 and self._is_output_of(terms[0], bool(reading.made.any()))
+            is_known = made_it or (plan.explicit and self._tells_classes_apart(plan, float(reading.allowed.amax())))
+            return plan if is_known else None
         return plan
 
     def made(self, term: Term) -> Tensor:
@@ -151,16 +152,25 @@ class Trials:
         equal = (other for other in reversed(runs) if torch.equal(other.tensors["weight"], matrix))
         return self._runs[next(equal, call).serial]
 
-    def _is_maker(self, term: Term) -> bool:
+    def _is_output_of(self, term: Term, matters: bool) -> bool:
+        """Whether the logits are what a term's run made; where that ``matters`` not what was computed from it only.
+
+        Values that are the same for all samples show neither another order of the classes nor factors.
+        """
         call = self.record.by_serial(self._maker)
         link = term.links[0]
-        return call is not None and call.name == link.name and self._runs[call.serial] == link.run
+        if call is None or term.rows is not None or (call.name, self._runs[call.serial]) != (link.name, link.run):
+            return False
+        return not matters or torch.equal(at_mean(call.output_positions()).to(self.wanted), self.wanted)
 
-    def _tells_classes_apart(self, plan: Plan) -> bool:
-        """Whether the heads' own g Wᵀ is far from zero, though it is the same for all samples."""
+    def _tells_classes_apart(self, plan: Plan, allowed: float) -> bool:
+        """Whether the heads' own g Wᵀ is far from zero, and it and the logits from what rounding explains."""
         shares = [
             self.made(replace(term, links=term.links[:1])) * factor
             for term, factor in zip(plan.terms, plan.factors, strict=True)
             if not isinstance(factor, tuple)
         ]
-        return bool(shares) and bool(torch.stack(shares).sum(0).abs().amax() > 1e-2 * self.wanted.abs().amax() > 0)
+        if not shares:
+            return False
+        made, wanted = float(torch.stack(shares).sum(0).abs().amax()), float(self.wanted.abs().amax())
+        return min(made, wanted) > 4 * allowed and made > 1e-2 * wanted

@@ -274,3 +274,44 @@ def test_a_batch_of_one_image_over_and_over_gives_no_other_factors(
                 rows += [oracle.attribution(one, matrix, y) for one, y in zip(g, LABELS.tolist(), strict=True)]
             right = np.array(oracle.correlation_matrix(rows, [[1.0] * len(rows[0])] * K, labels))
             np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
+
+
+def test_logits_below_the_rounding_of_their_head_show_no_order_of_classes() -> None:
+    """In bfloat16, logits less their batch's mean: rounding would explain them by any row of W."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 2))
+        nn.init.normal_(model[0].weight, std=0.125)
+        nn.init.normal_(model[0].bias)
+        model.bfloat16()
+        model.register_forward_hook(lambda _, args, output: output - output.mean(0))
+        with CrossClassProbe(model) as probe, torch.no_grad():
+            model((torch.randn(16, 64) * 0.01 + 3).bfloat16())
+            with pytest.raises(InputError, match="expected a layer whose"):
+                probe.update(torch.arange(16) % 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_collapsed_network_whose_classes_are_in_another_order(seed: int) -> None:
+    """Its logits are the same for all images: that they are computed from the head's output shows no order."""
+    torch.manual_seed(seed)
+    model = Body(nn.Linear(n, K), lambda z: z[:, [1, 2, 3, 0]])
+    with CrossClassProbe(model) as probe:
+        model(torch.zeros_like(images()))
+        probe.update(LABELS)  # the biases tell
+        right = expected(model.features(torch.zeros_like(images())), model.head.weight[[1, 2, 3, 0]])
+        np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
+
+
+def test_a_call_of_the_class_s_own_is_told() -> None:
+    """Hooks end before it."""
+
+    class Reordered(Body):
+        def __call__(self, *args: Any) -> Tensor:
+            return super().__call__(*args)[:, [1, 2, 3, 0]]
+
+    with pytest.warns(UserWarning, match=r"Reordered has a __call__ of its own.*move it into forward"):
+        CrossClassProbe(Reordered(nn.Linear(n, K)))
+    with warnings.catch_warnings(action="error"):
+        for model in (linear(), torch.fx.symbolic_trace(linear()), torch.compile(linear(), backend="eager")):
+            CrossClassProbe(model)
