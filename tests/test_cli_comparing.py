@@ -173,7 +173,7 @@ def test_saved_results_of_two_input_sizes_are_refused(ccf: Ccf, tmp_path: Path) 
         CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), data=data, accuracy=0.5).save(tmp_path / name)
     code, _, err = ccf("compare", "one", "two")
     ends_in_one_line(
-        code, err, "found input size 3×32×32 and 3×224×224; state them for both (--data, --limit, --model-option"
+        code, err, "found input size 3×32×32 and 3×224×224; measure one of the models again under the other result's"
     )
 
 

@@ -35,6 +35,8 @@ from ccf_plugin.zoo.models import build_model
 
 # A block with a title is a file, which the test named here uses; all others run, or load, as they stand.
 FILES = {
+    "my_net.py": "test_the_study_of_a_network_of_ones_own_trains_it",
+    "mine.toml": "test_the_study_of_a_network_of_ones_own_trains_it",
     "my_losses.py": "test_the_loss_and_the_data_train",
     "my_sharing_losses.py": "test_the_loss_that_reads_the_head_is_cross_entropy_less_cas",
     "my_attacks.py": "test_the_loss_and_the_attack_are_what_the_package_takes",
@@ -99,7 +101,7 @@ sys.modules["mair"] = types.SimpleNamespace(RobModel=RobModel, TRADES=TRADES)
 HEAVY = re.compile(
     r"^(?:import|from) (?:accelerate|lightning|mair|robustbench|timm|transformers)\b", re.M
 )  # seconds to import
-SLOW_PAGES = ("docs/how-to/attacks.md", "docs/how-to/pictures.md", "docs/explanation/head.md")
+SLOW_PAGES = ("docs/how-to/attacks.md", "docs/how-to/pictures.md", "docs/how-to/studies.md", "docs/explanation/head.md")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -291,6 +293,19 @@ def test_the_loss_and_the_attack_are_what_the_package_takes() -> None:
     assert torch.equal(output.logits, network(images))
     adversarial = found["reflected"](network, 0.1)(images, labels)
     torch.testing.assert_close((adversarial - images).abs(), torch.full_like(images, 0.1))
+
+
+def test_the_study_of_a_network_of_ones_own_trains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("my_net.py", "my_losses.py", "mine.toml"):
+        (tmp_path / name).write_text(titled(name))
+    monkeypatch.syspath_prepend(tmp_path)
+    study = load_study(str(tmp_path / "mine.toml"), allow_code=True)
+    recipes = {member.name: member.recipe for member in study.members}
+    assert [recipe.objective.loss for recipe in recipes.values()] == ["madry", "python:my_losses:margin"]
+    for recipe in recipes.values():
+        assert recipe.model.options == {}
+        model = build_model(recipe.model.name, num_classes=7, input_size=(3, 16, 16), options=recipe.model.options)
+        assert model(torch.rand(2, 3, 16, 16)).shape == (2, 7)
 
 
 def test_the_loss_that_reads_the_head_is_cross_entropy_less_cas() -> None:

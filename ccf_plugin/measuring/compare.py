@@ -260,6 +260,8 @@ def check_alike(first: Side, second: Side) -> None:
             "state them for both ({data}, {limit}, {options}, {eps}, {precision}, …), or measure each with its own "
             "options and compare the results"
         )
+        if isinstance(first, CrossClassResult) and isinstance(second, CrossClassResult):  # nothing is measured now
+            remedy = "measure one of the models again under the other result's conditions"
         raise InputError(Fault("", "the same data and attack for both", "; ".join(differing), remedy))
     hashes = _images_hash(first), _images_hash(second)
     if None not in hashes and hashes[0] != hashes[1]:

@@ -20,6 +20,7 @@ from ccf_plugin.probe.jackknife import PARTS
 
 Runs = Mapping[str, Sequence[FinishedRun]]
 LEVEL = 0.05
+FEWEST_SHIFTS = 1 + int(1 / LEVEL)  # the smallest p of n shifts is 1 / n
 _BOOTSTRAP = 10_000
 
 
@@ -115,7 +116,7 @@ def _by_images(comparison: Comparison, parts: Sequence[Figure], records: NDArray
     drawn = np.random.default_rng(0).multinomial(images, counts / images, _BOOTSTRAP)
     accuracies = (drawn @ kinds.astype(float) / images).T.reshape(seeds, len(parts), _BOOTSTRAP)
     margins = np.mean([_margin_of(comparison, parts, of_one) for of_one in accuracies], axis=0)
-    tail = min((margins <= 0).sum(), (margins >= 0).sum())
+    tail = min((~(margins > 0)).sum(), (~(margins < 0)).sum())  # 0 / 0 speaks for neither side
     low, high = np.nanquantile(margins, [LEVEL / 2, 1 - LEVEL / 2]).tolist()
     return Tested(f"bootstrap of {images} images", min(1.0, 2 * (1 + int(tail)) / (1 + _BOOTSTRAP)), "", (low, high))
 
@@ -162,11 +163,14 @@ def _against_shifts(comparison: Comparison, runs: Runs, seeds: Sequence[int | No
     leaves = comparison.leaves
     zeros = [side for side in (comparison.left, comparison.right) if side == Number(0.0)]
     if len(seeds) > 1 or len(leaves) != 1 or not zeros or leaves[0] not in (comparison.left, comparison.right):
-        raise NotMeasuredError("only one correlation against 0, of one seed, has a test without more")
+        raise NotMeasuredError("with fewer than three a correlation has a test against 0 alone, of one seed")
     (leaf,) = leaves
     assert isinstance(leaf, Correlation)  # noqa: S101  # as the caller has seen
     first, second = of_seed(runs[leaf.first.run], seeds[0]).series(leaf.first.column, leaf.second.column)
     ranks = stats.rankdata(first), stats.rankdata(second)
     shifted = [abs(np.corrcoef(np.roll(ranks[0], by), ranks[1])[0, 1]) for by in range(len(first))]
     p = float(np.mean(np.array(shifted) >= shifted[0] - 1e-12))
-    return Tested(f"against the {len(first)} circular shifts along the epochs", p, "the noise along one run")
+    note = "the noise along one run"
+    if 1 / len(first) >= LEVEL:
+        note += f", which decides from {FEWEST_SHIFTS} epochs on"
+    return Tested(f"against the {len(first)} circular shifts along the epochs", p, note)

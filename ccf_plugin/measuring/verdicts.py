@@ -17,6 +17,8 @@ from ccf_plugin.runs.seeds import mean_and_sd
 
 Verdict = Literal["held", "not held", "undecided"]
 FEWEST_SEEDS = 3
+_DIGITS = 1e-12  # a spread below this share of the mean is rounding
+_AGREE = "all seeds agree to the last digit, so that their noise is not known"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Judgement:
 def judge(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]], missing: Sequence[str] = ()) -> Judgement:
     """Judge a comparison by finished runs.
 
-    Three seeds and more: Student's t of the margins, one a seed, which the runs share; where each side is of a run of
-    its own and their seeds are others, Welch's t. Fewer: `fitting_test`.
+    Three seeds and more: Student's t of the margins, one a seed, which the runs share (a run's only seed goes with
+    each, and ``why`` says that its noise is not known); where each side is of a run of its own and their seeds are
+    others, Welch's t. Fewer: `fitting_test`.
 
     Args:
         runs: by name, its seeds.
@@ -62,11 +65,11 @@ def judge(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]], mis
     try:
         margins, left, right = _margins(comparison, runs, seeds)
         if len(margins) >= FEWEST_SEEDS:
-            return _over_seeds(comparison, margins, left, right)
+            return _over_seeds(comparison, runs, margins, left, right)
         if (apart := _apart(comparison, runs)) is not None:
             return apart
         if not margins:
-            return Judgement(comparison.text, "undecided", "the runs share no seed")
+            return Judgement(comparison.text, "undecided", "the runs share no seed; give them the same")
         return _of_few_seeds(
             comparison, runs, seeds, Judgement(comparison.text, "undecided", "", "", None, left, right, tuple(margins))
         )
@@ -117,20 +120,36 @@ def _spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _decide(margin: float, p: float) -> Verdict:
-    if p >= LEVEL or margin == 0:
+    if not p < LEVEL or margin == 0:  # a p that is NaN decides nothing
         return "undecided"
     return "held" if margin > 0 else "not held"
 
 
-def _over_seeds(comparison: Comparison, margins: Sequence[float], left: float, right: float) -> Judgement:
+def _over_seeds(
+    comparison: Comparison,
+    runs: Mapping[str, Sequence[FinishedRun]],
+    margins: Sequence[float],
+    left: float,
+    right: float,
+) -> Judgement:
     mean, spread = mean_and_sd(margins)
     half = stats.t.ppf(1 - LEVEL / 2, len(margins) - 1) * spread / np.sqrt(len(margins))
-    p = 0.0 if mean else 1.0  # where all seeds agree to the last digit
-    if spread > 1e-12 * abs(mean):
+    notes = []
+    if spread > _DIGITS * abs(mean):
         p = float(stats.ttest_1samp(margins, 0.0).pvalue)
-    test = f"{'paired ' if len(runs_of(comparison)) > 1 else ''}t test over {len(margins)} seeds"
+    else:
+        p = 0.0 if mean else 1.0
+        notes.append(_AGREE)
+    names = runs_of(comparison)
+    single = [name for name in names if len(runs[name]) == 1]
+    if single:
+        notes.append(f"without the noise of seeds of {' and '.join(single)}, which has one")
+    paired = "paired " if len(names) - len(single) > 1 else ""
+    test = f"{paired}t test over {len(margins)} seeds"
     interval = mean - float(half), mean + float(half)
-    return Judgement(comparison.text, _decide(mean, p), "", test, p, left, right, tuple(margins), interval)
+    return Judgement(
+        comparison.text, _decide(mean, p), "; ".join(notes), test, p, left, right, tuple(margins), interval
+    )
 
 
 def _apart(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) -> Judgement | None:
@@ -147,19 +166,22 @@ def _apart(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) ->
             float(value_of(side, lambda leaf, seed=run.seed: _value(leaf, runs, seed)))  # type: ignore[misc]
             for run in runs[of_side[0]]
         ]
+        if not np.isfinite(values).all():
+            raise NotMeasuredError(f"{comparison.text} is no finite number")
         names += of_side
         both.append(np.array(values))
     if names[0] == names[1]:
         return None
-    welch = stats.ttest_ind(both[0], both[1], equal_var=False)
     means = [float(values.mean()) for values in both]
     margin = comparison.sign * (means[0] - means[1])
-    bounds = sorted(comparison.sign * float(bound) for bound in welch.confidence_interval(1 - LEVEL))
+    if max(float(values.std()) for values in both) > _DIGITS * max(map(abs, means)):
+        welch = stats.ttest_ind(both[0], both[1], equal_var=False)
+        low, high = sorted(comparison.sign * float(bound) for bound in welch.confidence_interval(1 - LEVEL))
+        p, why = float(welch.pvalue), ""
+    else:
+        low, high, p, why = margin, margin, 0.0 if margin else 1.0, _AGREE
     test = f"Welch's t test of {len(both[0])} and {len(both[1])} seeds"
-    p = float(welch.pvalue)
-    return Judgement(
-        comparison.text, _decide(margin, p), "", test, p, means[0], means[1], (margin,), (bounds[0], bounds[1])
-    )
+    return Judgement(comparison.text, _decide(margin, p), why, test, p, means[0], means[1], (margin,), (low, high))
 
 
 def _of_few_seeds(

@@ -179,11 +179,15 @@ def _check_values(content: Mapping[str, Any], source: str) -> None:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables over tables, key by key; lists are replaced."""
+    """Tables over tables, key by key; lists are replaced, and so are ``options`` by an empty table.
+
+    Options belong to what is named beside them, and one who names another has no other way to be rid of the base's.
+    """
     both = dict(below)
     for key, value in above.items():
         are_tables = isinstance(value, dict) and isinstance(both.get(key), dict)
-        both[key] = merged(both[key], value) if are_tables else value
+        is_clearing = key == "options" and not value
+        both[key] = merged(both[key], value) if are_tables and not is_clearing else value
     return both
 
 

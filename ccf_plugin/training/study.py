@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.files import expanded_path
-from ccf_plugin.measuring.claims import Comparison, parse_claim
+from ccf_plugin.measuring.claims import Comparison, Figure, parse_claim
 from ccf_plugin.runs.folder import has_begun
 from ccf_plugin.training.recipe import Recipe, Seed
 from ccf_plugin.training.recipe_faults import schema_faults
@@ -173,6 +173,7 @@ def load_study(
             claims[claim] = parse_claim(claim, list(file.runs))
         except InputError as error:
             faults += error.within(str(path)).faults
+    faults += [f"{path}: {fault}" for fault in _epoch_faults(claims, members)]
     if faults:
         raise InputError(*faults)
     by_seed = sorted(members, key=lambda member: seeds[member.name].index(member.seed))
@@ -260,6 +261,23 @@ def _checked(path: Path, content: Mapping[str, Any]) -> StudyFile:
     if faults:
         raise InputError(*faults).within(str(path))
     return file
+
+
+def _epoch_faults(claims: Mapping[str, Sequence[Comparison]], members: Sequence[Member]) -> list[str]:
+    """Claims on epochs that a run does not reach: they would be undecided when all is trained."""
+    epochs = {member.name: member.recipe.optim.epochs for member in members}
+    figures = [
+        (claim, leaf)
+        for claim, comparisons in claims.items()
+        for comparison in comparisons
+        for leaf in comparison.leaves
+        if isinstance(leaf, Figure) and isinstance(leaf.at, int)
+    ]
+    return [
+        f"claim {claim[:200]!r}: expected an epoch of {figure.run}, 1 to {epochs[figure.run]}, found {figure.at}"
+        for claim, figure in dict.fromkeys(figures)
+        if figure.run in epochs and not 1 <= int(figure.at) <= epochs[figure.run]
+    ]
 
 
 def _seeds(path: Path, name: str, file: StudyFile) -> list[int | None]:

@@ -66,6 +66,32 @@ def test_other_seeds_are_welch_s_test_and_one_seed_goes_with_each(tmp_path: Path
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
     one = judged("madry.delta_cas > kd.delta_cas", madry=madry, kd=others[:1])
     assert one.margins == pytest.approx((4.0, 3.0, 5.5))
+    assert (one.test, one.why) == ("t test over 3 seeds", "without the noise of seeds of kd, which has one")
+    few = judged("madry.delta_cas > kd.delta_cas", madry=madry[:2], kd=others[:2])
+    assert (few.verdict, few.why) == ("undecided", "the runs share no seed; give them the same")
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_without_spread_and_figures_that_are_no_number_say_so(tmp_path: Path) -> None:
+    flat, other, zero = (
+        [
+            made_run(tmp_path / f"{name}-{seed}", [{RA: robust, "cas": 9.0}], name=name, seed=seed)
+            for seed in range(first, first + 3)
+        ]
+        for name, first, robust in (("flat", 0, 0.4), ("other", 3, 0.3), ("zero", 6, 0.0))
+    )
+    agree = "all seeds agree to the last digit, so that their noise is not known"
+    for claim, verdict in (
+        ("flat.ra > 0.3", "held"),
+        ("flat.ra > other.ra", "held"),
+        ("flat.cas > other.cas", "undecided"),
+    ):
+        found = judged(claim, flat=flat, other=other)
+        assert (found.verdict, found.why) == (verdict, agree)
+        assert found.p == (0.0 if verdict == "held" else 1.0)
+    infinite = judged("zero.cas / zero.ra > flat.cas / flat.ra", zero=zero, flat=flat)
+    assert (infinite.verdict, infinite.p) == ("undecided", None)
+    assert "no finite number" in infinite.why
 
 
 def test_three_seeds_against_a_number(tmp_path: Path) -> None:
@@ -197,6 +223,14 @@ def test_other_expressions_of_accuracies_are_resampled(tmp_path: Path) -> None:
     assert (ratio.verdict, ratio.test) == ("held", "bootstrap of 400 images")
 
 
+def test_a_resample_that_is_0_by_0_speaks_for_neither_side(tmp_path: Path) -> None:
+    """A third of the resamples hold none of the one right image: too many for p < 0.05."""
+    one = np.arange(400) < 1
+    runs = with_records(tmp_path, "a", one, one)
+    found = judged("a.ra / a.ra > 0.5", a=runs)
+    assert (found.verdict, found.p) == ("undecided", pytest.approx(2 * (1 - 1 / 400) ** 400, abs=0.03))
+
+
 def test_two_seeds_are_judged_by_images_too(tmp_path: Path) -> None:
     runs = {}
     for name, share in (("madry", 0.7), ("kd", 0.95)):
@@ -245,6 +279,10 @@ def test_a_run_s_correlation_is_held_against_shifts(tmp_path: Path) -> None:
     assert (found.verdict, found.p, found.left) == ("held", 1 / 40, pytest.approx(1.0))
     assert judged("spearman(b.ra, b.cas) > 0", b=other).verdict == "undecided"
     assert judged("spearman(a.ra, a.cas) > 0.5", a=run).verdict == "undecided"
+    few = [made_run(tmp_path / "few", [{RA: 0.5 + x / 4, "cas": 10 + x} for x in along[:20]], name="few")]
+    short = judged("spearman(few.ra, few.cas) > 0", few=few)
+    assert (short.verdict, short.p) == ("undecided", 1 / 20)
+    assert short.why == "the noise along one run, which decides from 21 epochs on"
     flat = [made_run(tmp_path / "c", [{RA: 0.5, "cas": 10.0}] * 3, name="c")]
     assert "vary along the epochs" in judged("spearman(c.ra, c.cas) > 0", c=flat).why
 

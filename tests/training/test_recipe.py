@@ -73,6 +73,16 @@ def test_base_gives_what_a_recipe_does_not_say() -> None:
     assert small.optim.epochs == 120
 
 
+def test_an_empty_table_of_options_drops_the_base_s_and_no_other_table_does(tmp_path: Path) -> None:
+    base = load_recipe("overfit_small")
+    (tmp_path / "mine.toml").write_text(
+        'base = "overfit_small"\n[attack]\n[model]\nname = "preact_resnet18"\noptions = {}\n'
+    )
+    recipe = load_recipe(str(tmp_path / "mine.toml"))
+    assert (base.model.options, recipe.model.options) == ({"width": 16}, {})
+    assert recipe.attack == base.attack
+
+
 def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('base = "b.toml"\n')
     (tmp_path / "b.toml").write_text('base = "a.toml"\n')

@@ -69,6 +69,10 @@ def test_a_base_may_lie_beside_the_study(tmp_path: Path) -> None:
         ({"common": {**COMMON, "optim": {"epochz": 3}}}, "runs.madry: optim.epochz: expected a known key"),
         ({"claims": ["mdry.ra > 0"]}, "found 'mdry'; did you mean 'madry'?"),
         (
+            {"claims": ["madry.ra_2 > 0 < madry.cas_50"]},
+            "claim 'madry.ra_2 > 0 < madry.cas_50': expected an epoch of madry, 1 to 2, found 50",
+        ),
+        (
             {"runs": {"madry": {}, "kd": {"distill": [{"teacher": "run:mdry", "weight": 0.5}]}}},
             "found 'run:mdry'; did you mean",
         ),
