@@ -32,6 +32,7 @@ from ccf_plugin.errors import Fault, InputError, did_you_mean
 from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.claims import Comparison, Figure, parse_claim
 from ccf_plugin.runs.folder import has_begun
+from ccf_plugin.runs.metrics import all_metrics
 from ccf_plugin.training.recipe import Recipe, Seed
 from ccf_plugin.training.recipe_faults import schema_faults
 from ccf_plugin.training.recipe_files import (
@@ -264,20 +265,24 @@ def _checked(path: Path, content: Mapping[str, Any]) -> StudyFile:
 
 
 def _epoch_faults(claims: Mapping[str, Sequence[Comparison]], members: Sequence[Member]) -> list[str]:
-    """Claims on epochs that a run does not reach: they would be undecided when all is trained."""
-    epochs = {member.name: member.recipe.optim.epochs for member in members}
-    figures = [
-        (claim, leaf)
-        for claim, comparisons in claims.items()
-        for comparison in comparisons
-        for leaf in comparison.leaves
-        if isinstance(leaf, Figure) and isinstance(leaf.at, int)
-    ]
-    return [
-        f"claim {claim[:200]!r}: expected an epoch of {figure.run}, 1 to {epochs[figure.run]}, found {figure.at}"
-        for claim, figure in dict.fromkeys(figures)
-        if figure.run in epochs and not 1 <= int(figure.at) <= epochs[figure.run]
-    ]
+    """Claims on epochs that a run does not reach or evaluate: they would be undecided when all is trained."""
+    recipes = {member.name: member.recipe for member in members}
+    leaves = [(claim, leaf) for claim, parts in claims.items() for part in parts for leaf in part.leaves]
+    at_evaluations = {metric.name for metric in all_metrics() if metric.take is not None}
+    faults = []
+    for claim, figure in dict.fromkeys(leaves):
+        if not isinstance(figure, Figure) or not isinstance(figure.at, int) or figure.run not in recipes:
+            continue
+        recipe = recipes[figure.run]
+        epochs, every = recipe.optim.epochs, recipe.evaluate.every
+        start, found = f"claim {claim[:200]!r}: expected an epoch", f"found {figure.at}"
+        if not 1 <= figure.at <= epochs:
+            faults.append(f"{start} of {figure.run}, 1 to {epochs}, {found}")
+        elif figure.column in at_evaluations and figure.at % every and figure.at != epochs:
+            faults.append(
+                f"{start} at which {figure.run} is evaluated, a multiple of evaluate.every = {every}, {found}"
+            )
+    return faults
 
 
 def _seeds(path: Path, name: str, file: StudyFile) -> list[int | None]:

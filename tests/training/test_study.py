@@ -73,6 +73,13 @@ def test_a_base_may_lie_beside_the_study(tmp_path: Path) -> None:
             "claim 'madry.ra_2 > 0 < madry.cas_50': expected an epoch of madry, 1 to 2, found 50",
         ),
         (
+            {
+                "common": {**COMMON, "optim": {"epochs": 5}, "evaluate": {"steps": 1, "every": 2}},
+                "claims": ["madry.ra_2 < madry.ra_5", "madry.train_loss_3 > madry.clean_3"],
+            },
+            "madry.clean_3': expected an epoch at which madry is evaluated, a multiple of evaluate.every = 2, found 3",
+        ),
+        (
             {"runs": {"madry": {}, "kd": {"distill": [{"teacher": "run:mdry", "weight": 0.5}]}}},
             "found 'run:mdry'; did you mean",
         ),
