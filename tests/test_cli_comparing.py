@@ -167,6 +167,18 @@ def test_settings_that_change_nothing_are_told(ccf: Ccf, digits_run: Path) -> No
     ]
 
 
+def test_a_run_s_saved_results_are_called_by_their_run(ccf: Ccf, tmp_path: Path) -> None:
+    for run in ("kd-0", "madry-0"):
+        (tmp_path / run / "probe").mkdir(parents=True)
+        CrossClassResult(np.eye(3), np.ones((3, 2)), np.full(3, 20), accuracy=0.5).save(
+            tmp_path / run / "probe" / "best"
+        )
+    code, out, _ = ccf("compare", "madry-0/probe/best", "kd-0/probe/best.npz", "--format", "tex")
+    assert code == 0
+    assert "madry-0-best" in out
+    assert (tmp_path / "results" / "madry-0-best-against-kd-0-best-clean.tex").is_file()
+
+
 def test_saved_results_of_two_input_sizes_are_refused(ccf: Ccf, tmp_path: Path) -> None:
     for name, side in (("one", 32), ("two", 224)):
         data = {"name": "cifar10", "split": "test", "count": 60, "input_size": [3, side, side]}

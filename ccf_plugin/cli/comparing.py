@@ -22,6 +22,7 @@ from ccf_plugin.cli.help import MODEL, OUTPUT, PROBE
 from ccf_plugin.cli.places import Place, endings_of
 from ccf_plugin.errors import counted
 from ccf_plugin.measuring.settings import Settings
+from ccf_plugin.runs import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +177,9 @@ def _title(side: Side, name: str) -> str:
     if isinstance(side, Subject):
         title = side.loaded.name  # a run's best weights have its name alone
         return f"{title}-best" if Path(name).stem.startswith("best") and not title.endswith("-raw") else title
-    return Path(name).name.removesuffix(".json").removesuffix(".npz")
+    path = Path(name).absolute()
+    stem = path.name.removesuffix(".json").removesuffix(".npz")
+    return f"{path.parent.parent.name}-{stem}" if path.parent.name == layout.PROBE else stem  # every run has a "best"
 
 
 def _number_of_classes(side: Side) -> int:

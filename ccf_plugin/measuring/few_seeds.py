@@ -131,9 +131,11 @@ def _by_jackknife(
     values, moved, noises = [], [], []
     for part, run in measured:
         result = run.result(part.column, part.at)
-        moves = None if result is None else result.moves_of(part.column)
+        if result is None:
+            raise NotMeasuredError(f"{part} has no result that the run keeps (probe.every)")
+        moves = result.moves_of(part.column)
         if moves is None:
-            raise NotMeasuredError(f"{part} has no result with intervals")
+            raise NotMeasuredError(f"{part} has a result without intervals, as of fewer than {PARTS} images a class")
         values.append(run.value(part))
         moved.append(moves[0].ravel())
         noises.append(moves[1])
@@ -152,7 +154,7 @@ def _by_jackknife(
     )
     sd = float(np.sqrt(np.square(apart).sum()))
     if not np.isfinite(sd) or not sd:
-        raise NotMeasuredError("its figures do not vary with the images")
+        raise NotMeasuredError("its margin is the same without any part of the images")
     half = float(stats.t.ppf(1 - LEVEL / 2, PARTS - 1)) * sd
     p = 2 * float(stats.t.sf(abs(margin) / sd, PARTS - 1))
     return Tested(f"t test by a jackknife of {PARTS} parts of the images", p, "", (margin - half, margin + half))

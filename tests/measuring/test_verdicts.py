@@ -163,11 +163,12 @@ def test_cas_of_one_seed_is_undecided_where_images_say_nothing(tmp_path: Path) -
     madry, kd = seeds(tmp_path, "madry", {0: 6.0}), seeds(tmp_path, "kd", {0: 2.0})
     found = judged("madry.delta_cas > kd.delta_cas", madry=madry, kd=kd)
     assert found.verdict == "undecided"
-    assert found.why == "one seed; madry.best_cas has no result with intervals"
+    assert found.why == "one seed; madry.best_cas has no result that the run keeps (probe.every)"
     assert found.margins == (4.0,)
     few = drawn(0, images=19)
     of_few = [with_results(tmp_path, "few", few, few)]
-    assert judged("few.cas > 1", few=of_few).why == "one seed; few.last_cas has no result with intervals"
+    why = "one seed; few.last_cas has a result without intervals, as of fewer than 20 images a class"
+    assert judged("few.cas > 1", few=of_few).why == why
     others = [made_run(tmp_path / "others", [{RA: 0.5, "cas": 3.0}], name="others", results={1: drawn(0)})]
     assert "has no result" in judged("others.cas > 1", others=others).why  # it is of another CAS
     mixed = judged("few.cas > 10 * few.ra", few=of_few)
@@ -248,7 +249,10 @@ def test_two_seeds_are_judged_by_images_too(tmp_path: Path) -> None:
     found = judged("kd.ra > madry.ra", **runs)
     assert (found.verdict, len(found.margins)) == ("held", 2)
     assert "not of seeds" in found.why
-    assert judged("kd.cas > madry.cas", **runs).why == "2 seeds; kd.last_cas has no result with intervals"
+    assert (
+        judged("kd.cas > madry.cas", **runs).why
+        == "2 seeds; kd.last_cas has no result that the run keeps (probe.every)"
+    )
 
 
 def test_records_of_other_images_or_of_none_decide_nothing(tmp_path: Path) -> None:
