@@ -49,7 +49,7 @@ class ReferenceTiming:
             self.image_seconds.append(self._pool.submit(_time_evaluation).result())
 
     def figures(self, step: float, epoch: float, evaluation: float, steps: int, test_images: int) -> dict[str, Any]:
-        """Beside the seconds of the loop's own step, epoch and evaluation."""
+        """Beside the seconds of the loop's own step and epoch, and of its evaluation of the test images."""
         if not self.step_seconds:
             return {"not_measured": self.reason}
         plain_step, image = median(self.step_seconds), median(self.image_seconds)

@@ -67,53 +67,67 @@ class Monitor:
     def measure(self, model: nn.Module, progress: Progress) -> Measured:
         """Clean accuracy, RA and CAS. C and CAS are of clean images where the recipe says so."""
         recipe, parts = self._parts.recipe, self._parts
+        test = self.measure_test(model, progress)
+        attack = _attack(parts)
+        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
+            train = self._on(self._trained_on, "train", None, model, progress)
+            is_attacked = recipe.objective.is_adversarial
+            train_attacked = self._on(self._attacked_on, "train", attack, model, progress) if is_attacked else None
+        validation = None
+        if parts.validation is not None:
+            validation = self._on(parts.validation, "validation", attack, model, progress)
+        return Measured(test, train, train_attacked, validation, self._gradients(model))
+
+    def measure_test(self, model: nn.Module, progress: Progress) -> CrossClassResult:
+        """What `measure` has of the test images."""
+        test = self._on(self._parts.test, "test", _attack(self._parts), model, progress)
+        if self._parts.recipe.probe.inputs == "adversarial":
+            return test
+        under_attack = {name: getattr(test, name) for name in ("robust_accuracy", "robust_loss", "correct")}
+        return replace(self._on(self._parts.test, "test", None, model, progress), **under_attack)
+
+    def _on(
+        self, split: Split, name: str, attack: AttackSettings | None, model: nn.Module, progress: Progress
+    ) -> CrossClassResult:
+        recipe, parts = self._parts.recipe, self._parts
         if model not in self._attacks:
             self._attacks[model] = _build_attack(parts, model)
-        if self._batch_size is None:
-            with evaluation_mode(model):
-                self._batch_size = largest_batch_size(parts.forward(model), parts.input_size, parts.device)
-        size = self._batch_size
-
-        def on(split: Split, name: str, attack: AttackSettings | None) -> CrossClassResult:
-            instances = recipe.probe.instances and name == "test"
+        size = self._size_for(model)
+        with batch_size_errors("evaluate.batch_size", size):
             return measure(
                 model,
                 MeasuredSplit(split, parts.classes, parts.data_name, name, recipe.data.downscale),
                 attack,
                 model_name=recipe.model.name,
-                probe=ProbeOptions(recipe.probe.head, recipe.probe.output, instances),
+                probe=ProbeOptions(recipe.probe.head, recipe.probe.output, recipe.probe.instances and name == "test"),
                 batch_size=size,
                 progress=progress,
                 built=self._attacks[model],
             )
 
-        attack = _attack(parts)
-        with batch_size_errors("evaluate.batch_size", size):
-            test = on(parts.test, "test", attack)
-            if recipe.probe.inputs == "clean":
-                under_attack = {name: getattr(test, name) for name in ("robust_accuracy", "robust_loss", "correct")}
-                test = replace(on(parts.test, "test", None), **under_attack)
-            with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of classes that have no image here
-                train = on(self._trained_on, "train", None)
-                is_attacked = recipe.objective.is_adversarial
-                train_attacked = on(self._attacked_on, "train", attack) if is_attacked else None
-            validation = None if parts.validation is None else on(parts.validation, "validation", attack)
-            return Measured(test, train, train_attacked, validation, self._gradients(model, size))
+    def _size_for(self, model: nn.Module) -> int:
+        if self._batch_size is None:
+            with evaluation_mode(model):
+                self._batch_size = largest_batch_size(
+                    self._parts.forward(model), self._parts.input_size, self._parts.device
+                )
+        return self._batch_size
 
-    def _gradients(self, model: nn.Module, batch_size: int) -> InputGradients | None:
+    def _gradients(self, model: nn.Module) -> InputGradients | None:
         recipe, parts = self._parts.recipe, self._parts
         if not recipe.probe.gradients:
             return None
-        threat, seed = recipe.evaluation_threat(), recipe.evaluate.seed
-        return input_gradients(
-            model,
-            parts.test,
-            threat,
-            seed=seed,
-            batch_size=batch_size,
-            output=recipe.probe.output,
-            classes=len(parts.classes),
-        )
+        size = self._size_for(model)
+        with batch_size_errors("evaluate.batch_size", size):
+            return input_gradients(
+                model,
+                parts.test,
+                recipe.evaluation_threat(),
+                seed=recipe.evaluate.seed,
+                batch_size=size,
+                output=recipe.probe.output,
+                classes=len(parts.classes),
+            )
 
 
 def _evenly(split: Split, count: int) -> Split:
