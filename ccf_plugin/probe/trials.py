@@ -76,7 +76,7 @@ class Trials:
         as_tuples = tuple(tuple(factor) if isinstance(factor, list) else factor for factor in fitted)
         plan = replace(plan, factors=as_tuples, explicit=reading.is_explicit())
         if not reading.is_informative():
-            made_it = len(terms) == 1 and self._is_output_of(terms[0], bool(reading.made.any()))
+            made_it = len(terms) == 1 and self._is_output_of(terms[0], bool(self.made(terms[0]).any()))
             is_known = made_it or (plan.explicit and self._tells_classes_apart(plan, float(reading.allowed.amax())))
             return plan if is_known else None
         return plan
