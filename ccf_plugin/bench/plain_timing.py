@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -20,14 +21,18 @@ from ccf_plugin.training.setup import prepare
 
 
 class ReferenceTiming:
-    """The plain loop in a process of its own, whose memory is managed as public code's is."""
+    """The plain loop in a process of its own, whose memory is managed as public code's is.
 
-    def __init__(self, recipe: Recipe, steps: int) -> None:
-        self._steps = steps
+    ``evaluate`` is this package's evaluation of the same test images, which is timed beside its.
+    """
+
+    def __init__(self, recipe: Recipe, steps: int, evaluate: Callable[[], object]) -> None:
+        self._steps, self._evaluate = steps, evaluate
         self.reason = _why_no_reference(recipe, steps)
         self._pool: ProcessPoolExecutor | None = None
         self.step_seconds: list[float] = []
         self.image_seconds: list[float] = []
+        self.own_evaluation_seconds: list[float] = []
         if self.reason is None:
             self._pool = ProcessPoolExecutor(
                 1, get_context("spawn"), _start_plain_loop, (recipe, torch.get_num_threads())
@@ -36,6 +41,7 @@ class ReferenceTiming:
     def __enter__(self) -> ReferenceTiming:
         if self._pool is not None:
             self._pool.submit(_time_steps, 1).result()  # to warm up
+            self._evaluate()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,13 +49,16 @@ class ReferenceTiming:
             self._pool.shutdown()
 
     def measure(self) -> None:
-        """Time some steps and an evaluation."""
+        """Time some steps and an evaluation, and beside it the loop's own."""
         if self._pool is not None:
             self.step_seconds += self._pool.submit(_time_steps, self._steps).result()
             self.image_seconds.append(self._pool.submit(_time_evaluation).result())
+            start = now()
+            self._evaluate()
+            self.own_evaluation_seconds.append(now() - start)
 
-    def figures(self, step: float, epoch: float, evaluation: float, steps: int, test_images: int) -> dict[str, Any]:
-        """Beside the seconds of the loop's own step and epoch, and of its evaluation of the test images."""
+    def figures(self, step: float, epoch: float, steps: int, test_images: int) -> dict[str, Any]:
+        """Beside the seconds of the loop's own step and epoch."""
         if not self.step_seconds:
             return {"not_measured": self.reason}
         plain_step, image = median(self.step_seconds), median(self.image_seconds)
@@ -62,7 +71,7 @@ class ReferenceTiming:
             "extrapolated": True,
             "step_ratio": plain_step / step,
             "epoch_ratio": plain_epoch / epoch,
-            "evaluation_ratio": image * test_images / evaluation,
+            "evaluation_ratio": image * test_images / median(self.own_evaluation_seconds),
         }
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -80,18 +81,9 @@ def bench(
     flops = _flops(parts)
     update = _probe_seconds(parts)
     spent = Stopwatch()
-    monitor = Monitor(parts)
-    test_seconds: list[float] = []
-    monitor.measure_test(parts.model, Reporter().evaluating)  # to warm up
-
-    def between() -> None:
-        plain.measure()
-        start = now()
-        monitor.measure_test(parts.model, Reporter().evaluating)
-        test_seconds.append(now() - start)
-
-    with ReferenceTiming(recipe, reference_steps) as plain, TemporaryDirectory() as folder:
-        timer = _Timer(reporter, spent, epochs, between, waits=device.type == "cuda")
+    evaluate = partial(Monitor(parts).measure_test, parts.model, Reporter().evaluating)
+    with ReferenceTiming(recipe, reference_steps, evaluate) as plain, TemporaryDirectory() as folder:
+        timer = _Timer(reporter, spent, epochs, plain.measure, waits=device.type == "cuda")
         train(recipe, Path(folder) / "run", timer)
         spent.stop()
     rates.append(_matrix_rate(parts))
@@ -115,7 +107,7 @@ def bench(
         "seconds_per_step": step,
         "images_per_second": speed,
         "evaluation_seconds": evaluation,
-        "test_evaluation_seconds": test_seconds,
+        "test_evaluation_seconds": plain.own_evaluation_seconds,
         "shares": {name: seconds / total for name, seconds in sorted(spent.seconds.items())}
         | {"other": 1 - sum(spent.seconds.values()) / total},
         "probe": {"seconds_per_update": update, "share_of_step": update / step},
@@ -123,7 +115,7 @@ def bench(
         "matrix_product_flops_per_second": max(rates),
         "utilisation": flops["training"] * speed / max(rates),
         "run": None if quick else {"epochs": run_epochs, "seconds": run_epochs * epoch, "extrapolated": True},
-        "reference": plain.figures(step, epoch, median(test_seconds), steps, len(parts.test)),
+        "reference": plain.figures(step, epoch, steps, len(parts.test)),
     }
 
 
@@ -210,9 +202,7 @@ def _flops(parts: Parts) -> dict[str, float]:
     with _FlopCounter() as training:
         next(steps)
     with _FlopCounter() as evaluation, warnings.catch_warnings(action="ignore", category=UserWarning):
-        Monitor(parts).measure_test(
-            parts.model, lambda batches, _: batches
-        )  # some classes may have no image among so few
+        Monitor(parts).measure_test(parts.model, Reporter().evaluating)  # some classes may have no image among so few
     return {"training": training.total / len(train), "evaluation": evaluation.total / len(test)}
 
 
