@@ -17,7 +17,7 @@ from ccf_plugin.errors import CCFError, InputError
 from ccf_plugin.measuring.claims import Figure
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.environment import read_environment
-from ccf_plugin.runs.layout import AVERAGE, RECIPE, result_of
+from ccf_plugin.runs.layout import AVERAGE, RECIPE, results_of
 from ccf_plugin.runs.log import EpochRow, best_row, read_log, selecting_figure
 from ccf_plugin.runs.selection import BIASED, CLEAN, record_of
 
@@ -114,15 +114,13 @@ class FinishedRun:
         """The result of an epoch that a figure is of; None where none was kept, or where it has another figure."""
         row = self._row(Figure(self.name, column, at))
         logged = getattr(row, self.column(column))
-        stems = [result_of(self.folder, row.epoch, self.suffix)]
-        if row is self.best:
-            stems.append(result_of(self.folder, "best", self.suffix))
-        for stem in stems:
+        for stem in results_of(self.folder, row.epoch, self.suffix, is_best=row is self.best):
             try:
                 result = CrossClassResult.load(stem)
             except CCFError:
                 continue
-            if math.isclose(getattr(result, column), logged, rel_tol=_LOGGED):
+            figure = getattr(result, column)
+            if figure is not None and math.isclose(figure, logged, rel_tol=_LOGGED):
                 return result
         return None
 

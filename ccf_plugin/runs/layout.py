@@ -46,6 +46,12 @@ def result_of(run: Path, epoch: int | Which, suffix: str = "") -> Path:
     return run / PROBE / f"{_name(epoch)}{suffix}"
 
 
+def results_of(run: Path, epoch: int, suffix: str = "", *, is_best: bool) -> list[Path]:
+    """Where the result of an epoch's weights may lie: under its number and, of the best epoch, as the best."""
+    epochs: list[int | Which] = [epoch, "best"] if is_best else [epoch]
+    return [result_of(run, one, suffix) for one in epochs]
+
+
 def records_of(run: Path, epoch: int, suffix: str = "") -> Path:
     """The file of which test images an epoch's weights classify right."""
     return run / RECORDS / f"{_name(epoch)}{suffix}.npz"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ccf_plugin.files import write_atomically
 from ccf_plugin.probe.result import CrossClassResult
-from ccf_plugin.runs.layout import records_of, result_of
+from ccf_plugin.runs.layout import records_of, results_of
 from ccf_plugin.runs.log import EpochRow, best_row
 from ccf_plugin.runs.metrics import metric_of
 
@@ -103,7 +103,7 @@ def record_of(
         column: of the log: test RA, or ``CLEAN``, which results alone have.
     """
     accuracy = getattr(row, f"{column}{suffix}")
-    stems = [result_of(run, row.epoch, suffix), *([result_of(run, "best", suffix)] if is_best else [])]
+    stems = results_of(run, row.epoch, suffix, is_best=is_best)
     results = [stem.with_suffix(".npz") for stem in stems]
     files = results if column == CLEAN else [records_of(run, row.epoch, suffix), *results]
     known = (_records(file, accuracy, "correct_clean" if column == CLEAN else "correct") for file in files)

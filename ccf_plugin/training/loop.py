@@ -38,7 +38,7 @@ from ccf_plugin.training.processes import Processes
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.run import Run, Snapshot
 from ccf_plugin.training.saver import Saver
-from ccf_plugin.training.schedule import learning_rate
+from ccf_plugin.training.schedule import is_due, learning_rate
 from ccf_plugin.training.setup import Parts, check_weights, prepare
 from ccf_plugin.training.state import Totals, TrainingState
 from ccf_plugin.training.temporal_ensembling import TemporalEnsemble
@@ -156,7 +156,7 @@ class Loop:
 
         models = self._models(epoch)
         measured: dict[str, Measured] = {}
-        if _is_due(recipe.evaluate.every, epoch, recipe):
+        if is_due(recipe.evaluate.every, epoch, recipe.optim):
             for suffix, model in models.items():
                 with part("evaluation"):
                     measured[suffix] = self._monitor.measure(
@@ -176,7 +176,7 @@ class Loop:
         row = replace(row, alarm="; ".join(alarms(run.rows, row)))
         self._remember_most_robust(run, row, measured)
 
-        is_kept = _is_due(recipe.probe.every, epoch, recipe)
+        is_kept = is_due(recipe.probe.every, epoch, recipe.optim)
         snapshots = {
             suffix: Snapshot(model, measured[suffix].test if suffix in measured else None, is_kept)
             for suffix, model in models.items()
@@ -295,7 +295,3 @@ class Loop:
             f"expected a finite loss and finite weights, found {fault} in epoch {epoch}, step {totals.failed_at}, at "
             f"learning rate {rate:g}; {survivor}: lower optim.lr or use precision float32"
         )
-
-
-def _is_due(interval: int, epoch: int, recipe: Recipe) -> bool:
-    return epoch % interval == 0 or epoch == recipe.optim.epochs

@@ -1,4 +1,4 @@
-"""The learning rate as a function of how far a run is, so that a resumed run needs no scheduler's state."""
+"""What is a function of how far a run is, so that a resumed run needs no state of it: learning rate, evaluations."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def learning_rate(optim: OptimSection, epochs_done: float) -> float:
         "constant": lambda: 1.0,
     }[optim.schedule]()
     return optim.lr * factor
+
+
+def is_due(interval: int, epoch: int, optim: OptimSection) -> bool:
+    """Whether something that is done at each multiple of ``interval``, and at the end, is done in this epoch."""
+    return epoch % interval == 0 or epoch == optim.epochs

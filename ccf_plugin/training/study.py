@@ -45,6 +45,7 @@ from ccf_plugin.training.recipe_files import (
     shipped_recipes,
 )
 from ccf_plugin.training.run import Run
+from ccf_plugin.training.schedule import is_due
 
 _OF_A_RUN = ("seeds", "seconds_per_epoch")  # what a run's table may say beside a recipe's keys
 _RUN = "run:"
@@ -278,7 +279,7 @@ def _epoch_faults(claims: Mapping[str, Sequence[Comparison]], members: Sequence[
         start, found = f"claim {claim[:200]!r}: expected an epoch", f"found {figure.at}"
         if not 1 <= figure.at <= epochs:
             faults.append(f"{start} of {figure.run}, 1 to {epochs}, {found}")
-        elif figure.column in at_evaluations and figure.at % every and figure.at != epochs:
+        elif figure.column in at_evaluations and not is_due(every, figure.at, recipe.optim):
             faults.append(
                 f"{start} at which {figure.run} is evaluated, a multiple of evaluate.every = {every}, {found}"
             )
