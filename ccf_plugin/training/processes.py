@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.devices import job_device, resolve_device
 from ccf_plugin.errors import InputError, UnavailableError, missing_extra
 from ccf_plugin.integrations.trackers import class_figures, log_picture
+from ccf_plugin.job import job_size
 from ccf_plugin.probe.distributed import gather_objects
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.runs.layout import TRACKERS
@@ -150,7 +151,8 @@ def _accelerator(device: str, trackers: Sequence[str], folder: Path) -> Accelera
             )
     try:
         return Accelerator(
-            cpu=resolve_device(device).type == "cpu",
+            # It stays for the process's life; of a single process's device, which may change, it decides nothing.
+            cpu=job_size() > 1 and resolve_device(device).type == "cpu",
             mixed_precision="no",  # ``Forward`` sees to precision
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",

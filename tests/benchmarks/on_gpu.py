@@ -49,15 +49,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a row runs. On a CPU everything is small: that only shows that the rows work."""
+    """Where a row runs; small, as on a CPU, it only shows that it works."""
 
     device: str
     data: str
     folder: Path
-
-    @property
-    def is_small(self) -> bool:
-        return self.device == "cpu"
+    is_small: bool
 
     def recipe(self, name: str, *more: str) -> Any:
         from ccf_plugin.training.recipe_files import load_recipe
@@ -401,12 +398,9 @@ def _in_mode(compile_: Callable[..., Any], mode: str) -> Callable[..., Any]:
 def _without_graphs() -> None:
     """Attacks launch kernel by kernel, and cast weights in every pass."""
     from ccf_plugin.engine.forward import Forward
-    from ccf_plugin.engine.graphs import CudaGraphs
-    from ccf_plugin.training import method
 
-    CudaGraphs.serve = lambda *_: False  # type: ignore[method-assign]
+    os.environ["CCF_CUDA_GRAPHS"] = "0"
     Forward.weights_cast_once = lambda _: contextlib.nullcontext()  # type: ignore[assignment,method-assign]
-    method.is_replayed = lambda *_: False
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -508,7 +502,7 @@ def run_all(chosen: list[Row], arguments: argparse.Namespace, data: str) -> Figu
         result = out / f"{row.name}.json"
         result.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--row", row.name, "--out", str(out), "--data", data]
-        command += ["--device", arguments.device]
+        command += ["--device", arguments.device, *(["--small"] if arguments.small else [])]
         started = time.monotonic()
         with (out / f"{row.name}.log").open("w") as log:
             process = subprocess.Popen(
@@ -613,7 +607,7 @@ def _made_up(folder: Path, count: int, test: int) -> str:
     return f"npz:{folder / 'made_up.npz'}"
 
 
-# Every study in small, where there is no GPU: that it runs through.
+# Every study in small: that it runs through.
 _SMALL_STUDY = [
     'model={name="narrow_preact_resnet18", options={width=2, blocks=[1, 1, 1, 1]}}',
     *("data.train_per_class=2", "data.test_limit=20", "evaluate.steps=1", "optim.epochs=2", "optim.batch_size=10"),
@@ -645,7 +639,7 @@ def do_study(arguments: argparse.Namespace, data: str, folder: Path) -> int:
     if arguments.pieces is not None and (code := ccf("unpack", arguments.pieces.resolve(), runs)):
         return code
     minutes = max(0.1, arguments.minutes - _PACKING / 60)
-    sets = [f"data.name={data}", f"device={arguments.device}", *(_SMALL_STUDY if arguments.device == "cpu" else [])]
+    sets = [f"data.name={data}", f"device={arguments.device}", *(_SMALL_STUDY if arguments.small else [])]
     options = [word for one in sets for word in ("--set", one)]
     code = ccf("study", arguments.study, "--minutes", f"{minutes:g}", "--out", runs, *options)
     if not (folder / runs / "study.json").is_file():
@@ -659,12 +653,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--data", default="", help="npz:PATH or folder:PATH")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: only to see that the rows work")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is measured")
+    parser.add_argument("--small", action="store_true", help="only to see that the rows work; so it is on a CPU")
     parser.add_argument("--study", default="", help="do this study of recipes/studies instead; --out gets its pieces")
     parser.add_argument("--pieces", type=Path, help="with --study: go on from what an earlier slot's --out got")
     parser.add_argument("--momentum", choices=("float32", "bfloat16", "none"), default="float32", help="see ccf pack")
     parser.add_argument("--row", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.small |= arguments.device == "cpu"
     rows = {row.name: row for row in ROWS}
     asked = [name for name in arguments.only.split(",") if name]
     if unknown := set(asked) - set(rows):
@@ -672,7 +668,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.row:
         with tempfile.TemporaryDirectory() as folder:
-            setting = Setting(arguments.device, arguments.data, Path(folder))
+            setting = Setting(arguments.device, arguments.data, Path(folder), arguments.small)
             try:
                 run_row(rows[arguments.row], setting, arguments.out / f"{arguments.row}.json")
             finally:
@@ -684,7 +680,7 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("expected a CUDA device, which torch does not see here")
     with tempfile.TemporaryDirectory() as folder:
-        count = (400, 40) if arguments.device == "cpu" else (50_000, 10_000)
+        count = (400, 40) if arguments.small else (50_000, 10_000)
         data = arguments.data or _made_up(Path(folder), *count)
         if arguments.study:
             sys.exit(do_study(arguments, data, Path(folder)))

@@ -1,4 +1,7 @@
-"""All here needs CUDA: `pytest -m gpu`. It is skipped, with that reason, where there is none."""
+"""All here needs CUDA: `pytest -m gpu`. It is skipped, with that reason, where there is none.
+
+``PYTHONPATH=tests/simulated_gpu pytest -m gpu`` runs it on a CPU that plays one.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from ccf_plugin.engine.graphs import CudaGraphs
 from ccf_plugin.zoo.models import build_model
 
 CUDA = torch.device("cuda")
+SIMULATED = "simulated_cuda" in sys.modules  # tests/simulated_gpu
 
 
 class Counted(CudaGraphs):

@@ -18,7 +18,7 @@ from ccf_plugin.probe import CrossClassProbe
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attacks import build_attack
 
-from .models import CUDA, Counted, batch, network, plain_network
+from .models import CUDA, SIMULATED, Counted, batch, network, plain_network
 
 NAMES = ["PGD", "PGDL2", "TPGD", "TPGDL2", "FFGSM", "MIFGSM", "CWPGD"]
 # Whole batches, and from time to time the last smaller one.
@@ -213,6 +213,7 @@ def test_a_probe_counts_the_passes_after_replayed_attacks() -> None:
     assert one.robust_accuracy == pytest.approx(other.robust_accuracy, abs=0.02)
 
 
+@pytest.mark.skipif(SIMULATED, reason="NCCL takes no simulated GPU")
 def test_synchronised_batchnorm_in_a_job_of_one_process() -> None:
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     try:

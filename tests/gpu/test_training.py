@@ -14,7 +14,9 @@ from support.runs import Quiet, assert_same_run, interrupted, tiny
 from ccf_plugin.engine.memory import batch_size_errors
 from ccf_plugin.errors import UnavailableError
 from ccf_plugin.training.interruption import Interrupted
-from ccf_plugin.training.loop import train
+from ccf_plugin.training.loop import Loop, train
+from ccf_plugin.training.processes import Processes
+from ccf_plugin.training.setup import prepare
 
 from .models import CUDA
 
@@ -57,6 +59,21 @@ def test_every_method_takes_its_steps(name: str, tmp_path: Path) -> None:
     assert all(np.isfinite([row.train_loss, row.cas]).all() for row in run.rows)
     weights = load_file(run.folder / "last.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.parametrize("more", [[], ["average.kind=ema"], ["attack.name=FFGSM", "attack.steps=1"]])
+def test_steps_do_not_wait(more: list[str], tmp_path: Path) -> None:
+    """The host is ahead of the device in every step but the first ones, which compile, record and search."""
+    recipe = tiny(*ON_CUDA, "data.train_per_class=10", "optim.batch_size=16", *more)
+    steps = Loop(prepare(recipe, CUDA), Processes(recipe.device, folder=tmp_path)).steps(1)
+    for _ in range(3):
+        next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_training_on_cuda_learns_what_the_cpu_learns(tmp_path: Path) -> None:
