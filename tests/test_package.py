@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from importlib import metadata
@@ -42,6 +43,27 @@ def test_no_public_name_is_a_rooms_too() -> None:
     """Importing a module sets its name in the package, in place of a function that is called the same."""
     rooms = {path.stem for path in Path(ccf_plugin.__file__).parent.iterdir()}
     assert not rooms & set(ccf_plugin.__all__)
+
+
+MAKE_TENSORS = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn"} | {
+    *("randperm", "tensor", "zeros"),
+}
+OF_THE_DEFAULT_DTYPE = {"empty", "eye", "linspace", "ones", "rand", "randn", "zeros"}
+
+
+def test_every_tensor_says_where_and_of_what_dtype_it_is() -> None:
+    """A host may have a default device and dtype of its own. What a module keeps follows them, as its weights do."""
+    for path in Path(ccf_plugin.__file__).parent.rglob("*.py"):
+        kept: set[ast.AST] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node in kept:
+                continue
+            if node.func.attr in ("register_buffer", "add_state"):
+                kept |= set(ast.walk(node))
+            elif node.func.attr in MAKE_TENSORS and ast.unparse(node.func.value) == "torch":
+                said = {keyword.arg for keyword in node.keywords}
+                wanted = {"device", "dtype"} if node.func.attr in OF_THE_DEFAULT_DTYPE else {"device"}
+                assert wanted <= said, f"{path}, line {node.lineno}: {ast.unparse(node)}"
 
 
 def test_versions_agree() -> None:

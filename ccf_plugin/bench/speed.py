@@ -208,7 +208,9 @@ def _flops(parts: Parts) -> dict[str, float]:
 
 def _few_images(split: Split) -> Split:
     """Some images from the whole split, so that several classes are there."""
-    return split.subset(torch.linspace(0, len(split) - 1, min(_COUNTED_IMAGES, len(split))).long())
+    return split.subset(
+        torch.linspace(0, len(split) - 1, min(_COUNTED_IMAGES, len(split)), dtype=torch.float32, device="cpu").long()
+    )
 
 
 class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -53,7 +53,7 @@ def largest_batch_size(forward: nn.Module, size: tuple[int, int, int], device: t
     if device.type != "cuda":
         return _BATCH
     with torch.cuda.device(device), torch.enable_grad():
-        images = torch.zeros(_TRIED, *size, device=device, requires_grad=True)
+        images = torch.zeros(_TRIED, *size, dtype=torch.float32, device=device, requires_grad=True)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         torch.autograd.grad(forward(images).sum(), images)

@@ -50,7 +50,7 @@ def resolve_precision(name: Literal["auto", "float32", "bf16"], device: torch.de
 def matrix_rate(device: torch.device, precision: Precision, *, size: int) -> float:
     """FLOP/s of a product of two (size, size) matrices: the best of five, of which each lasts 5 ms or more."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
     left @ right
     best, repeats = 0.0, 1
     for _ in range(5):

@@ -143,7 +143,7 @@ class _Outcome(NamedTuple):
 def margins(logits: Tensor, labels: Tensor, pair: Pair) -> Margins:
     """The margins of images of a pair's classes: logits (N, K), K ≥ 3, and labels (N,)."""
     i, j = pair
-    others = torch.ones(logits.shape[1], dtype=torch.bool)
+    others = torch.ones(logits.shape[1], dtype=torch.bool, device="cpu")
     others[[i, j]] = False
     pair_logits, is_first = logits[:, [i, j]], labels == i
     between = torch.where(is_first, pair_logits[:, 0] - pair_logits[:, 1], pair_logits[:, 1] - pair_logits[:, 0])

@@ -163,7 +163,8 @@ def check_input(
         InputError: the model refuses such images, or changes them where they are ``attacked``.
     """
     device = device_of(model)
-    images = torch.rand(2, *size, device=device, generator=torch.Generator(device).manual_seed(0))
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.rand(2, *size, dtype=torch.float32, device=device, generator=generator)
     before = images.clone()
     try:
         with evaluation_mode(model), torch.set_grad_enabled(graph):

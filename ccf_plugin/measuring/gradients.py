@@ -56,7 +56,7 @@ def input_gradients(
         NoGradientError: the model passes no gradient to its images.
     """
     device, forward = device_of(model), Forward(model, output=output, classes=classes)
-    sums = torch.zeros(4, dtype=torch.float64)  # |g|, images, cosines, images that have one
+    sums = torch.zeros(4, dtype=torch.float64, device="cpu")  # |g|, images, cosines, images that have one
     with evaluation_mode(model):
         for images, labels in split.part(rank(), num_processes()).batches(batch_size, device):
             with PerImageNoise(image_keys(images, seed)):
@@ -66,7 +66,7 @@ def input_gradients(
             has_both = (lengths > 0) & (there.norm(dim=1) > 0)
             cosines = F.cosine_similarity(here, there, dim=1, eps=0)[has_both]
             added = (float(lengths.sum()), len(images), float(cosines.sum()), len(cosines))
-            sums += torch.tensor(added, dtype=torch.float64)
+            sums += torch.tensor(added, dtype=torch.float64, device="cpu")
     if num_processes() > 1:
         sums = torch.stack(gather_objects(sums)).sum(0)
     length, count, cosine, with_both = sums.tolist()

@@ -58,7 +58,7 @@ def note_mismatch(model: nn.Module, data: MeasuredSplit, *, device: torch.device
     Nothing of the model changes. ``is_normalized``: its normalisation is known. Models whose output is not the logits
     alone are left as they are.
     """
-    rows = torch.arange(0, len(data.split), max(1, len(data.split) // _IMAGES))[:_IMAGES]
+    rows = torch.arange(0, len(data.split), max(1, len(data.split) // _IMAGES), device="cpu")[:_IMAGES]
     some = data.split.subset(rows)
     plain = _seen(model, some, device)
     if plain is None:
@@ -172,7 +172,7 @@ class _Record:
     def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
         self._layer = layer
         self.count = 0
-        self._mean = self._square = torch.zeros(())
+        self._mean = self._square = torch.zeros((), dtype=torch.float32, device="cpu")
 
     def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Is a hook before the layer's forward pass."""

@@ -130,7 +130,7 @@ def draw_shared_features(shared: SharedFeatures, data: MeasuredSplit, title: str
     figure = new_figure(1.4 + 1.1 * columns, 0.7 + 1.35 * len(shared.features))
     axes = figure.subplots(len(shared.features), columns, squeeze=False)
     for row, feature in zip(axes, shared.features, strict=True):
-        images = data.split.images[torch.tensor(feature.images)].float() / 255
+        images = data.split.images[torch.tensor(feature.images, device="cpu")].float() / 255
         for ax, image, index in zip(row, images, feature.images, strict=True):
             _show(ax, image)
             ax.set_xlabel(names[int(data.split.labels[index])], fontsize=8, **font)

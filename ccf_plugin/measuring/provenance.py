@@ -66,7 +66,7 @@ def images_fingerprint(split: Split) -> str:
     if isinstance(split.images, Tensor):
         return fingerprint([split.images, split.labels])
     names = "\n".join("/".join(PurePath(str(file)).parts[-2:]) for file in split.images.files)
-    rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).long()
+    rows = torch.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT), dtype=torch.float32, device="cpu").long()
     return fingerprint([_bytes(names), split.images[rows], split.labels])
 
 

@@ -261,7 +261,7 @@ def _predict(side: Subject, images: Tensor) -> Tensor:
 
 def _images(side: Subject, rows: Iterable[int]) -> Tensor:
     """The test images of these rows that there are, (N, C, H, W) float in [0, 1] on the model's device."""
-    inside = torch.tensor([row for row in rows if row < len(side.data.split)], dtype=torch.int64)
+    inside = torch.tensor([row for row in rows if row < len(side.data.split)], dtype=torch.int64, device="cpu")
     return side.data.split.images[inside].to(side.device).float() / 255
 
 

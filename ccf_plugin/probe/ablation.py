@@ -127,7 +127,7 @@ class AblationLayer:
             raise InputError(f"expected columns from 0 to {count - 1}, found {others[0]}")
         if values.shape != (count,):
             raise InputError(f"expected values of {count} features, found those of shape {tuple(values.shape)}")
-        index, constants = torch.as_tensor(columns, dtype=torch.int64), values.detach()
+        index, constants = torch.as_tensor(columns, dtype=torch.int64, device="cpu"), values.detach()
         with contextlib.ExitStack() as hooks:
             for module in self._modules:
                 if self._after:
@@ -162,7 +162,7 @@ def _replaced(features: Tensor, index: Tensor, values: Tensor, dimension: int) -
     """Features (N, n), (N, …, n) or (N, n, …) with constants at some of the n."""
     if features.shape[dimension] != len(values):
         raise _refusal(f"layers that read {features.shape[dimension]} of {len(values)} features")
-    where = torch.zeros(len(values), dtype=torch.bool).index_fill(0, index, True).to(features.device)
+    where = torch.zeros(len(values), dtype=torch.bool, device="cpu").index_fill(0, index, True).to(features.device)
     shape = [1] * features.ndim
     shape[dimension] = -1
     return torch.where(where.view(shape), values.to(features).view(shape), features)

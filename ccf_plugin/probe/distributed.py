@@ -51,7 +51,7 @@ def sum_over_processes(sums: Sums | None) -> Sums | None:
         if value is None:  # in no process, since the shapes are the same
             added[field.name] = None
             continue
-        tensor = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
+        tensor = value.clone() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         tensor = tensor.to(_exchange_device())
         dist.all_reduce(tensor, op=getattr(dist.ReduceOp, _REDUCTIONS.get(field.name, "SUM")))
         added[field.name] = tensor if isinstance(value, Tensor) else int(tensor)
@@ -69,7 +69,7 @@ def gather_rows(rows: Tensor | None, labels: Tensor | None, max_bytes: int) -> t
     present = [entry for entry in described if entry is not None]
     counts = [0 if entry is None else entry[0][0] for entry in described]
     width, dtype = present[0][0][1], _widest(entry[1] for entry in present)
-    check_row_memory(sum(counts) * width * torch.empty((), dtype=dtype).element_size(), max_bytes)
+    check_row_memory(sum(counts) * width * torch.empty((), dtype=dtype, device="cpu").element_size(), max_bytes)
     device = _exchange_device()
     # collectives want equal shapes: the labels travel as one more tensor, and both are padded to the largest count
     values = torch.zeros(max(counts), width, dtype=dtype, device=device)

@@ -118,7 +118,7 @@ def _are_enough(counts: Tensor) -> bool:
 
 def _with_rows(pairs: Tensor, rows: Tensor) -> Tensor:
     """The sum of ``pairs`` (K, K) off the diagonal, row and column c replaced by each of ``rows`` (K, G, K): (K, G)."""
-    other = 1 - torch.eye(len(pairs), dtype=pairs.dtype)
+    other = 1 - torch.eye(len(pairs), dtype=pairs.dtype, device="cpu")
     pairs, rows = pairs * other, rows * other.unsqueeze(1)
     return pairs.sum() - 2 * pairs.sum(1, keepdim=True) + 2 * rows.sum(2)
 

@@ -177,7 +177,7 @@ class Notes:
             if raw.nbytes and not same_memory(raw.read, inputs):
                 held -= raw.nbytes
                 self.calls[index] = replace(self.calls[index], inputs=None, output=None)
-                self._raw[index] = _Raw(torch.empty(0), None, None, 0)
+                self._raw[index] = _Raw(torch.empty(0, dtype=torch.float32, device="cpu"), None, None, 0)
 
 
 def _same_rows(first: Tensor, first_channels: bool, second: Tensor, second_channels: bool) -> bool:

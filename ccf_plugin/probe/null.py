@@ -185,7 +185,7 @@ def _cas_by_permutations(
     root = torch.from_numpy(mean_root)
     permuted = np.broadcast_to(deviations, (permutations, classes, features))
     rows = torch.from_numpy(np.random.default_rng(seed).permuted(permuted, axis=2))
-    cas, added, variance = torch.zeros(permutations, dtype=torch.float64), 0.0, 0.0
+    cas, added, variance = torch.zeros(permutations, dtype=torch.float64, device="cpu"), 0.0, 0.0
     known = max(float(root.sum() ** 2 - root.square().sum()), 0.0)  # of the expectation
     at_once = max(1, _AT_ONCE // (permutations * classes))
     for first in range(0, classes, at_once):

@@ -197,8 +197,10 @@ class Search:
         wanted = self._wanted - self._wanted.mean(0)
         made = [outputs - outputs.mean(0) for outputs in map(self._trials.made, terms)]
         height_index = [heights.index(outputs.shape[1]) for outputs in made]
-        all_classes = torch.arange(self._classes)
-        any_rows = torch.cartesian_prod(*map(torch.arange, heights)).view(-1, len(heights))
+        all_classes = torch.arange(self._classes, device="cpu")
+        any_rows = torch.cartesian_prod(*(torch.arange(height, device="cpu") for height in heights)).view(
+            -1, len(heights)
+        )
         if set(heights) == {self._classes} and (
             plan := self._with_rows(terms, [all_classes] * len(terms), made, wanted)
         ):
@@ -214,7 +216,7 @@ class Search:
         """The terms with these rows, and one factor each, or one for each class."""
         chosen, columns = [], []
         for term, at, outputs in zip(terms, rows, made, strict=True):
-            is_whole = outputs.shape[1] == len(at) and torch.equal(at, torch.arange(self._classes))
+            is_whole = outputs.shape[1] == len(at) and torch.equal(at, torch.arange(self._classes, device="cpu"))
             chosen.append(term if is_whole else replace(term, rows=tuple(at.tolist())))
             columns.append(outputs[:, at.to(outputs.device)])
         stacked = torch.stack(columns, 2)  # (N, K, m)
@@ -247,7 +249,8 @@ def _best_rows(made: Sequence[Tensor], rows: Tensor, wanted: Tensor) -> tuple[Te
         rows: (choices, m): one of each term's M columns.
         wanted: centred.
     """
-    least, best = wanted.new_full(wanted.shape[1:], torch.inf), torch.zeros(wanted.shape[1], dtype=torch.int64)
+    least = wanted.new_full(wanted.shape[1:], torch.inf)
+    best = torch.zeros(wanted.shape[1], dtype=torch.int64, device="cpu")
     step = max(1, _NUMBERS_AT_ONCE // (len(wanted) * len(made) + wanted.shape[1]))
     for start in range(0, len(rows), step):
         some = rows[start : start + step].T.to(wanted.device)

@@ -29,9 +29,12 @@ def to_plain(tensor: Tensor) -> Tensor:
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor
     for how in ("full_tensor", "dequantize"):
-        with contextlib.suppress(Exception):  # not of this kind
-            return cast(Tensor, getattr(tensor, how)().detach())
-    return tensor
+        # torch's own `dequantize` makes float32 of any tensor
+        if getattr(type(tensor), how, None) is not getattr(Tensor, how, None):
+            with contextlib.suppress(Exception):  # not of this kind
+                return cast(Tensor, getattr(tensor, how)().detach())
+    # a subclass with memory of its own, whose values are what it holds
+    return tensor.as_subclass(Tensor) if memory(tensor) else tensor
 
 
 def version(tensor: Any) -> int | None:

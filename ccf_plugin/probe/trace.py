@@ -298,6 +298,11 @@ class HeadTracer:
         logits, groups, names, kinds = self._members(record)
         for call in (call for group in groups for call in group):
             check_rows(call.positions(), logits)
+            if not (call.inputs is not None and call.inputs.requires_grad):
+                raise InputError(
+                    f"expected what {call.name!r} reads to have a gradient for head='gradient', found none; run the "
+                    "pass outside torch.no_grad, on inputs that require gradients"
+                )
             if version(call.inputs) != call.version:
                 raise InputError(
                     f"expected the features of {call.name!r} as the pass left them, found that they were changed in "

@@ -68,7 +68,8 @@ class SyntheticModel:
         """w₁* and w₂*, the minimum of ``loss``, the same for each k (eqs. 31, 33, 41)."""
         self.check_eps(eps)
         slope_1, slope_2 = self._slopes(eps)
-        optimum = torch.tensor([-slope_1, -slope_2 - (1 - self.beta) * self._gap], dtype=torch.float64) / self.lam
+        slopes = [-slope_1, -slope_2 - (1 - self.beta) * self._gap]
+        optimum = torch.tensor(slopes, dtype=torch.float64, device="cpu") / self.lam
         return optimum.clamp(min=0).unsqueeze(1).repeat(1, self.features)
 
     def loss(self, weights: Tensor, eps: float) -> float:
@@ -95,7 +96,7 @@ class SyntheticModel:
         The integral of Pr(exclusive part > −s) over the law of s, the smaller of the two shared parts; needs w₁ ≠ 0.
         """
         self.check_eps(eps)
-        z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
+        z = torch.linspace(-10, 10, 4001, dtype=torch.float64, device="cpu")
         density = 2 * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi) * torch.special.ndtr(-z)
         (sum_1, sum_2), (norm_1, norm_2) = weights.sum(1), self.sigma * torch.linalg.vector_norm(weights, dim=1)
         exclusive_wins = torch.special.ndtr(((self.mu - 2 * eps) * (sum_1 + sum_2) + norm_2 * z) / norm_1)

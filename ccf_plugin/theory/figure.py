@@ -76,7 +76,8 @@ def _draw_theorem_2(study: Study, ax: Axes) -> None:
     ratios = np.linspace(0, 1, 101)
     middle = model.threshold + (model.mu / 2 - model.threshold) / 2
     for colour, where, eps in zip(_COLOURS, ("< ε₀", "> ε₀"), (model.threshold / 2, middle), strict=True):
-        weights = [torch.tensor([[1.0], [t]], dtype=torch.float64).repeat(1, model.features) for t in ratios]
+        rows = (torch.tensor([[1.0], [t]], dtype=torch.float64, device="cpu") for t in ratios)
+        weights = [row.repeat(1, model.features) for row in rows]
         ax.plot(
             ratios,
             [model.pairwise_probability(w, eps) for w in weights],

@@ -14,7 +14,7 @@ from torch import Tensor
 from ccf_plugin.theory.closed_forms import SyntheticModel
 
 DEFAULT_SAMPLES = 60_000
-_EXCLUSIVE = torch.eye(3, dtype=torch.float64)
+_EXCLUSIVE = torch.eye(3, dtype=torch.float64, device="cpu")
 _HAS = torch.cat([_EXCLUSIVE, 1 - _EXCLUSIVE], dim=1)  # (3, 6): which features a class has, and which its logit sums
 _SMALLEST = 1e-9  # of μ/λ
 
@@ -29,8 +29,8 @@ class Estimate:
 
 def sample(model: SyntheticModel, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``count`` samples, the classes in turn (eq. 8): x float64 (N, 6K), labels int64 (N,)."""
-    labels = torch.arange(count) % 3
-    noise = torch.randn(count, 6, model.features, dtype=torch.float64, generator=generator)
+    labels = torch.arange(count, device="cpu") % 3
+    noise = torch.randn(count, 6, model.features, dtype=torch.float64, generator=generator, device="cpu")
     return ((model.mu + model.sigma * noise) * _HAS[labels].unsqueeze(2)).flatten(1), labels
 
 
@@ -88,7 +88,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     x, labels = sample(model, samples, generator)
     adversarial = x + worst_perturbation(labels, eps, model.features)
-    weights = torch.rand(2, model.features, dtype=torch.float64, generator=generator) * model.mu / model.lam
+    drawn = torch.rand(2, model.features, dtype=torch.float64, generator=generator, device="cpu")
+    weights = drawn * model.mu / model.lam
     for step in range(steps):
         weights.requires_grad_()
         loss = losses(adversarial @ head_weight(weights).T, labels, model.beta).mean()

@@ -86,10 +86,11 @@ class TrainingBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = self._count
         height, width = self.images.shape[2:]
-        order = torch.randperm(count, generator=generator)
-        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator) - self.padding
-        flips = torch.randint(0, 2, (count,), generator=generator) > 0
-        centres = (torch.rand(count, 2, generator=generator) * torch.tensor([height, width])).long()
+        order = torch.randperm(count, generator=generator, device="cpu")
+        shifts = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator, device="cpu") - self.padding
+        flips = torch.randint(0, 2, (count,), generator=generator, device="cpu") > 0
+        places = torch.rand(count, 2, generator=generator, dtype=torch.float32, device="cpu")
+        centres = (places * torch.tensor([height, width], device="cpu")).long()
         if self.augmentation == "none":
             shifts.zero_()
         if self.augmentation != "crop-flip":
@@ -101,10 +102,11 @@ class TrainingBatches:
         batches = [rows.clone() for rows in torch.split(order, self.batch_size)]
         counts = [round(self.extra_share * len(rows)) for rows in batches]
         rounds = -(-sum(counts) // self.extra)
-        drawn = torch.cat([torch.randperm(self.extra, generator=generator) for _ in range(rounds)] or [order[:0]])
+        orders = [torch.randperm(self.extra, generator=generator, device="cpu") for _ in range(rounds)]
+        drawn = torch.cat(orders or [order[:0]])
         for rows, chosen in zip(batches, torch.split(drawn[: sum(counts)], counts), strict=True):
             rows[len(rows) - len(chosen) :] = self._count + chosen
-        return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for rows in batches])
+        return torch.cat([rows[torch.randperm(len(rows), generator=generator, device="cpu")] for rows in batches])
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The epoch's batches but the first ``skip``; each image once, the last batch as large as what remains."""
@@ -138,7 +140,7 @@ class TrainingBatches:
         last, share = max(end, first + 1), (end - first) * self.processes / size
         if self.mixing is None:
             return slice(start + first, start + last), share
-        places = torch.arange(first, last)
+        places = torch.arange(first, last, device="cpu")
         return start + torch.cat((places, (places + 1) % size)), share
 
 

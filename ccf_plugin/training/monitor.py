@@ -133,7 +133,7 @@ class Monitor:
 def _evenly(split: Split, count: int) -> Split:
     """So many of the images, or all, evenly over the split."""
     count = min(count, len(split))
-    return split.subset(torch.arange(count) * len(split) // count)
+    return split.subset(torch.arange(count, device="cpu") * len(split) // count)
 
 
 def _attack(parts: Parts) -> AttackSettings:

@@ -69,7 +69,7 @@ class Parts:
     def work(self) -> float:
         """About how many operations the run's training takes: those of convolutions and matrix products."""
         with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluation_mode(self.model):
-            self.model(torch.zeros(2, *self.input_size, device=self.device))
+            self.model(torch.zeros(2, *self.input_size, dtype=torch.float32, device=self.device))
         # A pass forward, one back to the images, and one back to the weights, are of about the same size.
         attack = 2 * self.recipe.attack.steps if self.recipe.objective.is_adversarial else 0
         return float(counter.get_total_flops() / 2 * (attack + 3) * len(self.train) * self.recipe.optim.epochs)
@@ -151,7 +151,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     parts = Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision, extra)
     try:
         with torch.no_grad(), evaluation_mode(model):  # one that needs contiguous feature maps becomes so now
-            parts.forward(model)(torch.zeros(2, channels, height, width, device=device))
+            parts.forward(model)(torch.zeros(2, *train.images.shape[1:], dtype=torch.float32, device=device))
     except InputError as error:  # of the entry of its output that holds the logits
         raise error.within("probe") from error
     return parts
@@ -218,10 +218,10 @@ def hold_out(train: Split, count: int) -> tuple[Split, Split]:
     from_the_end = torch.empty_like(train.labels)  # how many of its class stand behind each image
     for label in range(int(train.labels.max()) + 1):
         rows = (train.labels == label).nonzero().squeeze(1)
-        from_the_end[rows] = torch.arange(len(rows) - 1, -1, -1)
+        from_the_end[rows] = torch.arange(len(rows) - 1, -1, -1, device="cpu")
     # In the order of their distance from their class's end, then of class.
     ranked = torch.argsort(from_the_end * (int(train.labels.max()) + 1) + train.labels)
-    held = torch.zeros(len(train), dtype=torch.bool)
+    held = torch.zeros(len(train), dtype=torch.bool, device="cpu")
     held[ranked[:count]] = True
     if set(train.labels[~held].tolist()) != set(train.labels.tolist()):
         raise InputError(

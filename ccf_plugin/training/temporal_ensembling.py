@@ -27,7 +27,7 @@ class TemporalEnsemble:
 
     def __init__(self, section: EnsemblingSection, count: int, classes: int, device: torch.device) -> None:
         self._section = section
-        self.predictions = torch.zeros(count, classes, device=device)
+        self.predictions = torch.zeros(count, classes, dtype=torch.float32, device=device)
 
     def weight(self, epoch: int) -> float:
         """w in an epoch (counted from 1); 0 before the ramp begins."""

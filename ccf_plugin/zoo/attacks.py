@@ -97,7 +97,7 @@ class Attack:
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
         if self._draws_seed:
-            _seed(self._attack, int(torch.randint(2**31, ())))
+            _seed(self._attack, int(torch.randint(2**31, (), device="cpu")))
         with torch.inference_mode(False):
             if images.is_inference():  # such tensors cannot take part in autograd; a copy can
                 images, labels = images.clone(), labels.clone()

@@ -49,9 +49,9 @@ class Split:
     def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """In order, (images float32 in [0, 1], labels int64) on ``device``; the last batch may be smaller."""
         # A tensor, because CUDA divides by a Python number by multiplying with its rounded reciprocal.
-        scale = torch.tensor(255.0, device=device)
+        scale = torch.tensor(255.0, dtype=torch.float32, device=device)
         starts = [number * batch_size for number in range(self.count_batches(batch_size))]
-        batches = [torch.arange(start, min(start + batch_size, len(self))) for start in starts]
+        batches = [torch.arange(start, min(start + batch_size, len(self)), device="cpu") for start in starts]
         read = self.images.__getitem__
         images = map(read, batches) if isinstance(self.images, Tensor) else read_ahead(read, batches)
         for rows, batch in zip(batches, images, strict=True):

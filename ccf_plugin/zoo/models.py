@@ -51,6 +51,8 @@ def load_model(
         InputError: a spec or file that is not right, or arguments that its model does not take.
         UnavailableError: weights that cannot be downloaded.
     """
+    from ccf_plugin.engine.switches import torch_defaults
+
     sources = loadable()
     source, name = find(sources, spec) or (sources[""], spec)
     optional = {
@@ -72,7 +74,9 @@ def load_model(
     if surplus:
         path = None if checkpoint is None else expanded_path(checkpoint)
         custom = CustomWeights(path, checkpoint_key, options or {}, num_classes, mean, std)
-    return source.load(name, pretrained=pretrained, checkpoint=custom, model_dir=folder_from(model_dir, MODEL_FOLDER))
+    folder = folder_from(model_dir, MODEL_FOLDER)
+    with torch_defaults():
+        return source.load(name, pretrained=pretrained, checkpoint=custom, model_dir=folder)
 
 
 def takes_checkpoint(spec: str) -> bool:
@@ -98,17 +102,19 @@ def build_model(
     unless the option ``pretrained`` of timm and RobustBench says so. With ``mean`` and ``std`` a ``Normalize`` layer
     comes first. Raises InputError for what does not fit, UnavailableError for weights that cannot be downloaded.
     """
+    from ccf_plugin.engine.switches import torch_defaults
     from ccf_plugin.zoo.normalize import with_normalization
 
     source, rest = _find_buildable(name)
     assert source.build is not None  # noqa: S101  (for mypy: it is buildable)
     try:
-        network = source.build(rest, num_classes=num_classes, input_size=input_size, options=dict(options or {}))
+        with torch_defaults():
+            network = source.build(rest, num_classes=num_classes, input_size=input_size, options=dict(options or {}))
+            return with_normalization(network, mean, std, channels=input_size[0])
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CCFError):
             raise
         raise InputError(f"{name} cannot be built with {options or 'its defaults'} here: {one_line(error)}") from error
-    return with_normalization(network, mean, std, channels=input_size[0])
 
 
 def check_name(name: str) -> None:

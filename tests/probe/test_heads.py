@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.defaults import other_defaults
 from support.tolerances import rounding
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
@@ -276,6 +278,44 @@ def test_gradient_attribution_equals_the_linear_one(build: Callable[[], nn.Modul
     np.testing.assert_allclose(gradient.matrix, linear.matrix, atol=2e-5)
     np.testing.assert_allclose(gradient.instance_matrix, linear.instance_matrix, atol=2e-5)
     assert gradient.head.name == name
+
+
+WAYS = ["linear", "custom, (n, K)", "two heads, weighted", "temperature", "positions averaged"]
+
+
+@pytest.mark.parametrize("head", [None, "gradient"])
+@pytest.mark.parametrize("name", [*WAYS, "an ensemble's mean", "a position picked", "dict", "two that would do"])
+def test_the_hosts_default_device_and_dtype_change_nothing(name: str, head: Any) -> None:
+    torch.manual_seed(0)
+    model, labels, x = HEADS[name][0](), torch.arange(N) % K, images().requires_grad_()
+    results = []
+    for defaults in (contextlib.nullcontext, other_defaults):
+        with defaults(), CrossClassProbe(model, head=head, instances=True) as probe:
+            model(x)
+            probe.update(labels)
+            results.append(probe.compute())
+    usual, other = results
+    assert other.head.name == usual.head.name
+    np.testing.assert_array_equal(other.matrix, usual.matrix)
+    np.testing.assert_array_equal(other.instance_matrix, usual.instance_matrix)
+    assert repr((other.cas, other.null, other.intervals())) == repr((usual.cas, usual.null, usual.intervals()))
+
+
+def test_a_head_that_reads_images_without_a_gradient_is_told() -> None:
+    class OfImages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pixels = Body(nn.Linear(n, K)), nn.Linear(16, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) + self.pixels(x.flatten(1))
+
+    with CrossClassProbe(OfImages(), head="gradient") as probe:
+        probe.model(images())
+        with pytest.raises(InputError, match="expected what 'pixels' reads to have a gradient"):
+            probe.update(torch.arange(N) % K)
+        probe.model(images().requires_grad_())
+        probe.update(torch.arange(N) % K)
 
 
 @pytest.mark.parametrize("norm", [parametrizations.spectral_norm, spectral_norm])

@@ -670,6 +670,22 @@ def test_activations_that_cannot_be_copied() -> None:
             probe.reset()
 
 
+class Tagged(Tensor):
+    """Activations of a library's own kind, such as fastai's."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_activations_of_a_kind_of_their_own(dtype: torch.dtype) -> None:
+    model = Body().to(dtype)
+    with CrossClassProbe(model) as probe:
+        for _ in range(2):
+            inputs = images().to(dtype)
+            assert type(model(inputs.as_subclass(Tagged))) is Tagged
+            probe.update(LABELS)
+            measured(probe, right([(model.features(inputs), model.head.weight)]))
+            probe.reset()
+
+
 # --- a pass that ends early -----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import Quiet, tiny
+from support.defaults import other_defaults
+from support.runs import Quiet, assert_same_run, tiny
 from torch import Tensor
 
 from ccf_plugin.errors import CCFError
@@ -32,7 +33,7 @@ def _process() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "gradients": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()],
         "autocast": [torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()],
-        "dtype": torch.get_default_dtype(),
+        "defaults": [torch.get_default_dtype(), torch.get_default_device()],
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's": [kind, keys.tolist(), *rest],
         "python's": random.getstate(),
@@ -79,6 +80,15 @@ def test_every_switch_is_as_before(ends: str, tmp_path: Path) -> None:
     assert ended == ends
     assert set(inside) == {1}
     assert _process() == before
+
+
+def test_the_hosts_default_device_and_dtype_change_nothing(tmp_path: Path) -> None:
+    recipe = tiny("average.kind=ema", "probe.gradients=true", "data.augmentation=crop-flip", "data.cutout=2")
+    whole = train(recipe, tmp_path / "whole", Quiet())
+    with other_defaults():
+        before = _process()["defaults"]
+        assert_same_run(train(recipe, tmp_path / "run", Quiet()), whole)
+        assert _process()["defaults"] == before
 
 
 def test_the_hosts_compiled_code_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.checkpoints import save_checkpoint
+from support.defaults import other_defaults
 from torch import nn
 
 from ccf_plugin.errors import InputError
@@ -48,6 +49,14 @@ def test_a_run_describes_itself(model: nn.Module, tmp_path: Path) -> None:
         assert (loaded.num_classes, loaded.class_names, loaded.data) == (3, ("a", "b", "c"), "digits")
         assert (loaded.threat, loaded.input_size, loaded.name) == ({"norm": "L2", "eps": 0.5}, (1, 8, 8), "my_run")
     assert [file.name for file in run.iterdir()] == ["best.safetensors"], "nothing is left beside it"
+
+
+def test_the_hosts_default_device_and_dtype_change_no_weights(model: nn.Module, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "best.safetensors", model, METADATA)
+    with other_defaults():
+        loaded = load_model(str(tmp_path / "best.safetensors")).model
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_weights_are_plain_tensors(tmp_path: Path) -> None:
