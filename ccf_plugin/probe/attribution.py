@@ -51,7 +51,7 @@ def gradient_attribution(
     with torch.enable_grad():
         true_logits = logits[rows].gather(1, labels.unsqueeze(1)).sum()
     slopes = torch.autograd.grad(
-        true_logits, list(features), retain_graph=True, allow_unused=True, materialize_grads=True
+        true_logits, list(features), retain_graph=True
     )
     return [g.detach()[rows] * slope[rows] for g, slope in zip(features, slopes, strict=True)]
 

@@ -31,7 +31,7 @@ class LinearHead:
 
     Args:
         features: the name of the module whose output is g: (N, n), or (N, n, 1, 1).
-        weight: W, (K, n), or a function of the model that gives it; asked at the end of every pass.
+        weight: W, (K, n), on any device, or a function of the model that gives it; asked at the end of every pass.
 
     Example:
         >>> import torch

@@ -33,8 +33,8 @@ def to_plain(tensor: Tensor) -> Tensor:
         if getattr(type(tensor), how, None) is not getattr(Tensor, how, None):
             with contextlib.suppress(Exception):  # not of this kind
                 return cast(Tensor, getattr(tensor, how)().detach())
-    # a subclass with memory of its own, whose values are what it holds
-    return tensor.as_subclass(Tensor) if memory(tensor) else tensor
+    # a subclass with memory of its own, whose values are what it holds; in a graph it has to stay the tensor that it is
+    return tensor.as_subclass(Tensor) if memory(tensor) and not tensor.requires_grad else tensor
 
 
 def version(tensor: Any) -> int | None:

@@ -264,6 +264,8 @@ class PassWatcher:
             given = self._weight()
             if isinstance(given, str):
                 fault = f"expected the weight of LinearHead to be a tensor of shape (K, n), found {given}"
+            elif entries:
+                given = given.to(entries[0].tensor.device)
             calls = [replace(call, tensors={} if isinstance(given, str) else {"weight": given}) for call in calls]
         if torch.compiler.is_compiling():
             # only what may be the head: each copy is one more output of the compiled graph

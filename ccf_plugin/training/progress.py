@@ -98,7 +98,7 @@ class ProgressReporter(Reporter):
             self._beat(title, done, total)
 
     def _title(self, doing: str) -> str:
-        return f"epoch {self._epoch + 1} of {self._total_epochs}: {doing}"
+        return f"epoch {min(self._epoch + 1, self._total_epochs)} of {self._total_epochs}: {doing}"
 
     def _begin_epoch(self) -> None:
         """Training goes on from here. The time until its first step counts too: much may be compiled in it."""

@@ -18,7 +18,7 @@ from ccf_plugin.files import expanded_path
 from ccf_plugin.measuring.evaluate import check_input
 from ccf_plugin.measuring.provenance import images_fingerprint, names_fingerprint
 from ccf_plugin.runs.layout import checkpoint_of
-from ccf_plugin.training.recipe import DataSection, Recipe
+from ccf_plugin.training.recipe import DataSection, ModelSection, Recipe
 from ccf_plugin.zoo.datasets import ImageData, Split, load_data
 from ccf_plugin.zoo.models import build_model
 from ccf_plugin.zoo.weights import load_weights
@@ -126,14 +126,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
         raise InputError(f"data.cutout: expected less than the images' {size} pixels, found {recipe.data.cutout}")
     torch.manual_seed(recipe.seed)
     channels, height, width = train.images.shape[1:]
-    model = build_model(
-        recipe.model.name,
-        num_classes=len(data.classes),
-        input_size=(channels, height, width),
-        options=recipe.model.options,
-        mean=recipe.model.mean,
-        std=recipe.model.std,
-    )
+    model = _build(recipe.model, len(data.classes), (channels, height, width))
     if recipe.model.weights is not None:
         start_from(model, _file_of(recipe.model.weights), key=recipe.model.checkpoint_key)
     check_input(model, (channels, height, width), recipe.model.name)
@@ -155,6 +148,24 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     except InputError as error:  # of the entry of its output that holds the logits
         raise error.within("probe") from error
     return parts
+
+
+def _build(section: ModelSection, classes: int, size: tuple[int, int, int]) -> nn.Module:
+    """Raises InputError, which says what to do where a network gets the options of the recipe's base."""
+    try:
+        return build_model(
+            section.name,
+            num_classes=classes,
+            input_size=size,
+            options=section.options,
+            mean=section.mean,
+            std=section.std,
+        )
+    except InputError as error:
+        if not section.options:
+            raise
+        remedy = "set model.options = {} if they are another network's"
+        raise InputError(f"{error}; model.options are {dict(section.options)}: {remedy}") from error
 
 
 def _extra_images(section: DataSection, data: ImageData, *, download: bool) -> Split:

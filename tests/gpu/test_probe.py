@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ccf_plugin import CrossClassProbe
+from ccf_plugin import CrossClassProbe, LinearHead
 from ccf_plugin.cli import main
 from ccf_plugin.probe import CrossClassResult
 
@@ -115,6 +115,20 @@ def test_golden_figures(
     result = CrossClassResult.load(stem)
     for name, (expected, tolerance) in figures.items():
         assert getattr(result, name) == pytest.approx(expected, abs=tolerance), name
+
+
+def test_a_weight_that_is_said_may_lie_elsewhere() -> None:
+    model, (images, labels) = plain_network().eval(), batch(32, side=32)
+    weight = model[-1].weight.detach()
+    found = []
+    for given in (weight, weight.cpu(), lambda _: weight.cpu()):
+        with CrossClassProbe(model, head=LinearHead(features="4", weight=given)) as probe:
+            for _ in range(2):
+                model(images)
+                probe.update(labels)
+            found.append(probe.compute().matrix)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
 
 
 def test_probing_a_model_that_lies_on_cuda() -> None:

@@ -674,15 +674,17 @@ class Tagged(Tensor):
     """Activations of a library's own kind, such as fastai's."""
 
 
+@pytest.mark.parametrize("head", [None, "gradient"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_activations_of_a_kind_of_their_own(dtype: torch.dtype) -> None:
+def test_activations_of_a_kind_of_their_own(dtype: torch.dtype, head: str | None) -> None:
     model = Body().to(dtype)
-    with CrossClassProbe(model) as probe:
+    with CrossClassProbe(model, head=head) as probe:
         for _ in range(2):
             inputs = images().to(dtype)
             assert type(model(inputs.as_subclass(Tagged))) is Tagged
             probe.update(LABELS)
-            measured(probe, right([(model.features(inputs), model.head.weight)]))
+            # shares by gradients are products in the features' dtype
+            measured(probe, right([(model.features(inputs), model.head.weight)]), max(1e-5, torch.finfo(dtype).eps))
             probe.reset()
 
 
