@@ -43,17 +43,20 @@ def gradient_attribution(
         rows: the samples to take.
 
     Returns:
-        One detached tensor per feature tensor, of its shape (its ``rows`` only).
+        One detached tensor per feature tensor, of its shape (its ``rows`` only) and dtype, at least float32: in half
+        precision the product would be rounded.
 
     Raises:
         RuntimeError: the graph is gone, or there is none.
     """
     with torch.enable_grad():
         true_logits = logits[rows].gather(1, labels.unsqueeze(1)).sum()
-    slopes = torch.autograd.grad(
-        true_logits, list(features), retain_graph=True
-    )
-    return [g.detach()[rows] * slope[rows] for g, slope in zip(features, slopes, strict=True)]
+    slopes = torch.autograd.grad(true_logits, list(features), retain_graph=True)
+    dtypes = [torch.promote_types(g.dtype, torch.float32) for g in features]
+    return [
+        g.detach()[rows].to(dtype) * slope[rows].to(dtype)
+        for g, slope, dtype in zip(features, slopes, dtypes, strict=True)
+    ]
 
 
 def class_means(sums: Tensor, counts: Tensor) -> Tensor:
