@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from ccf_plugin.engine.forward import Forward
 from ccf_plugin.report.study_page import build_page
 from ccf_plugin.runs.pieces import unpack
 from ccf_plugin.runs.study_file import read_study
+from ccf_plugin.threat import threat_model
 from ccf_plugin.training.study import shipped_studies
+from ccf_plugin.zoo.attacks import is_replayed
 
 from . import on_gpu
 
@@ -38,6 +41,26 @@ def test_rows_leave_json_and_a_table(tmp_path: Path) -> None:
     figures = found["rows"]["evaluation"]["figures"]
     assert figures["replayed_20"]["cas"] == pytest.approx(figures["eager_20"]["cas"])
     assert "| instance_cas | I-CAS of 10,000 × 512 | finished |" in (tmp_path / "on_gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_row_works_on_a_simulated_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(on_gpu.ROOT / "tests" / "simulated_gpu"))
+    rows = [row.name for row in on_gpu.ROWS if row.name != "tests"]  # those are run by themselves (.ci/run)
+    done = _run(tmp_path, "--small", "--only", ",".join(rows))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "on_gpu.json").read_text())["rows"]
+    assert {name: row["status"] for name, row in found.items()} == dict.fromkeys(rows, "finished")
+    figures = found["evaluation"]["figures"]
+    assert figures["replayed_20"]["cas"] == pytest.approx(figures["eager_20"]["cas"])
+
+
+def test_rows_without_graphs_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCF_CUDA_GRAPHS", "1")
+    monkeypatch.setattr(Forward, "weights_cast_once", Forward.weights_cast_once)
+    assert is_replayed("PGD", threat_model())
+    on_gpu._without_graphs()
+    assert not is_replayed("PGD", threat_model())
 
 
 @pytest.mark.slow
