@@ -13,6 +13,7 @@ Nothing in `read` waits for the device.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -93,26 +94,26 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     dtype = accumulator_dtype(logits.device)
     wanted = logits.to(dtype)
     values = [term_values(term, record, wanted, _scalar(f)) for term, f in zip(plan.terms, plan.factors, strict=True)]
-    products = torch.stack([product(value.features, value.weight, dtype) for value in values], 2)  # (N, K, m)
-    factors, refitted = _fit(plan, wanted, products)
+    products = torch.stack([value.made for value in values], 2)  # (N, K, m)
+    heights = wanted.abs().amax(0)
+    factors, refitted = _fit(plan, wanted, products, heights)
     features, weight, is_sum = _canonical(plan, values, factors)
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
-    allowed, class_tolerance = _tolerance(values, shares, factors, wanted)
-    class_tolerance = class_tolerance + 2 * _output_unit(plan, record, logits) * wanted.abs().amax(0)
+    by_rounding, of_height = _tolerance(values, shares, factors)
+    by_height = (of_height + 2 * _output_unit(plan, record, logits)) * heights
+    allowed = by_rounding + by_height
     biases = [value.bias.to(dtype) * factors[..., t] for t, value in enumerate(values) if value.bias is not None]
     beside = residual - torch.stack(biases).sum(0) if biases else residual
     if len(wanted) == 1:
         # One sample alone is explained by any constant row: there it must be known.
         difference = (beside - (0.0 if offset is None else offset)).abs()
-        missed = ~(difference <= allowed + class_tolerance).all()
+        missed = ~(difference <= allowed).all()
     else:
         centred = residual - residual[:1]  # the constant row first, whose size would round the mean
         difference = (centred - centred.mean(0)).abs()
-        missed = ~(difference <= allowed + class_tolerance).all() | _is_masked(
-            made, beside[0], allowed, class_tolerance
-        )
+        missed = ~(difference <= allowed).all() | _is_masked(made, beside[0], by_rounding, by_height)
     for index, first in enumerate(plan.alike):  # what was a copy must be one in this pass
         if first != index and values[first].sources != values[index].sources:
             features_of = [values[term].features.to(dtype) for term in (first, index)]
@@ -122,12 +123,12 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
         weight=weight,
         dtype=values[0].features.dtype,
         factors=factors,
-        error=difference.amax() / wanted.abs().amax(),
+        error=difference.amax() / heights.amax(),
         missed=missed,  # also where the difference is NaN, as a mask of -inf leaves it
         refitted=refitted,
         beside=beside,
         made=made,
-        allowed=allowed + class_tolerance,
+        allowed=allowed,
     )
 
 
@@ -135,8 +136,11 @@ def _scalar(factor: float | tuple[float, ...]) -> float:
     return 1.0 if isinstance(factor, tuple) or factor == 0 else factor
 
 
-def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """The plan's factors, or those of least squares where these explain clearly more: (m,) or (K, m), and which."""
+def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
+    """The plan's factors, or those of least squares where these explain clearly more: (m,) or (K, m), and which.
+
+    ``heights`` are the largest of each class's logits, (K,).
+    """
     planned = on_device(plan.factors, logits.dtype, logits.device)
     planned = planned.T if plan.per_class else planned
     rows, classes, number = products.shape
@@ -145,7 +149,6 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
     if equations < EQUATIONS * fitted_number:
         return planned, torch.zeros((), dtype=torch.bool, device=logits.device)
     # a class's logits are rounded in proportion to their size: those of a large constant say little of the factors
-    heights = logits.abs().amax(0)
     heights = torch.maximum(heights, heights.amax() * 1e-3).clamp(min=torch.finfo(logits.dtype).tiny)
     wanted = (logits - logits.mean(0)) / heights
     columns = (products - products.mean(0)) / heights.unsqueeze(1)
@@ -257,29 +260,28 @@ def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     )
 
 
-def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor) -> tuple[Tensor, float]:
     """How far float arithmetic may put each of the logits from g Wᵀ + a constant row, (N, K).
 
-    And beside it, (K,), what the size of a class's logits adds to that.
+    And beside it, as a share of a class's largest logit, what the size of its logits adds to that.
 
     With u the unit roundoff of a product's inputs, rounding them moves a sum of n products by about u √Σ g²w², since
     the errors have either sign; summing adds at most some √n times the sum's own unit, over partial sums of √n times
     the same; they begin with the bias, which may be as large as the class's largest logit. What is done to the terms
     afterwards rounds them a few times more.
     """
-    allowed = torch.zeros_like(logits)
-    of_largest = 0.0
+    parts, of_largest = [], 0.0
     for index, value in enumerate(values):
         unit_in, unit = units(value.outer)
         width = value.features.shape[1]
         unit_sum = torch.finfo(torch.float64 if value.outer.dtype == torch.float64 else torch.float32).eps / 2
         rounding = 8 * unit_in + unit_sum * (8 + math.sqrt(width)) * math.sqrt(width)
         share = shares[..., index].abs() * (8 * unit)
-        allowed = allowed + torch.addcmul(share, value.spread, factors[..., index].abs(), value=rounding)
+        parts.append(torch.addcmul(share, value.spread, factors[..., index].abs(), value=rounding))
         of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
-        allowed = allowed + _FITTED * torch.finfo(logits.dtype).eps * shares.abs().sum(2)
-    return allowed, of_largest * logits.abs().amax(0)
+        parts.append(_FITTED * torch.finfo(shares.dtype).eps * shares.abs().sum(2))
+    return functools.reduce(torch.add, parts), of_largest
 
 
 def _output_unit(plan: Plan, record: PassRecord, logits: Tensor) -> float:
@@ -288,9 +290,9 @@ def _output_unit(plan: Plan, record: PassRecord, logits: Tensor) -> float:
     return torch.finfo(returned.dtype).eps / 2
 
 
-def _is_masked(made: Tensor, beside: Tensor, allowed: Tensor, class_tolerance: Tensor) -> Tensor:
+def _is_masked(made: Tensor, beside: Tensor, by_rounding: Tensor, by_height: Tensor) -> Tensor:
     """Whether something added to some class, (K,) beside the layers' biases, leaves nothing of g Wᵀ in it; () bool."""
     varied = (made - made[:1]).abs().amax(0)
-    is_hidden = (varied > 4 * allowed.amax(0)) & (varied < 4 * class_tolerance)
-    is_large = beside.abs() > torch.maximum(_MASK * made.abs().amax(), 4 * class_tolerance)
+    is_hidden = (varied > 4 * by_rounding.amax(0)) & (varied < 4 * by_height)
+    is_large = beside.abs() > torch.maximum(_MASK * made.abs().amax(), 4 * by_height)
     return (is_hidden & is_large).any()

@@ -94,8 +94,8 @@ class Sums:
                 largest logit, and () bool, whether its factors were fitted anew.
         """
         missed, error, refitted = check or (torch.zeros_like(is_bad), None, None)
-        # a sum is not finite where an entry is not
-        faults = torch.stack([is_bad, ~torch.isfinite(attributions.sum()), missed])
+        # a sum is not finite where an entry is not, and 0 times it is not 0
+        faults = torch.stack([is_bad, attributions.sum() * 0 != 0, missed])
         torch.minimum(self.first_faults, torch.where(faults, self.batches, _NO_BATCH), out=self.first_faults)
         if error is not None and refitted is not None:
             miss = torch.where(missed, error.to(self.largest_miss.dtype), 0.0)

@@ -25,6 +25,7 @@ class TermValues:
         bias: of its layers, (K,), or None.
         sources: which tensors its runs read.
         outer: the run whose output the term is.
+        made: g Wᵀ, (N, K), in the dtype of the check.
         spread: √Σ g²w² over the products behind each logit, (N, K): the scale of their rounding errors.
     """
 
@@ -33,6 +34,7 @@ class TermValues:
     bias: Tensor | None
     sources: tuple[int, ...]
     outer: LayerCall
+    made: Tensor
     spread: Tensor
 
 
@@ -83,12 +85,13 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     outer = links[0][-1]
     check_rows(positions, logits)
     features = _at(positions, term.position, weight, bias, logits, factor)
-    spread = _spread(features, weight, logits.dtype)
+    wide = features.to(logits.dtype), weight.to(logits.dtype)
+    made, spread = product(*wide, logits.dtype), _spread(*wide, logits.dtype)
     if len(links) > 1 and outer.inputs is not None:  # what a chain cancels is rounded all the same
         matrix = matrix_of(term.links[0], outer)
         matrix = matrix if term.rows is None else matrix.index_select(0, _index(term.rows, matrix))
         spread = spread + _spread(at_mean(outer.positions()), matrix, logits.dtype)
-    return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, spread)
+    return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, made, spread)
 
 
 def check_rows(positions: Tensor, logits: Tensor) -> None:
