@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ccf_plugin.engine.versions import installed_versions
 from ccf_plugin.errors import InputError
-from ccf_plugin.probe.attribution import attribution, correlation_matrix
+from ccf_plugin.probe.attribution import attribution, correlation_matrix, unit_rows
 from ccf_plugin.probe.decomposition import mean_row_share
 from ccf_plugin.probe.distributed import gather_objects, gather_rows, sum_over_processes
 from ccf_plugin.probe.forward_pass import OWN_OUTPUT, ForwardPass
@@ -89,7 +89,9 @@ class Accumulation:
             )
             if self._instances:
                 self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)
-                self._rows.append(values.to(torch.promote_types(latest.dtype, torch.float32)), labels)
+                # at length 1, so that none is too large or too small for the features' own precision
+                kept = torch.promote_types(latest.dtype.to_real(), torch.float32)
+                self._rows.append(unit_rows(values).to(kept), labels)
         self._modes.add(("train" if latest.training else "eval", str(latest.dtype).removeprefix("torch.")))
         return correct
 

@@ -102,10 +102,10 @@ def correlation_matrix(vectors: Tensor) -> Tensor:
 
 def defined_units(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of (…, K, n) at length 1, and which have one, (…, K, 1) bool; rows that are NaN or zero become zeros."""
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    defined = torch.isfinite(lengths) & (lengths > 0)
+    largest = _largest(vectors)
+    defined = torch.isfinite(largest) & (largest > 0)
     # Before any product: NaN times a zero gradient would still be NaN.
-    return _unit_rows(torch.where(defined, vectors, 0.0)), defined
+    return unit_rows(torch.where(defined, vectors, 0.0)), defined
 
 
 def cas_contributions(matrix: Tensor) -> Tensor:
@@ -153,9 +153,9 @@ def instance_matrix(
     """
     counts = torch.bincount(labels, minlength=num_classes)
     if reduction == "mean":
-        return _mean_pair_cosines(_unit_rows(attributions), labels, counts)
+        return _mean_pair_cosines(unit_rows(attributions), labels, counts)
     if attributions.requires_grad and torch.is_grad_enabled():
-        nearest = _nearest_with_gradient(_unit_rows(attributions), labels, num_classes)
+        nearest = _nearest_with_gradient(unit_rows(attributions), labels, num_classes)
         sums = nearest.new_zeros(num_classes, num_classes).index_add(0, labels, nearest)
     else:
         sum_of_nearest = _sum_of_nearest_in_products if attributions.is_cuda else _sum_of_nearest
@@ -169,9 +169,20 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _unit_rows(rows: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / torch.where(lengths > 0, lengths, 1.0)
+def unit_rows(rows: Tensor) -> Tensor:
+    """The rows of (…, n) at length 1; those of zeros as they are."""
+    rows = rows / _or_1(_largest(rows))  # else their squares may be too large or too small for the dtype
+    return rows / _or_1(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The size of the largest entry of each row of (…, n), (…, 1): NaN where one is NaN."""
+    largest: Tensor = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
+    return largest
+
+
+def _or_1(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, sizes, 1.0)
 
 
 def _mean_pair_cosines(units: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
@@ -218,8 +229,8 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
     place = torch.arange(len(order), device=device) + shift[labels[order]]
     padded = attributions.new_zeros(total, attributions.shape[1])
     padded[place] = attributions[order]
-    lengths = torch.linalg.vector_norm(padded, dim=1, keepdim=True)
-    padded /= torch.where(lengths > 0, lengths, 1.0)  # 0 also where the squares are too small for the dtype
+    padded /= _or_1(_largest(padded))
+    padded /= _or_1(torch.linalg.vector_norm(padded, dim=1, keepdim=True))
     is_padding = torch.ones(total, dtype=torch.bool, device=device)
     is_padding[place] = False
     # the l-th chunks of all classes together: each class at most once, so plain indexing can update them
@@ -257,7 +268,7 @@ def _sum_of_nearest(attributions: Tensor, labels: Tensor, counts: Tensor, max_by
 def _sum_of_nearest_in_products(attributions: Tensor, labels: Tensor, counts: Tensor, max_bytes: int) -> Tensor:
     """The same in few kernels, for a GPU: twice the products, reduced over the columns of a class at once."""
     order = torch.argsort(labels, stable=True)
-    units, classes = _unit_rows(attributions[order]), labels[order]
+    units, classes = unit_rows(attributions[order]), labels[order]
     sizes = counts.tolist()
     rows = max(1, max_bytes // (len(units) * units.element_size()))  # of a block of cosines
     sums = torch.zeros(len(sizes), len(sizes), dtype=accumulator_dtype(units.device), device=units.device)

@@ -55,6 +55,7 @@ def attacked(
         InputError: it returned something else than images like those that it got; it needs gradients of the images,
             and the model passes them none.
     """
+    images, labels = images.clone(), labels.clone()  # an attack may write into them, and they are the loader's
     with torch.enable_grad():
         adversarial = _watched(images, labels, attack, model) if first else attack(images, labels)
     expected = f"expected the attack to return images, a {images.dtype} tensor of shape {tuple(images.shape)}, found"

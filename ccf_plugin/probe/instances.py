@@ -15,7 +15,7 @@ from ccf_plugin.probe.attribution import class_attribution_similarity, instance_
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Attributions of single samples as they were measured: ``rows`` A(x), (N, n) float; ``labels``, (N,) int64."""
+    """Single samples in the order of measuring: ``rows`` A(x) / |A(x)|, (N, n) float; ``labels``, (N,) int64."""
 
     rows: Tensor
     labels: Tensor
@@ -30,7 +30,7 @@ class Samples:
 
 
 class InstanceRows:
-    """A(x) and y of the measured samples; at most ``max_per_class`` of each class (the first), or all.
+    """A(x) / |A(x)| and y of the measured samples; at most ``max_per_class`` of each class (the first), or all.
 
     Memory: N · n values, or K · max_per_class · n where capped, in the features' precision (at least float32).
 

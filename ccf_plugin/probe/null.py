@@ -118,9 +118,9 @@ def permutation_null(
     """
     if permutations is not None and permutations < 2:
         raise InputError(f"expected 2 permutations or more, found {permutations}")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    is_defined = (np.isfinite(lengths) & (lengths > 0))[:, 0]
-    units = vectors[is_defined] / lengths[is_defined]
+    rows, defined = defined_units(torch.from_numpy(vectors))
+    is_defined = defined[:, 0].numpy()
+    units = rows.numpy()[is_defined]
     classes, features = units.shape
     means = units.mean(1, keepdims=True)
     deviations = units - means

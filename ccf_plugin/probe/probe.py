@@ -308,8 +308,9 @@ class CrossClassProbe:
         Args:
             loader: batches of images (N, C, H, W), float in [0, 1], and labels (N,) int64: pairs, or longer tuples
                 that begin so, or dicts with an image key and a label key of the usual names.
-            attack: adversarial examples from images and labels, such as a torchattacks object; None for clean. One
-                with ``set_normalization_used`` takes and gives normalised images, as the model does.
+            attack: adversarial examples from images and labels (copies, which it may write into), such as a
+                torchattacks object; None for clean. One with ``set_normalization_used`` takes and gives normalised
+                images, as the model does.
             seed: for the attack's random start.
             seeds: how many seeds to repeat with, from ``seed`` (or 0) on. The result is the first's; ``repeats`` holds
                 the figures of all, ``spread`` their mean and standard deviation.

@@ -99,7 +99,8 @@ class Attack:
         if self._draws_seed:
             _seed(self._attack, int(torch.randint(2**31, (), device="cpu")))
         with torch.inference_mode(False):
-            if images.is_inference():  # such tensors cannot take part in autograd; a copy can
+            # inference tensors cannot take part in autograd; and own code may write into what it gets
+            if images.is_inference() or is_python(self.name):
                 images, labels = images.clone(), labels.clone()
             if getattr(self._attack, "device", images.device) != images.device:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built

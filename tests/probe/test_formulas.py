@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tolerances import rounding
 from torch import Tensor
 
 from ccf_plugin import (
@@ -20,6 +23,8 @@ from ccf_plugin import (
     correlation_matrix,
     instance_matrix,
 )
+from ccf_plugin.probe import permutation_null
+from ccf_plugin.probe.jackknife import instances_without_parts
 
 from . import oracle
 
@@ -47,6 +52,30 @@ def test_class_wise_formulas_equal_the_oracle(count: int, features: int, classes
     matrix = correlation_matrix(vectors)
     np.testing.assert_allclose(matrix, oracle.correlation_matrix(*lists), atol=1e-12)
     assert float(class_attribution_similarity(matrix)) == pytest.approx(oracle.cas(matrix.tolist()), abs=1e-12)
+
+
+# Powers of two, by which nothing is rounded. The squares of the rows are beyond the dtype's range.
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 2.0**-110), (torch.float32, 2.0**100), (torch.float64, 2.0**-900), (torch.float64, 2.0**900)],
+    ids=str,
+)
+def test_no_cosine_depends_on_the_scale(dtype: torch.dtype, scale: float) -> None:
+    g, weight, labels = draw(200, 16, 4, seed=2)
+    rows = attribution(g, weight, labels).to(dtype)
+    vectors = class_attribution(g, weight, labels).to(dtype)
+    tolerance = rounding(16, dtype)
+
+    def same(formula: Callable[[Tensor], Any], of: Tensor) -> None:
+        np.testing.assert_allclose(formula(of * scale), formula(of), atol=tolerance)
+
+    same(correlation_matrix, vectors)
+    same(lambda vectors: permutation_null(vectors.double().numpy()).cas_mean, vectors)
+    for reduction in ("max", "mean"):
+        same(lambda rows, how=reduction: instance_matrix(rows, labels, 4, reduction=how), rows)  # type: ignore[misc]
+    same(lambda rows: instance_matrix(rows.requires_grad_(), labels, 4).detach(), rows.clone())
+    for index in range(2):
+        same(lambda rows, at=index: instances_without_parts(rows, labels, 4)[at], rows)  # type: ignore[misc, index]
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])
@@ -269,9 +298,9 @@ def test_the_mean_over_all_pairs_hovers_near_zero() -> None:
     assert float(mean.abs().max()) < 0.1 < float(nearest.min())
 
 
-def test_attributions_too_small_to_have_a_length_have_cosine_zero() -> None:
-    """Their squares are 0 in float32: divided by the least number they would have cosines of 1e16."""
+@pytest.mark.parametrize(("size", "cosine"), [(0.0, 0.0), (1e-42, 1.0), (1e-30, 1.0), (1e38, 1.0)])
+def test_attributions_without_a_length_have_cosine_zero_and_no_others(size: float, cosine: float) -> None:
     labels = torch.arange(9) % 3
     for reduction in ("max", "mean"):
-        matrix = instance_matrix(torch.full((9, 4), 1e-30), labels, 3, reduction=reduction)
-        assert float(matrix.abs().max()) < 1e-6
+        matrix = instance_matrix(torch.full((9, 4), size), labels, 3, reduction=reduction)
+        np.testing.assert_allclose(matrix, cosine, atol=rounding(4))

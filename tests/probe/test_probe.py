@@ -227,6 +227,63 @@ def test_run_measures_under_attack(model: nn.Module, batch: Batch) -> None:
     np.testing.assert_allclose(clean.matrix, expected_matrix(model, images, labels), atol=ROUNDING)
 
 
+@pytest.mark.parametrize("overwrites", ["images", "labels", "both"])
+def test_an_attack_that_writes_into_what_it_gets(model: nn.Module, batch: Batch, overwrites: str) -> None:
+    images, labels = (tensor.clone() for tensor in batch)
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        if overwrites != "labels":
+            x.mul_(0.5)
+        if overwrites != "images":
+            y.add_(1).remainder_(4)
+        return x if overwrites != "labels" else x * 0.5
+
+    with CrossClassProbe(model, instances=True) as probe:
+        expected = probe.run([(images * 0.5, labels)])
+        found = probe.run([batch], attack)
+    np.testing.assert_array_equal(found.matrix, expected.matrix)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.robust_accuracy == expected.clean_accuracy
+    assert torch.equal(batch[0], images)
+    assert torch.equal(batch[1], labels)
+
+
+@pytest.mark.parametrize("exponent", [-80, 80])
+@pytest.mark.parametrize("options", [{}, {"max_per_class": 2}], ids=str)
+def test_instances_of_any_scale(batch: Batch, exponent: int, options: dict[str, Any]) -> None:
+    """The squares of such A(x) are no float32 numbers."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
+    with CrossClassProbe(model, instances=True, **options) as probe:
+        matrices = []
+        for scale in (1.0, 2.0**exponent):
+            model(batch[0] * scale)
+            probe.update(batch[1])
+            matrices.append(probe.compute().instance_matrix)
+            probe.reset()
+    np.testing.assert_array_equal(*matrices)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_complex_features_that_a_real_head_reads(batch: Batch) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 4, bias=False)
+
+        def forward(self, images: Tensor, complex_part: float = 0.0) -> Tensor:
+            product = (images.flatten(1) + complex_part * 1j) @ self.head.weight.T.to(torch.complex64)
+            return torch.real(product)
+
+    model = Model()
+    with CrossClassProbe(model, instances=True) as probe:
+        model(batch[0], complex_part=2.0)
+        probe.update(batch[1])
+        found = probe.compute()
+    lists = batch[0].flatten(1).tolist(), model.head.weight.tolist(), batch[1].tolist()
+    np.testing.assert_allclose(found.matrix, oracle.correlation_matrix(*lists), atol=ROUNDING)
+    np.testing.assert_allclose(found.instance_matrix, oracle.instance_matrix(*lists), atol=ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("inputs", "measured_as", "title"),
     [

@@ -52,6 +52,16 @@ def beyond(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda images, labels: images + 3
 
 
+def overwriting(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """One that writes into what it gets."""
+
+    def attack(images: Tensor, labels: Tensor) -> Tensor:
+        labels.add_(1)
+        return images.mul_(0.5)
+
+    return attack
+
+
 def nothing(model: nn.Module) -> None:
     """One that makes no attack."""
 

@@ -391,6 +391,13 @@ def test_an_own_function_makes_an_attack(network: nn.Module, batch: Batch) -> No
     assert torch.equal(shifted, (batch[0] + 0.5).clamp(0, 1))
 
 
+def test_an_own_attack_that_writes_into_what_it_gets(network: nn.Module, batch: Batch) -> None:
+    images, labels = (tensor.clone() for tensor in batch)
+    assert torch.equal(build_attack(f"{OWN}overwriting", network, threat_model())(*batch), images * 0.5)
+    assert torch.equal(batch[0], images)
+    assert torch.equal(batch[1], labels)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
