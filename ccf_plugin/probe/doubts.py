@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container
 
 from torch import nn
 
@@ -39,13 +39,22 @@ class Doubts:
         )
         self._tell("other passes", text, stacklevel=4)
 
-    def runs_outside(self, head: Head | None, layers: Iterable[str]) -> None:
-        """Warn that the head has run since the pass that counts, where no hook of the model sees it."""
+    def runs_outside(self, head: Head | None, layers: Container[str], bystander: str | None) -> None:
+        """Warn that the head has run since the pass that counts, where no hook of the model sees it.
+
+        Args:
+            head: where it is.
+            layers: those that have run.
+            bystander: the layer that tells of it, where the head is no layer.
+        """
         names = [] if head is None else [name for name in head.name.split(" + ") if name in layers]
-        if not names:
+        ran = f"the head {' and '.join(map(repr, names))}"
+        if head is not None and bystander is not None and bystander in layers:
+            ran = f"the layer {bystander!r} before the head {head.name!r}"
+        elif not names:
             return
         text = (
-            f"the head {' and '.join(map(repr, names))} has run after the pass that counts, in no pass of the model, "
+            f"{ran} has run after the pass that counts, in no pass of the model, "
             "as by model.forward(x) or by a part of it; if that is meant to count, call the model: model(x)"
         )
         self._tell("runs outside", text, stacklevel=5)

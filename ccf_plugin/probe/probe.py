@@ -377,7 +377,7 @@ class CrossClassProbe:
         if inside:
             record.alike = 0  # it was named
         elif ran_outside:
-            self._doubts.runs_outside(self.head, ran_outside)
+            self._doubts.runs_outside(self.head, ran_outside, tracer.watcher.bystander)
         return record
 
     def _read(self, record: PassRecord) -> ForwardPass:

@@ -181,6 +181,11 @@ def read_result(path: str | Path) -> dict[str, Any]:
             )
         arrays = _checked_arrays(arrays)
         _check_fields(described, len(arrays["counts"]))
+        if differing := [name for name in ARRAYS if _differ(described.get(name), arrays.get(name))]:
+            raise InputError(
+                f"expected two files of one result, found that {npz} and {description.name} differ in "
+                f"{', '.join(differing)}; copy both from one measurement"
+            )
         return {
             **{name: arrays[name] for name in ("matrix", "class_attribution", "counts")},
             **arrays,
@@ -247,6 +252,14 @@ def _check_fields(described: Mapping[str, Any], classes: int) -> None:
         isinstance(names, list) and len(names) == classes and all(isinstance(name, str) for name in names)
     ):
         raise ValueError(f"other names than those of {classes} classes")
+
+
+def _differ(listed: Any, array: NDArray[Any] | None) -> bool:
+    """Whether numbers in the JSON are others than those of the .npz, where both have them."""
+    if listed is None or array is None:
+        return False
+    numbers = np.array(listed, dtype=np.float64)  # None becomes NaN
+    return numbers.shape != array.shape or not np.allclose(numbers, array, rtol=1e-9, equal_nan=True)
 
 
 def _head(described: Mapping[str, Any]) -> Head:

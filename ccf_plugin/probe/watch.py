@@ -62,6 +62,8 @@ class PassWatcher:
         self._narrow = False  # whether the head is known; then layers that may be it are copied as they run
         self.copies_early = False  # whether they are in the next pass too, since the last one showed no head
         self.ran_outside: set[str] = set()  # watched layers that have run since the latest pass, in none of the model
+        self.bystander: str | None = None  # the layer that tells that the model ran, where the head is none
+        self._unnoted: set[str | None] = set()  # watched for nothing else
         self._wants_products = name is None
         self._notes: Notes | None = None  # of the pass that goes on
         self._depth = 0
@@ -96,13 +98,17 @@ class PassWatcher:
             features: n.
             products: whether the head is a function's product.
         """
-        watched = self.layers.narrow(record, names, sizes, features)
+        names, ran = set(names), [call.name for call in record.calls if call.name and not call.is_function]
+        self.bystander = next(iter(ran[-1:]), self.bystander) if names.isdisjoint(ran) else None
+        watched = self.layers.narrow(record, names, sizes, features, self.bystander)
+        self._unnoted = {self.bystander} - watched
         record.calls = [call for call in record.calls if call.name in watched and (products or not call.is_function)]
         self._wants_products, self._narrow = products, True
 
     def widen(self) -> list[str]:
         """Watch every layer again that may be a head; the names of those that were built since the last look."""
-        self._narrow, self._wants_products = False, self._name is None
+        self._narrow, self._wants_products, self.bystander = False, self._name is None, None
+        self._unnoted = set()
         return self.layers.widen()
 
     def drop(self) -> None:
@@ -149,7 +155,7 @@ class PassWatcher:
         inputs = given[0] if given else None
         if notes is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
             self.ran_outside.add(name)  # not where a checkpoint runs it again, inside backward
-        if notes is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        if notes is None or name in self._unnoted or not isinstance(inputs, Tensor) or inputs.ndim < 2:
             return
         is_whole = self._weight is None and may_cover(module)
         # a view that is made now has no gradient

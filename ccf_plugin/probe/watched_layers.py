@@ -52,7 +52,9 @@ class WatchedLayers:
         remove_copied_hooks(model)
         self._layers = {key: (module, list(self._watch(key, module))) for key, module in watched.items()}
 
-    def narrow(self, record: PassRecord, names: Iterable[str], sizes: set[int], features: int | None) -> set[str]:
+    def narrow(
+        self, record: PassRecord, names: Iterable[str], sizes: set[int], features: int | None, bystander: str | None
+    ) -> set[str]:
         """Watch only these layers, those with a matrix of such a size, and what they read; the names of all of them.
 
         Args:
@@ -60,6 +62,7 @@ class WatchedLayers:
             names: of layers.
             sizes: of matrices.
             features: n.
+            bystander: a layer that keeps its hook beside these.
         """
         watched = {*names, *(name for name, (module, _) in self._layers.items() if _has_matrix(module, sizes))}
         # low-rank branches that have not run yet: what a layer of K outputs and other than n features may read from
@@ -72,7 +75,7 @@ class WatchedLayers:
                 watched.add(call.name)
             if call.name in watched and (before := record.by_serial(call.reads)) is not None:
                 watched.add(before.name)
-        self.unwatch_all_but(watched)
+        self.unwatch_all_but(watched if bystander is None else {*watched, bystander})
         return watched
 
     def widen(self) -> list[str]:

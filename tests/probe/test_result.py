@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,6 +211,15 @@ def test_arrays_that_do_not_fit_each_other_are_refused(result: CrossClassResult,
     np.savez(npz, matrix=np.eye(3), class_attribution=np.ones((3, 2)), counts=np.ones(4))
     with pytest.raises(InputError):
         CrossClassResult.load(npz)
+
+
+def test_files_of_two_results_are_refused(result: CrossClassResult, tmp_path: Path) -> None:
+    other = replace(result, matrix=result.matrix * 0.5, counts=result.counts + 1)
+    result.save(tmp_path / "result")
+    other.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other.json", tmp_path / "result.json")
+    with pytest.raises(InputError, match=r"two files of one result, found .*result\.npz .*differ in matrix, counts"):
+        CrossClassResult.load(tmp_path / "result")
 
 
 def test_a_missing_file_is_named(result: CrossClassResult, tmp_path: Path) -> None:

@@ -220,6 +220,27 @@ def test_a_head_that_runs_in_no_pass_of_the_model_is_told_once(call: Callable[[A
             probe.update(LABELS)
 
 
+def test_a_function_head_that_runs_in_no_pass_of_the_model_is_told_by_a_layer_before_it() -> None:
+    class Cosine(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.normalize(self.features(x)), F.normalize(self.head.weight))
+
+    model = Cosine(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe:
+        with warnings.catch_warnings(action="error"):
+            for _ in range(3):
+                model(images())
+                probe.update(LABELS)
+        model(images())
+        model.forward(images() + 1)
+        with pytest.warns(
+            UserWarning, match=r"'features.1' before the head 'F.linear' has run after the pass that counts"
+        ):
+            probe.update(LABELS)
+        right = expected(F.normalize(model.features(images())), F.normalize(model.head.weight))
+        np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
+
+
 def test_a_checkpoint_that_runs_the_head_again_is_no_run_of_its_own() -> None:
     model = linear()
     with CrossClassProbe(model) as probe, warnings.catch_warnings(action="error"):
