@@ -259,6 +259,11 @@ def _reason(record: PassRecord, trials: Trials, wanted: Tensor) -> str:
         return "; the logits are the same for all samples, which tells no layers apart"
     if (len(wanted) - 1) * wanted.shape[1] < EQUATIONS or (len(wanted) <= EQUATIONS + 1 and not trials.errors):
         return "; so few samples show neither a factor nor a constant row: run a pass of more, then update"
+    if trials.too_alike:
+        return (
+            "; the features of this batch vary in so few ways that other heads would explain its logits as well: run a "
+            "pass of more images, and of others, then update"
+        )
     if trials.several_positions:
         return "; a layer runs at several positions, and neither one of them nor a mean of them is the output"
     if unfit := _do_not_fit(record, trials):

@@ -95,14 +95,15 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     wanted = logits.to(dtype)
     values = [term_values(term, record, wanted, _scalar(f)) for term, f in zip(plan.terms, plan.factors, strict=True)]
     products = torch.stack([value.made for value in values], 2)  # (N, K, m)
-    heights = wanted.abs().amax(0)
-    factors, refitted = _fit(plan, wanted, products, heights)
+    heights, output_unit = wanted.abs().amax(0), _output_unit(plan, record, logits)
+    unit = max(output_unit, *(units(value.outer)[1] for value in values))
+    factors, refitted = _fit(plan, wanted, products, heights, unit)
     features, weight, is_sum = _canonical(plan, values, factors)
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
     by_rounding, of_height = _tolerance(values, shares, factors)
-    by_height = (of_height + 2 * _output_unit(plan, record, logits)) * heights
+    by_height = (of_height + 2 * output_unit) * heights
     allowed = by_rounding + by_height
     biases = [value.bias.to(dtype) * factors[..., t] for t, value in enumerate(values) if value.bias is not None]
     beside = residual - torch.stack(biases).sum(0) if biases else residual
@@ -136,10 +137,12 @@ def _scalar(factor: float | tuple[float, ...]) -> float:
     return 1.0 if isinstance(factor, tuple) or factor == 0 else factor
 
 
-def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
+def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor, unit: float) -> tuple[Tensor, Tensor]:
     """The plan's factors, or those of least squares where these explain clearly more: (m,) or (K, m), and which.
 
-    ``heights`` are the largest of each class's logits, (K,).
+    Clearly is more than chance and more than the logits' own rounding, with this ``unit``: of products that vary by
+    less than it nothing is left in the logits, which a factor of 0 would explain. ``heights`` are the largest of each
+    class's logits, (K,).
     """
     planned = on_device(plan.factors, logits.dtype, logits.device)
     planned = planned.T if plan.per_class else planned
@@ -155,8 +158,9 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor) -> tuple
     # what rounding the means leaves of logits that are the same for all samples, it too might seem to be explained
     largest = 1 + (products * planned / heights.unsqueeze(1)).abs().amax()
     roundoff = torch.finfo(logits.dtype).eps ** 2 * equations * largest.square()
+    rounded = (logits * (unit / heights)).square().sum()
     if fitted_number == 1:
-        return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff)
+        return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff, rounded)
     class_index = "k" if plan.per_class else ""
     gram = torch.einsum(f"nka,nkb->{class_index}ab", columns, columns)
     shares = torch.einsum(f"nka,nk->{class_index}a", columns, wanted)
@@ -172,16 +176,18 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor) -> tuple
     after = (wanted - (columns * fitted).sum(2)).square().sum()
     chance = after / (equations - fitted_number) + roundoff * (1 + wanted.square().sum())
     chance = _CLEARLY_BETTER * fitted_number * chance
-    better = (before - after > chance) & torch.isfinite(fitted).all()
+    better = (before - after > chance + rounded) & torch.isfinite(fitted).all()
     return torch.where(better, fitted, planned), better
 
 
-def _fit_one(planned: Tensor, wanted: Tensor, column: Tensor, roundoff: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_one(
+    planned: Tensor, wanted: Tensor, column: Tensor, roundoff: Tensor, rounded: Tensor
+) -> tuple[Tensor, Tensor]:
     """`_fit` of one factor, in few kernels: (1,), from centred (N K,) vectors."""
     length, share, whole = torch.dot(column, column), torch.dot(column, wanted), torch.dot(wanted, wanted)
     fitted = share / length
     residual = (whole - fitted * share).clamp(min=0) / (len(wanted) - 1) + roundoff * (1 + whole)
-    better = (fitted - planned).square() * length > _CLEARLY_BETTER * residual  # never where the length is 0
+    better = (fitted - planned).square() * length > _CLEARLY_BETTER * residual + rounded  # never where the length is 0
     return torch.where(better, fitted, planned), better[0]
 
 

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from ccf_plugin.probe.calls import LayerCall
 from ccf_plugin.probe.linear_map import EQUATIONS
 from ccf_plugin.probe.plan import Plan, Term
-from ccf_plugin.probe.terms import products_at_positions
+from ccf_plugin.probe.terms import at_mean, products_at_positions
 from ccf_plugin.probe.trials import Trials
 
 # How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
 # each of several positions. What lies beyond is refused.
 _CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
+_SAMPLES = 256  # of which it is asked in how many ways their features vary
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 
 
@@ -140,8 +141,25 @@ class Search:
                 if further <= max(4 * error, negligible * scale):
                     chosen, factors = without, fewer
             shares = [tuple(share) if len(right) > 1 else share[0] for share in factors.T.tolist()]
-            return self._trials.holds(tuple(terms[index] for index in chosen), tuple(shares))
+            fewest = tuple(terms[index] for index in chosen)
+            if not self._determine(fewest, len(chosen), by_class=len(right) > 1):
+                return None
+            return self._trials.holds(fewest, tuple(shares))
         return None
+
+    def _determine(self, terms: Sequence[Term], factors: int, *, by_class: bool = False) -> bool:
+        """Whether the features vary in more ways than there are factors, which else fit any other head's logits too.
+
+        Logits of any matrix on features that vary in r ways have r K degrees of freedom, those of one class r.
+        """
+        read = [at_mean(self._trials.innermost(term).positions().detach()[:_SAMPLES]) for term in terms]
+        features = torch.cat(read, 1).to(self._wanted.dtype)
+        features = features - features.mean(0)
+        eps = max(torch.finfo(rows.dtype).eps for rows in read)
+        ways = int(torch.linalg.matrix_rank(features, rtol=eps * math.sqrt(features.numel())))
+        determine = ways > factors if by_class else ways * self._classes >= 2 * factors
+        self._trials.too_alike = self._trials.too_alike or not determine
+        return determine
 
     def _by_class(self, calls: list[LayerCall]) -> Plan | None:
         """Rows of larger layers, a scale for each class, one of several positions, in any combination."""
@@ -231,6 +249,8 @@ class Search:
         made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
         rows = made.transpose(1, 2).reshape(-1, places)
         weights, _ = _least_squares(rows.unsqueeze(0), wanted.reshape(1, -1))
+        if not self._determine([term], places):
+            return None
         return self._trials.holds((replace(term, position=tuple(weights[0].tolist())),), (1.0,))
 
 

@@ -39,9 +39,10 @@ class Trials:
             latest_run[call.name] = latest_run.get(call.name, 0) - 1
             self._runs[call.serial] = latest_run[call.name]
         self.is_constant = len(self.wanted) > 1 and not bool((wanted - wanted.mean(0)).any())
-        # what a refusal tells: layers with K outputs and how far each is off, and whether any has several positions
+        # what a refusal tells: layers with K outputs and how far each is off, whether any has several positions
         self.errors: dict[str, float] = {}
         self.several_positions = False
+        self.too_alike = False  # features vary in so few ways that factors fit by chance
         self.dropped: list[str] = []
 
     def ordered(self) -> list[LayerCall]:

@@ -155,7 +155,10 @@ class PassWatcher:
         inputs = given[0] if given else None
         if notes is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
             self.ran_outside.add(name)  # not where a checkpoint runs it again, inside backward
-        if notes is None or name in self._unnoted or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        if notes is None or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+            return
+        # compiled code must not depend on what is known already: it would be compiled again
+        if not torch.compiler.is_compiling() and name in self._unnoted:
             return
         is_whole = self._weight is None and may_cover(module)
         # a view that is made now has no gradient

@@ -297,6 +297,28 @@ def test_a_batch_of_one_image_over_and_over_gives_no_other_factors(
             np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-3, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_products_that_are_lost_in_the_rounding_of_large_biases_are_measured(dtype: torch.dtype, scale: float) -> None:
+    """The logits are the same for all images, or nearly: that is no evidence of another factor, such as 0."""
+    torch.manual_seed(0)
+    model = Body(nn.Linear(n, K))
+    with torch.no_grad():
+        model.head.weight *= scale
+        model.head.bias.copy_(torch.tensor([3.0, -1.5, 2.0, 5.0]))
+    model.to(dtype)
+    with CrossClassProbe(model) as probe:
+        for _ in range(2):
+            x = images().to(dtype)
+            model(x)
+            probe.update(LABELS)
+            found, g, weight = probe.compute(), model.features(x), model.head.weight
+            np.testing.assert_allclose(found.matrix, expected(g, weight), atol=2e-5)
+            vectors = oracle.class_attribution(g.double().tolist(), weight.double().tolist(), LABELS.tolist())
+            np.testing.assert_allclose(found.lengths, np.linalg.norm(vectors, axis=1), rtol=2e-5)
+            probe.reset()
+
+
 def test_logits_below_the_rounding_of_their_head_show_no_order_of_classes() -> None:
     """In bfloat16, logits less their batch's mean: rounding would explain them by any row of W."""
     for seed in range(6):
@@ -321,6 +343,53 @@ def test_a_collapsed_network_whose_classes_are_in_another_order(seed: int) -> No
         model(torch.zeros_like(images()))
         probe.update(LABELS)  # the biases tell
         right = expected(model.features(torch.zeros_like(images())), model.head.weight[[1, 2, 3, 0]])
+        np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
+
+
+class Unseen(Body):
+    """The head is no product that shows; the layers beside it give ``K`` outputs, or ``classes``, that nobody reads."""
+
+    def __init__(self, others: int, classes: int = K) -> None:
+        super().__init__(nn.Identity())
+        self.weight = nn.Parameter(torch.randn(K, n))
+        self.others = nn.ModuleList(nn.Linear(n, classes) for _ in range(others))
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.features(x)
+        for other in self.others:
+            other(g)
+        return (g.unsqueeze(1) * self.weight).sum(2)
+
+
+def few(different: int) -> Tensor:
+    return images()[:different].repeat(-(-N // different), 1, 1, 1)[:N]
+
+
+@pytest.mark.parametrize(("others", "classes"), [(1, K), (2, K), (8, K), (1, 5 * K)])
+@pytest.mark.parametrize("different", [2, 3, 4])
+def test_few_different_images_do_not_make_another_layer_the_head(different: int, others: int, classes: int) -> None:
+    """Features that vary in one way are explained by a factor for each class; in r ways, by r K layers."""
+    torch.manual_seed(0)
+    with CrossClassProbe(Unseen(others, classes)) as probe:
+        probe.model(few(different))
+        with pytest.raises(InputError, match="expected a layer whose"):
+            probe.update(LABELS)
+
+
+def test_factors_are_found_once_the_images_differ() -> None:
+    class PerClass(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.features(x)) * torch.tensor([1.0, 2.0, 0.5, 3.0])
+
+    torch.manual_seed(0)
+    model = PerClass(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe:
+        model(few(2))
+        with pytest.raises(InputError, match=r"vary in so few ways.*run a pass of more images"):
+            probe.update(LABELS)
+        model(few(3))
+        probe.update(LABELS)
+        right = expected(model.features(few(3)), model.head.weight * torch.tensor([[1.0], [2.0], [0.5], [3.0]]))
         np.testing.assert_allclose(probe.compute().matrix, right, atol=2e-5)
 
 
