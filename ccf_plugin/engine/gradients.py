@@ -76,7 +76,7 @@ class GradientWatch:
         if isinstance(images, Tensor) and images.requires_grad and torch.is_grad_enabled():
             self.asked = True
             if not self._reached:
-                self._reached = _depends([entry.tensor for entry in output_entries(output)], images)
+                self._reached = leads_to([entry.tensor for entry in output_entries(output)], images)
             images.register_hook(self._note)  # type: ignore[no-untyped-call]
 
     def _note(self, gradient: Tensor) -> None:
@@ -84,8 +84,8 @@ class GradientWatch:
         self._moves = moves if self._moves is None else self._moves | moves
 
 
-def _depends(results: Sequence[Tensor], source: Tensor) -> bool:
-    """Whether autograd knows a way from one of the results to the source."""
+def leads_to(results: Sequence[Tensor], source: Tensor) -> bool:
+    """Whether autograd knows a way from one of the results to the source; without running it."""
     ahead: list[Any] = [result.grad_fn for result in results if result.grad_fn is not None]
     known = set(ahead)
     while ahead:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.gradients import leads_to
+
 _BLOCK_ROWS = 512
 
 
@@ -36,6 +38,9 @@ def gradient_attribution(
 ) -> list[Tensor]:
     """A(x) = g(x) ⊙ ∂logit_y/∂g: eq. 5 where no linear head follows g; equal to it where one does.
 
+    Of features that others of the ``features`` are computed from, what reaches the logit through those is left out: it
+    is theirs. So is it where linear heads on both are added.
+
     Args:
         features: tensors g that the logits were computed from, each (N, …) float.
         logits: (N, K) float, with the graph back to the features; the graph is kept.
@@ -51,12 +56,33 @@ def gradient_attribution(
     """
     with torch.enable_grad():
         true_logits = logits[rows].gather(1, labels.unsqueeze(1)).sum()
-    slopes = torch.autograd.grad(true_logits, list(features), retain_graph=True)
+    slopes = _direct_slopes(features, torch.autograd.grad(true_logits, list(features), retain_graph=True))
     dtypes = [torch.promote_types(g.dtype, torch.float32) for g in features]
     return [
         g.detach()[rows].to(dtype) * slope[rows].to(dtype)
         for g, slope, dtype in zip(features, slopes, dtypes, strict=True)
     ]
+
+
+def _direct_slopes(features: Sequence[Tensor], slopes: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients with respect to each of the features without what passes through others of them."""
+    direct: dict[int, Tensor] = {}
+
+    def without_others(index: int) -> Tensor:
+        if index not in direct:
+            slope, source = slopes[index], features[index]
+            for other, later in enumerate(features):
+                # parts of one tensor have one node, and no way between them
+                if later is source or later.grad_fn is source.grad_fn or not leads_to([later], source):
+                    continue
+                (through,) = torch.autograd.grad(
+                    later, source, without_others(other), retain_graph=True, allow_unused=True
+                )
+                slope = slope if through is None else slope - through
+            direct[index] = slope
+        return direct[index]
+
+    return [without_others(index) for index in range(len(features))]
 
 
 def class_means(sums: Tensor, counts: Tensor) -> Tensor:

@@ -121,7 +121,9 @@ def gradient_members(record: PassRecord, logits: Tensor) -> list[LayerCall]:
 def _members_among(calls: Sequence[LayerCall], logits: Tensor) -> list[LayerCall]:
     rows, classes = logits.shape
     sized = [(call, call.inputs) for call in calls if any(links_of(call, classes, rows))]
-    candidates = [(call, inputs) for call, inputs in sized if inputs is not None and inputs.requires_grad]
+    # what reads images without a gradient is a member too, which is refused later
+    ways = [(call, call.output if inputs is None or not inputs.requires_grad else inputs) for call, inputs in sized]
+    candidates = [(call, way) for call, way in ways if isinstance(way, Tensor) and way.requires_grad]
     if not candidates or not logits.requires_grad:
         return []
     members = []

@@ -128,6 +128,31 @@ class Ensemble(nn.Module):
         return torch.stack([member(x) for member in self.members]).mean(0)
 
 
+class EarlierExit(Body):
+    """Features of the last head are computed from those of the first."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+        self.deeper = nn.Sequential(nn.Linear(n, n), nn.Tanh())
+        self.last = nn.Linear(n, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.features(x)
+        return self.after(self.head(g) + self.last(self.deeper(g)))
+
+
+class BesideTheBody(Body):
+    """One head reads the images themselves."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(n, K))
+        self.beside = nn.Linear(16, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.after(self.beside(x) + self.head(self.features(x)))
+
+
 class SharedHead(Body):
     """One head that runs twice in a pass, on two views."""
 
@@ -217,6 +242,8 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "two heads, averaged": (TwoHeads, "head + other"),
     "two heads, weighted": (lambda: TwoHeads(1.0, -0.3), "head + other"),
     "an ensemble's mean": (Ensemble, "members.0.51 + members.1.51 + members.2.51"),
+    "an earlier exit": (EarlierExit, "head + last"),
+    "one that reads the images": (BesideTheBody, "beside + head"),
     "one head twice": (SharedHead, "head + head"),
     "temperature": (lambda: Body(nn.Linear(n, K), lambda logits: logits / 0.07), "head"),
     "scaled in place": (lambda: Body(nn.Linear(n, K), lambda logits: logits.mul_(3.0)), "head"),
@@ -494,6 +521,18 @@ def expected_gradients(model: Mixture, batch: Tensor, labels: Tensor) -> Tensor:
         columns.append(g * 0.5 * own * (weight[labels] - p @ weight))
     rows = torch.cat(columns, 1)
     return torch.stack([rows[labels == label].mean(0) for label in range(K)])
+
+
+def test_a_member_that_reads_images_without_a_gradient_is_not_left_out() -> None:
+    model = BesideTheBody()
+    model.after = lambda logits: logits.softmax(1)  # type: ignore[method-assign]
+    with CrossClassProbe(model, head="gradient") as probe:
+        model(images())
+        with pytest.raises(InputError, match="'beside' reads to have a gradient"):
+            probe.update(torch.arange(N) % K)
+        model(images().requires_grad_())
+        probe.update(torch.arange(N) % K)
+        assert probe.compute().head.name == "beside + head"
 
 
 def test_layers_before_a_members_head_are_no_members() -> None:
