@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from ccf_plugin.engine.gradients import GradientWatch
 from ccf_plugin.errors import InputError
@@ -44,6 +45,14 @@ def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]
 
 _IMAGES = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "data")
 _LABELS = ("label", "labels", "y", "target", "targets", "fine_label")
+
+
+def keeps_order(loader: object) -> bool:
+    """Whether a loader gives its images in one order each time, as far as its sampler tells."""
+    return not isinstance(getattr(loader, "sampler", None), _SHUFFLING)
+
+
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def attacked(

@@ -25,7 +25,7 @@ from ccf_plugin.probe.doubts import Doubts
 from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
-from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, unnormalised
+from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, keeps_order, unnormalised
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.records import ImageRecords
 from ccf_plugin.probe.result import CrossClassResult
@@ -307,7 +307,8 @@ class CrossClassProbe:
 
         Args:
             loader: batches of images (N, C, H, W), float in [0, 1], and labels (N,) int64: pairs, or longer tuples
-                that begin so, or dicts with an image key and a label key of the usual names.
+                that begin so, or dicts with an image key and a label key of the usual names. Of one that shuffles no
+                records of single images are kept, which paired tests take to be in one order.
             attack: adversarial examples from images and labels (copies, which it may write into), such as a
                 torchattacks object; None for clean. One with ``set_normalization_used`` takes and gives normalised
                 images, as the model does.
@@ -354,7 +355,7 @@ class CrossClassProbe:
                 with torch.set_grad_enabled(self.needs_graph):
                     self.model(images)
                 records.append(*self._passes.add(self._read(self._take_record()), labels, slice(None), clean))
-        self._passes.records = records
+        self._passes.records = records if keeps_order(loader) else None
         result = self.compute()
         return result if attack is None else replace(result, threat={**describe_attack(attack), "seed": seed})
 

@@ -43,7 +43,8 @@ class CrossClassResult(WithIntervals):
             ``confusion_unnamed`` beside ``accuracy``. None where not measured, and above 2,000 classes.
         correct_clean, correct: whether each image was classified right, clean and under attack (without one: in the
             passes that counted), (N,) bool in the loader's order (with several processes: the first image of each,
-            the second of each, …; None where they have other shares). None but from ``probe.run``.
+            the second of each, …; None where they have other shares). None but from ``probe.run``
+            with a loader that does not shuffle.
         logit_variance: of the logits over samples and classes, each sample's mean taken away, so that what the softmax
             does not see does not count; None where not measured.
         mean_row_share: of the head's W in the last pass that counted, from 0 to 1; see `decomposition.mean_row_share`.

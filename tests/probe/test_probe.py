@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
 
@@ -361,6 +362,15 @@ def test_confusions_and_records_of_a_run(model: nn.Module) -> None:
         of_class = labels == label
         assert attacked.class_accuracy[label] == float((turned == labels)[of_class].double().mean())
         assert attacked.class_accuracy_clean[label] == float((clean == labels)[of_class].double().mean())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_loader_that_shuffles_leaves_no_records_to_be_paired(model: nn.Module, batch: Batch, shuffle: bool) -> None:
+    loader = DataLoader(TensorDataset(*batch), batch_size=5, shuffle=shuffle)
+    with CrossClassProbe(model) as probe:
+        result = probe.run(loader, lambda x, y: x * 0.5)
+    assert (result.correct is None) == (result.correct_clean is None) == shuffle
+    assert result.confusion_clean.sum() == len(batch[1])
 
 
 def test_updates_have_a_confusion_matrix_and_no_records(model: nn.Module, batch: Batch) -> None:
