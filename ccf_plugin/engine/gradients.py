@@ -79,6 +79,8 @@ class GradientWatch:
                 self._reached = leads_to([entry.tensor for entry in output_entries(output)], images)
             images.register_hook(self._note)  # type: ignore[no-untyped-call]
 
+    _watch.only_reads = True  # type: ignore[attr-defined]  # see `engine.graphs.model_state`
+
     def _note(self, gradient: Tensor) -> None:
         moves = (gradient != 0).any()
         self._moves = moves if self._moves is None else self._moves | moves

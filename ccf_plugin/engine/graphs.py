@@ -2,7 +2,8 @@
 
 A replay repeats what the device was given while it was recorded, at the same addresses. Random numbers are drawn anew,
 and tensors that are changed in place (weights, BatchNorm's statistics) are read as they are by then. What happens in
-Python (hooks, counters, warnings) happens while recording alone.
+Python (hooks, counters, warnings) happens while recording alone; a Python value that decides what is computed makes
+another graph where it is an attribute of a module or of the attack, and is not seen elsewhere (in a list, a global).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _KEPT = 6  # graphs of one function: whole batches and the last smaller one, in a few modes
 _TRIES = 2  # watched calls: compiling in the first may itself wait for the device
+_PLAIN = {bool, int, float, str, type(None), FunctionType, BuiltinFunctionType}  # of an attribute
 _WAITS = "called a synchronizing CUDA operation"  # what torch warns of in its sync debug mode
 
 
@@ -48,9 +51,10 @@ class Replayed:
         self._function, self._name, self._state, self._graphs = function, name, state, graphs
         self._known: OrderedDict[Hashable, _Recording | _Watched] = OrderedDict()
         self._has_logged = False
+        self._restless = 0  # calls in a row that left another kind of state than they found
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if not self._graphs.can_record(inputs):
+        if self._restless == _KEPT or not self._graphs.can_record(inputs):
             return self._function(*inputs)
         kind = self._kind(inputs)
         known = self._known.get(kind, _Watched(0, "it has not run yet"))
@@ -67,12 +71,14 @@ class Replayed:
     def _watched(self, kind: Hashable, calls: int, inputs: tuple[Tensor, ...]) -> Tensor:
         with self._graphs.watch() as left_out:
             result = self._function(*inputs)
-        if self._kind(inputs) != kind:
-            left_out.append("it leaves other tensors or modes behind than it found")
+        is_changed = self._kind(inputs) != kind
+        self._restless = self._restless + 1 if is_changed else 0
+        if is_changed:
+            left_out.append("it leaves other tensors, modes or attributes behind than it found")
         if kind not in self._known and len(self._known) == _KEPT:
             self._known.popitem(last=False)
         self._known[kind] = _Watched(calls, "; ".join(left_out))
-        if left_out and calls == _TRIES:
+        if left_out and (calls == _TRIES or self._restless == _KEPT):
             self._log_once("; ".join(left_out))
         return result
 
@@ -184,18 +190,31 @@ def graphs_are_wanted() -> bool:
 
 
 def model_state(model: nn.Module) -> Hashable:
-    """What a recorded pass of a model depends on beside its inputs: modes, addresses of tensors, torch's switches."""
-    modes, places = [], []
+    """What a recorded pass of a model depends on beside its inputs, as far as the model's modules and torch tell.
+
+    Of each module: its type, its `plain_attributes`, the addresses of its tensors, and its hooks but those that say of
+    themselves that they only read (``only_reads``). And torch's switches.
+    """
+    modules = []
     for module in model.modules():
-        modes.append(module.training)
-        for owned in (module._parameters, module._buffers):
-            places += [(tensor.data_ptr(), tensor.dtype) for tensor in owned.values() if tensor is not None]
+        hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+        acting = [key for each in hooks for key, hook in each.items() if not getattr(hook, "only_reads", False)]
+        owned = [value for names in (module._parameters, module._buffers, vars(module)) for value in names.values()]
+        places = [(tensor.data_ptr(), tensor.dtype) for tensor in owned if isinstance(tensor, Tensor)]
+        modules.append((type(module), plain_attributes(module), tuple(places), tuple(acting)))
+    matmul = torch.backends.cuda.matmul
     return (
-        *(tuple(modes), tuple(places)),
+        tuple(modules),
         *(torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
         *(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic),
         *(torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
+        matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32,  # the former from torch 2.9
     )
+
+
+def plain_attributes(owner: object) -> Hashable:
+    """The numbers, words and functions among an object's attributes: a recording goes on with those that it found."""
+    return tuple((name, value) for name, value in vars(owner).items() if type(value) in _PLAIN)
 
 
 def _host_random_state() -> tuple[object, ...]:

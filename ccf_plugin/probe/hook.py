@@ -26,6 +26,8 @@ class Hook:
     What is left there is of the standard library alone, so that the pickle opens where this package is not installed.
     """
 
+    only_reads = True  # a pass is the same with it and without: see `engine.graphs.model_state`
+
     def __init__(self, call: Callable[..., None], failed: Callable[[Exception], None]) -> None:
         self._call: Callable[..., None] | None = call
         self._failed = failed

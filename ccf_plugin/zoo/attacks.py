@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.gradients import GradientWatch
-from ccf_plugin.engine.graphs import CUDA_GRAPHS, CudaGraphs, Replayed, graphs_are_wanted, model_state
+from ccf_plugin.engine.graphs import CUDA_GRAPHS, CudaGraphs, Replayed, graphs_are_wanted, model_state, plain_attributes
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.engine.modes import evaluation_mode, preserved_modes, seeded
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
@@ -83,7 +83,7 @@ class Attack:
         self._has_seed = seed is not None
         self._craft: Callable[..., Tensor] = self._craft_eagerly
         if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
-            self._craft = Replayed(self._craft, f"attack {name}", lambda: model_state(model), graphs or CUDA_GRAPHS)
+            self._craft = Replayed(self._craft, f"attack {name}", self._state, graphs or CUDA_GRAPHS)
 
     @property
     def is_per_image(self) -> bool:
@@ -154,6 +154,9 @@ class Attack:
         norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else norm_of(self.name)
         noise = {"per_image_noise": self._seed is not None} if self._has_seed else {}
         return {"attack": self.name, **taken, "norm": norm, **noise}
+
+    def _state(self) -> Hashable:
+        return model_state(self._model), plain_attributes(self._attack)
 
     @contextlib.contextmanager
     def _only_input_gradients(self) -> Iterator[None]:

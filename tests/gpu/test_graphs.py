@@ -142,6 +142,78 @@ class _Drops(nn.Module):
         return logits if random.random() < 0.5 else 2 * logits
 
 
+class _Scaled(nn.Module):
+    """Its pass follows a number that no tensor holds."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.scale, self.shift = inner, 1.0, torch.zeros(10, device=CUDA)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        return logits * self.scale + self.shift
+
+
+CHANGES: dict[str, Any] = {
+    "a number of the module": lambda model, _: setattr(model, "scale", -1.0),
+    "a tensor that is no buffer": lambda model, _: setattr(model, "shift", torch.linspace(-9, 9, 10, device=CUDA)),
+    "BatchNorm's momentum": lambda model, _: setattr(model.inner[1], "momentum", 0.9),
+    "a hook": lambda model, _: model.inner.register_forward_hook(lambda _, __, logits: -logits),
+    "a layer without weights": lambda model, _: model.inner.__setitem__(2, nn.SiLU()),
+    "the attack's eps": lambda _, attack: setattr(attack._attack, "eps", 1 / 255),
+}
+
+
+@pytest.mark.usefixtures("same_every_time")
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_between_replays_is_seen(name: str) -> None:
+    """All that decides what a pass computes, and is no tensor changed in place, makes another graph."""
+    found = []
+    for serves in (True, False):
+        model, graphs = _Scaled(plain_network()).train(), Counted(serves=serves)
+        attack = _attack(model, graphs, mode="train", options={"random_start": False})
+        for number in range(3):
+            attack(*batch(6, side=32, seed=number))
+        CHANGES[name](model, attack)
+        adversarial = [attack(*batch(6, side=32, seed=number)) for number in range(3, 6)]
+        found.append((torch.stack(adversarial), model.inner[1].running_mean.clone()))
+        assert graphs.recorded == 2 * serves
+    (replayed, statistics), (expected, expected_statistics) = found
+    torch.testing.assert_close(replayed, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(statistics, expected_statistics, rtol=1e-5, atol=1e-6)
+
+
+def test_a_probe_that_comes_and_goes_needs_no_other_graph() -> None:
+    """Its hooks change nothing; a run attaches a new one at every epoch's end."""
+    model, graphs = network().eval(), Counted()
+    attack = _attack(Forward(model), graphs)
+    for _ in range(3):
+        with CrossClassProbe(model) as probe:
+            for _ in range(2):
+                images, labels = batch(12)
+                model(attack(images, labels))
+                probe.update(labels)
+    assert graphs.recorded == 1
+
+
+def test_a_model_that_counts_its_passes_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """What follows the count cannot be replayed; after a few calls it is no longer tried."""
+
+    class Counts(_Scaled):
+        def forward(self, images: Tensor) -> Tensor:
+            self.scale += 1.0
+            return super().forward(images)
+
+    caplog.set_level(logging.DEBUG, logger="ccf_plugin")
+    model, graphs = Counts(plain_network()).eval(), Counted()
+    attack = _attack(model, graphs)
+    for _ in range(9):
+        attack(*batch(4, side=32))
+    assert (graphs.recorded, model.scale) == (0, 1 + 9 * 3)
+    (record,) = caplog.records
+    assert "attributes" in record.getMessage()
+
+
 @pytest.mark.parametrize(("kind", "reason"), [(_Waits, "waits for the device"), (_Drops, "random numbers on the host")])
 def test_models_that_a_replay_would_not_repeat_run_as_they_are(
     kind: Any, reason: str, caplog: pytest.LogCaptureFixture
