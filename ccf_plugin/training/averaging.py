@@ -1,12 +1,13 @@
-"""Averages of the weights along training, by torch.optim.swa_utils."""
+"""Averages of the weights along training, kept as torch.optim.swa_utils keeps them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ccf_plugin.engine.modes import copyable
 from ccf_plugin.training.recipe import AverageSection
@@ -22,15 +23,9 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, section: AverageSection) -> None:
         self._section = section
-        averaging = None
-        if section.kind == "ema":
-            averaging = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
         with copyable(model):
-            self.averaged = AveragedModel(model, multi_avg_fn=averaging).requires_grad_(False).eval()
+            self.averaged = AveragedModel(model).requires_grad_(False).eval()
         self._evaluated: nn.Module | None = None
-        norms = (norm for norm in self.averaged.modules() if isinstance(norm, nn.modules.batchnorm._NormBase))
-        statistics = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-        self._statistics = [statistic for statistic in statistics if statistic is not None]
 
     def after_step(self, model: nn.Module, epoch: int, *, is_last: bool) -> None:
         """A training step of an epoch (counted from 1) is done, perhaps its last."""
@@ -39,14 +34,20 @@ class WeightAverage:
         if is_open and (is_last or self._section.every == "step"):
             self._move(model)
 
+    @torch.no_grad()
     def _move(self, model: nn.Module) -> None:
-        # torch averages either all buffers, whole numbers and infinities too, or none: it copies them here.
-        before = [statistic.clone() for statistic in self._statistics]
-        is_first = not self.has_moved
-        self.averaged.update_parameters(model)
-        share = 1 / int(self.averaged.n_averaged) if self._section.kind == "swa" else 1 - self._section.decay
-        for statistic, old in zip(self._statistics, before, strict=True):
-            statistic.copy_(statistic if is_first else old.lerp(statistic, share))
+        # torch's ``update_parameters`` gives the device the number of moves, for which the host waits, and averages
+        # either all buffers, whole numbers and infinities too, or none: they are copied here.
+        moves = int(self.averaged.n_averaged)
+        (averaged, others), (current, present) = _parts(self.averaged.module), _parts(model)
+        if moves:
+            share = 1 / (moves + 1) if self._section.kind == "swa" else 1 - self._section.decay
+            torch._foreach_lerp_(averaged, current, share)
+        else:
+            torch._foreach_copy_(averaged, current)
+        for buffer, value in zip(others, present, strict=True):
+            buffer.copy_(value)
+        self.averaged.n_averaged += 1
 
     @property
     def has_moved(self) -> bool:
@@ -61,3 +62,12 @@ class WeightAverage:
         self._evaluated.load_state_dict(self.averaged.module.state_dict())
         update_bn(batches, self._evaluated)
         return self._evaluated.eval()
+
+
+def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """What is averaged, the parameters and BatchNorm's statistics; and the other buffers."""
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._NormBase)]
+    statistics = [norm._buffers[name] for norm in norms for name in ("running_mean", "running_var")]
+    kept = [statistic for statistic in statistics if statistic is not None]
+    known = {id(statistic) for statistic in kept}
+    return [*model.parameters(), *kept], [buffer for buffer in model.buffers() if id(buffer) not in known]

@@ -61,10 +61,18 @@ def test_every_method_takes_its_steps(name: str, tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-@pytest.mark.parametrize("more", [[], ["average.kind=ema"], ["attack.name=FFGSM", "attack.steps=1"]])
-def test_steps_do_not_wait(more: list[str], tmp_path: Path) -> None:
+STEPS = {name: more for name, more in METHODS.items() if name != "APGD"} | {
+    "swa at every step": ["average.kind=swa", "data.augmentation=crop-flip", "data.crop_border=zero", "data.cutout=2"],
+    "crossclass": ["crossclass.weight=0.5", "crossclass.term=excess", "optim.clip_norm=1.0"],
+    "mixup": ["data.mix=mixup", "objective.label_smoothing=0.1", "optim.name=adamw", "optim.nesterov=false"],
+    "sam": ["awp.gamma=0.01", "awp.kind=sam", "data.mix=cutmix"],
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_do_not_wait(name: str, tmp_path: Path) -> None:
     """The host is ahead of the device in every step but the first ones, which compile, record and search."""
-    recipe = tiny(*ON_CUDA, "data.train_per_class=10", "optim.batch_size=16", *more)
+    recipe = tiny(*ON_CUDA, "data.train_per_class=10", "optim.batch_size=16", *STEPS[name])
     steps = Loop(prepare(recipe, CUDA), Processes(recipe.device, folder=tmp_path)).steps(1)
     for _ in range(3):
         next(steps)

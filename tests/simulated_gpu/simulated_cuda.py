@@ -20,6 +20,7 @@ import torch.profiler
 from simulated_device import CUDA, DEVICE, MEMORY, CudaTensor, Moved, Recording
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 NAME = "simulated CUDA"
 
@@ -155,7 +156,9 @@ def _functions() -> dict[str, Any]:
         "mem_get_info": lambda _=None: (MEMORY // 2, MEMORY),
         "get_device_name": lambda _=None: NAME,
         "get_device_capability": lambda _=None: (9, 0),
-        "get_device_properties": lambda _=None: SimpleNamespace(name=NAME, total_memory=MEMORY, major=9, minor=0),
+        "get_device_properties": lambda _=None: SimpleNamespace(
+            name=NAME, total_memory=MEMORY, major=9, minor=0, multi_processor_count=1
+        ),
         "is_bf16_supported": lambda *_, **__: True,
         "Stream": Stream,
         "current_stream": lambda _=None: streams[0],
@@ -187,6 +190,17 @@ def _on_the_cpu(make: Any) -> Any:
     return made
 
 
+def _grouped(group: Any) -> Any:
+    """A function that groups tensors by where they lie, which C++ takes for the CPU."""
+
+    def grouped(tensors: Any, with_indices: bool = False) -> Any:
+        is_cuda = any(isinstance(value, CudaTensor) for value in tree_leaves(tensors))
+        found = group(tensors, with_indices)
+        return {(CUDA if is_cuda else device, dtype): rest for (device, dtype), rest in found.items()}
+
+    return grouped
+
+
 def _as_the_cpus(function: Any) -> Any:
     """A function of a kind of device that knows autocast's settings: CUDA has those of the CPU."""
     return lambda kind="cuda", *args, **kwargs: function("cpu" if kind == "cuda" else kind, *args, **kwargs)
@@ -202,6 +216,7 @@ def install() -> None:
     torch._C._cuda_getDevice = torch._C._accelerator_getDeviceIndex = functions["current_device"]
     torch.accelerator.current_stream = functions["current_stream"]
     torch.accelerator.current_device_index = functions["current_device"]
+    torch._C._group_tensors_by_device_and_dtype = _grouped(torch._C._group_tensors_by_device_and_dtype)
     for name in ("tensor", "as_tensor"):
         setattr(torch, name, _on_the_cpu(getattr(torch, name)))
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
