@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.outputs import Entry
-from ccf_plugin.probe.tensors import to_plain, version
+from ccf_plugin.probe.tensors import is_overwritten, snapshot, to_plain, version
 
 REDUCED_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -36,6 +36,7 @@ class LayerCall:
             changed again before it was copied.
         is_function: whether no layer ran, but a function of torch that was called with a matrix.
         gathered: whether its tensors lay in parts among processes, and were put together.
+        held: its input and matrices, where a graph holds them, each with a copy from the pass's end.
     """
 
     name: str
@@ -53,6 +54,17 @@ class LayerCall:
     version: int | None = None
     is_function: bool = False
     gathered: bool = False
+    held: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def with_copies(self) -> LayerCall:
+        """The run with copies of what the graph holds, which tell changes that no version counts (``p.data.copy_``)."""
+        matrices = [tensor for tensor in self.tensors.values() if is_matrix(tensor)]
+        tensors = matrices if self.inputs is None else [self.inputs, *matrices]
+        return replace(self, held=tuple((tensor.detach(), snapshot(tensor)) for tensor in tensors))
+
+    def is_overwritten(self) -> bool:
+        """Whether what the graph holds is not what it was at the pass's end. Waits for the device."""
+        return any(is_overwritten(tensor, copy) for tensor, copy in self.held)
 
     def to_plain(self) -> LayerCall:
         """The run with ordinary tensors: sharded ones gathered, quantised ones dequantised."""

@@ -211,7 +211,9 @@ class CrossClassProbe:
             yield
 
     def update(self, labels: Tensor, *, rows: slice | None = None) -> None:
-        """Add the last forward pass (or the last inside ``capture``) to the sums. Does not synchronise.
+        """Add the last forward pass (or the last inside ``capture``) to the sums.
+
+        Does not synchronise, but for head="gradient".
 
         Args:
             labels: the true classes of the pass's samples, (N,) integer. On any device.

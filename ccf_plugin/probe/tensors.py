@@ -69,6 +69,16 @@ def _is_freed(tensor: Tensor) -> bool:
         return False
 
 
+def is_overwritten(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a tensor holds other numbers than a ``snapshot`` of it; False where it has none, or no memory now.
+
+    Waits for the device.
+    """
+    if copy is tensor or copy.is_meta or _is_freed(tensor):
+        return False
+    return not torch.equal(tensor.nan_to_num(), copy.nan_to_num())
+
+
 def same_memory(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are one, or views of the same numbers in the same order."""
     if first is second:

@@ -303,10 +303,10 @@ class HeadTracer:
                     f"expected what {call.name!r} reads to have a gradient for head='gradient', found none; run the "
                     "pass outside torch.no_grad, on inputs that require gradients"
                 )
-            if version(call.inputs) != call.version:
+            if version(call.inputs) != call.version or call.is_overwritten():
                 raise InputError(
-                    f"expected the features of {call.name!r} as the pass left them, found that they were changed in "
-                    "place since; call update before that"
+                    f"expected the features and weights of {call.name!r} as the pass left them, found that they were "
+                    "changed in place since; call update before that"
                 )
         features = [torch.stack([at_mean(call.positions().detach()) for call in group]).sum(0) for group in groups]
         joined = torch.cat(features, 1)

@@ -309,12 +309,19 @@ class PassWatcher:
         self._forget()
         self.latest = record
         if not fresh:
+            self._copy_what_the_graph_holds(record)
             return
         if not _is_capturing():
             with _disable_current_modes(), not_recorded():  # such as one that counts the host's operations
                 self._completed(record)
         if not self._keeps_graph:
             record.calls = copied_calls(record.calls)
+        self._copy_what_the_graph_holds(record)
+
+    def _copy_what_the_graph_holds(self, record: PassRecord) -> None:
+        """Of the layers that matter; before they are known, those of all would take too much memory."""
+        if self._keeps_graph and self._narrow and not torch.compiler.is_compiling():
+            record.calls = [call.with_copies() for call in record.calls]
 
     def _count_alike(self, args: tuple[Any, ...]) -> int:
         if torch.compiler.is_compiling() or any(

@@ -602,6 +602,28 @@ def test_gradients_need_the_graph_of_the_pass() -> None:
         assert probe.run([(images(), labels)]).clean_accuracy is not None
 
 
+@pytest.mark.parametrize("part", ["weights", "features"])
+def test_gradients_of_a_pass_whose_numbers_are_overwritten_behind_autograd(part: str) -> None:
+    """No version counts what ``.data`` changes, as averaged weights are often swapped in."""
+
+    class Keeping(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.features(x)
+            return self.head(self.kept)
+
+    model, labels = Keeping(nn.Linear(n, K)), torch.arange(N) % K
+    with CrossClassProbe(model, head="gradient") as probe:
+        for _ in range(2):  # before and after the head is known
+            model(images())
+            (model.head.weight if part == "weights" else model.kept).data.mul_(-2)
+            with pytest.raises(InputError, match=r"'head' as the pass left them.*call update before that"):
+                probe.update(labels)
+        model(images())
+        probe.update(labels)
+        found = probe.compute().matrix
+    np.testing.assert_allclose(found, CrossClassProbe(model).run([(images(), labels)]).matrix, atol=2e-5)
+
+
 def test_gradients_of_some_rows() -> None:
     torch.manual_seed(0)
     model = Mixture()
