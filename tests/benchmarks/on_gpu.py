@@ -495,41 +495,57 @@ def run_all(chosen: list[Row], arguments: argparse.Namespace, data: str) -> Figu
     environment = {"CCF_CUDA_GRAPHS": "1", **os.environ, "PYTHONPATH": path}
     for row in chosen:
         left = deadline - time.monotonic()
-        if left < 10:
-            found["rows"][row.name] = {"what": row.what, "status": "no time left"}
-            continue
-        limit = min(left, row.seconds)
-        result = out / f"{row.name}.json"
-        result.unlink(missing_ok=True)
-        command = [sys.executable, __file__, "--row", row.name, "--out", str(out), "--data", data]
-        command += ["--device", arguments.device, *(["--small"] if arguments.small else [])]
-        started = time.monotonic()
-        with (out / f"{row.name}.log").open("w") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
-            )
-            try:
-                code = process.wait(limit)
-                status = "finished" if code == 0 else f"failed with exit code {code}"
-            except subprocess.TimeoutExpired:
-                for end in (signal.SIGTERM, signal.SIGKILL):  # with what it started itself
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, end)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(5)
-                status = f"ended after its {limit:.0f} s"
-        seconds = time.monotonic() - started
-        entry: Figures = {"what": row.what, "status": status, "seconds": seconds}
-        if result.is_file():
-            entry["figures"] = json.loads(result.read_text())
-            result.unlink()
-        if status != "finished":
-            entry["log"] = (out / f"{row.name}.log").read_text(errors="replace")[-3000:]
-        found["rows"][row.name] = entry
-        (out / "on_gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        (out / "on_gpu.md").write_text(table(found))
-        print(f"{row.name}: {status}, {seconds:.0f} s", flush=True)
+        entry = found["rows"][row.name] = {"what": row.what, "status": "no time left"}
+        try:
+            if left >= 10:
+                _measure(row, min(left, row.seconds), arguments, data, environment, entry)
+                print(f"{row.name}: {entry['status']}, {entry['seconds']:.0f} s", flush=True)
+        finally:
+            (out / "on_gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+            (out / "on_gpu.md").write_text(table(found))
     return found
+
+
+def _measure(
+    row: Row, limit: float, arguments: argparse.Namespace, data: str, environment: dict[str, str], entry: Figures
+) -> None:
+    """Run a row in its own process and fill in its entry, also where this process is told to end meanwhile."""
+    out: Path = arguments.out
+    result = out / f"{row.name}.json"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--row", row.name, "--out", str(out), "--data", data]
+    command += ["--device", arguments.device, *(["--small"] if arguments.small else [])]
+    started = time.monotonic()
+    entry["status"] = "interrupted"
+    with (out / f"{row.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+        )
+        try:
+            code = process.wait(limit)
+            entry["status"] = "finished" if code == 0 else f"failed with exit code {code}"
+        except subprocess.TimeoutExpired:
+            entry["status"] = f"ended after its {limit:.0f} s"
+        finally:
+            if process.poll() is None:
+                _end(process)
+            entry["seconds"] = time.monotonic() - started
+            if result.is_file():
+                entry["figures"] = json.loads(result.read_text())
+                result.unlink()
+            elif entry["status"] == "finished":
+                entry["status"] = "finished without a figure"
+            if entry["status"] != "finished":
+                entry["log"] = (out / f"{row.name}.log").read_text(errors="replace")[-3000:]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with what it started itself."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
 
 
 def table(found: Figures) -> str:
@@ -634,7 +650,9 @@ def do_study(arguments: argparse.Namespace, data: str, folder: Path) -> int:
 
     def ccf(*words: object) -> int:
         command = [sys.executable, "-m", "ccf_plugin", *map(str, words)]
-        return subprocess.run(command, check=False, cwd=folder, env=environment).returncode
+        with subprocess.Popen(command, cwd=folder, env=environment) as process:
+            signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # it saves its state, which is packed then
+            return process.wait()
 
     if arguments.pieces is not None and (code := ccf("unpack", arguments.pieces.resolve(), runs)):
         return code
@@ -665,6 +683,7 @@ def main() -> None:
     asked = [name for name in arguments.only.split(",") if name]
     if unknown := set(asked) - set(rows):
         parser.error(f"expected rows among {', '.join(rows)}, found {', '.join(sorted(unknown))}")
+    arguments.out = arguments.out.resolve()  # a row's process has another working directory
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.row:
         with tempfile.TemporaryDirectory() as folder:
@@ -681,9 +700,12 @@ def main() -> None:
         sys.exit("expected a CUDA device, which torch does not see here")
     with tempfile.TemporaryDirectory() as folder:
         count = (400, 40) if arguments.small else (50_000, 10_000)
-        data = arguments.data or _made_up(Path(folder), *count)
+        kind, colon, place = arguments.data.partition(":")
+        data = f"{kind}:{Path(place).resolve()}" if colon and Path(place).exists() else arguments.data
+        data = data or _made_up(Path(folder), *count)
         if arguments.study:
             sys.exit(do_study(arguments, data, Path(folder)))
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the row's process is ended too
         found = run_all([rows[name] for name in asked] or list(ROWS), arguments, data)
     print(table(found))
 

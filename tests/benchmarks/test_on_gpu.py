@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,38 @@ def test_every_study_runs_in_small_and_goes_on_from_pieces(name: str, tmp_path: 
     assert len(build_page(tmp_path / name)[0].splitlines()) > 20
 
 
+ENDED = """#!{python}
+import os, pathlib, signal, sys
+
+if sys.argv[3] == "pack":
+    pathlib.Path(sys.argv[5], "packed").write_text(" ".join(os.listdir(sys.argv[4])))
+    sys.exit()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+folder = pathlib.Path("runs/mine")
+folder.mkdir(parents=True)
+(folder / "study.json").write_text("{{}}")
+os.kill(os.getppid(), signal.SIGTERM)
+signal.pause()
+"""
+
+
+def test_a_study_that_is_told_to_end_packs_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a slot is shorter than it was said to be; the study itself saves at that signal."""
+    script = tmp_path / "python"
+    script.write_text(ENDED.format(python=sys.executable))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    arguments = argparse.Namespace(
+        study="mine", pieces=None, minutes=9, device="cpu", small=True, momentum="none", out=tmp_path
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert on_gpu.do_study(arguments, "digits", tmp_path) == 143
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert (tmp_path / "packed").read_text() == "study.json"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = _run(tmp_path)
@@ -103,13 +136,46 @@ def test_what_a_row_had_when_its_time_ran_out_is_kept(tmp_path: Path, monkeypatc
         yield from ()
 
     rows = [on_gpu.Row("slow", "waits", 3, measure), on_gpu.Row("later", "comes too late", 3, measure)]
-    arguments = argparse.Namespace(out=tmp_path, minutes=11 / 60, device="cpu", data="")
+    arguments = argparse.Namespace(out=tmp_path, minutes=11 / 60, device="cpu", data="", small=True)
     found = on_gpu.run_all(rows, arguments, "digits")["rows"]
     assert found["slow"]["status"] == "ended after its 3 s"
     assert found["slow"]["figures"] == {"first": 1}
     assert found["later"]["status"] == "no time left"
     assert _has_ended(int((tmp_path / "child").read_text()))
-    assert json.loads((tmp_path / "on_gpu.json").read_text())["rows"]["slow"]["figures"] == {"first": 1}
+    assert json.loads((tmp_path / "on_gpu.json").read_text())["rows"] == found
+
+
+def test_a_row_that_leaves_no_figure_has_not_just_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "nothing.py"
+    script.write_text("print('nothing')")
+    monkeypatch.setattr(on_gpu, "__file__", str(script))
+    rows = [on_gpu.Row("nothing", "has no figure", 60, lambda _: iter(()))]
+    found = on_gpu.run_all(rows, argparse.Namespace(out=tmp_path, minutes=1, device="cpu", data="", small=True), "")
+    assert found["rows"]["nothing"]["status"] == "finished without a figure"
+    assert found["rows"]["nothing"]["log"] == "nothing\n"
+
+
+@pytest.mark.slow
+def test_it_works_from_any_folder_and_tells_what_it_was_at_when_it_was_ended(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        on_gpu.__file__,
+        "--out",
+        "rows",
+        "--device",
+        "cpu",
+        "--only",
+        "instance_cas,digits,probe",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("instance_cas: finished")
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    rows = json.loads((tmp_path / "rows" / "on_gpu.json").read_text())["rows"]
+    assert rows.pop("instance_cas")["figures"]["10_classes"]["products"] > 0
+    assert {row["status"] for row in rows.values()} <= {"interrupted"}
+    assert "probe" not in rows
 
 
 def _has_ended(number: int, seconds: float = 60) -> bool:
