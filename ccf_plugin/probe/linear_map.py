@@ -35,6 +35,7 @@ Item = TypeVar("Item")
 _CLEARLY_BETTER = 25.0
 EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
 _MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's
+_SAMPLES = 256  # of which it is asked in how many ways their features vary
 _FITTED = 2048  # units of roundoff by which fitted factors may be off
 
 
@@ -96,8 +97,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     values = [term_values(term, record, wanted, _scalar(f)) for term, f in zip(plan.terms, plan.factors, strict=True)]
     products = torch.stack([value.made for value in values], 2)  # (N, K, m)
     heights, output_unit = wanted.abs().amax(0), _output_unit(plan, record, logits)
-    unit = max(output_unit, *(units(value.outer)[1] for value in values))
-    factors, refitted = _fit(plan, wanted, products, heights, unit)
+    factors, refitted = _fit(plan, wanted, values, products, heights, output_unit)
     features, weight, is_sum = _canonical(plan, values, factors)
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
@@ -137,12 +137,13 @@ def _scalar(factor: float | tuple[float, ...]) -> float:
     return 1.0 if isinstance(factor, tuple) or factor == 0 else factor
 
 
-def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor, unit: float) -> tuple[Tensor, Tensor]:
+def _fit(
+    plan: Plan, logits: Tensor, values: Sequence[TermValues], products: Tensor, heights: Tensor, output_unit: float
+) -> tuple[Tensor, Tensor]:
     """The plan's factors, or those of least squares where these explain clearly more: (m,) or (K, m), and which.
 
-    Clearly is more than chance and more than the logits' own rounding, with this ``unit``: of products that vary by
-    less than it nothing is left in the logits, which a factor of 0 would explain. ``heights`` are the largest of each
-    class's logits, (K,).
+    Clearly is more than chance and more than the logits' own rounding: of products that vary by less than it nothing is
+    left in the logits, which a factor of 0 would explain. ``heights`` are the largest of each class's logits, (K,).
     """
     planned = on_device(plan.factors, logits.dtype, logits.device)
     planned = planned.T if plan.per_class else planned
@@ -158,6 +159,7 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor, unit: fl
     # what rounding the means leaves of logits that are the same for all samples, it too might seem to be explained
     largest = 1 + (products * planned / heights.unsqueeze(1)).abs().amax()
     roundoff = torch.finfo(logits.dtype).eps ** 2 * equations * largest.square()
+    unit = max(output_unit, *(units(value.outer)[1] for value in values))
     rounded = (logits * (unit / heights)).square().sum()
     if fitted_number == 1:
         return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff, rounded)
@@ -177,7 +179,26 @@ def _fit(plan: Plan, logits: Tensor, products: Tensor, heights: Tensor, unit: fl
     chance = after / (equations - fitted_number) + roundoff * (1 + wanted.square().sum())
     chance = _CLEARLY_BETTER * fitted_number * chance
     better = (before - after > chance + rounded) & torch.isfinite(fitted).all()
+    better = better & are_determined([value.features for value in values], number, classes, by_class=plan.per_class)
     return torch.where(better, fitted, planned), better
+
+
+def are_determined(features: Sequence[Tensor], factors: int, classes: int, *, by_class: bool) -> Tensor:
+    """Whether features (N, n) vary in more ways than there are factors, which else fit another head's logits; () bool.
+
+    Logits of any matrix on features that vary in r ways have r K degrees of freedom, those of one class r. Of so many
+    samples at most is it asked, by the rank of their inner products: nothing waits for the device.
+    """
+    dtype = accumulator_dtype(features[0].device)
+    parts = [part[:_SAMPLES].detach().to(dtype) for part in features]
+    centred = [part - part.mean(0) for part in parts]
+    rows = torch.cat([part / part.abs().amax().clamp(min=torch.finfo(dtype).tiny) for part in centred], 1)
+    products = rows @ rows.T
+    pivots = torch.linalg.lu_factor_ex(products)[0].diagonal().abs()
+    eps = max(torch.finfo(part.dtype).eps for part in features)
+    least = products.diagonal().amax() * len(rows) * max(eps**2, 16 * torch.finfo(dtype).eps)
+    ways: Tensor = (pivots > least).sum()
+    return ways > factors if by_class else ways * classes >= 2 * factors
 
 
 def _fit_one(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccf_plugin.probe.calls import LayerCall
-from ccf_plugin.probe.linear_map import EQUATIONS
+from ccf_plugin.probe.linear_map import EQUATIONS, are_determined
 from ccf_plugin.probe.plan import Plan, Term
 from ccf_plugin.probe.terms import at_mean, products_at_positions
 from ccf_plugin.probe.trials import Trials
@@ -26,7 +26,6 @@ from ccf_plugin.probe.trials import Trials
 # each of several positions. What lies beyond is refused.
 _CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
-_SAMPLES = 256  # of which it is asked in how many ways their features vary
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 
 
@@ -148,16 +147,9 @@ class Search:
         return None
 
     def _determine(self, terms: Sequence[Term], factors: int, *, by_class: bool = False) -> bool:
-        """Whether the features vary in more ways than there are factors, which else fit any other head's logits too.
-
-        Logits of any matrix on features that vary in r ways have r K degrees of freedom, those of one class r.
-        """
-        read = [at_mean(self._trials.innermost(term).positions().detach()[:_SAMPLES]) for term in terms]
-        features = torch.cat(read, 1).to(self._wanted.dtype)
-        features = features - features.mean(0)
-        eps = max(torch.finfo(rows.dtype).eps for rows in read)
-        ways = int(torch.linalg.matrix_rank(features, rtol=eps * math.sqrt(features.numel())))
-        determine = ways > factors if by_class else ways * self._classes >= 2 * factors
+        """Whether what the terms read determines their factors; see `are_determined`."""
+        read = [at_mean(self._trials.innermost(term).positions()) for term in terms]
+        determine = bool(are_determined(read, factors, self._classes, by_class=by_class))
         self._trials.too_alike = self._trials.too_alike or not determine
         return determine
 

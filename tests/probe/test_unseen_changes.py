@@ -349,15 +349,17 @@ def test_a_collapsed_network_whose_classes_are_in_another_order(seed: int) -> No
 class Unseen(Body):
     """The head is no product that shows; the layers beside it give ``K`` outputs, or ``classes``, that nobody reads."""
 
-    def __init__(self, others: int, classes: int = K) -> None:
+    def __init__(self, others: int, classes: int = K, factors: Tensor | None = None) -> None:
         super().__init__(nn.Identity())
+        self.factors = factors  # (K, others): what the logits are of the other layers' outputs; None: the head's
         self.weight = nn.Parameter(torch.randn(K, n))
         self.others = nn.ModuleList(nn.Linear(n, classes) for _ in range(others))
 
     def forward(self, x: Tensor) -> Tensor:
         g = self.features(x)
-        for other in self.others:
-            other(g)
+        outputs = [other(g) for other in self.others]
+        if self.factors is not None:
+            return (torch.stack(outputs, 2) * self.factors).sum(2)
         return (g.unsqueeze(1) * self.weight).sum(2)
 
 
@@ -374,6 +376,21 @@ def test_few_different_images_do_not_make_another_layer_the_head(different: int,
         probe.model(few(different))
         with pytest.raises(InputError, match="expected a layer whose"):
             probe.update(LABELS)
+
+
+@pytest.mark.parametrize("factors", [torch.arange(1.0, K + 1).unsqueeze(1), torch.arange(1.0, 2 * K + 1).expand(K, -1)])
+def test_few_different_images_do_not_change_the_factors(factors: Tensor) -> None:
+    """Of each class, or of many layers: in a later pass that is another head's."""
+    torch.manual_seed(0)
+    model = Unseen(factors.shape[1], factors=factors)
+    with CrossClassProbe(model) as probe:
+        model(images())
+        probe.update(LABELS)
+        model.factors = None
+        model(few(2))
+        probe.update(LABELS)
+        with pytest.raises(InputError, match="to be the logits in every counted pass"):
+            probe.compute()
 
 
 def test_factors_are_found_once_the_images_differ() -> None:
