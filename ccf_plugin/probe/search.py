@@ -208,9 +208,8 @@ class Search:
         made = [outputs - outputs.mean(0) for outputs in map(self._trials.made, terms)]
         height_index = [heights.index(outputs.shape[1]) for outputs in made]
         all_classes = torch.arange(self._classes, device="cpu")
-        any_rows = torch.cartesian_prod(*(torch.arange(height, device="cpu") for height in heights)).view(
-            -1, len(heights)
-        )
+        each = [torch.arange(height, device="cpu") for height in heights]
+        any_rows = torch.cartesian_prod(*each).view(-1, len(heights))
         if set(heights) == {self._classes} and (
             plan := self._with_rows(terms, [all_classes] * len(terms), made, wanted)
         ):

@@ -144,7 +144,7 @@ def prepare(recipe: Recipe, device: torch.device, *, download: bool = False, pro
     parts = Parts(recipe, data.name, data.classes, train, data.test, validation, model, device, precision, extra)
     try:
         with torch.no_grad(), evaluation_mode(model):  # one that needs contiguous feature maps becomes so now
-            parts.forward(model)(torch.zeros(2, *train.images.shape[1:], dtype=torch.float32, device=device))
+            parts.forward(model)(torch.zeros(2, channels, height, width, dtype=torch.float32, device=device))
     except InputError as error:  # of the entry of its output that holds the logits
         raise error.within("probe") from error
     return parts
