@@ -27,14 +27,14 @@ from torch import Tensor
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import PassRecord
 from ccf_plugin.probe.plan import Plan
-from ccf_plugin.probe.terms import TermValues, on_device, product, term_values, units
+from ccf_plugin.probe.rounding import constant_row, is_masked, relative, units
+from ccf_plugin.probe.terms import TermValues, on_device, product, term_values
 
 Item = TypeVar("Item")
 
 # Factors are fitted anew where that explains this many times more than chance would (an F statistic).
 _CLEARLY_BETTER = 25.0
 EQUATIONS = 4  # for each factor that is fitted, so that none fits by chance
-_MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's
 _SAMPLES = 256  # of which it is asked in how many ways their features vary
 _FITTED = 2048  # units of roundoff by which fitted factors may be off
 
@@ -48,10 +48,11 @@ class Reading:
         weight: W, (K, n).
         dtype: of the measured features, before anything was computed from them.
         factors: (m,) or (K, m).
-        error: (), the largest difference of g Wᵀ + a constant row from the logits, relative to the largest logit.
+        error: (), the largest difference of g Wᵀ + a constant row from the logits, relative to the sample's largest.
         missed: () bool, whether a difference is larger than float arithmetic explains.
         refitted: () bool, whether the factors are no longer the plan's.
         beside: the logits without g Wᵀ and the layers' own biases, (N, K): a constant row.
+        offset: that row, (1, K).
         made: g Wᵀ as it is in the logits, (N, K).
         allowed: how far float arithmetic may put each of the logits from g Wᵀ + a constant row, (N, K).
     """
@@ -64,16 +65,13 @@ class Reading:
     missed: Tensor
     refitted: Tensor
     beside: Tensor
+    offset: Tensor
     made: Tensor
     allowed: Tensor
 
-    def offset(self) -> Tensor:
-        """The constant row without the layers' own biases, (K,)."""
-        return self.beside.mean(0)
-
     def is_informative(self) -> bool:
         """Whether the features tell the samples apart, so that the check means something. Waits for the device."""
-        varied = self.made - self.made.mean(0) if len(self.made) > 1 else self.made
+        varied = self.made - constant_row(self.made, self.allowed) if len(self.made) > 1 else self.made
         return bool((varied.abs() > 4 * self.allowed).any())
 
     def is_explicit(self) -> bool:
@@ -87,7 +85,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     Args:
         plan, record, logits: what to read, where, and what it must give.
         offset: for a pass of one sample, what the constant row was beside the layers' own biases in the last pass of
-            several, (K,); None: nothing.
+            several, (1, K); None: nothing.
 
     Raises:
         InputError: a layer did not run, ran on other rows than the logits have, or cannot be read.
@@ -96,38 +94,43 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     wanted = logits.to(dtype)
     values = [term_values(term, record, wanted, _scalar(f)) for term, f in zip(plan.terms, plan.factors, strict=True)]
     products = torch.stack([value.made for value in values], 2)  # (N, K, m)
-    heights, output_unit = wanted.abs().amax(0), _output_unit(plan, record, logits)
-    factors, refitted = _fit(plan, wanted, values, products, heights, output_unit)
+    biases = _biases(values, dtype)
+    planned = on_device(plan.factors, dtype, logits.device)
+    planned = planned.T if plan.per_class else planned
+    output_unit = _output_unit(plan, record, logits)
+    sizes = _sizes(wanted, products, biases, planned)
+    factors, refitted = _fit(plan, planned, wanted, values, products, sizes, output_unit)
     features, weight, is_sum = _canonical(plan, values, factors)
     shares = products * factors
     made = shares[..., 0] if len(values) == 1 else shares.sum(2)
     residual = wanted - (made if is_sum else product(features, weight, dtype))
-    by_rounding, of_height = _tolerance(values, shares, factors)
-    by_height = (of_height + 2 * output_unit) * heights
-    allowed = by_rounding + by_height
-    biases = [value.bias.to(dtype) * factors[..., t] for t, value in enumerate(values) if value.bias is not None]
-    beside = residual - torch.stack(biases).sum(0) if biases else residual
-    if len(wanted) == 1:
-        # One sample alone is explained by any constant row: there it must be known.
-        difference = (beside - (0.0 if offset is None else offset)).abs()
-        missed = ~(difference <= allowed).all()
-    else:
-        centred = residual - residual[:1]  # the constant row first, whose size would round the mean
-        difference = (centred - centred.mean(0)).abs()
-        missed = ~(difference <= allowed).all() | _is_masked(made, beside[0], by_rounding, by_height)
+    by_rounding, of_size = _tolerance(values, shares, factors)
+    beside = residual if biases is None else residual - (biases * factors).sum(1)
+    sizes = _sizes(wanted, products, biases, factors)
+    by_size = (of_size + 2 * output_unit) * sizes
+    allowed = by_rounding + by_size
+    # One sample alone is explained by any constant row: there it must be known.
+    known = torch.zeros_like(beside) if offset is None else offset
+    row = known if len(wanted) == 1 else constant_row(beside, allowed)
+    difference = (beside - row).abs()
+    missed = ~(difference <= allowed).all()
+    if len(wanted) > 1:
+        missed = missed | is_masked(made, row, by_rounding, by_size)
     for index, first in enumerate(plan.alike):  # what was a copy must be one in this pass
         if first != index and values[first].sources != values[index].sources:
             features_of = [values[term].features.to(dtype) for term in (first, index)]
             missed = missed | (features_of[0] != features_of[1]).any()
+    largest = torch.maximum(wanted.abs(), made.abs()).amax(1)
     return Reading(
         features=features,
         weight=weight,
         dtype=values[0].features.dtype,
         factors=factors,
-        error=difference.amax() / heights.amax(),
+        error=(difference.amax(1) / largest.clamp(min=torch.finfo(dtype).tiny)).amax(),
         missed=missed,  # also where the difference is NaN, as a mask of -inf leaves it
         refitted=refitted,
         beside=beside,
+        offset=row,
         made=made,
         allowed=allowed,
     )
@@ -138,29 +141,32 @@ def _scalar(factor: float | tuple[float, ...]) -> float:
 
 
 def _fit(
-    plan: Plan, logits: Tensor, values: Sequence[TermValues], products: Tensor, heights: Tensor, output_unit: float
+    plan: Plan,
+    planned: Tensor,
+    logits: Tensor,
+    values: Sequence[TermValues],
+    products: Tensor,
+    sizes: Tensor,
+    output_unit: float,
 ) -> tuple[Tensor, Tensor]:
     """The plan's factors, or those of least squares where these explain clearly more: (m,) or (K, m), and which.
 
     Clearly is more than chance and more than the logits' own rounding: of products that vary by less than it nothing is
-    left in the logits, which a factor of 0 would explain. ``heights`` are the largest of each class's logits, (K,).
+    left in the logits, which a factor of 0 would explain.
     """
-    planned = on_device(plan.factors, logits.dtype, logits.device)
-    planned = planned.T if plan.per_class else planned
     rows, classes, number = products.shape
     fitted_number = number * (classes if plan.per_class else 1)
     equations = (rows - 1) * classes
     if equations < EQUATIONS * fitted_number:
         return planned, torch.zeros((), dtype=torch.bool, device=logits.device)
-    # a class's logits are rounded in proportion to their size: those of a large constant say little of the factors
-    heights = torch.maximum(heights, heights.amax() * 1e-3).clamp(min=torch.finfo(logits.dtype).tiny)
-    wanted = (logits - logits.mean(0)) / heights
-    columns = (products - products.mean(0)) / heights.unsqueeze(1)
+    # each logit is rounded in proportion to what it is made of: large ones, or a large constant, say little of factors
+    sizes = sizes + (torch.stack([value.spread for value in values], 2) * planned.abs()).sum(2)
+    compared = relative(torch.cat([logits.unsqueeze(2), products], 2), sizes.unsqueeze(2))
+    wanted, columns = compared[..., 0], compared[..., 1:]
     # what rounding the means leaves of logits that are the same for all samples, it too might seem to be explained
-    largest = 1 + (products * planned / heights.unsqueeze(1)).abs().amax()
-    roundoff = torch.finfo(logits.dtype).eps ** 2 * equations * largest.square()
+    roundoff = 4 * torch.finfo(logits.dtype).eps ** 2 * equations
     unit = max(output_unit, *(units(value.outer)[1] for value in values))
-    rounded = (logits * (unit / heights)).square().sum()
+    rounded = (logits * (unit / sizes)).square().sum()
     if fitted_number == 1:
         return _fit_one(planned, wanted.flatten(), columns.flatten(), roundoff, rounded)
     class_index = "k" if plan.per_class else ""
@@ -191,7 +197,7 @@ def are_determined(features: Sequence[Tensor], factors: int, classes: int, *, by
     """
     dtype = accumulator_dtype(features[0].device)
     parts = [part[:_SAMPLES].detach().to(dtype) for part in features]
-    centred = [part - part.mean(0) for part in parts]
+    centred = [relative(part, part.abs().amax(1, keepdim=True)) for part in parts]
     rows = torch.cat([part / part.abs().amax().clamp(min=torch.finfo(dtype).tiny) for part in centred], 1)
     products = rows @ rows.T
     pivots = torch.linalg.lu_factor_ex(products)[0].diagonal().abs()
@@ -202,7 +208,7 @@ def are_determined(features: Sequence[Tensor], factors: int, classes: int, *, by
 
 
 def _fit_one(
-    planned: Tensor, wanted: Tensor, column: Tensor, roundoff: Tensor, rounded: Tensor
+    planned: Tensor, wanted: Tensor, column: Tensor, roundoff: float, rounded: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`_fit` of one factor, in few kernels: (1,), from centred (N K,) vectors."""
     length, share, whole = torch.dot(column, column), torch.dot(column, wanted), torch.dot(wanted, wanted)
@@ -287,39 +293,46 @@ def _proportional(plan: Plan, first: list[int], second: list[int]) -> bool:
     )
 
 
+def _biases(values: Sequence[TermValues], dtype: torch.dtype) -> Tensor | None:
+    """Those of the terms' layers, (K, m), 0 where there is none; None where no layer has one."""
+    if all(value.bias is None for value in values):
+        return None
+    return torch.stack(
+        [value.made.new_zeros(value.made.shape[1]) if value.bias is None else value.bias.to(dtype) for value in values],
+        1,
+    )
+
+
+def _sizes(logits: Tensor, products: Tensor, biases: Tensor | None, factors: Tensor) -> Tensor:
+    """What nothing exceeds on the way to each logit, a constant row that is added and taken away neither: (N, K)."""
+    terms = products.abs() if biases is None else products.abs() + biases.abs()
+    return logits.abs() + (terms * factors.abs()).sum(2)
+
+
 def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor) -> tuple[Tensor, float]:
     """How far float arithmetic may put each of the logits from g Wᵀ + a constant row, (N, K).
 
-    And beside it, as a share of a class's largest logit, what the size of its logits adds to that.
+    And beside it, as a share of what the logit and its terms are, what their size adds to that.
 
     With u the unit roundoff of a product's inputs, rounding them moves a sum of n products by about u √Σ g²w², since
     the errors have either sign; summing adds at most some √n times the sum's own unit, over partial sums of √n times
-    the same; they begin with the bias, which may be as large as the class's largest logit. What is done to the terms
-    afterwards rounds them a few times more.
+    the same; they begin with the bias, which is no larger than the logit and what is added to the bias. What is done to
+    the terms afterwards rounds them a few times more.
     """
-    parts, of_largest = [], 0.0
+    parts, of_size = [], 0.0
     for index, value in enumerate(values):
         unit_in, unit = units(value.outer)
         width = value.features.shape[1]
         unit_sum = torch.finfo(torch.float64 if value.outer.dtype == torch.float64 else torch.float32).eps / 2
         rounding = 8 * unit_in + unit_sum * (8 + math.sqrt(width)) * math.sqrt(width)
-        share = shares[..., index].abs() * (8 * unit)
-        parts.append(torch.addcmul(share, value.spread, factors[..., index].abs(), value=rounding))
-        of_largest = max(of_largest, 8 * unit + unit_sum * math.sqrt(width))
+        parts.append(value.spread * (factors[..., index].abs() * rounding))
+        of_size = max(of_size, 8 * unit + unit_sum * math.sqrt(width))
     if len(values) > 1:  # the factors themselves are known as well as the dtype of the fit lets them be
         parts.append(_FITTED * torch.finfo(shares.dtype).eps * shares.abs().sum(2))
-    return functools.reduce(torch.add, parts), of_largest
+    return functools.reduce(torch.add, parts), of_size
 
 
 def _output_unit(plan: Plan, record: PassRecord, logits: Tensor) -> float:
     """Unit roundoff of the logits as the model returned them, which may be less precise than its head."""
     returned = next((entry.tensor for entry in record.entries if entry.path == plan.path), logits)
     return torch.finfo(returned.dtype).eps / 2
-
-
-def _is_masked(made: Tensor, beside: Tensor, by_rounding: Tensor, by_height: Tensor) -> Tensor:
-    """Whether something added to some class, (K,) beside the layers' biases, leaves nothing of g Wᵀ in it; () bool."""
-    varied = (made - made[:1]).abs().amax(0)
-    is_hidden = (varied > 4 * by_rounding.amax(0)) & (varied < 4 * by_height)
-    is_large = beside.abs() > torch.maximum(_MASK * made.abs().amax(), 4 * by_height)
-    return (is_hidden & is_large).any()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ccf_plugin.probe.calls import LayerCall
 from ccf_plugin.probe.linear_map import EQUATIONS, are_determined
 from ccf_plugin.probe.plan import Plan, Term
+from ccf_plugin.probe.rounding import relative
 from ccf_plugin.probe.terms import at_mean, products_at_positions
 from ccf_plugin.probe.trials import Trials
 
@@ -26,6 +27,7 @@ from ccf_plugin.probe.trials import Trials
 # each of several positions. What lies beyond is refused.
 _CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
+_SMALL = 1e-3  # of the typical sample's largest logit: of smaller ones more is not known
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 
 
@@ -35,6 +37,10 @@ class Search:
     def __init__(self, trials: Trials) -> None:
         self._trials, self._record, self._wanted = trials, trials.record, trials.wanted
         self._samples, self._classes = trials.wanted.shape
+        # a huge sample's rounding exceeds what the others are: each counts relative to its largest logit
+        sizes = trials.wanted.abs().amax(1)
+        typical = sizes[sizes > 0].median() if bool(sizes.any()) else sizes.new_ones(())
+        self._sizes = sizes.clamp(min=float(typical) * _SMALL)
 
     def find(self) -> Plan | None:
         """The first plan that holds; functions are looked at where the layers alone give none."""
@@ -108,18 +114,21 @@ class Search:
         """The factors with Σ factor · produced = wanted, up to a constant row or with the layers' biases."""
         if not terms or self._samples == 1:  # one sample's own scale or gate would pass for a factor
             return None
-        wanted = self._wanted
         with_biases = torch.stack([self._trials.made_by_head(term) for term in terms], 2)
         columns = torch.stack([self._trials.made(term) for term in terms], 2)
         for left, right, samples in (
-            (with_biases, wanted, self._samples),
-            (columns - columns.mean(0), wanted - wanted.mean(0), self._samples - 1),
+            (with_biases / self._sizes.view(-1, 1, 1), self._wanted / self._sizes.unsqueeze(1), self._samples),
+            (self._relative(columns), self._relative(self._wanted), self._samples - 1),
         ):
             if samples * self._classes < EQUATIONS * len(terms):
                 continue
             if plan := self._fewest(terms, left.flatten(0, 1).unsqueeze(0), right.reshape(1, -1)):
                 return plan
         return None
+
+    def _relative(self, values: Tensor) -> Tensor:
+        """Values (N, …) without the row that all samples share, relative to each sample's size."""
+        return relative(values, self._sizes.view(-1, *(1 for _ in values.shape[1:])))
 
     def _fewest(self, terms: Sequence[Term], left: Tensor, right: Tensor) -> Plan | None:
         """The combination of (B, rows, m) columns that gives (B, rows) with the fewest terms, the last to run kept.
@@ -204,8 +213,8 @@ class Search:
         """The terms, with rows and factors that are found for each class: those that explain its logits alone."""
         if self._samples - 1 < len(terms) + EQUATIONS:
             return None
-        wanted = self._wanted - self._wanted.mean(0)
-        made = [outputs - outputs.mean(0) for outputs in map(self._trials.made, terms)]
+        wanted = self._relative(self._wanted)
+        made = [self._relative(outputs) for outputs in map(self._trials.made, terms)]
         height_index = [heights.index(outputs.shape[1]) for outputs in made]
         all_classes = torch.arange(self._classes, device="cpu")
         each = [torch.arange(height, device="cpu") for height in heights]
@@ -237,7 +246,7 @@ class Search:
         places = made.shape[1]
         if places < 2 or (self._samples - 1) * self._classes < EQUATIONS * places:
             return None
-        made, wanted = made - made.mean(0), self._wanted - self._wanted.mean(0)
+        made, wanted = self._relative(made), self._relative(self._wanted)
         rows = made.transpose(1, 2).reshape(-1, places)
         weights, _ = _least_squares(rows.unsqueeze(0), wanted.reshape(1, -1))
         if not self._determine([term], places):

@@ -13,6 +13,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import accumulator_dtype
 from ccf_plugin.probe.calls import LayerCall, PassRecord, is_matrix
 from ccf_plugin.probe.plan import Link, Term
+from ccf_plugin.probe.rounding import constant_row, spread_of, units
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def link_holds(link: Link, call: LayerCall) -> bool:
     exact = rows.to(dtype) * matrix.to(dtype) if matrix.ndim == 1 else product(rows, matrix, dtype)
     if exact.shape != made.shape:
         return False
-    residual = (made.to(dtype) - exact).flatten(0, 1)
-    spread = (rows.to(dtype) * matrix.to(dtype)).abs() if matrix.ndim == 1 else _spread(rows, matrix, dtype)
-    allowed = spread.flatten(0, 1) * units(call)[0] * 64 + made.to(dtype).abs().amax() * 16 * units(call)[1]
-    return bool(((residual - residual.mean(0)).abs() <= allowed).all())
+    made = made.to(dtype)
+    products = exact.abs() if matrix.ndim == 1 else spread_of(rows, matrix, dtype)
+    allowed = (products * (64 * units(call)[0]) + (made.abs() + exact.abs()) * (16 * units(call)[1])).flatten(0, 1)
+    residual = (made - exact).flatten(0, 1)
+    return bool(((residual - constant_row(residual, allowed)).abs() <= allowed).all())
 
 
 def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -> TermValues:
@@ -86,11 +88,12 @@ def term_values(term: Term, record: PassRecord, logits: Tensor, factor: float) -
     check_rows(positions, logits)
     features = _at(positions, term.position, weight, bias, logits, factor)
     wide = features.to(logits.dtype), weight.to(logits.dtype)
-    made, spread = product(*wide, logits.dtype), _spread(*wide, logits.dtype)
+    made = product(*wide, logits.dtype)
+    spread = spread_of(_magnitudes(positions, term.position, wide[0]), wide[1], logits.dtype)
     if len(links) > 1 and outer.inputs is not None:  # what a chain cancels is rounded all the same
         matrix = matrix_of(term.links[0], outer)
         matrix = matrix if term.rows is None else matrix.index_select(0, _index(term.rows, matrix))
-        spread = spread + _spread(at_mean(outer.positions()), matrix, logits.dtype)
+        spread = spread + spread_of(at_mean(outer.positions()), matrix, logits.dtype)
     return TermValues(features, weight, bias, tuple(call.source for call in links[-1]), outer, made, spread)
 
 
@@ -221,21 +224,12 @@ def _placed(rows: Tensor, position: str | tuple[float, ...]) -> Tensor:
     return torch.einsum("ntd,t->nd", rows, weights)
 
 
-def _spread(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """√Σ g²w² over the products behind each logit: (…, n) and (K, n) to (…, K)."""
-    return (features.to(dtype).square() @ weight.to(dtype).square().T).sqrt()
-
-
-def units(call: LayerCall) -> tuple[float, float]:
-    """Unit roundoff of the product's inputs, and of its output, in this run."""
-    low = call.reduced_precision()
-    if low is not None:
-        return torch.finfo(low).eps / 2, torch.finfo(low).eps / 2
-    if call.dtype == torch.float64:
-        return torch.finfo(torch.float64).eps / 2, torch.finfo(torch.float64).eps / 2
-    single = torch.finfo(torch.float32).eps / 2
-    if torch.get_float32_matmul_precision() == "medium":
-        return torch.finfo(torch.bfloat16).eps / 2, single
-    on_gpu = call.inputs is not None and call.inputs.is_cuda
-    # TF32 products, where the host allows them, keep ten bits
-    return 2.0**-11 if on_gpu or torch.get_float32_matmul_precision() == "high" else single, single
+def _magnitudes(rows: Tensor, position: str | tuple[float, ...], features: Tensor) -> Tensor:
+    """What the features (N, n) are where they are read, √ of the mean of squares: at positions, whose mean cancels."""
+    if rows.shape[1] == 1 or position == "nearest":
+        return features
+    squares = rows.to(features.dtype).square()
+    if isinstance(position, str):
+        return squares.mean(1).sqrt()
+    weights = on_device(position, features.dtype, rows.device).abs()
+    return (torch.einsum("ntd,t->nd", squares, weights) * weights.sum()).sqrt()

@@ -165,7 +165,7 @@ class HeadTracer:
             signature = record.signature()
             reading = read(plan, record, logits, self._offsets.get(signature))
             if len(logits) > 1:
-                self._offsets[signature] = reading.offset()
+                self._offsets[signature] = reading.offset
             if any(term.rows is not None and record.runs(term.links[0].name)[-1].gathered for term in plan.terms):
                 raise InputError(
                     "expected logits of all classes in each process, found a tensor-parallel head that gives each some "

@@ -1,0 +1,60 @@
+"""How far float arithmetic puts what a model computed from what its weights and features give exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ccf_plugin.probe.calls import LayerCall
+
+_MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's
+
+
+def units(call: LayerCall) -> tuple[float, float]:
+    """Unit roundoff of the product's inputs, and of its output, in this run."""
+    low = call.reduced_precision()
+    if low is not None:
+        return torch.finfo(low).eps / 2, torch.finfo(low).eps / 2
+    if call.dtype == torch.float64:
+        return torch.finfo(torch.float64).eps / 2, torch.finfo(torch.float64).eps / 2
+    single = torch.finfo(torch.float32).eps / 2
+    if torch.get_float32_matmul_precision() == "medium":
+        return torch.finfo(torch.bfloat16).eps / 2, single
+    on_gpu = call.inputs is not None and call.inputs.is_cuda
+    # TF32 products, where the host allows them, keep ten bits
+    return 2.0**-11 if on_gpu or torch.get_float32_matmul_precision() == "high" else single, single
+
+
+def spread_of(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """√Σ g²w² over the products behind each logit: (…, n) and (K, n) to (…, K)."""
+    return (features.to(dtype).square() @ weight.to(dtype).square().T).sqrt()
+
+
+def constant_row(values: Tensor, sizes: Tensor) -> Tensor:
+    """The row that the values of all samples share, (1, …), where each counts by the inverse square of its size.
+
+    A huge sample, whose rounding exceeds what the others are, moves nothing.
+
+    Args:
+        values: (N, …).
+        sizes: what the rounding of each is proportional to, (N, …); where it is 0 the values are exact.
+    """
+    sizes = sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+    weights = (sizes.amin(0) / sizes).square()
+    return (weights * values).sum(0, keepdim=True) / weights.sum(0, keepdim=True)
+
+
+def relative(values: Tensor, sizes: Tensor) -> Tensor:
+    """Values without the row that all samples share, relative to their sizes: (N, …)."""
+    return (values - constant_row(values, sizes)) / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+
+
+def is_masked(made: Tensor, row: Tensor, by_rounding: Tensor, by_size: Tensor) -> Tensor:
+    """Whether a constant row (1, K) beside the layers' biases leaves nothing of g Wᵀ in some class; () bool.
+
+    Of half the samples or more: one may have features of any size.
+    """
+    varied = (made - made.gather(0, by_rounding.argmin(0, keepdim=True))).abs()
+    is_hidden = (varied > 4 * by_rounding) & (varied < 4 * by_size)
+    is_large = row.abs() > torch.maximum(_MASK * made.abs().amax(1, keepdim=True), 4 * by_size)
+    return ((is_hidden & is_large).sum(0) * 2 >= len(made)).any()
