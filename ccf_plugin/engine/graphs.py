@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ccf_plugin.engine.switches import float32_products
+
 _log = logging.getLogger(__name__)
 
 _KEPT = 6  # graphs of one function: whole batches and the last smaller one, in a few modes
@@ -202,13 +204,12 @@ def model_state(model: nn.Module) -> Hashable:
         owned = [value for names in (module._parameters, module._buffers, vars(module)) for value in names.values()]
         places = [(tensor.data_ptr(), tensor.dtype) for tensor in owned if isinstance(tensor, Tensor)]
         modules.append((type(module), plain_attributes(module), tuple(places), tuple(acting)))
-    matmul = torch.backends.cuda.matmul
     return (
         tuple(modules),
         *(torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
         *(torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic),
-        *(torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
-        matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32,  # the former from torch 2.9
+        torch.backends.cudnn.benchmark,
+        tuple(float32_products().items()),
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ccf_plugin.engine.switches import float32_products
 from ccf_plugin.probe.calls import LayerCall
 
+_TF32 = 2.0**-11  # unit roundoff: products in it, where the host allows them, keep ten bits
 _MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's
 
 
@@ -18,11 +20,12 @@ def units(call: LayerCall) -> tuple[float, float]:
     if call.dtype == torch.float64:
         return torch.finfo(torch.float64).eps / 2, torch.finfo(torch.float64).eps / 2
     single = torch.finfo(torch.float32).eps / 2
-    if torch.get_float32_matmul_precision() == "medium":
+    if call.inputs is not None and call.inputs.is_cuda:
+        return _TF32, single
+    allowed = [precision for name, precision in float32_products().items() if name.startswith("mkldnn")]
+    if "bf16" in allowed:
         return torch.finfo(torch.bfloat16).eps / 2, single
-    on_gpu = call.inputs is not None and call.inputs.is_cuda
-    # TF32 products, where the host allows them, keep ten bits
-    return 2.0**-11 if on_gpu or torch.get_float32_matmul_precision() == "high" else single, single
+    return _TF32 if "tf32" in allowed else single, single
 
 
 def spread_of(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

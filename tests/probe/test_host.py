@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
+from support.float32 import CHOICES, chosen
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccf_plugin import CrossClassProbe, InputError
 
-from .conftest import small_batch, small_network
+from . import oracle
+from .conftest import ROUNDING, small_batch, small_network
 
 HOOKS = (
     "_forward_hooks",
@@ -195,3 +198,17 @@ def test_neither_a_pass_nor_update_waits_for_the_device(options: dict[str, objec
         with Synchronising() as mode:
             probe.compute()
         assert mode.found != []  # the check itself sees what waits
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+def test_a_host_may_let_torch_round_what_float32_products_read(choose: Callable[[], None]) -> None:
+    model = small_network(seed=3).eval()
+    images, labels = small_batch()
+    with chosen(choose), CrossClassProbe(model) as probe, torch.no_grad():
+        for _ in range(2):
+            model(images)
+            probe.update(labels)
+        features = model[0](images)
+        found = probe.compute().matrix
+    expected = oracle.correlation_matrix(features.tolist(), model[2].weight.tolist(), labels.tolist())
+    np.testing.assert_allclose(found, expected, atol=ROUNDING)
