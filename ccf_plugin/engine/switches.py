@@ -19,7 +19,9 @@ def torch_defaults() -> Iterator[None]:
     So the same seed gives the same weights, and a checkpoint is not rounded to the host's default dtype.
     """
     dtype = torch.get_default_dtype()
-    is_usual = torch.get_default_device().type == "cpu"  # entering a device makes every call of torch's slower
+    is_usual = True  # entering a device makes every call of torch's slower
+    with contextlib.suppress(AttributeError):  # torch 2.6 fails where a default was taken back: then it is the CPU
+        is_usual = torch.get_default_device().type == "cpu"
     try:
         torch.set_default_dtype(torch.float32)
         with contextlib.nullcontext() if is_usual else torch.device("cpu"):

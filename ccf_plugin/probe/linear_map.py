@@ -197,13 +197,16 @@ def are_determined(features: Sequence[Tensor], factors: int, classes: int, *, by
     """
     dtype = accumulator_dtype(features[0].device)
     parts = [part[:_SAMPLES].detach().to(dtype) for part in features]
-    centred = [relative(part, part.abs().amax(1, keepdim=True)) for part in parts]
-    rows = torch.cat([part / part.abs().amax().clamp(min=torch.finfo(dtype).tiny) for part in centred], 1)
+    least = torch.finfo(dtype).tiny
+    # one size of each sample for all parts: means of different weights would differ in one way more
+    sizes = torch.cat([part / part.abs().amax().clamp(min=least) for part in parts], 1).abs().amax(1, keepdim=True)
+    centred = [relative(part, sizes) for part in parts]
+    rows = torch.cat([part / part.abs().amax().clamp(min=least) for part in centred], 1)
     products = rows @ rows.T
     pivots = torch.linalg.lu_factor_ex(products)[0].diagonal().abs()
     eps = max(torch.finfo(part.dtype).eps for part in features)
-    least = products.diagonal().amax() * len(rows) * max(eps**2, 16 * torch.finfo(dtype).eps)
-    ways: Tensor = (pivots > least).sum()
+    noise = products.diagonal().amax() * len(rows) * max(eps**2, 16 * torch.finfo(dtype).eps)
+    ways: Tensor = (pivots > noise).sum()
     return ways > factors if by_class else ways * classes >= 2 * factors
 
 

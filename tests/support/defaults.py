@@ -11,7 +11,7 @@ import torch
 @contextlib.contextmanager
 def other_defaults() -> Iterator[None]:
     """A device without numbers, so that whatever is left to it fails, and a dtype that rounds."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype, device = torch.get_default_dtype(), torch.empty(0).device
     torch.set_default_dtype(torch.bfloat16)
     torch.set_default_device("meta")
     try:

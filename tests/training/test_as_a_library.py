@@ -33,7 +33,7 @@ def _process() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "gradients": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()],
         "autocast": [torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()],
-        "defaults": [torch.get_default_dtype(), torch.get_default_device()],
+        "defaults": [torch.get_default_dtype(), torch.empty(0).device],
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's": [kind, keys.tolist(), *rest],
         "python's": random.getstate(),
