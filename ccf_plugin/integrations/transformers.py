@@ -24,7 +24,7 @@ class CrossClassTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-i
 
     Args:
         trainer: whose log and reports it writes.
-        labels: the model's argument that holds the true classes (N,).
+        labels: the batch's entry that holds the true classes (N,), also where a label smoother keeps it from the model.
         picture: whether reports get it.
         options: `CrossClassProbe`'s, such as ``inputs="clean"``, ``head`` and ``class_names``; the names are those of
             the model's ``config.id2label`` where none are given.
@@ -33,7 +33,7 @@ class CrossClassTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-i
         result: the last evaluation's `CrossClassResult`; None before.
 
     Raises:
-        InputError: in an evaluation: the model was not given its labels.
+        InputError: in an evaluation: a batch without labels.
     """
 
     def __init__(self, trainer: Trainer, *, labels: str = "labels", picture: bool = True, **options: Any) -> None:
@@ -41,20 +41,24 @@ class CrossClassTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-i
         self._trainer, self._name, self._picture, self._options = trainer, labels, picture, options
         self._labels: Tensor | None = None
         self._probe: CrossClassProbe | None = None
+        self._step = trainer.prediction_step
         self._attach(trainer.model)
 
     def _attach(self, model: nn.Module | None) -> None:
         """Watch the model, where it is another than before."""
         if model is None or (self._probe is not None and self._probe.model is model):
             return
-        self.detach()
+        if self._probe is not None:
+            self._probe.detach()
         names = getattr(getattr(model, "config", None), "id2label", None)
         named = {} if names is None else {"class_names": [names[index] for index in sorted(names)]}
         self._probe = CrossClassProbe(model, **{**named, **self._options})
-        self._hook = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+        self._trainer.prediction_step = self._remember  # type: ignore[method-assign, unused-ignore]
 
-    def _remember(self, _: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-        self._labels = keywords.get(self._name)
+    def _remember(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's ``prediction_step``: a loss of its own takes the labels out of the batch."""
+        self._labels = inputs.get(self._name)
+        return self._step(model, inputs, *args, **kwargs)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """A Trainer with ``model_init`` has a new model now."""
@@ -65,8 +69,10 @@ class CrossClassTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-i
         if self._probe is None:
             return
         if self._labels is None:
-            remedy = "name the argument that holds them by {labels}"
-            raise InputError(Fault("labels", f"the model's argument {self._name!r}", "none in this evaluation", remedy))
+            remedy = "name the entry that holds them by {labels}"
+            raise InputError(
+                Fault("labels", f"an entry {self._name!r} in each batch", "none in this evaluation", remedy)
+            )
         self._probe.update(self._labels)
         self._labels = None
 
@@ -99,8 +105,8 @@ class CrossClassTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-i
         return [*callbacks, *([run] if run is not None and is_reported else [])]
 
     def detach(self) -> None:
-        """Remove the hooks from the model."""
+        """Remove the hooks from the model, and give the Trainer its own ``prediction_step``."""
         if self._probe is not None:
             self._probe.detach()
-            self._hook.remove()
             self._probe = None
+            self._trainer.prediction_step = self._step  # type: ignore[method-assign, unused-ignore]

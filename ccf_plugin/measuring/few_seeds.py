@@ -21,7 +21,7 @@ from ccf_plugin.probe.jackknife import PARTS
 Runs = Mapping[str, Sequence[FinishedRun]]
 LEVEL = 0.05
 FEWEST_SHIFTS = 1 + int(1 / LEVEL)  # the smallest p of n shifts is 1 / n
-_BOOTSTRAP = 10_000
+_ROUNDING = 1e-9  # a spread below this share of the margin is rounding
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Tested:
 def fitting_test(comparison: Comparison, runs: Runs, seeds: Sequence[int | None], margin: float) -> Tested:
     """The test that fits what the comparison is about.
 
-    Accuracies: McNemar's exact test of two, the exact binomial test of one against a number, a bootstrap of the images
+    Accuracies: McNemar's exact test of two, the exact binomial test of one against a number, a jackknife of the images
     for other expressions. CAS, its excess and I-CAS: Student's t with the jackknife over the parts of the images, which
     the runs share (`WithoutParts`). A correlation with 0: all circular shifts of one series along the other.
 
@@ -63,9 +63,8 @@ def fitting_test(comparison: Comparison, runs: Runs, seeds: Sequence[int | None]
     if similar:
         tested = _by_jackknife(comparison, parts, measured, margin)
     else:
-        tested = _by_images(comparison, parts, _records(measured), len(seeds))
-    chosen = "; these images chose the best epoch" if any(part.at == "best" for part in parts) else ""
-    return replace(tested, note="the noise of images, not of seeds" + chosen)
+        tested = _by_images(comparison, parts, _records(measured), len(seeds), margin)
+    return replace(tested, note="the noise of images, not of seeds")
 
 
 def _parts(figure: Figure) -> list[Figure]:
@@ -98,7 +97,9 @@ def _records(measured: Sequence[tuple[Figure, FinishedRun]]) -> NDArray[np.bool_
     return np.array(records)
 
 
-def _by_images(comparison: Comparison, parts: Sequence[Figure], records: NDArray[np.bool_], seeds: int) -> Tested:
+def _by_images(
+    comparison: Comparison, parts: Sequence[Figure], records: NDArray[np.bool_], seeds: int, margin: float
+) -> Tested:
     images = records.shape[1]
     if seeds == 1 and is_linear(comparison.left) and is_linear(comparison.right):
         zero = np.zeros(len(parts))
@@ -111,14 +112,15 @@ def _by_images(comparison: Comparison, parts: Sequence[Figure], records: NDArray
         if len(used) == 1 and 0 <= (share := -constant / slopes[used[0]]) <= 1:
             p = float(stats.binomtest(int(records[used[0]].sum()), images, share).pvalue)
             return Tested(f"exact binomial test on {images} images", p, "")
-    # Images that are right in the same records are alike, so that only their numbers are drawn.
+    # Images that are right in the same records are alike. By how much does a little more of a kind's weight move it?
     kinds, counts = np.unique(records.T, axis=0, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(images, counts / images, _BOOTSTRAP)
-    accuracies = (drawn @ kinds.astype(float) / images).T.reshape(seeds, len(parts), _BOOTSTRAP)
-    margins = np.mean([_margin_of(comparison, parts, of_one) for of_one in accuracies], axis=0)
-    tail = min((~(margins > 0)).sum(), (~(margins < 0)).sum())  # 0 / 0 speaks for neither side
-    low, high = np.nanquantile(margins, [LEVEL / 2, 1 - LEVEL / 2]).tolist()
-    return Tested(f"bootstrap of {images} images", min(1.0, 2 * (1 + int(tail)) / (1 + _BOOTSTRAP)), "", (low, high))
+    accuracies = records.mean(1)
+    moved = accuracies[:, None] + (kinds.T - accuracies[:, None]) / images
+    apart = _apart(comparison, parts, accuracies.reshape(seeds, -1), moved.reshape(seeds, len(parts), -1))
+    sd = float(np.sqrt(counts @ np.square(apart - counts @ apart / images)))
+    half = float(stats.norm.ppf(1 - LEVEL / 2)) * _checked(sd, margin)
+    p = 2 * float(stats.norm.sf(abs(margin) / sd))
+    return Tested(f"z test by a jackknife of {images} images", p, "", (margin - half, margin + half))
 
 
 def _by_jackknife(
@@ -145,23 +147,36 @@ def _by_jackknife(
         -1, len(parts), len(moved[0]) + len(moved)
     )
     figures = np.array(values).reshape(-1, len(parts))
-    apart = np.mean(
-        [
-            _margin_of(comparison, parts, of_one[:, None] + moves) - _margin_of(comparison, parts, of_one)
-            for of_one, moves in zip(figures, moves_and_noise, strict=True)
-        ],
-        axis=0,
-    )
+    apart = _apart(comparison, parts, figures, figures[:, :, None] + moves_and_noise)
     sd = float(np.sqrt(np.square(apart).sum()))
-    if not np.isfinite(sd) or not sd:
-        raise NotMeasuredError("its margin is the same without any part of the images")
-    half = float(stats.t.ppf(1 - LEVEL / 2, PARTS - 1)) * sd
+    half = float(stats.t.ppf(1 - LEVEL / 2, PARTS - 1)) * _checked(sd, margin)
     p = 2 * float(stats.t.sf(abs(margin) / sd, PARTS - 1))
     return Tested(f"t test by a jackknife of {PARTS} parts of the images", p, "", (margin - half, margin + half))
 
 
+def _apart(
+    comparison: Comparison, parts: Sequence[Figure], figures: NDArray[np.float64], moved: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How far the seeds' mean margin is moved where the figures, (seeds, parts), are ``moved``, (seeds, parts, M)."""
+    differences = [
+        _margin_of(comparison, parts, there) - _margin_of(comparison, parts, here)
+        for here, there in zip(figures, moved, strict=True)
+    ]
+    return np.asarray(np.mean(differences, axis=0))
+
+
+def _checked(sd: float, margin: float) -> float:
+    if not np.isfinite(sd) or sd <= _ROUNDING * abs(margin):
+        raise NotMeasuredError("its margin is the same whatever the images")
+    return sd
+
+
 def _against_shifts(comparison: Comparison, runs: Runs, seeds: Sequence[int | None]) -> Tested:
-    """One run's correlation with 0: neighbouring epochs are alike, and a shift keeps that."""
+    """One run's correlation with 0: neighbouring epochs are alike, and a shift keeps that, but no trend.
+
+    Of series without a trend p holds its level. Two that rise or fall along the run are found to go together whatever
+    else they are, which the note says.
+    """
     leaves = comparison.leaves
     zeros = [side for side in (comparison.left, comparison.right) if side == Number(0.0)]
     if len(seeds) > 1 or len(leaves) != 1 or not zeros or leaves[0] not in (comparison.left, comparison.right):
@@ -169,10 +184,15 @@ def _against_shifts(comparison: Comparison, runs: Runs, seeds: Sequence[int | No
     (leaf,) = leaves
     assert isinstance(leaf, Correlation)  # noqa: S101  # as the caller has seen
     first, second = of_seed(runs[leaf.first.run], seeds[0]).series(leaf.first.column, leaf.second.column)
+    p = shifts_p(first, second)
+    note = "the noise along one run; figures that rise or fall all along it go together by that alone"
+    if 1 / len(first) >= LEVEL:
+        note += f"; it decides from {FEWEST_SHIFTS} epochs on"
+    return Tested(f"against the {len(first)} circular shifts along the epochs", p, note)
+
+
+def shifts_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """The share of all circular shifts of one series whose rank correlation with the other is as large, or larger."""
     ranks = stats.rankdata(first), stats.rankdata(second)
     shifted = [abs(np.corrcoef(np.roll(ranks[0], by), ranks[1])[0, 1]) for by in range(len(first))]
-    p = float(np.mean(np.array(shifted) >= shifted[0] - 1e-12))
-    note = "the noise along one run"
-    if 1 / len(first) >= LEVEL:
-        note += f", which decides from {FEWEST_SHIFTS} epochs on"
-    return Tested(f"against the {len(first)} circular shifts along the epochs", p, note)
+    return float(np.mean(np.array(shifted) >= shifted[0] - 1e-12))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ccf_plugin.probe.confidence import check_resampling, mcnemar, paired_bootstrap
+from ccf_plugin.probe.confidence import check_resampling, mcnemar, tango
 from ccf_plugin.probe.jackknife import Interval, deviations, interval_around, simultaneous_bands
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.result_files import plain
@@ -50,7 +50,7 @@ def accuracy_tests(first: CrossClassResult, second: CrossClassResult) -> dict[st
         if a is not None and b is not None and len(a) == len(b):
             test = mcnemar(a, b)
             difference = float(a.mean() - b.mean())
-            tests[name] = AccuracyTest(difference, paired_bootstrap(a, b), test.only_first, test.only_second, test.p)
+            tests[name] = AccuracyTest(difference, tango(a, b), test.only_first, test.only_second, test.p)
     return tests
 
 

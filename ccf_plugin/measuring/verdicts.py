@@ -14,10 +14,12 @@ from ccf_plugin.measuring.claims import Comparison, Figure, Halving, Leaf, runs_
 from ccf_plugin.measuring.few_seeds import LEVEL, fitting_test
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, of_seed
 from ccf_plugin.runs.seeds import mean_and_sd
+from ccf_plugin.runs.selection import BIASED, CLEAN
 
 Verdict = Literal["held", "not held", "undecided"]
 FEWEST_SEEDS = 3
 _DIGITS = 1e-12  # a spread below this share of the mean is rounding
+_CHOSEN = "the test images chose the best epoch"
 _AGREE = "all seeds agree to the last digit, so that their noise is not known"
 
 
@@ -58,9 +60,16 @@ def judge(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]], mis
         runs: by name, its seeds.
         missing: what is not finished, of the runs that the comparison is about.
     """
-    names = runs_of(comparison)
     if missing:
         return Judgement(comparison.text, "undecided", f"not finished: {', '.join(missing)}")
+    judgement = _judged(comparison, runs)
+    if judgement.p is None or not _test_images_chose(comparison, runs):
+        return judgement
+    return replace(judgement, why="; ".join(filter(None, [judgement.why, _CHOSEN])))
+
+
+def _judged(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) -> Judgement:
+    names = runs_of(comparison)
     seeds = _shared_seeds([runs[name] for name in names])
     try:
         margins, left, right = _margins(comparison, runs, seeds)
@@ -75,6 +84,13 @@ def judge(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]], mis
         )
     except NotMeasuredError as error:
         return Judgement(comparison.text, "undecided", str(error))
+
+
+def _test_images_chose(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) -> bool:
+    """Whether a figure is of the best epoch, and the test images, which it is measured on, chose that one."""
+    measured = [leaf for leaf in comparison.leaves if isinstance(leaf, Figure) and leaf.column != "epoch"]
+    chosen = [leaf.run for leaf in measured if leaf.at in ("best", "delta")]
+    return any(run.selected_by in (BIASED, CLEAN) for name in chosen for run in runs[name])
 
 
 def _shared_seeds(runs: Sequence[Sequence[FinishedRun]]) -> list[int | None]:
@@ -133,23 +149,17 @@ def _over_seeds(
     right: float,
 ) -> Judgement:
     mean, spread = mean_and_sd(margins)
+    if spread <= _DIGITS * abs(mean):
+        return Judgement(comparison.text, "undecided", _AGREE, left=left, right=right, margins=tuple(margins))
     half = stats.t.ppf(1 - LEVEL / 2, len(margins) - 1) * spread / np.sqrt(len(margins))
-    notes = []
-    if spread > _DIGITS * abs(mean):
-        p = float(stats.ttest_1samp(margins, 0.0).pvalue)
-    else:
-        p = 0.0 if mean else 1.0
-        notes.append(_AGREE)
+    p = float(stats.ttest_1samp(margins, 0.0).pvalue)
     names = runs_of(comparison)
     single = [name for name in names if len(runs[name]) == 1]
-    if single:
-        notes.append(f"without the noise of seeds of {' and '.join(single)}, which has one")
+    why = f"without the noise of seeds of {' and '.join(single)}, which has one" if single else ""
     paired = "paired " if len(names) - len(single) > 1 else ""
     test = f"{paired}t test over {len(margins)} seeds"
     interval = mean - float(half), mean + float(half)
-    return Judgement(
-        comparison.text, _decide(mean, p), "; ".join(notes), test, p, left, right, tuple(margins), interval
-    )
+    return Judgement(comparison.text, _decide(mean, p), why, test, p, left, right, tuple(margins), interval)
 
 
 def _apart(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) -> Judgement | None:
@@ -174,14 +184,14 @@ def _apart(comparison: Comparison, runs: Mapping[str, Sequence[FinishedRun]]) ->
         return None
     means = [float(values.mean()) for values in both]
     margin = comparison.sign * (means[0] - means[1])
-    if max(float(values.std()) for values in both) > _DIGITS * max(map(abs, means)):
-        welch = stats.ttest_ind(both[0], both[1], equal_var=False)
-        low, high = sorted(comparison.sign * float(bound) for bound in welch.confidence_interval(1 - LEVEL))
-        p, why = float(welch.pvalue), ""
-    else:
-        low, high, p, why = margin, margin, 0.0 if margin else 1.0, _AGREE
+    known = Judgement(comparison.text, "undecided", _AGREE, left=means[0], right=means[1], margins=(margin,))
+    if max(float(values.std()) for values in both) <= _DIGITS * max(map(abs, means)):
+        return known
+    welch = stats.ttest_ind(both[0], both[1], equal_var=False)
+    low, high = sorted(comparison.sign * float(bound) for bound in welch.confidence_interval(1 - LEVEL))
+    p = float(welch.pvalue)
     test = f"Welch's t test of {len(both[0])} and {len(both[1])} seeds"
-    return Judgement(comparison.text, _decide(margin, p), why, test, p, means[0], means[1], (margin,), (low, high))
+    return replace(known, verdict=_decide(margin, p), why="", test=test, p=p, interval=(low, high))
 
 
 def _of_few_seeds(

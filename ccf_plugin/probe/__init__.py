@@ -9,7 +9,7 @@ from ccf_plugin.probe.attribution import (
     gradient_attribution,
     instance_matrix,
 )
-from ccf_plugin.probe.confidence import Confidence, McNemar, mcnemar, paired_bootstrap, wilson
+from ccf_plugin.probe.confidence import Confidence, McNemar, mcnemar, tango, wilson
 from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.null import PermutationNull, permutation_null
@@ -34,8 +34,8 @@ __all__ = [
     "instance_matrix",
     "mantel",
     "mcnemar",
-    "paired_bootstrap",
     "permutation_null",
+    "tango",
     "wilson",
     "within_minus_between",
 ]

@@ -14,11 +14,11 @@ from ccf_plugin.engine.versions import installed_versions
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.attribution import attribution, correlation_matrix, unit_rows
 from ccf_plugin.probe.decomposition import mean_row_share
-from ccf_plugin.probe.distributed import gather_objects, gather_rows, sum_over_processes
+from ccf_plugin.probe.distributed import gather_objects, gather_rows, num_processes, rank, sum_over_processes
 from ccf_plugin.probe.forward_pass import OWN_OUTPUT, ForwardPass
 from ccf_plugin.probe.head import Head
 from ccf_plugin.probe.instances import InstanceRows, Samples
-from ccf_plugin.probe.jackknife import WithoutParts, instances_without_parts
+from ccf_plugin.probe.jackknife import PARTS, WithoutParts, instances_without_parts
 from ccf_plugin.probe.records import ImageRecords, interleaved
 from ccf_plugin.probe.result import CrossClassResult
 from ccf_plugin.probe.sums import NOTHING_ADDED, Sums, check_labels, within_classes
@@ -86,6 +86,7 @@ class Accumulation:
                 is_bad=is_bad,
                 clean=clean if clean is not None and clean.shape[1] == classes else None,
                 check=None if reading is None else (reading.missed, reading.error, reading.refitted),
+                first_part=rank() * PARTS // num_processes(),  # else few images a process would fill the first alone
             )
             if self._instances:
                 self._rows = self._rows or InstanceRows(classes, self._max_per_class, self._max_bytes)

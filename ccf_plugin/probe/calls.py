@@ -119,6 +119,7 @@ class PassRecord:
         alike: how many passes in this mode on images without a gradient there were, with this one, since one was taken;
             0 where the images have one, as inside an attack, and in compiled passes.
         compiled: whether compiled code noted it.
+        thread: in which it ran; 0 for compiled passes.
     """
 
     calls: list[LayerCall]
@@ -131,6 +132,7 @@ class PassRecord:
     distances: tuple[str, ...] = ()
     alike: int = 0
     compiled: bool = False
+    thread: int = 0
 
     def is_empty(self) -> bool:
         """Whether it was a pass of no samples."""

@@ -61,6 +61,11 @@ class WithIntervals:
     instance_matrix: NDArray[np.float64] | None
     without_parts: WithoutParts | None
 
+    @property
+    def most_cas(self) -> int:
+        """The largest CAS that there can be."""
+        raise NotImplementedError
+
     @cached_property
     def null(self) -> PermutationNull:
         """CAS and C by chance: where the entries of each class attribution are permuted; computed at the first use."""
@@ -94,7 +99,7 @@ class WithIntervals:
         low, high = interval_around(figure, variance, level)
         if name == "instance_cas" and low <= 0:
             return None  # the nearest cosines are about 0, where the jackknife says too little
-        most = len(self.matrix) * (len(self.matrix) - 1)
+        most = self.most_cas
         return max(low, -most if name == "cas_excess" else 0.0), min(high, most)
 
     def variance_of(self, name: str, other: WithIntervals | None = None) -> float | None:
@@ -184,36 +189,43 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**number))
 
 
-def paired_bootstrap(
-    first: NDArray[np.bool_],
-    second: NDArray[np.bool_],
-    *,
-    bootstrap: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """The interval of accuracy(first) - accuracy(second) over resampled images, both models on the same ones.
+def tango(first: NDArray[np.bool_], second: NDArray[np.bool_], *, level: float = 0.95) -> Interval:
+    """The score interval of accuracy(first) - accuracy(second), both models on the same images (Tango 1998).
 
-    A resample is known by how many of its images only the first model and only the second classify right, so that
-    these numbers are drawn and not the images. With few such images (below 10) the interval is too narrow; where there
-    are none, it has no width: `mcnemar` is exact there.
+    It holds every difference d that the score test does not reject: with b images of N that only the first model
+    classifies right, and c that only the second does, |b - c - N d| is at most z times its standard deviation where the
+    difference is d. So it has a width also where no image tells the models apart.
 
     Args:
         first, second: as for `mcnemar`.
-        bootstrap: how often to resample.
-        level: the interval's probability, between the percentiles of the resampled differences.
-        seed: of the resampling.
+        level: the interval's probability.
 
     Raises:
-        InputError: not two bool arrays of one length; fewer than two resamples; a level outside (0, 1).
+        InputError: not two bool arrays of one length; a level outside (0, 1).
     """
-    check_resampling(bootstrap, level)
+    check_level(level)
     first, second = _paired(first, second)
-    shares = np.array([(first & ~second).mean(), (second & ~first).mean()])
-    drawn = np.random.default_rng(seed).multinomial(len(first), [*shares, 1 - shares.sum()], bootstrap)
-    differences = (drawn[:, 0] - drawn[:, 1]) / len(first)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
+    number, apart = len(first), (int((first & ~second).sum()), int((second & ~first).sum()))
+    low = -_largest_difference(apart[1], apart[0], number, level)
+    return low, _largest_difference(*apart, number, level)
+
+
+def _largest_difference(only_first: int, only_second: int, number: int, level: float) -> float:
+    """The largest d that the score test does not reject; it rejects all that are larger."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+
+    def is_rejected(d: float) -> bool:
+        slope = (2 * number - only_first + only_second) * d - only_first - only_second
+        second = (math.sqrt(slope**2 + 8 * number * only_second * d * (1 - d)) - slope) / (
+            4 * number
+        )  # likeliest share
+        return number * d - only_first + only_second > z * math.sqrt(max(number * (2 * second + d * (1 - d)), 0.0))
+
+    low, high = (only_first - only_second) / number, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_rejected(middle) else (middle, high)
+    return high
 
 
 def _paired(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

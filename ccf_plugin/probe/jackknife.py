@@ -62,10 +62,12 @@ class WithoutParts:
     def of_sums(cls, sums: Tensor, counts: Tensor) -> WithoutParts | None:
         """From the parts' sums of A(x), (K, G, n) float64, and their numbers of images, (K, G) int64.
 
-        None where a class that has images has none in a part: of so few an interval would hold too seldom.
+        None where a class has fewer than ``PARTS`` images, of which an interval would hold too seldom, or all in one
+        part, as where each process had one of them.
         """
         classes, parts, features = sums.shape
-        if parts != PARTS or not _are_enough(counts.sum(1)):
+        is_one_part = (counts > 0).sum(1) == 1
+        if parts != PARTS or not _are_enough(counts.sum(1)) or is_one_part.any():
             return None
         totals, numbers = sums.sum(1, keepdim=True), counts.sum(1, keepdim=True)
         whole = class_means(totals[:, 0], numbers[:, 0])

@@ -22,6 +22,7 @@ from ccf_plugin.probe.result_files import plain
 
 _FEWEST, _MOST = 2, 199  # permutations
 _RANKED = 99  # from this many permutations on, p is the share of them that are as large
+_DRAWN = 999  # times that C is drawn where there are fewer
 _ENTRIES = 2**23  # that all permutations together permute: 0.1 s
 _PRODUCTS = 2**34  # of all permutations together: 1 s of one core
 _AT_ONCE = 2**22  # numbers in memory
@@ -109,8 +110,9 @@ def permutation_null(
 
     Args:
         permutations: how many, 2 or more. None: 199, fewer for K n above 42,000 (4 for K = 1,000 and n = 2,048).
-            With 99 or more, p is (1 + how many have a CAS as large as measured) / (1 + permutations); with fewer, that
-            of a normal distribution, as a sum of many pairs has it.
+            With 99 or more, p is (1 + how many have a CAS as large as measured) / (1 + permutations). With fewer, for
+            up to 130 classes, C is drawn 999 times, each C[i, j] normal with E and Var as above, and p is of these;
+            for more classes, p is that of a normal CAS, as a sum of many pairs is.
         seed: of the permutations.
 
     Raises:
@@ -134,7 +136,7 @@ def permutation_null(
     cas = (math.nan,) * 3
     if classes > 1:
         measured = float(class_attribution_similarity(torch.from_numpy(units @ units.T)))
-        cas = _cas_by_permutations(measured, mean_root, deviations, permutations, seed)
+        cas = _cas_by_permutations(measured, (mean_root, sd_root), deviations, permutations, seed)
     roots = np.full((2, len(vectors)), np.nan)
     roots[:, is_defined] = mean_root, sd_root
     return PermutationNull(*cas, permutations, seed, roots[0], roots[1], vectors)
@@ -178,13 +180,18 @@ def expected_pairs(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) 
 
 
 def _cas_by_permutations(
-    measured: float, mean_root: NDArray[np.float64], deviations: NDArray[np.float64], permutations: int, seed: int
+    measured: float,
+    roots: tuple[NDArray[np.float64], NDArray[np.float64]],
+    deviations: NDArray[np.float64],
+    permutations: int,
+    seed: int,
 ) -> tuple[float, float, float]:
-    """Mean, standard deviation and p of CAS."""
+    """Mean, standard deviation and p of CAS; ``roots`` are those of C's mean and standard deviation."""
     classes, features = deviations.shape
+    mean_root, rng = roots[0], np.random.default_rng(seed)
     root = torch.from_numpy(mean_root)
     permuted = np.broadcast_to(deviations, (permutations, classes, features))
-    rows = torch.from_numpy(np.random.default_rng(seed).permuted(permuted, axis=2))
+    rows = torch.from_numpy(rng.permuted(permuted, axis=2))
     cas, added, variance = torch.zeros(permutations, dtype=torch.float64, device="cpu"), 0.0, 0.0
     known = max(float(root.sum() ** 2 - root.square().sum()), 0.0)  # of the expectation
     at_once = max(1, _AT_ONCE // (permutations * classes))
@@ -197,9 +204,14 @@ def _cas_by_permutations(
         added += float((parts - matrices if known else parts).sum()) / permutations
         variance += float(parts.var(0).sum())
     expected, sd = known + added, math.sqrt(2 * variance)  # a pair is twice in the matrix
-    if permutations >= _RANKED:
+    pairs = np.triu_indices(classes, 1)
+    if permutations < _RANKED and len(pairs[0]) * _DRAWN <= _ENTRIES:
+        mean, spread = (np.outer(side, side)[pairs] for side in roots)
+        drawn = mean + spread * rng.standard_normal((_DRAWN, len(mean)))
+        cas = torch.from_numpy(2 * np.maximum(drawn, 0).sum(1))
+    if len(cas) >= _RANKED:
         as_large = int((cas >= measured * (1 - 1e-12)).sum())  # equal but for rounding counts as equal
-        return expected, sd, (1 + as_large) / (1 + permutations)
+        return expected, sd, (1 + as_large) / (1 + len(cas))
     error = sd * math.sqrt(1 + 1 / permutations)  # of the expectation too
     return expected, sd, float(_above(np.array((measured - expected) / error))) if error > 0 else 1.0
 

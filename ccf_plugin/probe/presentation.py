@@ -66,7 +66,7 @@ def in_one_line(result: CrossClassResult) -> str:
     facts = [f"model={result.model!r}"] if result.model is not None else []
     facts += [f"classes={classes}", f"features={features}", f"samples={int(result.counts.sum())}"]
     facts += [f"{label}={value}" for label, value in accuracies(result).items()]
-    facts.append(f"CAS={result.cas:.2f} of {classes * (classes - 1)}")
+    facts.append(f"CAS={result.cas:.2f} of {result.most_cas}")
     facts += [] if result.instance_cas is None else [f"I-CAS={result.instance_cas:.2f}"]
     return f"{type(result).__name__}({', '.join(facts)})"
 
@@ -80,7 +80,7 @@ def as_html(result: CrossClassResult) -> str:
         "data": None if data is None else described_data(data),
         "head": ("" if head is None else f"{head.name} ({head.kind}), ") + f"{classes} classes × {size}",
         **accuracies(result),
-        "CAS": f"{result.cas:.2f} of {classes * (classes - 1)}",
+        "CAS": f"{result.cas:.2f} of {result.most_cas}",
         "CAS by chance": None if np.isnan(null.cas_mean) else f"{null.cas_mean:.2f} ± {null.cas_sd:.2f}, {PERMUTED}",
         "I-CAS": None if result.instance_cas is None else f"{result.instance_cas:.2f}",
         "strongest pairs": ", ".join(f"{a} – {b} {value:.2f}" for a, b, value in result.top_pairs(3)) or None,

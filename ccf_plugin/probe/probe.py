@@ -152,7 +152,8 @@ class CrossClassProbe:
     @property
     def head(self) -> Head | None:
         """The layer that makes the logits, or None before the first forward pass."""
-        return self._head if self._tracer is None else self._tracer.head
+        found = None if self._tracer is None else self._tracer.head
+        return found or self._head  # a copy has that of the original until its own model has run
 
     @property
     def needs_graph(self) -> bool:
@@ -166,7 +167,7 @@ class CrossClassProbe:
         self._calls = 0
         self._captured: PassRecord | None = None
         self._captures = False
-        if has_missed and self._tracer is not None:
+        if self._tracer is not None and (has_missed or self._tracer.watcher.layers.have_grown()):
             self._tracer.search_again()
 
     def detach(self) -> None:
@@ -186,6 +187,7 @@ class CrossClassProbe:
         """Only the last pass inside this block counts for the next ``update``, whatever passes follow it."""
         tracer = self._attached()
         tracer.drop()
+        self._captured, self._captures = None, False  # should this block fail, an earlier one's pass is not its
         yield
         self._captured, self._captures = tracer.take(), True
 

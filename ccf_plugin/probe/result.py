@@ -106,9 +106,14 @@ class CrossClassResult(WithIntervals):
 
     @property
     def cas_normalised(self) -> float:
-        """CAS / (K(K-1)), from 0 to 1, to compare data sets."""
-        classes = len(self.matrix)
-        return self.cas / (classes * (classes - 1))
+        """CAS / (K(K-1)), from 0 to 1, to compare data sets; K counts classes with a row in C; NaN below two."""
+        return self.cas / self.most_cas if self.most_cas else float("nan")
+
+    @property
+    def most_cas(self) -> int:
+        """K(K-1), the CAS of classes that share all; K counts those with a row in C."""
+        classes = int((~self._undefined).sum())
+        return classes * (classes - 1)
 
     @property
     def instance_cas(self) -> float | None:

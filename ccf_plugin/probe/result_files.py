@@ -107,7 +107,7 @@ def describe(result: CrossClassResult) -> dict[str, Any]:
         "robust_loss": plain(result.robust_loss),
         "intervals": result.intervals(),
         "cas": result.cas,
-        "cas_normalised": result.cas_normalised,
+        "cas_normalised": plain(result.cas_normalised),
         "cas_excess": plain(result.cas_excess),
         "instance_cas": result.instance_cas,
         "shared_part": result.shared_part,

@@ -81,6 +81,7 @@ class Sums:
         is_bad: Tensor,
         clean: Tensor | None = None,
         check: tuple[Tensor, Tensor, Tensor] | None = None,
+        first_part: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Add a batch; return which samples were classified right, (N,) bool, and before the attack where known.
 
@@ -92,6 +93,7 @@ class Sums:
             clean: the logits before the attack, (N, K), where there was such a pass.
             check: whether the pass's logits were not the head's, () bool, how far off they were, relative to the
                 largest logit, and () bool, whether its factors were fitted anew.
+            first_part: where each class's samples begin to take turns.
         """
         missed, error, refitted = check or (torch.zeros_like(is_bad), None, None)
         # a sum is not finite where an entry is not, and 0 times it is not 0
@@ -101,7 +103,7 @@ class Sums:
             miss = torch.where(missed, error.to(self.largest_miss.dtype), 0.0)
             torch.maximum(self.largest_miss, miss, out=self.largest_miss)
             self.refits += refitted
-        part, wide = self._parts_of(labels), logits.to(self.loss.dtype)
+        part, wide = self._parts_of(labels, first_part), logits.to(self.loss.dtype)
         self.by_part.view(-1, self.shape[1]).index_add_(0, part, attributions)
         self.counts_by_part.view(-1).index_add_(0, part, torch.ones_like(labels))
         if len(logits):  # var warns of none
@@ -122,12 +124,12 @@ class Sums:
             self.confusion[place].index_add_(0, cells, torch.ones_like(labels))
         return correct
 
-    def _parts_of(self, labels: Tensor) -> Tensor:
+    def _parts_of(self, labels: Tensor, first: int) -> Tensor:
         """Where each sample of a batch belongs among the K · G parts, (N,): a class's samples take turns."""
         classes, parts = self.counts_by_part.shape
         if parts == 1:
             return labels
-        return labels * parts + (self.counts[labels] + rank_in_class(labels, classes)) % parts
+        return labels * parts + (first + self.counts[labels] + rank_in_class(labels, classes)) % parts
 
     def to(self, device: torch.device) -> Sums:
         """These sums on another device, where the model went."""

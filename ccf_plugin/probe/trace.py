@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -72,9 +73,20 @@ class HeadTracer:
         return self._head
 
     def take(self) -> PassRecord | None:
-        """The latest pass since the last `take` or `drop`, or None where none came."""
+        """The latest pass since the last `take` or `drop`, or None where none came.
+
+        Raises:
+            InputError: it is of another thread, and came after one of this thread.
+        """
         record, self.watcher.latest = self.watcher.latest, None
         self.watcher.alike, self.watcher.ran_outside = {True: 0, False: 0}, set()
+        this, waiting = threading.get_ident(), self.watcher.threads
+        if record is not None and record.thread not in (0, this) and this in waiting:
+            waiting.discard(this)
+            raise InputError(
+                "expected this thread's pass to be the last before update, found one of another thread after it; let "
+                "one thread at a time run the model and update, or give each a copy of the model with a probe"
+            )
         return record
 
     def peek(self) -> ForwardPass | None:

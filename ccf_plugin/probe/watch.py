@@ -72,6 +72,7 @@ class PassWatcher:
         self._note_products = Hook(self._note_product, self._fail)
         self._distances: dict[str, None] = {}  # torch's functions of distances that the pass called
         self._thread = 0  # in which the pass that is noted began
+        self.threads: set[int] = set()  # that made a pass, noted or not, since they took or dropped one
         self._memory_names: dict[int, str] = {}  # of the model's own tensors, by where they lie
         self.layers = WatchedLayers(model, name, self._hook, self._note, needs_matrix=weight is None)
         # The root's hooks enclose the layers', also where the root is itself the head.
@@ -115,6 +116,7 @@ class PassWatcher:
         """Forget the latest pass, and one that was broken off."""
         self.latest = None
         self.alike = {True: 0, False: 0}
+        self.threads.discard(threading.get_ident())
         elsewhere = self._depth and self._thread != threading.get_ident()
         if not elsewhere and not _passes_around(self._model):
             self._forget()
@@ -254,6 +256,8 @@ class PassWatcher:
             ProductMode(self._note_products).__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.threads.add(threading.get_ident())
         notes = self._notes
         if notes is None or self._depth == 0:
             return
@@ -305,6 +309,7 @@ class PassWatcher:
             distances=tuple(self._distances),
             alike=self._count_alike(args),
             compiled=torch.compiler.is_compiling(),
+            thread=0 if torch.compiler.is_compiling() else threading.get_ident(),
         )
         self._forget()
         self.latest = record

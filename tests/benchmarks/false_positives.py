@@ -5,33 +5,38 @@
 Of CAS and single C[i, j]: attributions in no order that classes share, of several numbers of classes and features, even
 and with few features that carry most. Of a grouping and of Mantel's test: a symmetric matrix that knows neither groups
 nor confusions. Of McNemar's test: two models that are equally accurate. Of the ablation's Wilcoxon tests with Holm's
-correction: margins that differ by nothing but noise, and that any of ten tests rejects.
+correction: margins that differ by nothing but noise, and that any of ten tests rejects. Of a study's correlation along
+epochs: series that know nothing of each other; those with a trend, which the test does not know, stand by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ccf_plugin.measuring.ablation_result import holm, wilcoxon
+from ccf_plugin.measuring.few_seeds import shifts_p
 from ccf_plugin.probe.attribution import correlation_matrix
 from ccf_plugin.probe.confidence import mcnemar
 from ccf_plugin.probe.groups import mantel, within_minus_between
 from ccf_plugin.probe.null import permutation_null
 
 LEVEL = 0.05
+Draw = Callable[[np.random.Generator], NDArray[np.float64]]
 
 
-def of_chance(classes: int, features: int, power: int, runs: int) -> dict[str, float]:
+def of_chance(classes: int, features: int, power: int, runs: int, permutations: int | None = None) -> dict[str, float]:
     """The shares of p below 5 % of CAS and of single C[i, j]."""
     cas, pairs = [], []
     for seed in range(runs):
         vectors = np.random.default_rng(seed).normal(0.3, 1.0, (classes, features)) ** power
-        null = permutation_null(vectors)
+        null = permutation_null(vectors, permutations=permutations)
         cas.append(null.cas_p <= LEVEL)
         pairs.append((null.p[np.triu_indices(classes, 1)] <= LEVEL).mean())
     return {"CAS": float(np.mean(cas)), "C[i, j]": float(np.mean(pairs))}
@@ -61,6 +66,41 @@ def of_pairs(images: int, runs: int) -> dict[str, float]:
     return {"McNemar": float(np.mean(models)), "Wilcoxon, any of ten": float(np.mean(margins))}
 
 
+def noise(rng: np.random.Generator, epochs: int, memory: float) -> NDArray[np.float64]:
+    """A series of which each value holds this share of the one before."""
+    values = rng.normal(size=epochs + 50)
+    for place in range(1, len(values)):
+        values[place] += memory * values[place - 1]
+    return values[50:]
+
+
+def trend(rng: np.random.Generator, epochs: int) -> NDArray[np.float64]:
+    """A rise or a fall with noise of a tenth of its size."""
+    return rng.choice([-1, 1]) * np.linspace(0, 1, epochs) + rng.normal(0, 0.1, epochs)
+
+
+def of_epochs(epochs: int, runs: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Of the correlation along epochs: of series without a trend, and with one."""
+    without: dict[str, Draw] = {
+        "no memory": lambda rng: noise(rng, epochs, 0.0),
+        "memory of 0.7": lambda rng: noise(rng, epochs, 0.7),
+    }
+    with_trend: dict[str, Draw] = {
+        "random walk": lambda rng: rng.normal(size=epochs).cumsum(),
+        "rise or fall": lambda rng: trend(rng, epochs),
+    }
+
+    def share(draw: Draw) -> float:
+        found = []
+        for seed in range(runs):
+            rng = np.random.default_rng(seed)
+            found.append(shifts_p(draw(rng).tolist(), draw(rng).tolist()) < LEVEL)
+        return float(np.mean(found))
+
+    shares = [{name: share(draw) for name, draw in kind.items()} for kind in (without, with_trend)]
+    return shares[0], shares[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1_000)
@@ -70,14 +110,21 @@ def main() -> None:
     for classes, features, power in ((2, 16, 1), (2, 128, 3), (3, 16, 1), (3, 128, 3), (10, 128, 1), (10, 128, 3)):
         kind = "a few large features" if power > 1 else "even features"
         found[f"{classes} classes, {features} features, {kind}"] = of_chance(classes, features, power, chosen.runs)
+    for classes in (2, 3):
+        name = f"{classes} classes, 2000 features, 20 permutations"
+        found[name] = of_chance(classes, 2_000, 1, chosen.runs, permutations=20)
+    trends = {}
+    for epochs in (30, 100):
+        found[f"{epochs} epochs"], trends[f"{epochs} epochs"] = of_epochs(epochs, chosen.runs)
     for classes in (4, 6, 10):
         found[f"{classes} classes"] = of_arrangements(classes, chosen.runs)
     for images in (20, 1_000):
         found[f"{images} images"] = of_pairs(images, chosen.runs)
-    for name, shares in found.items():
+    for name, shares in [*found.items(), *((f"with a trend, {name}", shares) for name, shares in trends.items())]:
         print(name, shares)
     if chosen.out is not None:
-        described = {"level": LEVEL, "runs": chosen.runs, "numpy": np.__version__, "false_positives": found}
+        described = {"level": LEVEL, "runs": chosen.runs, "numpy": np.__version__}
+        described |= {"false_positives": found, "found_by_trends": trends}
         chosen.out.write_text(json.dumps(described, indent=1) + "\n")
 
 

@@ -101,6 +101,20 @@ def test_an_evaluation_without_labels_is_said(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path)
     trainer.add_callback(CrossClassTrainerCallback(trainer, labels="target"))
     with pytest.raises(
-        InputError, match=r"labels: expected the model's argument 'target', found none in this evaluation"
+        InputError, match=r"labels: expected an entry 'target' in each batch, found none in this evaluation"
     ):
         trainer.evaluate()
+
+
+def test_a_label_smoother_takes_the_labels_from_the_model_and_not_from_the_probe(tmp_path: Path) -> None:
+    counted = []
+    for smoothing in (0.0, 0.1):
+        trainer = _trainer(tmp_path, label_smoothing_factor=smoothing)
+        callback = CrossClassTrainerCallback(trainer)
+        trainer.add_callback(callback)
+        trainer.evaluate()
+        assert callback.result is not None
+        counted.append(callback.result)
+        callback.detach()
+    assert (counted[0].counts == N // CLASSES).all()
+    np.testing.assert_array_equal(counted[1].matrix, counted[0].matrix)

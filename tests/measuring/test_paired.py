@@ -13,7 +13,7 @@ from support.results import drawn
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.measuring.paired import accuracy_tests, describe_tests, paired_intervals
-from ccf_plugin.probe.confidence import mcnemar, paired_bootstrap
+from ccf_plugin.probe.confidence import mcnemar, tango
 from ccf_plugin.probe.jackknife import deviations, student
 from ccf_plugin.probe.null import expected_cas, permutation_null
 
@@ -110,7 +110,7 @@ def test_accuracies_are_tested_where_both_have_records() -> None:
     second = replace(first, robust_accuracy=other.mean(), correct=other)
     found = accuracy_tests(first, second)
     assert found["robust_accuracy"].p == mcnemar(right, other).p
-    assert found["robust_accuracy"].interval == paired_bootstrap(right, other)
+    assert found["robust_accuracy"].interval == tango(right, other)
     assert found["robust_accuracy"].difference == pytest.approx(right.mean() - other.mean())
     assert (found["clean_accuracy"].difference, found["clean_accuracy"].p) == (0, 1)
     described = json.loads(json.dumps(describe_tests(found)))

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
-from ccf_plugin.probe.confidence import mcnemar, paired_bootstrap, wilson
+from ccf_plugin.probe.confidence import mcnemar, tango, wilson
 
 from .conftest import small_batch
 
@@ -95,37 +95,49 @@ def test_mcnemar_rejects_equal_models_no_more_often_than_said() -> None:
     assert np.mean(np.array(values) <= 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 1_000)
 
 
-@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.1), (0.2, 0.05), (0.05, 0.02)])
-def test_the_paired_bootstrap_holds_the_difference_in_93_of_100_draws(only_first: float, only_second: float) -> None:
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (7, 0), (0, 1), (12, 5), (20, 0), (0, 20)])
+def test_the_paired_interval_ends_where_the_score_test_begins_to_reject(only_first: int, only_second: int) -> None:
+    """The likeliest shares of images under each difference, looked for on a grid."""
+    first, second = np.zeros((2, 20), dtype=bool)
+    first[:only_first] = second[only_first : only_first + only_second] = True
+    counts = np.array([only_first, only_second, 20 - only_first - only_second])
+    low, high = tango(first, second)
+    for bound in (low, high):
+        share = np.linspace(max(0.0, -bound), (1 - bound) / 2, 200_001)  # that only the second is right
+        shares = np.array([share + bound, share, 1 - 2 * share - bound]).clip(1e-15, 1)
+        b, c, _ = shares[:, (counts @ np.log(shares)).argmax()]
+        sd = np.sqrt(20 * (b + c - bound**2))
+        at_end = abs(bound) == 1
+        assert at_end or abs(only_first - only_second - 20 * bound) == pytest.approx(1.959964 * sd, rel=1e-3)
+    assert low <= (only_first - only_second) / 20 <= high
+    assert tango(second, first) == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_no_image_that_tells_two_models_apart_is_no_proof_that_they_are_equally_accurate() -> None:
+    right = np.ones(20, dtype=bool)
+    z2 = 1.959964**2
+    assert tango(right, right) == pytest.approx((-z2 / (20 + z2), z2 / (20 + z2)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.1), (0.2, 0.05), (0.05, 0.02), (0.02, 0.0)])
+def test_the_paired_interval_holds_the_difference_in_92_of_100_draws(only_first: float, only_second: float) -> None:
     inside = []
     for seed in range(1_500):
-        low, high = paired_bootstrap(*models(1_000, only_first, only_second, seed), bootstrap=1_000, seed=seed)
+        low, high = tango(*models(100, only_first, only_second, seed))
         inside.append(low <= only_first - only_second <= high)
-    assert np.mean(inside) >= 0.93
-
-
-def test_the_paired_bootstrap_resamples_images() -> None:
-    """Drawing the images themselves gives the same interval, but for the draws."""
-    first, second = models(400, 0.15, 0.05, 3)
-    rows = np.random.default_rng(1).integers(0, 400, (4_000, 400))
-    differences = first[rows].mean(1) - second[rows].mean(1)
-    np.testing.assert_allclose(paired_bootstrap(first, second), np.quantile(differences, [0.025, 0.975]), atol=0.005)
-    assert paired_bootstrap(first, second) == paired_bootstrap(first, second)
-    assert paired_bootstrap(first, second, seed=1) != paired_bootstrap(first, second, seed=2)
-    low, high = paired_bootstrap(second, first)
-    assert low < second.mean() - first.mean() < high < 0
+    assert np.mean(inside) >= 0.92  # steps of single images
 
 
 def test_pairs_are_of_the_same_images() -> None:
     right = np.ones(4, dtype=bool)
-    for test in (mcnemar, paired_bootstrap):
+    for test in (mcnemar, tango):
         for other in (np.ones(3, dtype=bool), np.ones(4), np.ones((2, 2), dtype=bool)):
             with pytest.raises(InputError, match="two bool arrays of one length"):
                 test(right, other)
         with pytest.raises(InputError, match="two bool arrays"):
             test(right[:0], right[:0])
-    with pytest.raises(InputError, match="bootstrap of 2 or more"):
-        paired_bootstrap(right, right, bootstrap=1)
+    with pytest.raises(InputError, match="level in"):
+        tango(right, right, level=1.0)
 
 
 def test_seeds_repeat_the_attack_and_report_the_spread(model: nn.Module, tmp_path: Path) -> None:

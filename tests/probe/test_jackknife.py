@@ -14,12 +14,14 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
+from ccf_plugin.probe import accumulation
 from ccf_plugin.probe.attribution import (
     attribution,
     class_attribution,
     correlation_matrix,
     instance_matrix,
 )
+from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.jackknife import (
     PARTS,
     WithoutParts,
@@ -68,6 +70,30 @@ def test_a_part_left_out_is_c_without_its_images() -> None:
             expected = correlation_matrix(vectors)[label].numpy()
             np.testing.assert_allclose(np.delete(without.matrix[label, part], label), np.delete(expected, label), 1e-5)
             assert without.chance[label, part] == pytest.approx(float(expected_cas(vectors)), rel=1e-5)
+
+
+def test_processes_begin_at_different_parts_so_that_few_images_each_fill_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images of each class in each of four processes, as a sampler deals twenty."""
+    features, weight, _ = drawn([20, 20])
+    labels = torch.arange(40) % 2
+    counts = torch.zeros(2, PARTS, dtype=torch.int64)
+    monkeypatch.setattr(accumulation, "num_processes", lambda: 4)
+    for rank in range(4):
+        monkeypatch.setattr(accumulation, "rank", lambda rank=rank: rank)
+        passes = accumulation.Accumulation(None, instances=False, max_per_class=None, max_bytes=2**20, centre=False)
+        here = slice(10 * rank, 10 * rank + 10)
+        logits = features[here] @ weight.T
+        passes.add(ForwardPass(features[here], logits, weight, False, torch.float64, "fc"), labels[here], slice(None))
+        assert passes.sums is not None
+        counts += passes.sums.counts_by_part
+    assert (counts == 1).all()
+
+
+def test_images_that_all_lie_in_one_part_have_no_interval() -> None:
+    counts = torch.zeros(2, PARTS, dtype=torch.int64)
+    counts[0, 3], counts[1] = 40, 2
+    sums = torch.randn(2, PARTS, 6, dtype=torch.float64) * counts.unsqueeze(2)
+    assert WithoutParts.of_sums(sums, counts) is None
 
 
 def test_deviations_are_the_jackknife_of_a_mean() -> None:

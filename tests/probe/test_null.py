@@ -108,6 +108,17 @@ def test_few_permutations_tell_what_many_do() -> None:
     np.testing.assert_array_equal(few.sd, many.sd)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_classes_p_is_that_of_their_one_pair_however_few_the_permutations(seed: int) -> None:
+    """CAS of two classes is 0 in half of the permutations, and far from normal."""
+    first, second = np.linalg.qr(np.random.default_rng(seed).normal(size=(500, 2)))[0].T
+    vectors = np.array([first, second + 0.08 * first])
+    null = permutation_null(vectors, permutations=20)
+    share = null.p[0, 1]
+    assert share < 0.4  # C is positive
+    assert null.cas_p == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 999) + 1e-3)
+
+
 def test_blocks_of_rows_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = permutation_null(skewed(9, 20), permutations=30)
     monkeypatch.setattr("ccf_plugin.probe.null._AT_ONCE", 2 * 30 * 9)

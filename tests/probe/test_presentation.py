@@ -39,7 +39,7 @@ def result() -> CrossClassResult:
 def test_it_is_one_line_with_the_figures_and_no_array(result: CrossClassResult) -> None:
     assert repr(result) == (
         "CrossClassResult(model='net', classes=3, features=2, samples=6, RA (PGD-20)=50.0%, clean accuracy=75.0%, "
-        "CAS=1.20 of 6, I-CAS=0.60)"
+        "CAS=1.20 of 2, I-CAS=0.60)"
     )
     many = CrossClassResult(np.eye(1000), np.ones((1000, 8)), np.ones(1000, dtype=int))
     assert repr(many) == "CrossClassResult(classes=1000, features=8, samples=1000, CAS=0.00 of 999000)"
@@ -49,7 +49,7 @@ def test_a_notebook_shows_a_table_and_the_picture_and_names_are_no_html(result: 
     html = result._repr_html_()
     cells = dict(re.findall(r"<th[^>]*>(.*?)</th><td[^>]*>(.*?)</td>", html))
     assert cells["RA (PGD-20)"] == "50.0%"
-    assert cells["CAS"] == "1.20 of 6"
+    assert cells["CAS"] == "1.20 of 2"
     assert cells["strongest pairs"].startswith("cat – &lt;b&gt;dog&lt;/b&gt; &amp; co 0.60")
     assert cells["left out"] == "no samples of γάτα"
     assert "<b>" not in html
