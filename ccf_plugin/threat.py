@@ -66,9 +66,7 @@ def threat_model(
     Those are eps 8/255 and step eps/4 for Linf, eps 128/255 and step eps/8 for L2. ``step_size`` may refer to ``eps``.
     Raises InputError for an unknown norm, for values outside their range (with a word on units) and for steps below 1.
     """
-    if not isinstance(norm, str) or norm.lower() not in _NORMS:
-        raise InputError(Fault("norm", "'Linf' or 'L2'", f"{norm!r}{did_you_mean(str(norm), _NORMS.values())}"))
-    kind = _NORMS[norm.lower()]
+    kind = norm_named(norm)
     radius = _DEFAULT_EPS[kind] if eps is None else parse_pixels(eps)
     _check_range("eps", radius, eps, kind)
     step_size = DEFAULT_STEP_SIZE[kind] if step_size is None else step_size
@@ -77,6 +75,13 @@ def threat_model(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(Fault("steps", "a whole number of at least 1", repr(steps)))
     return ThreatModel(norm=kind, eps=radius, step_size=step, steps=steps)
+
+
+def norm_named(name: str) -> Norm:
+    """The norm of a name in any case. Raises InputError for an unknown one."""
+    if not isinstance(name, str) or name.lower() not in _NORMS:
+        raise InputError(Fault("norm", "'Linf' or 'L2'", f"{name!r}{did_you_mean(str(name), _NORMS.values())}"))
+    return _NORMS[name.lower()]
 
 
 def show_pixels(value: float | None) -> str:
