@@ -1,7 +1,8 @@
 """Threat models in [0, 1] pixel units (paper, Appendix B): how they are written and checked, and what they are called.
 
 ``ThreatModel`` is what an attacker may do. A result describes the attack that was run by a mapping of ``attack`` (its
-name), ``norm``, ``eps``, ``step_size`` and ``steps``, with None for what the attack does not take.
+name), ``norm``, ``eps``, ``step_size`` and ``steps``, with None for what the attack does not take, and of its own
+``options``, where some were given.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def threat_sentence(threat: Description | None) -> str:
     parts += [] if norm in (None, "none") else [str(norm)]
     lengths = (("eps", threat.get("eps")), ("step", threat.get("step_size")))
     parts += [f"{word} {show_pixels(value)}" for word, value in lengths if value is not None]
+    parts += [f"{key} {value}" for key, value in (threat.get("options") or {}).items()]
     return ", ".join(parts) or "an attack"
 
 

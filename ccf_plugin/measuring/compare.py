@@ -168,9 +168,10 @@ def comparison_provenance(first: Side, second: Side, bootstrap: int | None = Non
 def _provenance(side: Side) -> dict[str, Any]:
     if isinstance(side, Subject):
         known = side.provenance(instances=True)
-    else:  # a result of an older version, or of somebody's own loop, says nothing
+    else:  # a result of a run, of an older version or of somebody's own loop does not say of which weights it is
         figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
-        known = dict(side.provenance) or {"figures": figures}
+        known = dict(side.provenance)
+        known |= {} if "weights" in known else {"figures": figures}
     return {name: value for name, value in known.items() if name != "command"}
 
 
@@ -306,20 +307,25 @@ def _conditions(side: Side) -> dict[str, Any]:
     else:
         data, threat, names = side.data or {}, side.threat or {}, side.class_names
         passes = {"mode": side.model_mode, "precision": side.precision, "centred": side.centred}
+        if not threat and side.robust_threat:  # C of clean images beside an RA
+            passes |= _of_attack(side.robust_threat, " of RA")
     counts = _counts(side)
     conditions: dict[str, Any] = {"classes": len(counts)}
     if names is not None:
         conditions["class names"] = tuple(names)
     conditions |= {**conditions_of_images(data), "images": int(counts.sum()), **passes}
-    conditions |= {name: threat.get(name) for name in _ATTACK}
-    if "precision" in threat:
-        conditions["precision of the attack"] = threat["precision"]
-    return conditions
+    return conditions | _of_attack(threat)
+
+
+def _of_attack(threat: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
+    known = {name: threat.get(name) for name in _ATTACK} | {"attack options": threat.get("options") or None}
+    known |= {"precision of the attack": threat["precision"]} if "precision" in threat else {}
+    return {f"{name}{suffix}": value for name, value in known.items()}
 
 
 def _differ(name: str, first: Any, second: Any) -> bool:
     """Whether two values differ; older results record one step for an attack that has none."""
-    return bool(first != second) and not (name == "steps" and (first, second) in ((None, 1), (1, None)))
+    return bool(first != second) and not (name.startswith("steps") and (first, second) in ((None, 1), (1, None)))
 
 
 def _counts(side: Side) -> NDArray[np.int64]:
@@ -329,7 +335,7 @@ def _counts(side: Side) -> NDArray[np.int64]:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name in ("eps", "step_size"):
+    if name.partition(" ")[0] in ("eps", "step_size"):
         return show_pixels(value)
     if isinstance(value, tuple):
         return some_of(value)

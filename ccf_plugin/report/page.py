@@ -168,8 +168,8 @@ def _state_title(track: Track, epoch: int) -> str:
 def _notes(runs: Sequence[RunFiles], data: dict[str, Any]) -> list[str]:
     """What a reader must know before comparing."""
     notes = []
-    if len({threat_sentence(run.threat) for run in runs}) > 1:
-        under = "; ".join(f"{run.name}: {threat_sentence(run.threat)}" for run in runs)
+    if len({threat_sentence(run.robust_threat) for run in runs}) > 1:
+        under = "; ".join(f"{run.name}: {threat_sentence(run.robust_threat)}" for run in runs)
         notes.append(f"The runs are measured under different attacks, so RA and CAS differ by them too ({under}).")
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")

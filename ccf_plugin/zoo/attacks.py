@@ -65,6 +65,7 @@ class Attack:
         *,
         mode: Mode,
         parameters: Mapping[str, inspect.Parameter],
+        options: Mapping[str, Any] | None = None,
         fresh_noise: bool = False,
         seed: int | None = None,
         graphs: CudaGraphs | None = None,
@@ -74,6 +75,7 @@ class Attack:
         self.mode = mode
         self._model = model
         self._attack = attack
+        self._options = dict(options or {})
         self._taken = {FROM_THREAT[key] for key in parameters if key in FROM_THREAT}
         self._seeds = "seed" in parameters
         self._draws_seed = self._seeds and fresh_noise
@@ -145,7 +147,8 @@ class Attack:
         return adversarial
 
     def describe(self) -> dict[str, Any]:
-        """What to record: attack, norm, eps, step_size, steps, and with a seed whether noise is each image's own.
+        """What to record: attack, norm, eps, step_size, steps, the ``options`` that were given, if any, and with a seed
+        whether noise is each image's own.
 
         What the attack does not take is None: ``steps`` and ``step_size`` of FGSM, ``eps`` of CW and DeepFool, whose
         perturbations the threat model does not bound.
@@ -153,7 +156,8 @@ class Attack:
         taken = {name: value if name in self._taken else None for name, value in self.threat.as_dict().items()}
         norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else norm_of(self.name)
         noise = {"per_image_noise": self._seed is not None} if self._has_seed else {}
-        return {"attack": self.name, **taken, "norm": norm, **noise}
+        options = {"options": self._options} if self._options else {}
+        return {"attack": self.name, **taken, "norm": norm, **options, **noise}
 
     def _state(self) -> Hashable:
         return model_state(self._model), plain_attributes(self._attack)
@@ -281,6 +285,7 @@ def build_attack(
         attack,
         mode=mode,
         parameters=parameters,
+        options=options,
         fresh_noise=fresh_noise,
         seed=seed,
         graphs=graphs,

@@ -17,6 +17,8 @@ from ccf_plugin.errors import CCFError, DivergedError, InputError, UnavailableEr
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.report.page import build_report
+from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.selection import BIASED, selection_free_accuracy, two_fold_accuracy
@@ -243,12 +245,19 @@ def test_standard_training_keeps_the_epoch_of_the_best_clean_accuracy(tmp_path: 
 
 def test_standard_training_probes_clean_images_and_still_tells_ra(tmp_path: Path) -> None:
     settings = ["objective.loss=standard", "probe.inputs=clean", "optim.epochs=2", "probe.every=2"]
+    settings += ["evaluate.options={random_start = false}", "evaluate.eps=2/255"]
     run = train(tiny(*settings), tmp_path / "standard", Quiet())
     row, last = read_log(run.folder)
     assert row.train_robust_accuracy is None
     assert row.test_robust_accuracy is not None
     result = CrossClassResult.load(run.folder / "probe" / "002")
     assert result.threat is None
+    attack = result.robust_threat
+    assert attack is not None
+    assert (attack["eps"], attack["options"]) == (2 / 255, {"random_start": False})
+    assert result.provenance["images"] == read_environment(run.folder)["images"]["test"]
+    page = build_report([run.folder])
+    assert "RA under PGD-2, Linf, eps 2/255, step 0.5/255, random_start False" in page
     assert result.clean_accuracy == pytest.approx(last.test_clean_accuracy)
     assert result.correct is not None
     assert result.correct_clean is not None

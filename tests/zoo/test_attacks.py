@@ -272,7 +272,8 @@ def test_autoattack_runs_and_repeats(batch: Batch) -> None:
     adversarial = attack(images, labels)
     assert (model(adversarial).argmax(dim=1) != labels).all()
     assert torch.equal(attack(images, labels), adversarial)
-    assert attack.describe() == {"attack": "AutoAttack", "norm": "Linf", "eps": 0.3, "step_size": None, "steps": None}
+    taken = {"norm": "Linf", "eps": 0.3, "step_size": None, "steps": None}
+    assert attack.describe() == {"attack": "AutoAttack", **taken, "options": {"n_classes": 5}}
 
 
 def test_every_attack_of_the_library_is_built(network: nn.Module) -> None:
