@@ -171,7 +171,14 @@ def _build(section: ModelSection, classes: int, size: tuple[int, int, int]) -> n
 def _extra_images(section: DataSection, data: ImageData, *, download: bool) -> Split:
     """The images of ``data.extra``. Raises InputError where they do not go with those of ``data``."""
     assert section.extra is not None  # noqa: S101  (for the type alone)
-    further = load_data(section.extra, root=section.root, download=download, downscale=section.downscale)
+    nameless = data.classes == tuple(map(str, range(len(data.classes))))
+    further = load_data(
+        section.extra,
+        root=section.root,
+        download=download,
+        classes=None if nameless else data.classes,  # in its own order, its labels would be of other classes
+        downscale=section.downscale,
+    )
     extra, train = further.train or further.test, data.train
     assert extra is not None  # noqa: S101  (one of them is there)
     assert train is not None  # noqa: S101  (checked before)

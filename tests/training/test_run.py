@@ -27,6 +27,7 @@ from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
+from ccf_plugin.training.setup import prepare
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import load_model
@@ -204,6 +205,24 @@ def test_extra_images_that_do_not_go_with_the_data(
     with pytest.raises(InputError, match=fault):
         train(tiny(f"data.extra=npz:{tmp_path / 'extra.npz'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_extra_images_have_the_labels_of_the_datas_classes(tmp_path: Path) -> None:
+    """The file's classes stand in another order: its 0 is the data's 1."""
+    x, y = np.full((4, 8, 8), 7, dtype=np.uint8), np.array([0, 1, 0, 1])
+    splits = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    np.savez(tmp_path / "data.npz", **splits, classes=["ant", "bee"])
+    data = [f"data.name=npz:{tmp_path / 'data.npz'}", f"data.extra=npz:{tmp_path / 'extra.npz'}"]
+    for names, expected in ((["bee", "ant"], [1, 0, 0]), (["0", "1"], [0, 1, 1]), (None, [0, 1, 1])):
+        np.savez(
+            tmp_path / "extra.npz", x=x[:3], y=np.array([0, 1, 1]), **({} if names is None else {"classes": names})
+        )
+        extra = prepare(tiny(*data, "data.train_per_class=2"), torch.device("cpu")).extra
+        assert extra is not None
+        assert extra.labels.tolist() == expected
+    np.savez(tmp_path / "extra.npz", x=x, y=y, classes=["ant", "cow"])
+    with pytest.raises(InputError, match=r"expected the names of the 2 classes of npz:.*extra\.npz"):
+        prepare(tiny(*data, "data.train_per_class=2"), torch.device("cpu"))
 
 
 def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path) -> None:
