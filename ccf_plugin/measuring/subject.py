@@ -209,6 +209,13 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
+    own = replace(images, data_root=None, download=False) == ImageChoice()
+    if own and loaded.test_images not in (None, images_fingerprint(data.split)):
+        warnings.warn(
+            f"{data.name} are other test images than those that {loaded.spec} was measured on in training: they have "
+            "changed, or their path leads elsewhere from this folder",
+            stacklevel=2,
+        )
     for note in _not_used(loaded, data, settings, is_clean=attack is None):
         warnings.warn(note, stacklevel=2)
     _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)

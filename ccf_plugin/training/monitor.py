@@ -18,7 +18,6 @@ from ccf_plugin.engine.modes import evaluation_mode, seeded
 from ccf_plugin.errors import CCFError, Fault, InputError, one_line
 from ccf_plugin.measuring.evaluate import AttackSettings, MeasuredSplit, Progress, find_head, measure
 from ccf_plugin.measuring.gradients import InputGradients, check_gradients, input_gradients
-from ccf_plugin.measuring.provenance import images_fingerprint
 from ccf_plugin.measuring.settings import ProbeOptions
 from ccf_plugin.probe import CrossClassProbe, CrossClassResult
 from ccf_plugin.runs.metrics import all_metrics
@@ -62,7 +61,6 @@ class Monitor:
         self._parts = parts
         self._attacks: dict[nn.Module, Attack] = {}
         self._batch_size = parts.recipe.evaluate.batch_size
-        self._test_images = images_fingerprint(parts.test)
         self._trained_on = _evenly(parts.train, len(parts.test))
         self._attacked_on = _evenly(parts.train, min(_ATTACKED, len(parts.test)))
 
@@ -83,7 +81,7 @@ class Monitor:
     def measure_test(self, model: nn.Module, progress: Progress) -> CrossClassResult:
         """What `measure` has of the test images."""
         test = self._on(self._parts.test, "test", _attack(self._parts), model, progress)
-        provenance = {"images": self._test_images, "attack": test.threat}
+        provenance = {"images": self._parts.fingerprints["test"], "attack": test.threat}
         if self._parts.recipe.probe.inputs == "adversarial":
             return replace(test, provenance=provenance)
         under_attack = {name: getattr(test, name) for name in ("robust_accuracy", "robust_loss", "correct")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -205,6 +206,21 @@ def test_extra_images_that_do_not_go_with_the_data(
     with pytest.raises(InputError, match=fault):
         train(tiny(f"data.extra=npz:{tmp_path / 'extra.npz'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_other_images_at_the_path_of_a_runs_own_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8), np.arange(8) % 2
+    np.savez("data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    train(tiny("data.name=npz:data.npz", "optim.epochs=1", "data.test_limit=6"), Path("run"), Quiet())
+    with warnings.catch_warnings(action="error"):
+        load_subject("run", Settings())
+        load_subject("run/last.safetensors", Settings())
+    np.savez("data.npz", x_train=x, y_train=y, x_test=255 - x, y_test=y)
+    with pytest.warns(UserWarning, match="npz:data.npz are other test images than those that run was measured on"):
+        load_subject("run", Settings())
+    with warnings.catch_warnings(action="error"):  # asked for
+        load_subject("run", Settings.of(data="npz:data.npz"))
 
 
 def test_extra_images_have_the_labels_of_the_datas_classes(tmp_path: Path) -> None:

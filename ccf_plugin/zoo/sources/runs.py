@@ -27,6 +27,7 @@ from ccf_plugin.zoo.specs import find, forms, nearest
 _KEPT: dict[str, Any] = {
     "data": str | None,
     "test_limit": int | None,
+    "test_images": str | None,
     "downscale": int,
     "head": str | None,
     "output": int | str | None,
