@@ -250,9 +250,10 @@ def build_attack(
     threat model under its own parameter names (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options``
     as they are; ``num_classes`` goes to those that ask for it (the targeted ones, whose default is 10). ``mode`` is
     what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Attacks
-    that seed themselves (APGD, Square, …) use the same noise at every call, or with ``fresh_noise`` draw a seed from
-    torch's stream for each. With ``seed`` the random numbers of most attacks (_PER_IMAGE) follow from it and the image,
-    so that an image's adversarial example depends neither on its batch nor on the number of processes. Build once and
+    that seed themselves (APGD, Square, …) use the same noise at every call, that of ``seed`` or 0, or with
+    ``fresh_noise`` draw a seed from torch's stream for each. With ``seed`` the random numbers of most attacks
+    (_PER_IMAGE) follow from it and the image, so that an image's adversarial example depends neither on its batch nor
+    on the number of processes. Build once and
     call often: torchattacks searches every attribute that is set on an attack for further attacks. ``graphs`` is what
     replays it; None: CUDA's where they are wanted.
 
@@ -266,8 +267,8 @@ def build_attack(
         values.setdefault("n_classes", num_classes)
     fields = threat.as_dict()
     values |= {key: fields[field] for key, field in FROM_THREAT.items() if key in parameters}
-    if "seed" in parameters and values.get("seed") is None and parameters["seed"].default is None:
-        values["seed"] = 0  # AutoAttack would otherwise seed by the clock
+    if "seed" in parameters and values.get("seed") is None:
+        values["seed"] = seed or 0  # AutoAttack would otherwise seed by the clock, and APGD by 0 whatever was asked for
     try:
         # A model without parameters makes the library print that it found no device.
         with running_user_code(f"attack {name}"), quiet():
