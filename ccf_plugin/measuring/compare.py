@@ -246,7 +246,8 @@ def load_sides(
 def check_alike(first: Side, second: Side) -> None:
     """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack.
 
-    Warn where the images' hashes tell that their pixels differ all the same: another crop, another decoder.
+    Warn where the images' hashes tell that their pixels differ all the same: another crop, another decoder; and where
+    the attacks have other seeds.
     """
     sides = _conditions(first), _conditions(second)
     differing = [
@@ -270,7 +271,21 @@ def check_alike(first: Side, second: Side) -> None:
             f"the two sides' images are of the same data and number, and their pixels differ (hashes {hashes[0]} and "
             f"{hashes[1]}) by another crop, decoder or order; the paired tests take them for the same"
         )
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=1)
+    seeds = _seed(first), _seed(second)
+    if None not in seeds and seeds[0] != seeds[1]:
+        message = (
+            f"the two sides' attacks begin from other random numbers (seed {seeds[0]} and {seeds[1]}), by which RA and "
+            "C differ too"
+        )
+        warnings.warn(message, stacklevel=1)
+
+
+def _seed(side: Side) -> int | None:
+    """That of the attack; None for clean images, and where nobody said it."""
+    if isinstance(side, Subject):
+        return None if side.attack is None else side.attack.seed
+    return None if side.threat is None else side.threat.get("seed")
 
 
 def _images_hash(side: Side) -> str | None:

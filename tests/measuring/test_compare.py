@@ -163,8 +163,12 @@ def test_an_older_result_gives_an_attack_without_steps_one() -> None:
         compare(replace(FIRST, threat=fgsm), replace(SECOND, threat={**fgsm, "steps": 2}))
 
 
-def test_another_seed_of_the_attack_is_the_same_attack() -> None:
-    assert compare(FIRST, replace(SECOND, threat={**THREAT, "seed": 5})).second.cas == SECOND.cas
+def test_another_seed_of_the_attack_is_the_same_attack_and_told() -> None:
+    other = replace(SECOND, threat={**THREAT, "seed": 5})
+    with pytest.warns(UserWarning, match=r"other random numbers .seed 0 and 5., by which RA and C differ too"):
+        compare(FIRST, other)
+    with warnings.catch_warnings(action="error"):
+        compare(FIRST, replace(SECOND, threat={name: THREAT[name] for name in THREAT if name != "seed"}))
 
 
 def test_results_without_parts_have_no_intervals() -> None:
