@@ -18,7 +18,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.modes import device_of, seeded
 from ccf_plugin.engine.precision import resolve_precision
-from ccf_plugin.errors import Fault, InputError, some_of
+from ccf_plugin.errors import Fault, InputError, counted, some_of
 from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, check_input, measure
 from ccf_plugin.measuring.mismatch import note_mismatch
 from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerprint, with_command
@@ -275,6 +275,10 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
     )
     if data.test is None:
         raise InputError(f"expected a test split in {data.name}, found none")
+    channels = data.test.images.shape[1]
+    if loaded.input_size is not None and loaded.input_size[0] != channels:  # a normalisation may spread grey over three
+        expected = f"images of {counted(loaded.input_size[0], 'channel')} for {model}"
+        raise InputError(Fault("", expected, f"{channels} in {data.name}", "choose {data} to match, or convert it"))
     if loaded.num_classes not in (None, len(data.classes)):
         expected = f"data of {loaded.num_classes} classes for {model}"
         raise InputError(Fault("", expected, f"{len(data.classes)} in {data.name}", "choose {data} to match"))

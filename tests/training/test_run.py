@@ -223,6 +223,14 @@ def test_other_images_at_the_path_of_a_runs_own_are_told(tmp_path: Path, monkeyp
         load_subject("run", Settings.of(data="npz:data.npz"))
 
 
+def test_grey_images_are_not_spread_over_a_runs_channels(finished: Run, tmp_path: Path) -> None:
+    y = np.arange(10)
+    np.savez(tmp_path / "colour.npz", x=np.zeros((10, 8, 8, 3), dtype=np.uint8), y=y)
+    expected = "expected images of 1 channel for .*, found 3 in npz:.*; choose data to match, or convert it"
+    with pytest.raises(InputError, match=expected):
+        load_subject(str(finished.folder), Settings.of(data=f"npz:{tmp_path / 'colour.npz'}"))
+
+
 def test_extra_images_have_the_labels_of_the_datas_classes(tmp_path: Path) -> None:
     """The file's classes stand in another order: its 0 is the data's 1."""
     x, y = np.full((4, 8, 8), 7, dtype=np.uint8), np.array([0, 1, 0, 1])
