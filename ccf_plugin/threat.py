@@ -1,7 +1,8 @@
 """Threat models in [0, 1] pixel units (paper, Appendix B): how they are written and checked, and what they are called.
 
 ``ThreatModel`` is what an attacker may do. A result describes the attack that was run by a mapping of ``attack`` (its
-name), ``norm``, ``eps``, ``step_size`` and ``steps``, with None for what the attack does not take.
+name), ``norm``, ``eps``, ``step_size`` and ``steps``, with None for what the attack does not take, and of its own
+``options``, where some were given.
 """
 
 from __future__ import annotations
@@ -66,9 +67,7 @@ def threat_model(
     Those are eps 8/255 and step eps/4 for Linf, eps 128/255 and step eps/8 for L2. ``step_size`` may refer to ``eps``.
     Raises InputError for an unknown norm, for values outside their range (with a word on units) and for steps below 1.
     """
-    if not isinstance(norm, str) or norm.lower() not in _NORMS:
-        raise InputError(Fault("norm", "'Linf' or 'L2'", f"{norm!r}{did_you_mean(str(norm), _NORMS.values())}"))
-    kind = _NORMS[norm.lower()]
+    kind = norm_named(norm)
     radius = _DEFAULT_EPS[kind] if eps is None else parse_pixels(eps)
     _check_range("eps", radius, eps, kind)
     step_size = DEFAULT_STEP_SIZE[kind] if step_size is None else step_size
@@ -77,6 +76,13 @@ def threat_model(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(Fault("steps", "a whole number of at least 1", repr(steps)))
     return ThreatModel(norm=kind, eps=radius, step_size=step, steps=steps)
+
+
+def norm_named(name: str) -> Norm:
+    """The norm of a name in any case. Raises InputError for an unknown one."""
+    if not isinstance(name, str) or name.lower() not in _NORMS:
+        raise InputError(Fault("norm", "'Linf' or 'L2'", f"{name!r}{did_you_mean(str(name), _NORMS.values())}"))
+    return _NORMS[name.lower()]
 
 
 def show_pixels(value: float | None) -> str:
@@ -96,6 +102,7 @@ def threat_sentence(threat: Description | None) -> str:
     parts += [] if norm in (None, "none") else [str(norm)]
     lengths = (("eps", threat.get("eps")), ("step", threat.get("step_size")))
     parts += [f"{word} {show_pixels(value)}" for word, value in lengths if value is not None]
+    parts += [f"{key} {value}" for key, value in (threat.get("options") or {}).items()]
     return ", ".join(parts) or "an attack"
 
 

@@ -380,7 +380,7 @@ BAD = {
     "a taken folder by force": (["train", "digits", "--out", "taken", "--force"], "other files (notes.txt)"),
     "a file for a folder": (["train", "digits", "--out", "page.pt"], "found the file page.pt"),
     "clean and an attack": (["probe", "{checkpoint}", "--clean", "--attack", "PGD"], "leave one out"),
-    "images of another size": (["probe", "{checkpoint}", "--data", "npz:colour.npz"], "refuses them"),
+    "images of other channels": (["probe", "{checkpoint}", "--data", "npz:colour.npz"], "expected images of 1 channel"),
     "data of other class names": (
         ["probe", "{checkpoint}", "--data", "npz:named.npz"],
         "their order must be the model's",

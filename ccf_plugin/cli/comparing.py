@@ -201,7 +201,7 @@ def _table(comparison: Comparison, titles: tuple[str, str]) -> Table:
             figures = (Value(getattr(side, name), form) for side in (first, second))
             rows.append([label, *figures, Value(difference, difference_form)])
 
-    robust = "RA" if first.threat is None else f"RA ({threat_label(first.threat)})"
+    robust = f"RA ({threat_label(first.robust_threat)})" if first.robust_threat else "RA"
     accuracies = {"clean_accuracy": "clean accuracy", "robust_accuracy": robust, "accuracy": "accuracy"}
     for name, label in accuracies.items():
         add(label, name, ".1%", lambda difference: f"{difference * 100:+.1f} points")

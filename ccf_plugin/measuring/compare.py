@@ -168,9 +168,10 @@ def comparison_provenance(first: Side, second: Side, bootstrap: int | None = Non
 def _provenance(side: Side) -> dict[str, Any]:
     if isinstance(side, Subject):
         known = side.provenance(instances=True)
-    else:  # a result of an older version, or of somebody's own loop, says nothing
+    else:  # a result of a run, of an older version or of somebody's own loop does not say of which weights it is
         figures = fingerprint([torch.from_numpy(side.matrix), torch.from_numpy(side.class_attribution)])
-        known = dict(side.provenance) or {"figures": figures}
+        known = dict(side.provenance)
+        known |= {} if "weights" in known else {"figures": figures}
     return {name: value for name, value in known.items() if name != "command"}
 
 
@@ -245,7 +246,8 @@ def load_sides(
 def check_alike(first: Side, second: Side) -> None:
     """Raise InputError, naming every field that differs, unless both have the same classes, data, count and attack.
 
-    Warn where the images' hashes tell that their pixels differ all the same: another crop, another decoder.
+    Warn where the images' hashes tell that their pixels differ all the same: another crop, another decoder; and where
+    the attacks have other seeds.
     """
     sides = _conditions(first), _conditions(second)
     differing = [
@@ -269,7 +271,21 @@ def check_alike(first: Side, second: Side) -> None:
             f"the two sides' images are of the same data and number, and their pixels differ (hashes {hashes[0]} and "
             f"{hashes[1]}) by another crop, decoder or order; the paired tests take them for the same"
         )
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=1)
+    seeds = _seed(first), _seed(second)
+    if None not in seeds and seeds[0] != seeds[1]:
+        message = (
+            f"the two sides' attacks begin from other random numbers (seed {seeds[0]} and {seeds[1]}), by which RA and "
+            "C differ too"
+        )
+        warnings.warn(message, stacklevel=1)
+
+
+def _seed(side: Side) -> int | None:
+    """That of the attack; None for clean images, and where nobody said it."""
+    if isinstance(side, Subject):
+        return None if side.attack is None else side.attack.seed
+    return None if side.threat is None else side.threat.get("seed")
 
 
 def _images_hash(side: Side) -> str | None:
@@ -306,20 +322,25 @@ def _conditions(side: Side) -> dict[str, Any]:
     else:
         data, threat, names = side.data or {}, side.threat or {}, side.class_names
         passes = {"mode": side.model_mode, "precision": side.precision, "centred": side.centred}
+        if not threat and side.robust_threat:  # C of clean images beside an RA
+            passes |= _of_attack(side.robust_threat, " of RA")
     counts = _counts(side)
     conditions: dict[str, Any] = {"classes": len(counts)}
     if names is not None:
         conditions["class names"] = tuple(names)
     conditions |= {**conditions_of_images(data), "images": int(counts.sum()), **passes}
-    conditions |= {name: threat.get(name) for name in _ATTACK}
-    if "precision" in threat:
-        conditions["precision of the attack"] = threat["precision"]
-    return conditions
+    return conditions | _of_attack(threat)
+
+
+def _of_attack(threat: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
+    known = {name: threat.get(name) for name in _ATTACK} | {"attack options": threat.get("options") or None}
+    known |= {"precision of the attack": threat["precision"]} if "precision" in threat else {}
+    return {f"{name}{suffix}": value for name, value in known.items()}
 
 
 def _differ(name: str, first: Any, second: Any) -> bool:
     """Whether two values differ; older results record one step for an attack that has none."""
-    return bool(first != second) and not (name == "steps" and (first, second) in ((None, 1), (1, None)))
+    return bool(first != second) and not (name.startswith("steps") and (first, second) in ((None, 1), (1, None)))
 
 
 def _counts(side: Side) -> NDArray[np.int64]:
@@ -329,7 +350,7 @@ def _counts(side: Side) -> NDArray[np.int64]:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name in ("eps", "step_size"):
+    if name.partition(" ")[0] in ("eps", "step_size"):
         return show_pixels(value)
     if isinstance(value, tuple):
         return some_of(value)

@@ -193,9 +193,12 @@ def _attacks(
     for name, starts in dict(pgd).items():
         crafts[name] = [start.build(model, classes, output) for start in starts]
     for name in dict.fromkeys(further):
+        if name.lower() == AUTOATTACK.lower():  # the figure of this name is the benchmark's
+            raise InputError(Fault("attack", "RobustBench's AutoAttack, by {autoattack=True}", "torchattacks'"))
         built = replace(settings, name=name, options={}).build(model, classes, output)
-        described = built.describe()
-        crafts[threat_label({"attack": described["attack"], "steps": described["steps"]})] = [built]
+        steps = built.describe()["steps"]
+        # The whole of an own name: another module may have one that ends alike, or that is called PGD.
+        crafts[built.name if steps is None else f"{built.name}-{steps}"] = [built]
     notes: set[str] = set()
     if autoattack:
         strongest, notes = build_autoattack(subject.forward(), settings.threat, num_classes=classes, seed=settings.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ccf_plugin.errors import Fault, InputError, check_at_least
-from ccf_plugin.threat import ThreatModel, threat_model
+from ccf_plugin.threat import ThreatModel, norm_named, threat_model
 
 # What is said of a model with weights of the user's own.
 WEIGHT_SETTINGS = ("checkpoint", "checkpoint_key", "options", "num_classes", "mean", "std", "normalize")
@@ -101,7 +101,7 @@ class AttackChoice:
         """
         if self.clean:
             return None
-        known = dict(default) if self.norm in (None, default.get("norm")) else {}
+        known = dict(default) if self.norm is None or norm_named(self.norm) == default.get("norm") else {}
         if self.eps is not None:
             known.pop("step_size", None)
         return threat_model(**known | {name: value for name, value in self.stated.items() if name != "attack"})

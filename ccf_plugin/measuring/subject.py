@@ -18,7 +18,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.memory import batch_size_errors, keep_freed_memory
 from ccf_plugin.engine.modes import device_of, seeded
 from ccf_plugin.engine.precision import resolve_precision
-from ccf_plugin.errors import Fault, InputError, some_of
+from ccf_plugin.errors import Fault, InputError, counted, some_of
 from ccf_plugin.measuring.evaluate import AttackSettings, Batches, MeasuredSplit, Progress, check_input, measure
 from ccf_plugin.measuring.mismatch import note_mismatch
 from ccf_plugin.measuring.provenance import images_fingerprint, weights_fingerprint, with_command
@@ -209,6 +209,13 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
+    own = replace(images, data_root=None, download=False) == ImageChoice()
+    if own and loaded.test_images not in (None, images_fingerprint(data.split)):
+        warnings.warn(
+            f"{data.name} are other test images than those that {loaded.spec} was measured on in training: they have "
+            "changed, or their path leads elsewhere from this folder",
+            stacklevel=2,
+        )
     for note in _not_used(loaded, data, settings, is_clean=attack is None):
         warnings.warn(note, stacklevel=2)
     _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)
@@ -268,6 +275,10 @@ def _load_images(model: str, loaded: LoadedModel, images: ImageChoice) -> Measur
     )
     if data.test is None:
         raise InputError(f"expected a test split in {data.name}, found none")
+    channels = data.test.images.shape[1]
+    if loaded.input_size is not None and loaded.input_size[0] != channels:  # a normalisation may spread grey over three
+        expected = f"images of {counted(loaded.input_size[0], 'channel')} for {model}"
+        raise InputError(Fault("", expected, f"{channels} in {data.name}", "choose {data} to match, or convert it"))
     if loaded.num_classes not in (None, len(data.classes)):
         expected = f"data of {loaded.num_classes} classes for {model}"
         raise InputError(Fault("", expected, f"{len(data.classes)} in {data.name}", "choose {data} to match"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -106,6 +107,28 @@ def _watched(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], 
             raise
     gradients.check(name, len(images), remedy)
     return adversarial
+
+
+@contextlib.contextmanager
+def seeded_by(attack: object, seed: int | None) -> Iterator[None]:
+    """torchattacks' APGD, Square, … seed themselves at every call: inside by this seed, if any; then by theirs."""
+    own = {} if seed is None else {id(part): (part, part.seed) for part in _seeding(attack)}
+    try:
+        for part, _ in own.values():
+            part.seed = seed
+        yield
+    finally:
+        for part, before in own.values():
+            part.seed = before
+
+
+def _seeding(attack: object) -> Iterator[Any]:
+    """Those of an attack and the ones that it is made of which have a seed."""
+    inside = getattr(attack, "__dict__", {})
+    if isinstance(inside.get("seed"), int):
+        yield attack
+    for part in inside.get("_attacks", {}).values():
+        yield from _seeding(part)
 
 
 def unnormalised(images: Tensor, attack: object) -> Tensor:

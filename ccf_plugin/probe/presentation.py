@@ -25,7 +25,7 @@ FRAMES = ("matrix", "classes", "pairs")
 
 def accuracies(result: CrossClassResult) -> dict[str, str]:
     """The accuracies that were measured, by their labels, in percent; RA names its attack."""
-    robust = "RA" if result.threat is None else f"RA ({threat_label(result.threat)})"
+    robust = f"RA ({threat_label(result.robust_threat)})" if result.robust_threat else "RA"
     known = {robust: result.robust_accuracy, "clean accuracy": result.clean_accuracy, "accuracy": result.accuracy}
     return {label: f"{value:.1%}" for label, value in known.items() if value is not None}
 

@@ -25,7 +25,7 @@ from ccf_plugin.probe.doubts import Doubts
 from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
-from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, keeps_order, unnormalised
+from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, keeps_order, seeded_by, unnormalised
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.records import ImageRecords
 from ccf_plugin.probe.result import CrossClassResult
@@ -343,7 +343,12 @@ class CrossClassProbe:
         self._passes.counted = "clean" if attack is None else "adversarial"
         records = ImageRecords()
         device = device_of(self.model)
-        with torch.inference_mode(False), evaluation_mode(self.model), seeded(seed, device):
+        with (
+            torch.inference_mode(False),
+            evaluation_mode(self.model),
+            seeded(seed, device),
+            seeded_by(attack, seed),
+        ):
             batches = (images_and_labels(batch, device) for batch in loader)
             for number, (images, labels) in enumerate(batch for batch in batches if len(batch[0])):
                 clean = None

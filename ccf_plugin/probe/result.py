@@ -54,8 +54,8 @@ class CrossClassResult(WithIntervals):
         model: the model's name, or None.
         head: the layer that was measured.
         data: name, split and count of the images, or None where the probe was fed by somebody else's loop.
-        threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, seed, precision; None when clean. What
-            the attack does not take is None.
+        threat: attack, norm, eps and step_size (in [0, 1] pixel units), steps, options, seed, precision; None when
+            clean. What the attack does not take is None.
         average_instance_cas: I-CAS with the mean over all pairs of samples in place of the largest cosine, which
             Section 5.3 dismisses; or None.
         model_mode: "eval" or "train" (or "mixed"): CAS in train mode is not the paper's CAS.
@@ -237,6 +237,17 @@ class CrossClassResult(WithIntervals):
         shares = units[0] * units[1]
         order = np.argsort(-shares, kind="stable")[:count]
         return [(int(index), float(shares[index])) for index in order]
+
+    @property
+    def robust_threat(self) -> Mapping[str, Any] | None:
+        """``threat``; of clean images beside which stands a ``robust_accuracy``, the attack of that.
+
+        {} where nothing says which it was; None without an attack.
+        """
+        if self.threat is not None or self.robust_accuracy is None:
+            return self.threat
+        known = self.provenance.get("attack")
+        return known if isinstance(known, Mapping) else {}
 
     def figures(self) -> dict[str, Any]:
         """The figures that a repeated measurement spreads: seed, accuracies, CAS and I-CAS."""

@@ -168,9 +168,13 @@ def _state_title(track: Track, epoch: int) -> str:
 def _notes(runs: Sequence[RunFiles], data: dict[str, Any]) -> list[str]:
     """What a reader must know before comparing."""
     notes = []
-    if len({threat_sentence(run.threat) for run in runs}) > 1:
-        under = "; ".join(f"{run.name}: {threat_sentence(run.threat)}" for run in runs)
+    if len({threat_sentence(run.robust_threat) for run in runs}) > 1:
+        under = "; ".join(f"{run.name}: {threat_sentence(run.robust_threat)}" for run in runs)
         notes.append(f"The runs are measured under different attacks, so RA and CAS differ by them too ({under}).")
+    if len({run.measured.provenance.get("images") for run in runs} - {None}) > 1:
+        notes.append(
+            "The runs' test images are of one name and number, and their pixels differ: so do figures by them."
+        )
     if any(run.selected_by.startswith("test") for run in runs):
         notes.append("The best epoch is chosen on the test images, which flatters it.")
     for run in runs:

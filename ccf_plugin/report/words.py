@@ -140,7 +140,7 @@ def describe_measurement(runs: Sequence[RunFiles]) -> str:
         return " / ".join(dict.fromkeys(values))
 
     parts = [
-        f"RA under {each([threat_sentence(run.threat) for run in runs])}",
+        f"RA under {each([threat_sentence(run.robust_threat) for run in runs])}",
         f"{describe_data(first.data)} ({len(runs[0].classes)} classes)",
     ]
     heads = [run.measured.head for run in runs]

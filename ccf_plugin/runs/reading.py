@@ -79,7 +79,7 @@ class Track:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run. ``classes``, ``data`` and ``threat`` are those of its results (``CrossClassResult``).
+    """A run. ``classes``, ``data``, ``threat`` and ``robust_threat`` are those of its results (``CrossClassResult``).
 
     ``recipe`` has every default spelled out, as training writes it. ``measured`` is the first of its results, for what
     all have in common. ``method`` is what a study calls the run without its seed, or None.
@@ -94,6 +94,7 @@ class RunFiles:
     classes: tuple[str, ...]
     data: Mapping[str, Any] | None
     threat: Mapping[str, Any] | None
+    robust_threat: Mapping[str, Any] | None
     measured: CrossClassResult
     selected_by: str
     saliency: Sequence[Path]
@@ -166,6 +167,7 @@ def _read_run(folder: Path, name: str) -> RunFiles:
         classes=first.names,
         data=first.data,
         threat=first.threat,
+        robust_threat=first.robust_threat,
         measured=first,
         selected_by=selected_by,
         saliency=sorted(path for path in (folder / SALIENCY).glob("*.png") if path.is_file()),

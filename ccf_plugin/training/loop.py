@@ -117,7 +117,7 @@ def train(
             **describe_environment(parts.device, parts.precision),
             "processes": processes.count,
             "compiled": loop.method.is_compiled,
-            "images": parts.fingerprints(),
+            "images": parts.fingerprints,
         }
         run = open_run(
             out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force

@@ -81,10 +81,12 @@ class Monitor:
     def measure_test(self, model: nn.Module, progress: Progress) -> CrossClassResult:
         """What `measure` has of the test images."""
         test = self._on(self._parts.test, "test", _attack(self._parts), model, progress)
+        provenance = {"images": self._parts.fingerprints["test"], "attack": test.threat}
         if self._parts.recipe.probe.inputs == "adversarial":
-            return test
+            return replace(test, provenance=provenance)
         under_attack = {name: getattr(test, name) for name in ("robust_accuracy", "robust_loss", "correct")}
-        return replace(self._on(self._parts.test, "test", None, model, progress), **under_attack)
+        clean = self._on(self._parts.test, "test", None, model, progress)
+        return replace(clean, provenance=provenance, **under_attack)
 
     def _on(
         self, split: Split, name: str, attack: AttackSettings | None, model: nn.Module, progress: Progress

@@ -68,12 +68,16 @@ class ProgressReporter(Reporter):
             f"the best epoch is chosen by {run.selected_by.replace('_', ' ')}"
         )
         if unreached := run.recipe.unreached():
-            note = f"not reached in {counted(total, 'epoch')}: {', '.join(unreached)}"
-            self._console.print(note, style="yellow", highlight=False, soft_wrap=True)
+            self._note(f"not reached in {counted(total, 'epoch')}: {', '.join(unreached)}")
+        if idle := run.recipe.idle():
+            self._note(f"without effect beside other settings: {', '.join(idle)}")
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
         self._total_epochs, self._epoch, self._seconds = total, run.epoch, []
         self._begin_epoch()
+
+    def _note(self, text: str) -> None:
+        self._console.print(text, style="yellow", highlight=False, soft_wrap=True)
 
     def step(self, epoch: int, done: int, total: int) -> None:
         """A training step is done."""

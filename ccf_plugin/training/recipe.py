@@ -376,6 +376,23 @@ class Recipe(_Section):
         late = {name: [epoch for epoch in epochs or () if epoch >= first] for name, epochs, first in settings}
         return [f"{name} {' and '.join(map(str, epochs))}" for name, epochs in late.items() if epochs]
 
+    def idle(self) -> list[str]:
+        """Settings other than their defaults that do nothing beside another one, such as "data.mix_alpha"."""
+        data, optim, average, attack = self.data, self.optim, self.average, self.attack
+        settings: list[tuple[str, _Section | None, tuple[str, ...], bool]] = [
+            ("data", data, ("crop_padding", "crop_border"), data.augmentation == "none"),
+            ("data", data, ("mix_alpha",), data.mix == "none"),
+            ("optim", optim, ("decay_epochs", "decay_rate"), optim.schedule != "multistep"),
+            ("average", average, ("decay",), average is not None and average.kind == "swa"),
+            ("attack", attack, ("steps", "options", "warmup_epochs"), not self.objective.is_adversarial),
+        ]
+        return [
+            f"{name}.{key}"
+            for name, section, keys, are_idle in settings
+            for key in keys
+            if are_idle and getattr(section, key) != type(section).model_fields[key].default  # type: ignore[union-attr]
+        ]
+
     def flat(self) -> dict[str, Any]:
         """Every key that has a value and a say in the run, as in "optim.epochs"."""
         return flattened(self.model_dump(exclude_none=True, exclude={"published"}))

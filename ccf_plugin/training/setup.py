@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Parts:
         """The pass of the run's model, or of a wrapped or averaged one: images → float32 logits."""
         return Forward(model, precision=self.precision, output=self.recipe.probe.output, classes=len(self.classes))
 
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """A hash of each split's images and labels, by its name, and one of the classes' names in their order."""
         splits = {"train": self.train, "extra": self.extra, "validation": self.validation, "test": self.test}
@@ -82,6 +84,7 @@ class Parts:
             "data": self.data_name,
             "input_size": list(self.input_size),
             "test_limit": self.recipe.data.test_limit,
+            "test_images": self.fingerprints["test"],
             "downscale": self.recipe.data.downscale,
             "head": self.recipe.probe.head,
             "output": self.recipe.probe.output,
@@ -171,7 +174,14 @@ def _build(section: ModelSection, classes: int, size: tuple[int, int, int]) -> n
 def _extra_images(section: DataSection, data: ImageData, *, download: bool) -> Split:
     """The images of ``data.extra``. Raises InputError where they do not go with those of ``data``."""
     assert section.extra is not None  # noqa: S101  (for the type alone)
-    further = load_data(section.extra, root=section.root, download=download, downscale=section.downscale)
+    nameless = data.classes == tuple(map(str, range(len(data.classes))))
+    further = load_data(
+        section.extra,
+        root=section.root,
+        download=download,
+        classes=None if nameless else data.classes,  # in its own order, its labels would be of other classes
+        downscale=section.downscale,
+    )
     extra, train = further.train or further.test, data.train
     assert extra is not None  # noqa: S101  (one of them is there)
     assert train is not None  # noqa: S101  (checked before)

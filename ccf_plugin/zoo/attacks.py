@@ -65,6 +65,7 @@ class Attack:
         *,
         mode: Mode,
         parameters: Mapping[str, inspect.Parameter],
+        options: Mapping[str, Any] | None = None,
         fresh_noise: bool = False,
         seed: int | None = None,
         graphs: CudaGraphs | None = None,
@@ -74,6 +75,7 @@ class Attack:
         self.mode = mode
         self._model = model
         self._attack = attack
+        self._options = dict(options or {})
         self._taken = {FROM_THREAT[key] for key in parameters if key in FROM_THREAT}
         self._seeds = "seed" in parameters
         self._draws_seed = self._seeds and fresh_noise
@@ -145,7 +147,8 @@ class Attack:
         return adversarial
 
     def describe(self) -> dict[str, Any]:
-        """What to record: attack, norm, eps, step_size, steps, and with a seed whether noise is each image's own.
+        """What to record: attack, norm, eps, step_size, steps, the ``options`` that were given, if any, and with a seed
+        whether noise is each image's own.
 
         What the attack does not take is None: ``steps`` and ``step_size`` of FGSM, ``eps`` of CW and DeepFool, whose
         perturbations the threat model does not bound.
@@ -153,7 +156,8 @@ class Attack:
         taken = {name: value if name in self._taken else None for name, value in self.threat.as_dict().items()}
         norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else norm_of(self.name)
         noise = {"per_image_noise": self._seed is not None} if self._has_seed else {}
-        return {"attack": self.name, **taken, "norm": norm, **noise}
+        options = {"options": self._options} if self._options else {}
+        return {"attack": self.name, **taken, "norm": norm, **options, **noise}
 
     def _state(self) -> Hashable:
         return model_state(self._model), plain_attributes(self._attack)
@@ -246,9 +250,10 @@ def build_attack(
     threat model under its own parameter names (``max_epsilon`` for eps, ``alpha`` for the step size, …) and ``options``
     as they are; ``num_classes`` goes to those that ask for it (the targeted ones, whose default is 10). ``mode`` is
     what the model runs in during the attack: ``"eval"``, or ``"train"``, which leaves each module's own mode. Attacks
-    that seed themselves (APGD, Square, …) use the same noise at every call, or with ``fresh_noise`` draw a seed from
-    torch's stream for each. With ``seed`` the random numbers of most attacks (_PER_IMAGE) follow from it and the image,
-    so that an image's adversarial example depends neither on its batch nor on the number of processes. Build once and
+    that seed themselves (APGD, Square, …) use the same noise at every call, that of ``seed`` or 0, or with
+    ``fresh_noise`` draw a seed from torch's stream for each. With ``seed`` the random numbers of most attacks
+    (_PER_IMAGE) follow from it and the image, so that an image's adversarial example depends neither on its batch nor
+    on the number of processes. Build once and
     call often: torchattacks searches every attribute that is set on an attack for further attacks. ``graphs`` is what
     replays it; None: CUDA's where they are wanted.
 
@@ -262,8 +267,8 @@ def build_attack(
         values.setdefault("n_classes", num_classes)
     fields = threat.as_dict()
     values |= {key: fields[field] for key, field in FROM_THREAT.items() if key in parameters}
-    if "seed" in parameters and values.get("seed") is None and parameters["seed"].default is None:
-        values["seed"] = 0  # AutoAttack would otherwise seed by the clock
+    if "seed" in parameters and values.get("seed") is None:
+        values["seed"] = seed or 0  # AutoAttack would otherwise seed by the clock, and APGD by 0 whatever was asked for
     try:
         # A model without parameters makes the library print that it found no device.
         with running_user_code(f"attack {name}"), quiet():
@@ -281,6 +286,7 @@ def build_attack(
         attack,
         mode=mode,
         parameters=parameters,
+        options=options,
         fresh_noise=fresh_noise,
         seed=seed,
         graphs=graphs,

@@ -12,7 +12,7 @@ from ccf_plugin.errors import InputError
 
 
 class Normalize(nn.Module):
-    """(images − mean) / std per channel, on images (N, C, H, W) in [0, 1]; C = len(mean)."""
+    """(images − mean) / std per channel, on images (N, C, H, W) in [0, 1]; C = len(mean), else ValueError."""
 
     mean: Tensor
     std: Tensor
@@ -23,6 +23,8 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.mean.shape[1]:  # grey ones would become as many channels without a word
+            raise ValueError(f"expected images of {self.mean.shape[1]} channels, found {images.shape[1]}")
         return (images - self.mean) / self.std
 
 

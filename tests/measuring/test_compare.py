@@ -84,6 +84,10 @@ def test_a_class_without_images_is_named_in_no_pair() -> None:
             ("eps 8/255 and 4/255", "step_size 2/255 and 1"),
         ),
         ({"threat": {**THREAT, "steps": 10}}, ("steps 20 and 10",)),
+        (
+            {"threat": {**THREAT, "options": {"random_start": False}}},
+            ("attack options none and {'random_start': False}",),
+        ),
         ({"threat": None}, ("attack PGD and none", "eps 8/255 and none")),
         ({"data": {"name": "cifar10", "split": "test", "count": 21}}, ("data digits and cifar10",)),
         ({"data": {**DATA, "input_size": [1, 16, 16]}}, ("input size 1×8×8 and 1×16×16",)),
@@ -101,6 +105,20 @@ def test_what_differs_is_named(changed: dict[str, Any], named: tuple[str, ...]) 
     for text in named:
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_ra_beside_c_of_clean_images_must_be_of_one_attack() -> None:
+    """A run that probes clean images has an RA too; its attack is no part of what C is measured under."""
+    first, second, unknown = (
+        replace(FIRST, threat=None, provenance={} if attack is None else {"attack": attack})
+        for attack in (THREAT, {**THREAT, "eps": 4 / 255}, None)
+    )
+    assert compare(first, first).differences["robust_accuracy"] == 0
+    assert compare(first, unknown).first == first
+    with pytest.raises(InputError, match="found eps of RA 8/255 and 4/255; measure"):
+        compare(first, second)
+    assert first.title().startswith("RA (PGD-20) = ")
+    assert unknown.title().startswith("RA = ")
 
 
 def test_other_pixels_under_the_same_name_are_told() -> None:
@@ -145,8 +163,12 @@ def test_an_older_result_gives_an_attack_without_steps_one() -> None:
         compare(replace(FIRST, threat=fgsm), replace(SECOND, threat={**fgsm, "steps": 2}))
 
 
-def test_another_seed_of_the_attack_is_the_same_attack() -> None:
-    assert compare(FIRST, replace(SECOND, threat={**THREAT, "seed": 5})).second.cas == SECOND.cas
+def test_another_seed_of_the_attack_is_the_same_attack_and_told() -> None:
+    other = replace(SECOND, threat={**THREAT, "seed": 5})
+    with pytest.warns(UserWarning, match=r"other random numbers .seed 0 and 5., by which RA and C differ too"):
+        compare(FIRST, other)
+    with warnings.catch_warnings(action="error"):
+        compare(FIRST, replace(SECOND, threat={name: THREAT[name] for name in THREAT if name != "seed"}))
 
 
 def test_results_without_parts_have_no_intervals() -> None:

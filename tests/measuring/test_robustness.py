@@ -93,6 +93,15 @@ def test_restarts_count_what_withstands_all_and_further_attacks_stand_beside(mon
         evaluate(subject, restarts=0)
 
 
+def test_no_attack_passes_for_another_of_its_name() -> None:
+    subject, own = subject_of(Prototypes, eps=0.3), "python:zoo.own_attacks:PGD"
+    accuracies = evaluate(subject, steps=(20,), attacks=[own]).accuracies
+    assert accuracies[f"{own}-20"] == accuracies[CLEAN] > accuracies["PGD-20"]
+    expected = "attack: expected RobustBench's AutoAttack, by autoattack=True, found torchattacks'"
+    with pytest.raises(InputError, match=expected):
+        evaluate(subject, steps=(1,), attacks=["autoattack"])
+
+
 def test_the_curve_over_eps_is_the_longest_pgd_at_each_with_its_share_of_the_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

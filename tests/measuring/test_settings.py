@@ -50,6 +50,8 @@ OWN = {"norm": "L2", "eps": 0.5, "step_size": 0.1, "steps": 7}
         ({"eps": 1.0}, OWN, threat_model(norm="L2", eps=1.0, steps=7)),  # a step size belongs to its radius
         ({"eps": 1.0, "step_size": "eps/2"}, OWN, threat_model(norm="L2", eps=1.0, step_size=0.5, steps=7)),
         ({"norm": "Linf"}, OWN, threat_model()),  # and a radius to its norm
+        ({"norm": "l2"}, OWN, threat_model(**OWN)),  # which may be written in any case
+        ({"norm": "linf"}, {}, threat_model()),
         ({"clean": True}, OWN, None),
     ],
 )

@@ -159,6 +159,32 @@ def test_seeds_repeat_the_attack_and_report_the_spread(model: nn.Module, tmp_pat
     assert CrossClassResult.load(tmp_path / "found").spread == repeated.spread
 
 
+class SeedsItself:
+    """Draws as torchattacks' Square and APGD do: by its own seed at every call."""
+
+    def __init__(self, inner: SeedsItself | None = None) -> None:
+        self.seed = 7
+        self._attacks = {} if inner is None else {"inner": inner}
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        for inner in self._attacks.values():
+            x = inner(x, y)
+        return (x + 0.5 * torch.rand(x.shape, generator=torch.Generator().manual_seed(self.seed))).clamp(0, 1)
+
+
+def test_an_attack_that_seeds_itself_does_so_by_the_runs_seed(model: nn.Module) -> None:
+    inner = SeedsItself()
+    attack = SeedsItself(inner)
+    with CrossClassProbe(model) as probe:
+        repeated = probe.run([small_batch()], attack, seed=4, seeds=2)
+        own, others = (probe.run([small_batch()], attack, seed=seed) for seed in (None, 5))
+        assert (attack.seed, inner.seed) == (7, 7)
+        inner.seed = attack.seed = 5
+        expected = probe.run([small_batch()], attack)
+    assert len({repeated.cas, own.cas, others.cas}) == 3
+    assert repeated.repeats[1]["cas"] == others.cas == expected.cas
+
+
 def test_seeds_need_an_attack_and_a_loader_that_can_be_read_again(model: nn.Module) -> None:
     with CrossClassProbe(model) as probe:
         for loader, attack, seeds in (

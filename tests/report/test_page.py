@@ -74,6 +74,17 @@ def test_notes_say_what_hinders_a_comparison(write_run: WriteRun) -> None:
     assert "a has 2 of 30 epochs" in build_report(runs[:1])
 
 
+def test_other_pixels_of_the_same_name_are_noted(write_run: WriteRun) -> None:
+    runs = [write_run("a", epochs=2), write_run("b", epochs=2)]
+    note = "test images are of one name and number, and their pixels differ"
+    assert note not in build_report(runs)
+    for run in runs:
+        for file in (run / "probe").glob("*.json"):
+            file.write_text(file.read_text().replace('"provenance": {}', f'"provenance": {{"images": "{run.name}"}}'))
+    assert note in build_report(runs)
+    assert note not in build_report(runs[:1])
+
+
 def test_panels_and_confusions_are_told_where_they_are(write_run: WriteRun) -> None:
     plain, page = (build_report([write_run("run", epochs=2, evidence=evidence)]) for evidence in (False, True))
     for words in (

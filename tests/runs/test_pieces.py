@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ from support.runs import Quiet, assert_same_run, contents, interrupted, tiny
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.runs import pieces as module
+from ccf_plugin.runs.log import log_bytes
 from ccf_plugin.runs.pieces import Precision, pack, unpack
 from ccf_plugin.runs.state import read_state
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.run import Run
+from ccf_plugin.zoo.models import load_model
 
 RECIPE = ["optim.epochs=3", "average={kind='ema', decay=0.9}", "checkpoints.every=1"]
 
@@ -90,6 +94,22 @@ def test_a_state_alone_leaves_the_weights_that_are_there(halfway: Path, whole: R
     assert whole.best is not None
     assert ((tmp_path / "home" / "best.safetensors").read_bytes() == best) is (whole.best.epoch == 1)
     assert Run.read(tmp_path / "home", tiny(*RECIPE)).is_finished
+
+
+def test_weights_that_stayed_behind_are_told_from_those_of_the_log(halfway: Path, whole: Run, tmp_path: Path) -> None:
+    """The state went on elsewhere and came back alone: the last weights here are of epoch 1, the log of epoch 3."""
+    shutil.copytree(halfway, tmp_path / "home")
+    pack(whole.folder, tmp_path / "back", state_only=True)
+    unpack(tmp_path / "back", tmp_path / "home")
+    with pytest.warns(UserWarning, match=r"last_average\.safetensors is of epoch 1, and .* the last one is epoch 3"):
+        load_model(str(tmp_path / "home" / "last_average.safetensors"))
+    rows = [*whole.rows[:2], replace(whole.rows[2], unknown={}, test_robust_accuracy_average=1.0)]
+    (tmp_path / "home" / "log.csv").write_bytes(log_bytes(rows, averaged=True, validated=False))
+    with pytest.warns(UserWarning, match="is of epoch 1, and .* the best one is epoch 3: bring its"):
+        load_model(str(tmp_path / "home"))
+    with warnings.catch_warnings(action="error"):
+        load_model(str(whole.folder))
+        load_model(str(whole.folder / "last.safetensors"))
 
 
 def test_a_run_that_lost_its_empty_folders_goes_on(halfway: Path, whole: Run, tmp_path: Path) -> None:

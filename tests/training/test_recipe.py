@@ -194,6 +194,25 @@ def test_what_a_run_does_not_reach_is_named() -> None:
     assert cyclic.unreached() == ["optim.warmup_epochs 6"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        (["data.crop_padding=2", "data.crop_border=zero"], ["data.crop_padding", "data.crop_border"]),
+        (["data.augmentation=crop", "data.crop_padding=2", "data.mix_alpha=0.5"], ["data.mix_alpha"]),
+        (["optim.schedule=cosine", "optim.decay_epochs=[9]", "optim.decay_rate=0.1"], ["optim.decay_epochs"]),
+        (["average={kind='swa', decay=0.9}"], ["average.decay"]),
+        (["average={kind='ema', decay=0.9}", "attack.steps=3"], []),
+        (["objective.loss=standard", "attack.steps=3", "attack.eps=4/255"], ["attack.steps"]),
+    ],
+)
+def test_what_does_nothing_beside_other_settings_is_named(settings: list[str], idle: list[str]) -> None:
+    assert load_recipe("preact_linf", ["data.augmentation=none", *settings]).idle() == idle
+
+
+def test_every_setting_of_a_shipped_recipe_does_something() -> None:
+    assert {name: idle for name in shipped_recipes() if (idle := load_recipe(name).idle())} == {}
+
+
 def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
     faults = [
         "optim.epoch=3",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ccf_plugin.errors import CCFError, DivergedError, InputError, UnavailableEr
 from ccf_plugin.measuring.settings import Settings
 from ccf_plugin.measuring.subject import load_subject
 from ccf_plugin.probe import CrossClassResult
+from ccf_plugin.report.page import build_report
+from ccf_plugin.runs.environment import read_environment
 from ccf_plugin.runs.layout import result_of
 from ccf_plugin.runs.log import read_log
 from ccf_plugin.runs.selection import BIASED, selection_free_accuracy, two_fold_accuracy
@@ -25,6 +28,7 @@ from ccf_plugin.training import loop
 from ccf_plugin.training.loop import train
 from ccf_plugin.training.recipe_files import load_recipe
 from ccf_plugin.training.run import Run
+from ccf_plugin.training.setup import prepare
 from ccf_plugin.zoo.attacks import build_attack
 from ccf_plugin.zoo.datasets import load_data
 from ccf_plugin.zoo.models import load_model
@@ -204,6 +208,47 @@ def test_extra_images_that_do_not_go_with_the_data(
     assert not (tmp_path / "run").exists()
 
 
+def test_other_images_at_the_path_of_a_runs_own_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8), np.arange(8) % 2
+    np.savez("data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    train(tiny("data.name=npz:data.npz", "optim.epochs=1", "data.test_limit=6"), Path("run"), Quiet())
+    with warnings.catch_warnings(action="error"):
+        load_subject("run", Settings())
+        load_subject("run/last.safetensors", Settings())
+    np.savez("data.npz", x_train=x, y_train=y, x_test=255 - x, y_test=y)
+    with pytest.warns(UserWarning, match="npz:data.npz are other test images than those that run was measured on"):
+        load_subject("run", Settings())
+    with warnings.catch_warnings(action="error"):  # asked for
+        load_subject("run", Settings.of(data="npz:data.npz"))
+
+
+def test_grey_images_are_not_spread_over_a_runs_channels(finished: Run, tmp_path: Path) -> None:
+    y = np.arange(10)
+    np.savez(tmp_path / "colour.npz", x=np.zeros((10, 8, 8, 3), dtype=np.uint8), y=y)
+    expected = "expected images of 1 channel for .*, found 3 in npz:.*; choose data to match, or convert it"
+    with pytest.raises(InputError, match=expected):
+        load_subject(str(finished.folder), Settings.of(data=f"npz:{tmp_path / 'colour.npz'}"))
+
+
+def test_extra_images_have_the_labels_of_the_datas_classes(tmp_path: Path) -> None:
+    """The file's classes stand in another order: its 0 is the data's 1."""
+    x, y = np.full((4, 8, 8), 7, dtype=np.uint8), np.array([0, 1, 0, 1])
+    splits = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    np.savez(tmp_path / "data.npz", **splits, classes=["ant", "bee"])
+    data = [f"data.name=npz:{tmp_path / 'data.npz'}", f"data.extra=npz:{tmp_path / 'extra.npz'}"]
+    for names, expected in ((["bee", "ant"], [1, 0, 0]), (["0", "1"], [0, 1, 1]), (None, [0, 1, 1])):
+        np.savez(
+            tmp_path / "extra.npz", x=x[:3], y=np.array([0, 1, 1]), **({} if names is None else {"classes": names})
+        )
+        extra = prepare(tiny(*data, "data.train_per_class=2"), torch.device("cpu")).extra
+        assert extra is not None
+        assert extra.labels.tolist() == expected
+    np.savez(tmp_path / "extra.npz", x=x, y=y, classes=["ant", "cow"])
+    with pytest.raises(InputError, match=r"expected the names of the 2 classes of npz:.*extra\.npz"):
+        prepare(tiny(*data, "data.train_per_class=2"), torch.device("cpu"))
+
+
 def test_two_runs_of_one_recipe_are_bit_identical(finished: Run, tmp_path: Path) -> None:
     again = train(tiny(), tmp_path / "again", Quiet())
     assert_same_run(again, finished)
@@ -243,12 +288,19 @@ def test_standard_training_keeps_the_epoch_of_the_best_clean_accuracy(tmp_path: 
 
 def test_standard_training_probes_clean_images_and_still_tells_ra(tmp_path: Path) -> None:
     settings = ["objective.loss=standard", "probe.inputs=clean", "optim.epochs=2", "probe.every=2"]
+    settings += ["evaluate.options={random_start = false}", "evaluate.eps=2/255"]
     run = train(tiny(*settings), tmp_path / "standard", Quiet())
     row, last = read_log(run.folder)
     assert row.train_robust_accuracy is None
     assert row.test_robust_accuracy is not None
     result = CrossClassResult.load(run.folder / "probe" / "002")
     assert result.threat is None
+    attack = result.robust_threat
+    assert attack is not None
+    assert (attack["eps"], attack["options"]) == (2 / 255, {"random_start": False})
+    assert result.provenance["images"] == read_environment(run.folder)["images"]["test"]
+    page = build_report([run.folder])
+    assert "RA under PGD-2, Linf, eps 2/255, step 0.5/255, random_start False" in page
     assert result.clean_accuracy == pytest.approx(last.test_clean_accuracy)
     assert result.correct is not None
     assert result.correct_clean is not None

@@ -26,6 +26,16 @@ class OneStep(torchattacks.attack.Attack):  # type: ignore[misc]
         return (images + self.scale * self.eps * gradient.sign()).clamp(0, 1).detach()
 
 
+class PGD:
+    """Under a name of torchattacks': it does nothing."""
+
+    def __init__(self, model: nn.Module, eps: float, steps: int) -> None:
+        pass
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        return images
+
+
 def random_signs(model: nn.Module, *, eps: float, step_size: float, norm: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A function that makes the attack: no gradient, steps of eps up or down."""
 

@@ -213,7 +213,21 @@ def test_a_models_own_draws_are_torchs_and_shift_no_image() -> None:
 WITHOUT_NOISE = {"FGSM", "BIM", "MIFGSM", "NIFGSM", "SINIFGSM", "PIFGSM", "PIFGSMPP", "UPGD", "VANILA"}
 
 
-@pytest.mark.parametrize("name", ["APGD", "Square", "SPSA", "PGDRS", "python:zoo.own_attacks:random_signs"])
+@pytest.mark.parametrize("name", ["APGD", "Square"])
+def test_attacks_that_seed_themselves_do_so_by_the_seed(name: str) -> None:
+    model, images = Tilted().eval(), torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    labels = model(images).argmax(1)  # what is wrong already is not attacked
+
+    def crafted(**seeding: Any) -> Tensor:
+        return build_attack(name, model, threat_model(eps=0.5, steps=2), **seeding)(images, labels)
+
+    assert torch.equal(crafted(seed=3), crafted(options={"seed": 3}))
+    assert torch.equal(crafted(seed=4, options={"seed": 3}), crafted(seed=3))
+    assert torch.equal(crafted(), crafted(seed=0))
+    assert not torch.equal(crafted(seed=3), crafted(seed=4))
+
+
+@pytest.mark.parametrize("name", ["SPSA", "PGDRS", "python:zoo.own_attacks:random_signs"])
 def test_other_attacks_draw_as_ever_and_say_so(name: str, network: nn.Module, batch: Batch) -> None:
     options, norm = OPTIONS.get(name), "L2" if name.startswith("python:") else "Linf"
     with_seed = build_attack(name, network.eval(), threat_model(norm=norm, steps=2), options=options, seed=3)
@@ -272,7 +286,8 @@ def test_autoattack_runs_and_repeats(batch: Batch) -> None:
     adversarial = attack(images, labels)
     assert (model(adversarial).argmax(dim=1) != labels).all()
     assert torch.equal(attack(images, labels), adversarial)
-    assert attack.describe() == {"attack": "AutoAttack", "norm": "Linf", "eps": 0.3, "step_size": None, "steps": None}
+    taken = {"norm": "Linf", "eps": 0.3, "step_size": None, "steps": None}
+    assert attack.describe() == {"attack": "AutoAttack", **taken, "options": {"n_classes": 5}}
 
 
 def test_every_attack_of_the_library_is_built(network: nn.Module) -> None:

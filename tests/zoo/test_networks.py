@@ -47,6 +47,8 @@ def test_normalisation_is_a_layer() -> None:
     assert torch.equal(model(images), model.get_submodule("model")((images - 0.25) / 0.5))
     assert {"normalize.mean", "normalize.std"} <= set(model.state_dict())
     assert Normalize([0.1] * 5, [1.0] * 5)(torch.rand(1, 5, 2, 2)).shape == (1, 5, 2, 2)
+    with pytest.raises(ValueError, match="expected images of 3 channels, found 1"):  # broadcasting would give 3
+        Normalize([0.1] * 3, [1.0] * 3)(torch.rand(1, 1, 2, 2))
 
 
 def test_timm_takes_the_data_s_channels_size_and_options() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ccf_plugin.errors import CCFError, Fault, InputError
 from ccf_plugin.files import expanded_path
-from ccf_plugin.runs.layout import AVERAGE, checkpoint_of
+from ccf_plugin.runs.layout import AVERAGE, LOG, checkpoint_of
+from ccf_plugin.runs.log import best_row, read_log
 from ccf_plugin.zoo.folders import needs_code
 from ccf_plugin.zoo.installed import specs_near
 from ccf_plugin.zoo.python_code import code_in, is_python
@@ -27,6 +29,7 @@ from ccf_plugin.zoo.specs import find, forms, nearest
 _KEPT: dict[str, Any] = {
     "data": str | None,
     "test_limit": int | None,
+    "test_images": str | None,
     "downscale": int,
     "head": str | None,
     "output": int | str | None,
@@ -45,9 +48,30 @@ def _load(spec: str, *, pretrained: bool, checkpoint: CustomWeights | None, mode
     if is_python(code := model_in(metadata)):
         # A file must not choose which code runs; the user names it.
         raise needs_code(path, "a network of this package", "a model of your own code", str(code))
+    _note_older(path, metadata.get("epoch"))
     if path.stem.endswith(AVERAGE):
         spec = str(path)  # it tells which weights of the folder were taken
     return from_metadata(metadata, path, spec=spec, name=_run_name(path))
+
+
+def _note_older(path: Path, epoch: object) -> None:
+    """Warn where a run's best or last weights are older than its log: its state went on elsewhere, without them."""
+    which, run = path.stem.removesuffix(AVERAGE), path.parent
+    if which not in ("best", "last") or not isinstance(epoch, int) or not (run / LOG).is_file():
+        return
+    try:
+        rows = read_log(run)
+    except InputError:
+        return
+    by = next((row.selected_by for row in reversed(rows) if row.selected_by), None)
+    suffix = path.stem.removeprefix(which)
+    row = (best_row(rows, f"{by}{suffix}") if by else None) if which == "best" else next(reversed(rows), None)
+    if row is not None and row.epoch > epoch:
+        warnings.warn(
+            f"{path} is of epoch {epoch}, and {run / LOG} says that the {which} one is epoch {row.epoch}: bring its "
+            "weights from where the run went on",
+            stacklevel=2,
+        )
 
 
 def model_in(metadata: Mapping[str, Any]) -> object:

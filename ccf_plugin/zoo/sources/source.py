@@ -27,7 +27,8 @@ class LoadedModel:
 
     ``model`` maps float32 images (N, C, H, W) in [0, 1] to logits (N, K), and is in eval mode. ``data`` is the data
     spec to probe it on by default, ``test_limit`` how many of its test images, and ``downscale`` what makes them
-    smaller, as ``zoo.datasets.load_data`` takes it; ``threat`` holds the default norm and eps, and of a run also
+    smaller, as ``zoo.datasets.load_data`` takes it; ``test_images`` is the hash of those (``measuring.provenance``),
+    where it is known; ``threat`` holds the default norm and eps, and of a run also
     step_size and steps; ``preprocess`` is the resizing and cropping of its own data configuration, ``input_size``
     (C, H, W). ``head`` and ``output`` are what a run's recipe has in [probe].
     ``is_normalized`` False: its weights are the user's, and nothing says how their images were normalised. None means
@@ -45,6 +46,7 @@ class LoadedModel:
     input_size: tuple[int, int, int] | None = None
     test_limit: int | None = None
     downscale: int = 1
+    test_images: str | None = None
     head: str | None = None
     output: int | str | None = None
     is_normalized: bool = True
