@@ -18,7 +18,7 @@ from ccf_plugin.cli.app import _spell
 from ccf_plugin.runs.folder import check_is_free
 from ccf_plugin.runs.state import read_state
 from ccf_plugin.training.distillation import check_teachers
-from ccf_plugin.training.opening import check_place, check_same_images
+from ccf_plugin.training.opening import check_place, check_same
 from ccf_plugin.training.recipe import DistillSection
 from ccf_plugin.training.run import _check_changes
 
@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "start anew with --force",
     ),
     "other images": (
-        lambda folder: check_same_images(_run_with_a_state(folder / "run"), {"test": "b"}),
+        lambda folder: check_same(_run_with_a_state(folder / "run"), "images", {"test": "b"}),
         "train",
         "another out",
         "another --out",

@@ -118,6 +118,7 @@ def train(
             "processes": processes.count,
             "compiled": loop.method.is_compiled,
             "images": parts.fingerprints,
+            "teachers": loop.method.teacher_fingerprints(),
         }
         run = open_run(
             out, parts.recipe, loop.state, processes, environment, resume=resume, allow_change=allow_change, force=force

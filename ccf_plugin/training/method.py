@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ccf_plugin.engine.compilation import CompiledForward, build_forward
 from ccf_plugin.engine.modes import seeded
 from ccf_plugin.errors import Fault, InputError
+from ccf_plugin.measuring.provenance import weights_fingerprint
 from ccf_plugin.probe.head_reader import HeadReader, ReadForward
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.batches import TrainingBatches
@@ -73,6 +74,11 @@ class Method:
             self.whole_batches, mixing=_mixing(parts), rank=processes.rank, processes=processes.count
         )
         self.teachers = [_teacher(section, parts, state) for section in recipe.distill]
+
+    def teacher_fingerprints(self) -> dict[str, str]:
+        """A hash of the weights of each teacher but the run's own average, by its place in the recipe."""
+        given = {f"distill[{at}]": teacher for at, teacher in enumerate(self.teachers) if teacher.average is None}
+        return {place: weights_fingerprint(teacher.forward) for place, teacher in given.items()}
 
     def attack(self, epoch: int) -> Attack:
         """What crafts an epoch's images."""

@@ -29,20 +29,21 @@ def check_place(out: Path, *, resume: bool, force: bool) -> bool:
     return False
 
 
-def check_same_images(out: Path, images: Mapping[str, str]) -> None:
-    """Raise InputError where the run in ``out`` was last trained on other images or classes; older runs do not say it.
+def check_same(out: Path, kind: str, now: Mapping[str, str]) -> None:
+    """Raise InputError where the run in ``out`` was last trained with other images or teachers; older runs do not say.
 
     Args:
-        images: the hash of each split, by its name, and of the classes' names.
+        kind: "images" or "teachers".
+        now: the hash of each split, by its name, and of the classes' names; or of each teacher's weights.
     """
     before = read_environment(out)
     last = [before, *before.get("resumed", [])][-1]
-    known = last.get("images") if isinstance(last, dict) else None
+    known = last.get(kind) if isinstance(last, dict) else None
     if not isinstance(known, dict):
         return
-    other = [name for name in images if name in known and known[name] != images[name]]
+    other = [name for name in now if name in known and known[name] != now[name]]
     if other:
-        expected = f"the images that the run in {out} was trained with"
+        expected = f"the {kind} that the run in {out} was trained with"
         remedy = "bring them back, or start anew with another {out}"
         raise InputError(Fault("", expected, f"others ({', '.join(other)})", remedy))
 
@@ -62,8 +63,9 @@ def open_run(
     run = None
     if processes.is_main and resume:
         run = Run.reopen(out, recipe, allow_change=allow_change)
-        if not any(key.startswith("data.") for key in allow_change):
-            check_same_images(out, environment["images"])
+        for kind, section in (("images", "data."), ("teachers", "distill")):
+            if not any(key.startswith(section) for key in allow_change):
+                check_same(out, kind, environment[kind])
     elif processes.is_main:
         run = Run.create(out, recipe, environment, force=force)
     processes.wait()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import Quiet, contents, tiny
+from support.runs import Quiet, contents, interrupted, tiny
 from torch import Tensor, nn
 
 from ccf_plugin.errors import InputError
@@ -123,6 +123,24 @@ def test_a_run_cannot_be_its_own_teacher(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a teacher outside the run's own folder"):
         train(taught, run, Quiet(), force=True)
     assert contents(run) == before
+
+
+def test_a_run_does_not_go_on_with_a_teacher_of_other_weights(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train(tiny("optim.epochs=1"), teacher, Quiet())
+    kept = contents(teacher)
+    taught = tiny("optim.epochs=2", f"distill=[{{teacher='{teacher}', weight=0.5}}]")
+    interrupted(taught, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    train(tiny("optim.epochs=1", "seed=7"), teacher, Quiet(), force=True)
+    with pytest.raises(
+        InputError, match=r"expected the teachers that .* was trained with, found others \(distill\[0\]\)"
+    ):
+        train(taught, tmp_path / "run", Quiet(), resume=True)
+    assert contents(tmp_path / "run") == before
+    for name, content in kept.items():
+        (teacher / name).write_bytes(content)
+    assert train(taught, tmp_path / "run", Quiet(), resume=True).is_finished
 
 
 def test_a_teacher_for_other_images_is_refused(tmp_path: Path) -> None:
