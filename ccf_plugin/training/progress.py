@@ -21,6 +21,7 @@ from ccf_plugin.runs.metrics import Where, all_metrics
 from ccf_plugin.runs.selection import selection_free_accuracy, selection_free_in_words
 from ccf_plugin.tables import Cell, Table
 from ccf_plugin.training.loop import Reporter
+from ccf_plugin.training.recipe_notes import idle, unreached
 from ccf_plugin.training.run import Run
 from ccf_plugin.training.study import Study
 from ccf_plugin.zoo.datasets import resolved
@@ -67,10 +68,10 @@ class ProgressReporter(Reporter):
             f"{run.recipe.model.name} on {resolved(run.recipe.data.name)} → {run.folder}; "
             f"the best epoch is chosen by {run.selected_by.replace('_', ' ')}"
         )
-        if unreached := run.recipe.unreached():
-            self._note(f"not reached in {counted(total, 'epoch')}: {', '.join(unreached)}")
-        if idle := run.recipe.idle():
-            self._note(f"without effect beside other settings: {', '.join(idle)}")
+        if late := unreached(run.recipe):
+            self._note(f"not reached in {counted(total, 'epoch')}: {', '.join(late)}")
+        if without := idle(run.recipe):
+            self._note(f"without effect beside other settings: {', '.join(without)}")
         self._epochs = self._progress.add_task("epochs", total=total, completed=run.epoch)
         self._steps = self._progress.add_task("starting", total=None)
         self._total_epochs, self._epoch, self._seconds = total, run.epoch, []

@@ -358,41 +358,6 @@ class Recipe(_Section):
         """The threat model that measures RA; norm and eps are the training attack's where silent."""
         return evaluation_threat(self.attack.model_dump(), self.evaluate.model_dump())
 
-    def unreached(self) -> list[str]:
-        """Settings at epochs that the run will not get to, such as "optim.decay_epochs 100"; they do nothing in it."""
-        optim, last, beyond = self.optim, self.optim.epochs, self.optim.epochs + 1
-        # Each setting, its epochs, and the first of all epochs that is too late: what follows an epoch is, at the last.
-        settings = [
-            ("optim.decay_epochs", optim.decay_epochs if optim.schedule == "multistep" else None, last),
-            ("average.start_epoch", None if self.average is None else [self.average.start_epoch], last),
-            ("awp.start_epoch", None if self.awp is None else [self.awp.start_epoch], last),
-            ("optim.warmup_epochs", [optim.warmup_epochs], beyond),
-            ("attack.warmup_epochs", [self.attack.warmup_epochs], beyond),
-            *((f"distill.{place}.ramp", part.ramp, beyond) for place, part in enumerate(self.distill)),
-            ("ensembling.ramp", None if self.ensembling is None else self.ensembling.ramp, beyond),
-            ("crossclass.ramp", None if self.crossclass is None else self.crossclass.ramp, beyond),
-            ("stop.patience", None if self.stop is None else [self.stop.patience], beyond),
-        ]
-        late = {name: [epoch for epoch in epochs or () if epoch >= first] for name, epochs, first in settings}
-        return [f"{name} {' and '.join(map(str, epochs))}" for name, epochs in late.items() if epochs]
-
-    def idle(self) -> list[str]:
-        """Settings other than their defaults that do nothing beside another one, such as "data.mix_alpha"."""
-        data, optim, average, attack = self.data, self.optim, self.average, self.attack
-        settings: list[tuple[str, _Section | None, tuple[str, ...], bool]] = [
-            ("data", data, ("crop_padding", "crop_border"), data.augmentation == "none"),
-            ("data", data, ("mix_alpha",), data.mix == "none"),
-            ("optim", optim, ("decay_epochs", "decay_rate"), optim.schedule != "multistep"),
-            ("average", average, ("decay",), average is not None and average.kind == "swa"),
-            ("attack", attack, ("steps", "options", "warmup_epochs"), not self.objective.is_adversarial),
-        ]
-        return [
-            f"{name}.{key}"
-            for name, section, keys, are_idle in settings
-            for key in keys
-            if are_idle and getattr(section, key) != type(section).model_fields[key].default  # type: ignore[union-attr]
-        ]
-
     def flat(self) -> dict[str, Any]:
         """Every key that has a value and a say in the run, as in "optim.epochs"."""
         return flattened(self.model_dump(exclude_none=True, exclude={"published"}))

@@ -10,6 +10,7 @@ from support.runs import assert_same_run, interrupted, tiny
 
 from ccf_plugin import train
 from ccf_plugin.threat import threat_model
+from ccf_plugin.training.recipe_notes import unreached
 
 WARMUP = "attack.warmup_epochs=4"
 
@@ -43,4 +44,4 @@ def test_a_resumed_run_goes_on_with_the_eps_of_its_epoch(tmp_path: Path) -> None
 
 
 def test_a_warmup_that_does_not_end_is_told() -> None:
-    assert tiny("attack.warmup_epochs=9", "optim.epochs=3").unreached() == ["attack.warmup_epochs 9"]
+    assert unreached(tiny("attack.warmup_epochs=9", "optim.epochs=3")) == ["attack.warmup_epochs 9"]

@@ -15,6 +15,7 @@ from ccf_plugin.errors import InputError
 from ccf_plugin.threat import ThreatModel
 from ccf_plugin.training.recipe import Recipe
 from ccf_plugin.training.recipe_files import describe_recipe, load_recipe, shipped_recipes
+from ccf_plugin.training.recipe_notes import idle, unreached
 
 MINIMAL = '[model]\nname = "narrow_preact_resnet18"\n[data]\nname = "digits"\n'
 
@@ -180,22 +181,22 @@ def test_wake_is_algorithm_2(name: str) -> None:
 
 
 def test_what_a_run_does_not_reach_is_named() -> None:
-    assert load_recipe("preact_linf_wake").unreached() == []
+    assert unreached(load_recipe("preact_linf_wake")) == []
     short = load_recipe("preact_linf_wake", ["optim.epochs=100", "awp.start_epoch=100", "ensembling.ramp=[90, 101]"])
-    assert short.unreached() == [
+    assert unreached(short) == [
         "optim.decay_epochs 100 and 150",
         "awp.start_epoch 100",
         "distill.0.ramp 150",
         "ensembling.ramp 101",
     ]
-    assert load_recipe("preact_linf_kdswa", ["optim.epochs=50"]).unreached()[1] == "average.start_epoch 55"
-    assert load_recipe("digits", ["stop={on=['CAS falling'], patience=15}"]).unreached() == ["stop.patience 15"]
+    assert unreached(load_recipe("preact_linf_kdswa", ["optim.epochs=50"]))[1] == "average.start_epoch 55"
+    assert unreached(load_recipe("digits", ["stop={on=['CAS falling'], patience=15}"])) == ["stop.patience 15"]
     cyclic = load_recipe("preact_linf", ["optim.epochs=5", "optim.schedule=cyclic", "optim.warmup_epochs=6"])
-    assert cyclic.unreached() == ["optim.warmup_epochs 6"]
+    assert unreached(cyclic) == ["optim.warmup_epochs 6"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "idle"),
+    ("settings", "named"),
     [
         (["data.crop_padding=2", "data.crop_border=zero"], ["data.crop_padding", "data.crop_border"]),
         (["data.augmentation=crop", "data.crop_padding=2", "data.mix_alpha=0.5"], ["data.mix_alpha"]),
@@ -205,12 +206,12 @@ def test_what_a_run_does_not_reach_is_named() -> None:
         (["objective.loss=standard", "attack.steps=3", "attack.eps=4/255"], ["attack.steps"]),
     ],
 )
-def test_what_does_nothing_beside_other_settings_is_named(settings: list[str], idle: list[str]) -> None:
-    assert load_recipe("preact_linf", ["data.augmentation=none", *settings]).idle() == idle
+def test_what_does_nothing_beside_other_settings_is_named(settings: list[str], named: list[str]) -> None:
+    assert idle(load_recipe("preact_linf", ["data.augmentation=none", *settings])) == named
 
 
 def test_every_setting_of_a_shipped_recipe_does_something() -> None:
-    assert {name: idle for name in shipped_recipes() if (idle := load_recipe(name).idle())} == {}
+    assert {name: found for name in shipped_recipes() if (found := idle(load_recipe(name)))} == {}
 
 
 def test_all_faults_are_told_at_once(recipe_file: Path) -> None:
@@ -405,7 +406,7 @@ def test_the_documented_keys_and_defaults_are_the_schemas(tmp_path: Path) -> Non
     for key, default in schema.items():
         assert default is None or documented[key] == shown.get(key, default), key
     (tmp_path / "all.toml").write_text(block)
-    assert load_recipe(str(tmp_path / "all.toml")).unreached() == []
+    assert unreached(load_recipe(str(tmp_path / "all.toml"))) == []
 
 
 def test_pictures_are_of_the_formats_that_a_recipe_names() -> None:
