@@ -27,6 +27,7 @@ from ccf_plugin.probe.trials import Trials
 # each of several positions. What lies beyond is refused.
 _CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
+_CLOSE = 32  # times what rounding explains: where others come so near, by chance one may come nearer
 _SMALL = 1e-3  # of the typical sample's largest logit: of smaller ones more is not known
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 
@@ -158,6 +159,8 @@ class Search:
     def _determine(self, terms: Sequence[Term], factors: int, *, by_class: bool = False) -> bool:
         """Whether what the terms read determines their factors; see `are_determined`."""
         read = [at_mean(self._trials.innermost(term).positions()) for term in terms]
+        if any(term.rows is not None for term in terms):  # of many rows some fit by chance
+            factors, by_class = factors + EQUATIONS - 1, True
         determine = bool(are_determined(read, factors, self._classes, by_class=by_class))
         self._trials.too_alike = self._trials.too_alike or not determine
         return determine
@@ -192,10 +195,19 @@ class Search:
         return call.output_positions().shape[-1] == outputs
 
     def _layer_outputs(self, term: Term) -> Plan | None:
-        """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
-        made = self._trials.made_by_head(term)
-        rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
-        return self._trials.holds((replace(term, rows=rows),), (1.0,))
+        """Some of a layer's own outputs, or all in another order; one sample is enough where no others come near."""
+        made, wanted = self._trials.made_by_head(term).T, self._wanted.T
+        distances = torch.cdist(wanted, made, p=torch.inf)  # (K, M)
+        nearest = distances.argmin(1)
+        plan = self._trials.holds((replace(term, rows=tuple(nearest.tolist())),), (1.0,))
+        if plan is None or not plan.explicit:
+            return None
+        # those of equal outputs have equal rows
+        others = distances.masked_fill(torch.cdist(made[nearest], made, p=torch.inf) == 0, torch.inf)
+        distance, second = others.min(1)  # (K,)
+        fit = distance.isfinite() & self._trials.nearly_gives(replace(term, rows=tuple(second.tolist())), _CLOSE)
+        self._trials.too_alike = self._trials.too_alike or bool(fit.any())
+        return None if bool(fit.any()) else plan
 
     def _placed(self, terms: list[Term], heights: Sequence[int]) -> Iterator[list[Term]]:
         """The terms at the mean of their positions, and at each single position that they share."""

@@ -82,6 +82,11 @@ class Trials:
             return plan if is_known else None
         return plan
 
+    def nearly_gives(self, term: Term, times: float) -> Tensor:
+        """Which classes' logits a term's outputs are but for so many times what rounding explains, (K,) bool."""
+        reading = read(Plan(self.path, (term,), (1.0,)), self.record, self.wanted)
+        return (reading.beside.abs() <= times * reading.allowed).all(0)
+
     def made(self, term: Term) -> Tensor:
         """g Wᵀ of a term, (N, K)."""
         return term_product(term, self.record, self.wanted.dtype)
