@@ -199,8 +199,8 @@ def are_determined(features: Sequence[Tensor], factors: int, classes: int, *, by
     """
     dtype = accumulator_dtype(features[0].device)
     parts = [part[:_SAMPLES].detach().to(dtype) for part in features]
-    centred = [relative(part, part.abs().amax(1, keepdim=True)) for part in parts]
-    rows = torch.cat([part / part.abs().amax().clamp(min=torch.finfo(dtype).tiny) for part in centred], 1)
+    rows = torch.cat([part / part.abs().amax().clamp(min=torch.finfo(dtype).tiny) for part in parts], 1)
+    rows = relative(rows, rows.abs().amax(1, keepdim=True))  # of all parts at once: else r images vary in r ways
     products = rows @ rows.T
     pivots = torch.linalg.lu_factor_ex(products)[0].diagonal().abs()
     eps = max(torch.finfo(part.dtype).eps for part in features)
