@@ -82,10 +82,10 @@ class Trials:
             return plan if is_known else None
         return plan
 
-    def nearly_gives(self, term: Term, times: float) -> Tensor:
-        """Which classes' logits a term's outputs are but for so many times what rounding explains, (K,) bool."""
+    def gives(self, term: Term) -> Tensor:
+        """Which classes' logits a term's own outputs are, as far as rounding tells, (K,) bool."""
         reading = read(Plan(self.path, (term,), (1.0,)), self.record, self.wanted)
-        return (reading.beside.abs() <= times * reading.allowed).all(0)
+        return (reading.beside.abs() <= reading.allowed).all(0)
 
     def made(self, term: Term) -> Tensor:
         """g Wᵀ of a term, (N, K)."""
