@@ -82,6 +82,25 @@ def test_a_constant_row_that_half_precision_shows_the_logits_beside_is_no_mask(d
         np.testing.assert_allclose(probe.compute().matrix, figure(model.features(x), model.head.weight), atol=2e-5)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_positions_beside_the_one_that_counts_may_hold_anything(value: float) -> None:
+    """As attention leaves it at padding, all of which is masked."""
+
+    class Padded(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            g = self.features(x)
+            return self.head(torch.stack([torch.full_like(g, value), g], 1))[:, 1]
+
+    torch.manual_seed(0)
+    model = Padded(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        for _ in range(2):
+            model(images())
+            probe.update(LABELS)
+        expected = figure(model.features(images()), model.head.weight)
+        np.testing.assert_allclose(probe.compute().matrix, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("value", [-1e6, -1e9])
 @pytest.mark.filterwarnings("ignore:attribution is zero for 1")
 def test_a_mask_hides_no_other_head_of_a_later_pass(value: float) -> None:
