@@ -97,8 +97,10 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     biases = _biases(values, dtype)
     planned = on_device(plan.factors, dtype, logits.device)
     planned = planned.T if plan.per_class else planned
-    output_unit = _output_unit(plan, record, logits)
-    sizes = _sizes(wanted, products, biases, planned)
+    returned = _returned_dtype(plan, record, logits)
+    output_unit = torch.finfo(returned).eps / 2
+    least = max(torch.finfo(dtype).tiny for dtype in {returned, *(v.outer.dtype or returned for v in values)})
+    sizes = _sizes(wanted, products, biases, planned, least)
     factors, refitted = _fit(plan, planned, wanted, values, products, sizes, output_unit)
     features, weight, is_sum = _canonical(plan, values, factors)
     shares = products * factors
@@ -106,7 +108,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     residual = wanted - (made if is_sum else product(features, weight, dtype))
     by_rounding, of_size = _tolerance(values, shares, factors)
     beside = residual if biases is None else residual - (biases * factors).sum(1)
-    sizes = _sizes(wanted, products, biases, factors)
+    sizes = _sizes(wanted, products, biases, factors, least)
     by_size = (of_size + 2 * output_unit) * sizes
     allowed = by_rounding + by_size
     # One sample alone is explained by any constant row: there it must be known.
@@ -115,7 +117,7 @@ def read(plan: Plan, record: PassRecord, logits: Tensor, offset: Tensor | None =
     difference = (beside - row).abs()
     missed = ~(difference <= allowed).all()
     if len(wanted) > 1:
-        missed = missed | is_masked(made, row, by_rounding, by_size)
+        missed = missed | is_masked(wanted, made, row, by_rounding, by_size)
     for index, first in enumerate(plan.alike):  # what was a copy must be one in this pass
         if first != index and values[first].sources != values[index].sources:
             features_of = [values[term].features.to(dtype) for term in (first, index)]
@@ -306,10 +308,13 @@ def _biases(values: Sequence[TermValues], dtype: torch.dtype) -> Tensor | None:
     )
 
 
-def _sizes(logits: Tensor, products: Tensor, biases: Tensor | None, factors: Tensor) -> Tensor:
-    """What nothing exceeds on the way to each logit, a constant row that is added and taken away neither: (N, K)."""
-    terms = products.abs() if biases is None else products.abs() + biases.abs()
-    return logits.abs() + (terms * factors.abs()).sum(2)
+def _sizes(logits: Tensor, products: Tensor, biases: Tensor | None, factors: Tensor, least: float) -> Tensor:
+    """What nothing exceeds on the way to each logit, a constant row that is added and taken away neither: (N, K).
+
+    Below ``least``, the smallest normal number of the dtypes on the way, nothing is rounded less than it is there.
+    """
+    terms = products.abs() + (least if biases is None else biases.abs() + least)
+    return logits.abs() + least + (terms * factors.abs()).sum(2)
 
 
 def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor) -> tuple[Tensor, float]:
@@ -335,7 +340,6 @@ def _tolerance(values: Sequence[TermValues], shares: Tensor, factors: Tensor) ->
     return functools.reduce(torch.add, parts), of_size
 
 
-def _output_unit(plan: Plan, record: PassRecord, logits: Tensor) -> float:
-    """Unit roundoff of the logits as the model returned them, which may be less precise than its head."""
-    returned = next((entry.tensor for entry in record.entries if entry.path == plan.path), logits)
-    return torch.finfo(returned.dtype).eps / 2
+def _returned_dtype(plan: Plan, record: PassRecord, logits: Tensor) -> torch.dtype:
+    """Of the logits as the model returned them, which may be less precise than its head."""
+    return next((entry.tensor for entry in record.entries if entry.path == plan.path), logits).dtype

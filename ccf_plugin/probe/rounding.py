@@ -9,7 +9,7 @@ from ccf_plugin.engine.switches import float32_products
 from ccf_plugin.probe.calls import LayerCall
 
 _TF32 = 2.0**-11  # unit roundoff: products in it, where the host allows them, keep ten bits
-_MASK = 1e3  # times the largest of g Wᵀ: no constant row is so large, but a mask's
+_MASK = 8.0  # times the largest of g Wᵀ: a constant row is so large seldom but where it is a mask's
 
 
 def units(call: LayerCall) -> tuple[float, float]:
@@ -43,8 +43,10 @@ def constant_row(values: Tensor, sizes: Tensor) -> Tensor:
         sizes: what the rounding of each is proportional to, (N, …); where it is 0 the values are exact.
     """
     sizes = sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
-    weights = (sizes.amin(0) / sizes).square()
-    return (weights * values).sum(0, keepdim=True) / weights.sum(0, keepdim=True)
+    least, index = sizes.min(0, keepdim=True)
+    weights = (least / sizes).square()
+    start = values.gather(0, index.expand_as(values[:1]))  # of equal values nothing is left
+    return start + (weights * (values - start)).sum(0, keepdim=True) / weights.sum(0, keepdim=True)
 
 
 def relative(values: Tensor, sizes: Tensor) -> Tensor:
@@ -52,12 +54,13 @@ def relative(values: Tensor, sizes: Tensor) -> Tensor:
     return (values - constant_row(values, sizes)) / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
 
 
-def is_masked(made: Tensor, row: Tensor, by_rounding: Tensor, by_size: Tensor) -> Tensor:
+def is_masked(logits: Tensor, made: Tensor, row: Tensor, by_rounding: Tensor, by_size: Tensor) -> Tensor:
     """Whether a constant row (1, K) beside the layers' biases leaves nothing of g Wᵀ in some class; () bool.
 
     Of half the samples or more: one may have features of any size.
     """
-    varied = (made - made.gather(0, by_rounding.argmin(0, keepdim=True))).abs()
-    is_hidden = (varied > 4 * by_rounding) & (varied < 4 * by_size)
+    place = by_rounding.argmin(0, keepdim=True)
+    varied = (made - made.gather(0, place)).abs()
+    is_lost = (varied < by_size / 4) | (logits == logits.gather(0, place))
     is_large = row.abs() > torch.maximum(_MASK * made.abs().amax(1, keepdim=True), 4 * by_size)
-    return ((is_hidden & is_large).sum(0) * 2 >= len(made)).any()
+    return (((varied > 4 * by_rounding) & is_lost & is_large).sum(0) * 2 >= len(made)).any()

@@ -19,14 +19,16 @@ from torch.nn import functional as F
 from ccf_plugin.probe.calls import LayerCall
 from ccf_plugin.probe.linear_map import EQUATIONS, are_determined
 from ccf_plugin.probe.plan import Plan, Term
-from ccf_plugin.probe.rounding import relative
-from ccf_plugin.probe.terms import at_mean, products_at_positions
+from ccf_plugin.probe.rounding import relative, units
+from ccf_plugin.probe.terms import at_mean, matrix_of, products_at_positions
 from ccf_plugin.probe.trials import Trials
 
 # How many choices of rows are tried for each class, where they are looked for in layers of several sizes at once or at
 # each of several positions. What lies beyond is refused.
 _CHOICES = 2_000
 _NUMBERS_AT_ONCE = 2**24
+_CHANCE = 1e-6  # that rows or factors of a class fit though they are not the head's
+_NEAR = 32  # units of roundoff: the share of a logit by which they may be off
 _SMALL = 1e-3  # of the typical sample's largest logit: of smaller ones more is not known
 _UNEXPLAINED = 1e-3  # of the variance of a class's logits, as far as half precision's rounding may put it
 
@@ -155,12 +157,30 @@ class Search:
             return self._trials.holds(fewest, tuple(shares))
         return None
 
-    def _determine(self, terms: Sequence[Term], factors: int, *, by_class: bool = False) -> bool:
-        """Whether what the terms read determines their factors; see `are_determined`."""
+    def _determine(
+        self, terms: Sequence[Term], factors: int, *, by_class: bool = False, with_biases: bool = False
+    ) -> bool:
+        """Whether what the terms read determines their factors, see `are_determined`, and their rows.
+
+        Args:
+            terms, factors, by_class: which they are, how many, and whether each class has its own.
+            with_biases: whether the layers' own biases are all that stands beside g Wᵀ, so that one sample shows it.
+        """
         read = [at_mean(self._trials.innermost(term).positions()) for term in terms]
+        if with_biases:  # as beside a sample of zeros
+            read = [F.pad(rows, (0, 0, 1, 0)) for rows in read]
+        if by_class or any(term.rows is not None for term in terms):
+            factors, by_class = factors + self._spare_ways(terms) - 1, True
         determine = bool(are_determined(read, factors, self._classes, by_class=by_class))
         self._trials.too_alike = self._trials.too_alike or not determine
         return determine
+
+    def _spare_ways(self, terms: Sequence[Term]) -> int:
+        """In how many more ways than there are factors features must vary, so that no class is fitted by chance."""
+        runs = [self._trials.outermost(term) for term in terms]
+        heights = {len(matrix_of(t.links[0], run)) for t, run in zip(terms, runs, strict=True) if t.rows is not None}
+        near = _NEAR * max(unit for run in runs for unit in units(run))
+        return math.ceil((math.log(math.prod(heights)) - math.log(_CHANCE) / self._classes) / -math.log(near))
 
     def _by_class(self, calls: list[LayerCall]) -> Plan | None:
         """Rows of larger layers, a scale for each class, one of several positions, in any combination."""
@@ -192,10 +212,19 @@ class Search:
         return call.output_positions().shape[-1] == outputs
 
     def _layer_outputs(self, term: Term) -> Plan | None:
-        """Some of a layer's own outputs, or all in another order; one sample is enough to see that."""
-        made = self._trials.made_by_head(term)
-        rows = tuple(torch.cdist(self._wanted.T, made.T, p=torch.inf).argmin(1).tolist())
-        return self._trials.holds((replace(term, rows=rows),), (1.0,))
+        """Some of a layer's own outputs, or all in another order; few samples are enough where no others fit."""
+        made, wanted = self._trials.made_by_head(term).T, self._wanted.T
+        distances = torch.cdist(wanted, made, p=torch.inf)  # (K, M)
+        nearest = distances.argmin(1)
+        plan = self._trials.holds((replace(term, rows=tuple(nearest.tolist())),), (1.0,))
+        if plan is None or not plan.explicit or not self._determine(plan.terms, 0, with_biases=True):
+            return None
+        # those of equal outputs have equal rows
+        others = distances.masked_fill(torch.cdist(made[nearest], made, p=torch.inf) == 0, torch.inf)
+        distance, second = others.min(1)  # (K,)
+        fit = distance.isfinite() & self._trials.gives(replace(term, rows=tuple(second.tolist())))
+        self._trials.too_alike = self._trials.too_alike or bool(fit.any())
+        return None if bool(fit.any()) else plan
 
     def _placed(self, terms: list[Term], heights: Sequence[int]) -> Iterator[list[Term]]:
         """The terms at the mean of their positions, and at each single position that they share."""

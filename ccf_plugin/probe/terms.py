@@ -208,7 +208,8 @@ def _at(
     made = product(rows, weight, logits.dtype)
     if bias is not None:
         made = made + bias.to(logits.dtype)
-    nearest = (made * factor - logits.unsqueeze(1)).abs().amax(2).argmin(1)
+    distances = (made * factor - logits.unsqueeze(1)).abs().amax(2)
+    nearest = distances.nan_to_num(nan=torch.inf).argmin(1)  # padding may be NaN
     return rows.gather(1, nearest.view(-1, 1, 1).expand(-1, 1, rows.shape[2])).squeeze(1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.calls import LayerCall, PassRecord
-from ccf_plugin.probe.linear_map import read
+from ccf_plugin.probe.linear_map import EQUATIONS, are_determined, read
 from ccf_plugin.probe.plan import Link, Plan, Term
 from ccf_plugin.probe.terms import at_mean, bias_of, link_holds, runs_of, term_product
 
@@ -73,6 +73,9 @@ class Trials:
             self.errors[name] = min(error, self.errors.get(name, error))
         if bool(reading.missed) or any(self.innermost(term).is_changed() for term in terms):
             return None  # what was changed in place by a constant would pass for what was read
+        if len(terms) == 1 and bool(reading.refitted) and not self._determine_a_factor(reading.features):
+            self.too_alike = True
+            return None
         fitted = reading.factors.T.tolist() if plan.per_class else reading.factors.tolist()
         as_tuples = tuple(tuple(factor) if isinstance(factor, list) else factor for factor in fitted)
         plan = replace(plan, factors=as_tuples, explicit=reading.is_explicit())
@@ -81,6 +84,15 @@ class Trials:
             is_known = made_it or (plan.explicit and self._tells_classes_apart(plan, float(reading.allowed.amax())))
             return plan if is_known else None
         return plan
+
+    def _determine_a_factor(self, features: Tensor) -> bool:
+        """Whether there are as many equations as one factor needs, however often the same images are repeated."""
+        return bool(are_determined([features], EQUATIONS // 2, self.wanted.shape[1], by_class=False))
+
+    def gives(self, term: Term) -> Tensor:
+        """Which classes' logits a term's own outputs are, as far as rounding tells, (K,) bool."""
+        reading = read(Plan(self.path, (term,), (1.0,)), self.record, self.wanted)
+        return (reading.beside.abs() <= reading.allowed).all(0)
 
     def made(self, term: Term) -> Tensor:
         """g Wᵀ of a term, (N, K)."""

@@ -48,6 +48,59 @@ def masking(value: float) -> Callable[[Tensor], Tensor]:
     return mask
 
 
+MASKS = [
+    *((torch.float64, value) for value in (-10.0, -1e6, -1e9)),
+    *((torch.float32, value) for value in (-10.0, -1e6, -1e9)),
+    *((torch.bfloat16, value) for value in (-30.0, -100.0, -1e3, -1e9)),
+    *((torch.float16, value) for value in (-100.0, -1e3, -1e4)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "value"), MASKS)
+@pytest.mark.filterwarnings("ignore:attribution is zero for 1")
+def test_a_mask_is_a_row_of_zeros(dtype: torch.dtype, value: float) -> None:
+    """Though half precision would leave little of g Wᵀ beside it, and rounding little of a factor of 0."""
+    torch.manual_seed(0)
+    model = Body(nn.Linear(n, K), masking(value)).to(dtype)
+    x = images().to(dtype)
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        model(x)
+        probe.update(LABELS)
+        expected = figure(model.features(x), model.head.weight)
+        expected[1] = expected[:, 1] = np.nan
+        np.testing.assert_allclose(probe.compute().matrix, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_constant_row_that_half_precision_shows_the_logits_beside_is_no_mask(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Body(nn.Linear(n, K), lambda z: z + torch.tensor([0.0, -10.0, 5.0, 1.0]).to(z)).to(dtype)
+    x = images().to(dtype)
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        model(x)
+        probe.update(LABELS)
+        np.testing.assert_allclose(probe.compute().matrix, figure(model.features(x), model.head.weight), atol=2e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_positions_beside_the_one_that_counts_may_hold_anything(value: float) -> None:
+    """As attention leaves it at padding, all of which is masked."""
+
+    class Padded(Body):
+        def forward(self, x: Tensor) -> Tensor:
+            g = self.features(x)
+            return self.head(torch.stack([torch.full_like(g, value), g], 1))[:, 1]
+
+    torch.manual_seed(0)
+    model = Padded(nn.Linear(n, K))
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        for _ in range(2):
+            model(images())
+            probe.update(LABELS)
+        expected = figure(model.features(images()), model.head.weight)
+        np.testing.assert_allclose(probe.compute().matrix, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("value", [-1e6, -1e9])
 @pytest.mark.filterwarnings("ignore:attribution is zero for 1")
 def test_a_mask_hides_no_other_head_of_a_later_pass(value: float) -> None:

@@ -71,6 +71,10 @@ HEADS: dict[str, tuple[Callable[[Model, Tensor], Tensor], Callable[[Model, Tenso
         lambda m, g: m.tokens(tokens(g)).mean(1),
         lambda m, g: (tokens(g).mean(1), m.tokens.weight),
     ),
+    "classes of one logit": (
+        lambda m, g: m.first(g).masked_fill(m.large < 0, -10.1),
+        lambda m, g: (g, m.first.weight.masked_fill((m.large < 0).unsqueeze(1), 0.0)),
+    ),
     "after BatchNorm": (
         lambda m, g: m.first(m.norm(g)),
         lambda m, g: (g, m.first.weight * m.norm.weight * (m.norm.running_var + m.norm.eps).rsqrt()),
@@ -81,6 +85,7 @@ HEADS: dict[str, tuple[Callable[[Model, Tensor], Tensor], Callable[[Model, Tenso
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.filterwarnings("ignore:attribution is zero for")
 def test_a_head_is_found_and_read_whatever_the_samples_sizes(
     head: tuple[Callable[[Model, Tensor], Tensor], Callable[[Model, Tensor], tuple[Tensor, Tensor]]],
     dtype: torch.dtype,
@@ -101,6 +106,20 @@ def test_a_head_is_found_and_read_whatever_the_samples_sizes(
             model(later)
             probe.update(LABELS)
             np.testing.assert_allclose(probe.compute().matrix, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("after", [lambda z: z, lambda z: 14.0 * z], ids=["as they are", "scaled"])
+def test_logits_that_have_few_digits_left_in_half_precision_are_read(after: Callable[[Tensor], Tensor]) -> None:
+    """Below a dtype's smallest normal number rounding is absolute."""
+    torch.manual_seed(0)
+    model = Model(lambda m, g: after(F.linear(g, m.first.weight))).half().eval()
+    x = images(torch.logspace(-7, 0, N)).half()
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        model(x)
+        probe.update(LABELS)
+        features, weight = model.features(x).double().tolist(), model.first.weight.double().tolist()
+        expected = oracle.correlation_matrix(features, weight, LABELS.tolist())
+        np.testing.assert_allclose(probe.compute().matrix, expected, atol=1e-4)
 
 
 def unlike(kind: str) -> Callable[[Model, Tensor], Tensor]:

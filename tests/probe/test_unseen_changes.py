@@ -378,6 +378,52 @@ def test_few_different_images_do_not_make_another_layer_the_head(different: int,
             probe.update(LABELS)
 
 
+class Mixed(nn.Module):
+    """The logarithm of two heads' mean softmax, on wide layers: of their outputs some are near any logits."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU())
+        self.heads = nn.ModuleList(nn.Linear(512, 2) for _ in range(2))
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.body(x)
+        return torch.stack([head(g).softmax(1) for head in self.heads]).mean(0).log()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("different", "count"), [(1, 1), (2, 2), (1, 16), (2, 16), (3, 12), (5, 12)])
+def test_half_precision_makes_no_head_of_outputs_that_are_near_the_logits_of_few_images(
+    different: int, count: int, dtype: torch.dtype
+) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with CrossClassProbe(Mixed(dtype)) as probe, torch.no_grad():
+            probe.model(torch.randn(different, 16).repeat(-(-count // different), 1)[:count].to(dtype))
+            with pytest.raises(InputError, match="expected a layer whose"):
+                probe.update(torch.arange(count) % 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_single_images_show_no_rows_of_a_large_head_that_others_round_to_in_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 1000)).to(dtype)
+    chosen = torch.randperm(1000)[:200]
+    model.register_forward_hook(lambda _, args, output: output[:, chosen])
+    x, labels = torch.randn(200, 16).to(dtype), torch.arange(200)
+    with CrossClassProbe(model) as probe, torch.no_grad():
+        model(x[:1])
+        with pytest.raises(InputError, match="run a pass of more"):
+            probe.update(labels[:1])
+        for rows in (slice(0, 200), slice(0, 1), slice(1, 2)):  # of more images they are known, and remembered
+            model(x[rows])
+            probe.update(labels[rows])
+        attributions = x.double() * model[0].weight.double()[chosen[labels]]
+        cosines = F.normalize(attributions) @ F.normalize(attributions).T
+        np.testing.assert_allclose(probe.compute().matrix, cosines, atol=2e-5)
+
+
 @pytest.mark.parametrize("factors", [torch.arange(1.0, K + 1).unsqueeze(1), torch.arange(1.0, 2 * K + 1).expand(K, -1)])
 def test_few_different_images_do_not_change_the_factors(factors: Tensor) -> None:
     """Of each class, or of many layers: in a later pass that is another head's."""
