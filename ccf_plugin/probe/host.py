@@ -111,7 +111,7 @@ def _watched(images: Tensor, labels: Tensor, attack: Callable[[Tensor, Tensor], 
 
 @contextlib.contextmanager
 def seeded_by(attack: object, seed: int | None) -> Iterator[None]:
-    """torchattacks' APGD, Square, … seed themselves at every call: inside by this seed, if any; then by theirs."""
+    """APGD, Square, … and attacks with noise of each image's own seed themselves: inside by this seed, if any."""
     own = {} if seed is None else {id(part): (part, part.seed) for part in _seeding(attack)}
     try:
         for part, _ in own.values():
@@ -122,13 +122,16 @@ def seeded_by(attack: object, seed: int | None) -> Iterator[None]:
             part.seed = before
 
 
-def _seeding(attack: object) -> Iterator[Any]:
+def _seeding(attack: object, seen: frozenset[int] = frozenset()) -> Iterator[Any]:
     """Those of an attack and the ones that it is made of which have a seed."""
     inside = getattr(attack, "__dict__", {})
+    if id(attack) in seen:
+        return
     if isinstance(inside.get("seed"), int):
         yield attack
-    for part in inside.get("_attacks", {}).values():
-        yield from _seeding(part)
+    several = inside.get("_attacks")  # torchattacks'; ``_attack`` is build_attack's
+    for part in (*(several.values() if isinstance(several, dict) else ()), inside.get("_attack")):
+        yield from _seeding(part, seen | {id(attack)})
 
 
 def unnormalised(images: Tensor, attack: object) -> Tensor:

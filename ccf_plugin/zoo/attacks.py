@@ -54,6 +54,9 @@ class Attack:
     the first that asks for gradients raises NoGradientError where none reaches them, and warns where all are zero.
 
     On CUDA those attacks that only compute there can be replayed as one graph each (``engine.graphs``).
+
+    Attributes:
+        seed: with each image it gives that image's own noise; None: torch's stream does.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class Attack:
         self._draws_seed = self._seeds and fresh_noise
         self._checked = False
         self._gradients: GradientWatch | None = GradientWatch(model)  # until the first batch that asks for some
-        self._seed = seed if name in _PER_IMAGE else None
+        self.seed = seed if name in _PER_IMAGE else None
         self._has_seed = seed is not None
         self._craft: Callable[..., Tensor] = self._craft_eagerly
         if name in _REPLAYABLE and (graphs is not None or graphs_are_wanted()):
@@ -90,7 +93,7 @@ class Attack:
     @property
     def is_per_image(self) -> bool:
         """Whether an image's adversarial example does not depend, except by rounding, on its batch."""
-        return self._seed is not None
+        return self.seed is not None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         is_first_call = not self._checked  # checked once per attack, so that no later step waits for the device
@@ -108,8 +111,8 @@ class Attack:
                 self._attack.set_device(images.device)  # the library asks the model once, when it is built
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
             images = images.contiguous()
-            keys = () if self._seed is None else (image_keys(images, self._seed),)
-            with self._gradients or contextlib.nullcontext(), seeded(self._seed, images.device):
+            keys = () if self.seed is None else (image_keys(images, self.seed),)
+            with self._gradients or contextlib.nullcontext(), seeded(self.seed, images.device):
                 adversarial = self._craft(images, labels, *keys)
         if self._gradients is not None:
             self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS)
@@ -155,7 +158,7 @@ class Attack:
         """
         taken = {name: value if name in self._taken else None for name, value in self.threat.as_dict().items()}
         norm = self.threat.norm if "norm" in self._taken or is_python(self.name) else norm_of(self.name)
-        noise = {"per_image_noise": self._seed is not None} if self._has_seed else {}
+        noise = {"per_image_noise": self.seed is not None} if self._has_seed else {}
         options = {"options": self._options} if self._options else {}
         return {"attack": self.name, **taken, "norm": norm, **options, **noise}
 

@@ -12,6 +12,7 @@ from support.graphs import FakeGraphs
 from support.reads import Reads
 from torch import Tensor, nn
 
+from ccf_plugin import CrossClassProbe
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.images import check_images
 from ccf_plugin.errors import InputError
@@ -75,6 +76,23 @@ def test_attacks_that_break_batches_up_are_known(name: str, norm: str, network: 
     threat = threat_model(norm=norm, eps="8/255" if norm == "Linf" else 0.5, steps=3)
     build_attack(name, network, threat, options=OPTIONS.get(name))(images, labels)
     assert (min(sizes) < len(images)) == (name in ON_PARTS)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("name", ["Square", "PGD"])
+def test_a_probes_seeds_are_an_attacks_own(name: str, seed: int | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 32), nn.ReLU(), nn.Linear(32, 5)).eval()
+    images, threat = torch.rand(20, 3, 16, 16), threat_model(eps="32/255", steps=2)
+    with torch.no_grad():
+        labels = model(images).argmax(1)  # Square changes none that is wrong already
+    attack = build_attack(name, model, threat, options=OPTIONS.get(name), num_classes=5, seed=seed)
+    with CrossClassProbe(model, head="3", instances=True) as probe:
+        repeated = probe.run([(images, labels)], attack, seeds=3)
+        single = probe.run([(images, labels)], attack, seed=1)
+    assert len({repeat["instance_cas"] for repeat in repeated.repeats}) == 3
+    assert repeated.repeats[1]["instance_cas"] == single.instance_cas
+    assert attack.seed == (seed if name == "PGD" else None)
 
 
 def test_an_attack_that_seeds_itself_draws_fresh_noise_for_training(network: nn.Module, batch: Batch) -> None:
