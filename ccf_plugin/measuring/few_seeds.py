@@ -15,7 +15,7 @@ from scipy import stats
 
 from ccf_plugin.measuring.claims import Comparison, Correlation, Figure, Halving, Leaf, Number, is_linear
 from ccf_plugin.measuring.finished_runs import FinishedRun, NotMeasuredError, of_seed
-from ccf_plugin.probe.confidence import SIMILARITIES, mcnemar
+from ccf_plugin.probe.confidence import SIMILARITIES, mcnemar, tango, tango_p
 from ccf_plugin.probe.jackknife import PARTS
 
 Runs = Mapping[str, Sequence[FinishedRun]]
@@ -37,9 +37,10 @@ class Tested:
 def fitting_test(comparison: Comparison, runs: Runs, seeds: Sequence[int | None], margin: float) -> Tested:
     """The test that fits what the comparison is about.
 
-    Accuracies: McNemar's exact test of two, the exact binomial test of one against a number, a jackknife of the images
-    for other expressions. CAS, its excess and I-CAS: Student's t with the jackknife over the parts of the images, which
-    the runs share (`WithoutParts`). A correlation with 0: all circular shifts of one series along the other.
+    Accuracies: McNemar's exact test of two, Tango's score test of their difference from a number, the exact binomial
+    test of one against a number, a jackknife of the images for other expressions. CAS, its excess and I-CAS: Student's
+    t with the jackknife over the parts of the images, which the runs share (`WithoutParts`). A correlation with 0: all
+    circular shifts of one series along the other.
 
     Args:
         seeds: those that are averaged over.
@@ -106,9 +107,13 @@ def _by_images(
         constant = float(_margin_of(comparison, parts, zero))
         slopes = [float(_margin_of(comparison, parts, unit)) - constant for unit in np.eye(len(parts))]
         used = [place for place, slope in enumerate(slopes) if abs(slope) > 1e-9]
-        if len(used) == 2 and not constant and abs(slopes[used[0]] + slopes[used[1]]) < 1e-9:
-            p = mcnemar(records[used[0]], records[used[1]]).p
-            return Tested(f"McNemar's exact test on {images} images", p, "")
+        if len(used) == 2 and abs(slopes[used[0]] + slopes[used[1]]) < 1e-9:
+            pair, slope = (records[used[0]], records[used[1]]), slopes[used[0]]
+            if not constant:
+                return Tested(f"McNemar's exact test on {images} images", mcnemar(*pair).p, "")
+            if abs(difference := -constant / slope) <= 1:
+                low, high = sorted(constant + slope * bound for bound in tango(*pair, level=1 - LEVEL))
+                return Tested(f"Tango's score test on {images} images", tango_p(*pair, difference), "", (low, high))
         if len(used) == 1 and 0 <= (share := -constant / slopes[used[0]]) <= 1:
             p = float(stats.binomtest(int(records[used[0]].sum()), images, share).pvalue)
             return Tested(f"exact binomial test on {images} images", p, "")

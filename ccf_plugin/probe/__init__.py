@@ -9,7 +9,7 @@ from ccf_plugin.probe.attribution import (
     gradient_attribution,
     instance_matrix,
 )
-from ccf_plugin.probe.confidence import Confidence, McNemar, mcnemar, tango, wilson
+from ccf_plugin.probe.confidence import Confidence, McNemar, mcnemar, tango, tango_p, wilson
 from ccf_plugin.probe.groups import Association, mantel, within_minus_between
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.null import PermutationNull, permutation_null
@@ -36,6 +36,7 @@ __all__ = [
     "mcnemar",
     "permutation_null",
     "tango",
+    "tango_p",
     "wilson",
     "within_minus_between",
 ]

@@ -180,8 +180,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
     Raises:
         InputError: not two bool arrays of one length.
     """
-    first, second = _paired(first, second)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    only_first, only_second = _told_apart(first, second)[0]
     number, term, tail = only_first + only_second, 1, 0
     for less in range(min(only_first, only_second) + 1):  # of the binomial coefficients, exactly
         tail += term
@@ -204,28 +203,51 @@ def tango(first: NDArray[np.bool_], second: NDArray[np.bool_], *, level: float =
         InputError: not two bool arrays of one length; a level outside (0, 1).
     """
     check_level(level)
-    first, second = _paired(first, second)
-    number, apart = len(first), (int((first & ~second).sum()), int((second & ~first).sum()))
-    low = -_largest_difference(apart[1], apart[0], number, level)
-    return low, _largest_difference(*apart, number, level)
-
-
-def _largest_difference(only_first: int, only_second: int, number: int, level: float) -> float:
-    """The largest d that the score test does not reject; it rejects all that are larger."""
+    (only_first, only_second), number = _told_apart(first, second)
     z = NormalDist().inv_cdf((1 + level) / 2)
+    low = -_largest_difference(only_second, only_first, number, z)
+    return low, _largest_difference(only_first, only_second, number, z)
 
-    def is_rejected(d: float) -> bool:
-        slope = (2 * number - only_first + only_second) * d - only_first - only_second
-        second = (math.sqrt(slope**2 + 8 * number * only_second * d * (1 - d)) - slope) / (
-            4 * number
-        )  # likeliest share
-        return number * d - only_first + only_second > z * math.sqrt(max(number * (2 * second + d * (1 - d)), 0.0))
 
+def tango_p(first: NDArray[np.bool_], second: NDArray[np.bool_], difference: float) -> float:
+    """The two-sided p of the score test that `tango` inverts: whether accuracy(first) - accuracy(second) is this one.
+
+    Args:
+        first, second: as for `mcnemar`.
+        difference: from -1 to 1; where it is 0, `mcnemar` is exact.
+
+    Raises:
+        InputError: not two bool arrays of one length.
+    """
+    apart, number = _told_apart(first, second)
+    return 2 * NormalDist().cdf(-abs(_score(*apart, number, difference)))
+
+
+def _told_apart(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[tuple[int, int], int]:
+    """How many images only the first model classifies right, and only the second; and of how many."""
+    first, second = _paired(first, second)
+    return (int((first & ~second).sum()), int((second & ~first).sum())), len(first)
+
+
+def _largest_difference(only_first: int, only_second: int, number: int, z: float) -> float:
+    """The largest difference whose score is not below -z; those of all that are larger are."""
     low, high = (only_first - only_second) / number, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if is_rejected(middle) else (middle, high)
+        is_rejected = _score(only_first, only_second, number, middle) < -z
+        low, high = (low, middle) if is_rejected else (middle, high)
     return high
+
+
+def _score(only_first: int, only_second: int, number: int, d: float) -> float:
+    """b - c - N d in units of its standard deviation where the difference is d."""
+    if d < 0:
+        return -_score(only_second, only_first, number, -d)
+    slope = (2 * number - only_first + only_second) * d - only_first - only_second
+    likeliest = (math.sqrt(slope**2 + 8 * number * only_second * d * (1 - d)) - slope) / (4 * number)  # share of c
+    sd = math.sqrt(max(number * (2 * likeliest + d * (1 - d)), 0.0))
+    apart = only_first - only_second - number * d
+    return apart / sd if sd else math.copysign(math.inf, apart) if apart else 0.0
 
 
 def _paired(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -16,6 +16,7 @@ from ccf_plugin import CrossClassResult
 from ccf_plugin.measuring.claims import parse_claim
 from ccf_plugin.measuring.finished_runs import FinishedRun
 from ccf_plugin.measuring.verdicts import Judgement, judge
+from ccf_plugin.probe import tango, tango_p
 
 RA = "test_robust_accuracy"
 
@@ -234,12 +235,27 @@ def test_that_two_accuracies_differ_is_no_harder_to_find_than_which_is_larger(tm
     assert found.verdict == "undecided"
 
 
-@pytest.mark.parametrize("claim", ["a.ra / b.ra > 0.5", "a.ra > b.ra - 0.01"])
-def test_images_that_are_right_in_both_or_in_none_decide_nothing(tmp_path: Path, claim: str) -> None:
+def test_images_that_are_right_in_both_or_in_none_decide_nothing(tmp_path: Path) -> None:
     """Of 20 images that two models share, other images would not be."""
     one = draw(0.5, 20)
-    found = judged(claim, a=with_records(tmp_path, "a", one, one), b=with_records(tmp_path, "b", one, one))
+    runs = {name: with_records(tmp_path, name, one, one) for name in "ab"}
+    found = judged("a.ra / b.ra > 0.5", **runs)
     assert (found.verdict, found.why) == ("undecided", "one seed; its margin is the same whatever the images")
+    found = judged("a.ra > b.ra - 0.01", **runs)
+    assert (found.verdict, found.test) == ("undecided", "Tango's score test on 20 images")
+
+
+@pytest.mark.parametrize(
+    ("claim", "sign"), [("a.ra > b.ra - 0.05", 1), ("b.ra < a.ra + 0.05", 1), ("a.ra < b.ra - 0.05", -1)]
+)
+def test_a_margin_between_two_accuracies_is_that_of_compare(tmp_path: Path, claim: str, sign: int) -> None:
+    first, second = draw(0.5), draw(0.5) & draw(0.98, seed=1) | draw(0.04, seed=3)
+    found = judged(claim, a=with_records(tmp_path, "a", first, first), b=with_records(tmp_path, "b", second, second))
+    interval = sorted(sign * (bound + 0.05) for bound in tango(first, second))
+    assert found.test == "Tango's score test on 400 images"
+    assert found.interval == pytest.approx(interval)
+    assert found.p == pytest.approx(tango_p(first, second, -0.05))
+    assert (found.verdict != "undecided") == (found.p < 0.05) == (interval[0] * interval[1] > 0)
 
 
 def test_the_choice_of_the_best_epoch_is_told_of_any_number_of_seeds_where_the_test_images_made_it(

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from ccf_plugin import CrossClassProbe, CrossClassResult, InputError
-from ccf_plugin.probe.confidence import mcnemar, tango, wilson
+from ccf_plugin.probe.confidence import mcnemar, tango, tango_p, wilson
 
 from .conftest import small_batch
 
@@ -109,6 +109,7 @@ def test_the_paired_interval_ends_where_the_score_test_begins_to_reject(only_fir
         sd = np.sqrt(20 * (b + c - bound**2))
         at_end = abs(bound) == 1
         assert at_end or abs(only_first - only_second - 20 * bound) == pytest.approx(1.959964 * sd, rel=1e-3)
+        assert at_end or tango_p(first, second, bound) == pytest.approx(0.05)
     assert low <= (only_first - only_second) / 20 <= high
     assert tango(second, first) == pytest.approx((-high, -low), abs=1e-12)
 
@@ -126,6 +127,19 @@ def test_the_paired_interval_holds_the_difference_in_92_of_100_draws(only_first:
         low, high = tango(*models(100, only_first, only_second, seed))
         inside.append(low <= only_first - only_second <= high)
     assert np.mean(inside) >= 0.92  # steps of single images
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.15), (0.01, 0.06), (0.06, 0.01), (0.0, 0.05)])
+@pytest.mark.parametrize("images", [100, 450])
+def test_the_score_test_rejects_a_true_difference_in_5_of_100_draws(
+    images: int, only_first: float, only_second: float
+) -> None:
+    shares, apart = [only_first, only_second, 1 - only_first - only_second], only_first - only_second
+    first, second = np.zeros((2, 2_000, images), dtype=bool)
+    for row, (b, c, _) in enumerate(np.random.default_rng(0).multinomial(images, shares, 2_000)):
+        first[row, :b] = second[row, b : b + c] = True
+    p = [tango_p(one, other, apart) for one, other in zip(first, second, strict=True)]
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 2_000)  # steps of single images
 
 
 def test_pairs_are_of_the_same_images() -> None:
