@@ -101,7 +101,10 @@ sys.modules["mair"] = types.SimpleNamespace(RobModel=RobModel, TRADES=TRADES)
 HEAVY = re.compile(
     r"^(?:import|from) (?:accelerate|lightning|mair|robustbench|timm|transformers)\b", re.M
 )  # seconds to import
-SLOW_PAGES = ("docs/how-to/attacks.md", "docs/how-to/pictures.md", "docs/how-to/studies.md", "docs/explanation/head.md")
+SLOW_PAGES = (
+    *("docs/how-to/ablate.md", "docs/how-to/attacks.md", "docs/how-to/own-code.md", "docs/how-to/pictures.md"),
+    *("docs/how-to/studies.md", "docs/explanation/head.md"),
+)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 

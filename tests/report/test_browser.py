@@ -216,6 +216,7 @@ def test_the_difference_of_any_two_epochs(visit: Open) -> None:
     assert page.evaluate(scale) == [-0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_a_best_epoch_that_is_the_last_is_not_subtracted_from_itself(visit: Open) -> None:
     rising, single = visit("rising"), visit("single")
     section = rising.locator("section", has=rising.locator("#heading-difference"))
@@ -259,6 +260,7 @@ def test_figures_that_the_table_of_metrics_has_more_are_drawn(visit: Open) -> No
     assert columns == ["epoch", "train loss", "train RA", "clean accuracy", "RA", "CAS", "loss", "other CAS", "alarm"]
 
 
+@pytest.mark.slow
 def test_the_confusions_and_accuracies_are_those_of_the_chosen_epoch(visit: Open) -> None:
     page = visit("evidence")
     title = page.locator("#confusion-title")
@@ -288,6 +290,7 @@ def test_the_confusions_and_accuracies_are_those_of_the_chosen_epoch(visit: Open
     assert page.locator("#matrix-cell").inner_text() == "Point at a cell, or walk with the arrow keys."
 
 
+@pytest.mark.slow
 def test_seeds_are_a_mean_with_a_band_until_each_run_is_wanted(visit: Open) -> None:
     page = visit("seeds")
     curves = "document.getElementById('curves')"
@@ -446,6 +449,7 @@ def test_what_is_hidden_is_not_saved(visit: Open) -> None:
     assert "CAS by chance" not in words
 
 
+@pytest.mark.slow
 def test_print_loses_nothing(visit: Open) -> None:
     """All is opened, light, and as wide as the paper; afterwards the page is as it was."""
     width = 186  # mm, of A4 within the page's margins
@@ -502,6 +506,7 @@ def test_what_scrolls_says_so_and_can_be_reached_by_keyboard(visit: Open) -> Non
     _until(page, "document.querySelector('pre').scrollTop > 0")
 
 
+@pytest.mark.slow
 def test_an_ablation_is_drawn_by_dose(visit: Open) -> None:
     page = visit("evidence")
     doses = json.loads(RESNET.read_text())["doses"]
