@@ -223,6 +223,7 @@ def test_a_sweep_splits_values_outside_brackets_alone(ccf: Ccf) -> None:
     assert ccf("sweep", "digits", "attack.eps=2/255,,4/255", *TINY, "--print")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_as_one_page(ccf: Ccf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, more in (("first", []), ("second", ["--set", "average={kind='ema', decay=0.5}"])):
         assert ccf("train", "digits", *TINY, *more, "--out", name)[0] == 0

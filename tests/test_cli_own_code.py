@@ -90,6 +90,7 @@ def test_json_stands_alone_on_standard_output(
     assert "of the user" in err
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_too(here: Path) -> None:
     beside = "import os; os.write(1, b'of C\\n'); os.system('echo of the shell'); print('a', file=sys.__stdout__)"
     spec = _module(here, "says_all", **dict.fromkeys(PLACES, "; ".join([*SAYING.values(), beside])))

@@ -103,7 +103,7 @@ HEAVY = re.compile(
 )  # seconds to import
 SLOW_PAGES = (
     *("docs/how-to/ablate.md", "docs/how-to/attacks.md", "docs/how-to/own-code.md", "docs/how-to/pictures.md"),
-    *("docs/how-to/studies.md", "docs/explanation/head.md"),
+    *("docs/how-to/studies.md", "docs/explanation/head.md", "docs/tutorials/your-loop.md"),
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -322,6 +322,7 @@ def test_the_loss_that_reads_the_head_is_cross_entropy_less_cas() -> None:
     torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(logits, labels) - 3 * cas / 6)
 
 
+@pytest.mark.slow
 def test_the_loss_and_the_data_train(tmp_path: Path) -> None:
     for name in ("my_losses.py", "my_data.py"):
         (tmp_path / name).write_text(titled(name))
