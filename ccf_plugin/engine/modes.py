@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,3 +67,28 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def seeded_by(attack: object, seed: int | None) -> Iterator[None]:
+    """APGD, Square, … and attacks with noise of each image's own seed themselves: inside by this seed, if any."""
+    own = {} if seed is None else {id(part): (part, part.seed) for part in _seeding(attack)}
+    try:
+        for part, _ in own.values():
+            part.seed = seed
+        yield
+    finally:
+        for part, before in own.values():
+            part.seed = before
+
+
+def _seeding(attack: object, seen: frozenset[int] = frozenset()) -> Iterator[Any]:
+    """Those of an attack and the ones that it is made of which have a seed."""
+    inside = getattr(attack, "__dict__", {})
+    if id(attack) in seen:
+        return
+    if isinstance(inside.get("seed"), int):
+        yield attack
+    several = inside.get("_attacks")  # torchattacks'; ``_attack`` is build_attack's
+    for part in (*(several.values() if isinstance(several, dict) else ()), inside.get("_attack")):
+        yield from _seeding(part, seen | {id(attack)})

@@ -91,9 +91,9 @@ class Subject:
             {
                 "model": self.loaded.spec if find(SOURCES, self.loaded.spec) else None,  # a file says it of itself
                 "checkpoint": None,
-                "weights": self._hashes[0],
+                "weights": self.weights_hash,
                 "data": self.data.name,
-                "images": self._hashes[1],
+                "images": self.images_hash,
                 "limit": None,
                 "input_size": self.data.input_size,
                 "attack": described,
@@ -126,9 +126,14 @@ class Subject:
             warnings.warn(message, stacklevel=2)
 
     @cached_property
-    def _hashes(self) -> tuple[str, str]:
-        """Of the weights and of the images."""
-        return weights_fingerprint(self.loaded.model), images_fingerprint(self.data.split)
+    def weights_hash(self) -> str:
+        """The ``provenance.weights_fingerprint``."""
+        return weights_fingerprint(self.loaded.model)
+
+    @cached_property
+    def images_hash(self) -> str:
+        """The ``provenance.images_fingerprint``."""
+        return images_fingerprint(self.data.split)
 
     def forward(self) -> Forward:
         """The model as images → float32 logits."""
@@ -209,8 +214,9 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     head = loaded.head if settings.probe.head is None else settings.probe.head
     output = loaded.output if settings.probe.output is None else settings.probe.output
     probe = replace(settings.probe, head=head, output=output)
+    subject = Subject(loaded, data, attack, device, probe, settings.batch_size, _chosen(loaded, settings))
     own = replace(images, data_root=None, download=False) == ImageChoice()
-    if own and loaded.test_images not in (None, images_fingerprint(data.split)):
+    if own and loaded.test_images is not None and loaded.test_images != subject.images_hash:
         warnings.warn(
             f"{data.name} are other test images than those that {loaded.spec} was measured on in training: they have "
             "changed, or their path leads elsewhere from this folder",
@@ -219,7 +225,7 @@ def load_subject(model: str, settings: Settings = Settings()) -> Subject:
     for note in _not_used(loaded, data, settings, is_clean=attack is None):
         warnings.warn(note, stacklevel=2)
     _log.info("%s, %d images of %s, on %s", loaded.spec, len(data.split), data.name, device)
-    return Subject(loaded, data, attack, device, probe, settings.batch_size, _chosen(loaded, settings))
+    return subject
 
 
 def _not_used(loaded: LoadedModel, data: MeasuredSplit, settings: Settings, *, is_clean: bool) -> Iterator[str]:

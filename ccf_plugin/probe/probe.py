@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccf_plugin.engine.images import check_images
-from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded
+from ccf_plugin.engine.modes import device_of, evaluation_mode, seeded, seeded_by
 from ccf_plugin.engine.outputs import Choice
 from ccf_plugin.errors import InputError
 from ccf_plugin.probe.ablation import AblationLayer
@@ -25,7 +25,7 @@ from ccf_plugin.probe.doubts import Doubts
 from ccf_plugin.probe.forward_pass import ForwardPass
 from ccf_plugin.probe.head import Head, LinearHead
 from ccf_plugin.probe.hook import remove_hooks
-from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, keeps_order, seeded_by, unnormalised
+from ccf_plugin.probe.host import attacked, describe_attack, images_and_labels, keeps_order, unnormalised
 from ccf_plugin.probe.layers import is_whole
 from ccf_plugin.probe.records import ImageRecords
 from ccf_plugin.probe.result import CrossClassResult

@@ -22,7 +22,7 @@ from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.gradients import GradientWatch
 from ccf_plugin.engine.graphs import CUDA_GRAPHS, CudaGraphs, Replayed, graphs_are_wanted, model_state, plain_attributes
 from ccf_plugin.engine.images import check_images
-from ccf_plugin.engine.modes import evaluation_mode, preserved_modes, seeded
+from ccf_plugin.engine.modes import evaluation_mode, preserved_modes, seeded, seeded_by
 from ccf_plugin.engine.noise import PerImageNoise, image_keys
 from ccf_plugin.errors import InputError, one_line
 from ccf_plugin.threat import ThreatModel
@@ -101,8 +101,7 @@ class Attack:
             check_images(images, f"attack {self.name}")
         if self.name in _THREE_CHANNELS and images.shape[1] != 3:
             raise InputError(f"attack {self.name} works on images of 3 channels only, found {images.shape[1]}; use PGD")
-        if self._draws_seed:
-            _seed(self._attack, int(torch.randint(2**31, (), device="cpu")))
+        drawn = int(torch.randint(2**31, (), device="cpu")) if self._draws_seed else None
         with torch.inference_mode(False):
             # inference tensors cannot take part in autograd; and own code may write into what it gets
             if images.is_inference() or is_python(self.name):
@@ -112,7 +111,8 @@ class Attack:
             # PGDL2 and others take `.view(N, -1)` of images and gradients, which fails on channels_last ones.
             images = images.contiguous()
             keys = () if self.seed is None else (image_keys(images, self.seed),)
-            with self._gradients or contextlib.nullcontext(), seeded(self.seed, images.device):
+            watched = self._gradients or contextlib.nullcontext()
+            with watched, seeded(self.seed, images.device), seeded_by(self._attack, drawn):
                 adversarial = self._craft(images, labels, *keys)
         if self._gradients is not None:
             self._gradients.check(self.name, len(images), _WITHOUT_GRADIENTS)
@@ -198,14 +198,6 @@ class Attack:
         # each batch of a training run the same augmentation. The others draw from the caller's stream as it is.
         devices = [torch.cuda.current_device()] if self._seeds and torch.cuda.is_available() else []
         return torch.random.fork_rng(devices=devices, enabled=self._seeds)
-
-
-def _seed(attack: Any, seed: int) -> None:
-    """Seed a torchattacks attack and those inside it (AutoAttack's)."""
-    if "seed" in vars(attack):
-        attack.seed = seed
-    for inner in vars(attack).get("_attacks", {}).values():
-        _seed(inner, seed)
 
 
 class _Facade(nn.Module):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ccf_plugin import CrossClassProbe
 from ccf_plugin.engine.forward import Forward
 from ccf_plugin.engine.images import check_images
+from ccf_plugin.engine.modes import seeded_by
 from ccf_plugin.errors import InputError
 from ccf_plugin.threat import threat_model
 from ccf_plugin.zoo.attack_names import attack_names
-from ccf_plugin.zoo.attacks import _PER_IMAGE, _seed, build_attack, is_replayed
+from ccf_plugin.zoo.attacks import _PER_IMAGE, build_attack, is_replayed
 
 # fmt: off
 LINF = [
@@ -119,8 +120,8 @@ def test_an_attack_that_seeds_itself_draws_fresh_noise_for_training(network: nn.
 
 def test_autoattacks_own_attacks_get_the_fresh_seed(network: nn.Module) -> None:
     attack = build_attack("AutoAttack", network, threat_model(), fresh_noise=True)
-    _seed(attack._attack, 12345)
-    seeds = [inner.seed for inner in attack._attack._autoattack.attacks]
+    with seeded_by(attack._attack, 12345):
+        seeds = [inner.seed for inner in attack._attack._autoattack.attacks]
     assert seeds == [12345] * len(seeds)
     assert len(seeds) >= 3
 
