@@ -146,6 +146,17 @@ def test_a_mask_on_the_first_pass_lets_nothing_through(bend: Any, value: float, 
             probe.update(LABELS)
 
 
+@pytest.mark.parametrize("bend", [torch.sin, torch.tanh])
+def test_a_mask_that_leaves_single_steps_of_rounding_is_one(bend: Any) -> None:
+    """Beside 1.2e7 float32 has steps of 1: these show neither g Wᵀ nor what another layer makes of it."""
+    torch.manual_seed(0)
+    model = Body(nn.Linear(n, K), lambda z: torch.where(torch.arange(K) == 1, bend(3 * z) * 2 - 1.2e7, z))
+    with CrossClassProbe(model) as probe:
+        model(images())
+        with pytest.raises(InputError):
+            probe.update(LABELS)
+
+
 def test_a_constant_row_of_any_size_below_a_masks_is_one() -> None:
     torch.manual_seed(0)
     model = Body(nn.Linear(n, K), lambda z: z + torch.tensor([0.0, 300.0, -50.0, 1.0]))
